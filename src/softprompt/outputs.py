@@ -1,0 +1,102 @@
+"""What passes between methods, backbones and tasks: plain values, no behaviour of any side.
+
+Letters: B rows, G prompts, P virtual tokens, T text tokens, d width, L layers, Hkv key-value heads, D head size,
+V vocabulary, U scored positions, M target tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values of one layer, each (G, Hkv, P, D), as they lie in a key-value cache (rotary embedding applied)."""
+
+
+@dataclass(frozen=True)
+class PromptOutput:
+    """G prompts for the B rows of a batch: everything a backbone needs to know of a method.
+
+    A prompt is run once, however many rows carry it. A method fills the fields it uses and leaves the others None.
+
+    tokens   (G, P, d)  virtual tokens for the soft slots of the template, padded to the longest prompt
+    prefix   per layer, keys and values (G, Hkv, P, D) in front of everything
+    layers   per layer (G, P, d), hidden-state prompts (VPT-Deep)
+    offset   (G, s, d)  added to the input embeddings of text token i (DePT)
+    lengths  (G,)       virtual tokens (or prefix positions) of each prompt, where they differ; None: all P
+    rows     (B,)       which prompt each row carries; None: every row carries prompt 0
+    """
+
+    tokens: Tensor | None = None
+    prefix: tuple[KeyValue, ...] | None = None
+    layers: tuple[Tensor, ...] | None = None
+    offset: Tensor | None = None
+    lengths: Tensor | None = None
+    rows: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """G, the number of prompts; 1 for an empty output."""
+        for tensor in (self.tokens, self.offset):
+            if tensor is not None:
+                return tensor.shape[0]
+        if self.prefix is not None:
+            return self.prefix[0][0].shape[0]
+        if self.layers is not None:
+            return self.layers[0].shape[0]
+        return 1
+
+    def for_rows(self, rows: Tensor | None) -> PromptOutput:
+        """The same prompts, carried by other rows."""
+        return replace(self, rows=rows)
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """One row of a task as a backbone reads it.
+
+    context  what the model is given: a token id, or `-1 - k` where virtual token k of the row's prompt stands
+    targets  the continuations that are scored, each a tuple of token ids: one per label word for a classification
+             with a verbalizer, just the reference for generation, none where only a prediction is wanted
+    gold     index into `targets` of the right one (classification: the first word of the right label)
+    prompt   which of the batch's prompts the row carries
+    """
+
+    context: tuple[int, ...]
+    targets: tuple[tuple[int, ...], ...] = ()
+    gold: int | None = None
+    prompt: int = 0
+
+
+@dataclass(frozen=True)
+class TargetLogits:
+    """Logits at the positions that predict target tokens, each position once.
+
+    logits    (U, V)  next-token logits of the scored positions
+    position  (M,)    for each target token, the row of `logits` that predicts it
+    token     (M,)    its id
+    target    (M,)    which target it belongs to: targets are numbered through the batch, row by row
+    counts    number of targets of each row, length B
+    """
+
+    logits: Tensor
+    position: Tensor
+    token: Tensor
+    target: Tensor
+    counts: tuple[int, ...]
+
+    def token_log_likelihoods(self) -> Tensor:
+        """log p(token | everything before it), (M,), float32 or wider."""
+        logits = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
+        normalizer = logits.logsumexp(dim=-1)  # (U, V) -> (U,)
+        return logits[self.position, self.token] - normalizer[self.position]
+
+    def log_likelihoods(self) -> tuple[Tensor, Tensor]:
+        """log p(whole target | context) of every target, and its length in tokens; both (sum(counts),)."""
+        tokens = self.token_log_likelihoods()
+        total = sum(self.counts)
+        sums = tokens.new_zeros(total).index_add(0, self.target, tokens)
+        lengths = torch.bincount(self.target, minlength=total)
+        return sums, lengths

@@ -1,0 +1,81 @@
+"""What a task is: how a row becomes tokens, what the loss is, how an answer is read and judged."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from softprompt.outputs import EncodedRow, TargetLogits
+
+Row = Mapping[str, Any]
+
+
+class Scorer(Protocol):
+    """The model as a task sees it: backbone and prompt already put together."""
+
+    def score(self, rows: Sequence[EncodedRow]) -> TargetLogits: ...
+    def generate(self, rows: Sequence[EncodedRow], **options: Any) -> list[list[int]]: ...
+
+
+@dataclass(frozen=True)
+class TextSetting:
+    """What an encoder must know to turn rows into tokens.
+
+    tokenizer       the backbone's
+    virtual_tokens  P: how many the method brings; the template's soft slots must take exactly these
+    max_tokens      longest row in tokens, virtual tokens and answer included; None: no limit
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    virtual_tokens: int = 0
+    max_tokens: int | None = None
+
+
+class TaskEncoder(Protocol):
+    """A task bound to a tokenizer and a prompt length: templates parsed, label words tokenised, once."""
+
+    def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
+        """Tokens of one row. With `answer`, the gold label or reference must be in the row.
+
+        Raises ValueError naming the columns the row has, where one is missing.
+        """
+        ...
+
+    def loss(self, logits: TargetLogits, rows: Sequence[EncodedRow]) -> Tensor:
+        """Loss of each row, (B,), differentiable; a batch's loss is its mean."""
+        ...
+
+    def predict(
+        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16, on_batch: Callable[[int], None] | None = None
+    ) -> list[Any]:
+        """A prediction for each row (see the task), in order. Runs without gradients."""
+        ...
+
+
+class Task(ABC):
+    """Settings of a task: an immutable (pydantic) dataclass that can be written to a file."""
+
+    name: ClassVar[str]
+    main_metric: ClassVar[str]
+    """The metric that decides which checkpoint is best; higher is better."""
+
+    @abstractmethod
+    def bind(self, setting: TextSetting) -> TaskEncoder: ...
+
+    @abstractmethod
+    def evaluate(self, predictions: Sequence[Any], rows: Sequence[Row]) -> dict[str, Any]:
+        """Metrics over predictions and the rows they are for; scalars by name, and what the task adds (confusion)."""
+
+    @property
+    def label_words(self) -> Mapping[str, Sequence[str]]:
+        """Label name -> its words; empty where the task has no labels."""
+        return {}
+
+    @abstractmethod
+    def render(self, row: Row, *, answer: bool = True) -> str:
+        """The row as plain text, soft slots left out: demonstrations, hand-written prompts, inspection."""
