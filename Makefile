@@ -1,0 +1,44 @@
+# `make help` lists the targets. Everything is written inside the checkout, except fetched models and data (the cache).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint bench clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Create .venv and install softprompt into it, once per change of the dependencies
+
+# The stamp is touched last: an install that broke off is run again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); softprompt needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup  ## Tune a prompt on a real model and print what it learned
+	$(BIN)/python examples/demo.py
+
+test: setup  ## Run the whole suite, real models and the examples included
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: setup  ## Run the tests that need no fetched model and are not slow
+	$(BIN)/python -m pytest -m 'not real and not slow' $(PYTEST_ARGS)
+
+lint: setup  ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## Run the quick benchmark of causal prompt tuning
+	$(BIN)/python -m benchmarks.causal_prompt_tuning --quick
+
+clean:  ## Remove .venv, builds and tool caches
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache src/*.egg-info
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

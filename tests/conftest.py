@@ -1,0 +1,54 @@
+"""What every test shares: no network, one torch thread, a fixed seed, torch's settings put back after it."""
+
+from __future__ import annotations
+
+import os
+
+# Read when huggingface_hub and tokenizers are imported, so they are set before anything imports them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("MPLBACKEND", "Agg")
+# A CUDA matrix product is repeatable only with this, and only if it is set before the first one.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import random
+from collections.abc import Iterator
+
+import numpy
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def torch_settings() -> Iterator[None]:
+    """Put back the default dtype, grad mode and determinism flags that a test changed."""
+    dtype = torch.get_default_dtype()
+    grad = torch.is_grad_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark, cudnn_deterministic = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    yield
+    torch.set_default_dtype(dtype)
+    torch.set_grad_enabled(grad)
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = benchmark, cudnn_deterministic
+
+
+@pytest.fixture(autouse=True)
+def torch_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread for tiny models, which more threads slow down; all of them for tests marked `real`."""
+    threads = torch.get_num_threads()
+    if request.node.get_closest_marker("real") is None:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Seed Python, numpy and torch, so that no test depends on those before it. Returns the seed."""
+    value = 0
+    random.seed(value)
+    numpy.random.seed(value)  # noqa: NPY002  the global state is what libraries that take no generator read
+    torch.manual_seed(value)
+    return value
