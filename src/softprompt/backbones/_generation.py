@@ -1,0 +1,136 @@
+"""Generation behind a compiled prompt.
+
+The rows are read in one packed pass; their keys and values are then laid out as transformers' generate expects them:
+padding on the far left, prompt and text without a gap, all but the last token in the cache. So a row's tokens keep the
+distances and positions they have alone, whatever else is in the batch, sliding windows included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from softprompt.backbones._padded import embed_atoms
+from softprompt.backbones._tree import Atoms, PrefixTree
+from softprompt.outputs import EncodedRow, PromptOutput
+
+if TYPE_CHECKING:
+    from softprompt.backbones.causal import CausalBackbone, CompiledPrompt
+
+SET_HERE = {"past_key_values", "inputs_embeds", "input_ids", "attention_mask", "position_ids"}
+NOT_WITH_A_FILLED_CACHE = {"cache_implementation", "assistant_model", "prompt_lookup_num_tokens", "max_length"}
+
+
+@torch.no_grad()
+def generate(
+    backbone: CausalBackbone,
+    rows: Sequence[EncodedRow],
+    prompt: PromptOutput | CompiledPrompt,
+    options: dict[str, Any],
+) -> list[list[int]]:
+    """See CausalBackbone.generate. Raises ValueError for options that cannot be combined with a filled cache."""
+    if found := SET_HERE & options.keys():
+        raise ValueError(f"generate() sets {sorted(found)} itself; remove them from the options")
+    if found := NOT_WITH_A_FILLED_CACHE & options.keys():
+        raise ValueError(f"{sorted(found)} cannot be used behind a prompt; give the length as max_new_tokens")
+    pad, eos = backbone.tokenizer.pad_token_id, backbone.tokenizer.eos_token_id
+    options = {"pad_token_id": eos if pad is None else pad, **options}
+    heads, plain = backbone._heads(rows, prompt)
+    rows = [replace(row, targets=()) for row in rows]
+    if not backbone.packed:
+        return _generate_padded(backbone, rows, plain, options)
+
+    tree = backbone._tree(rows, heads, plain)
+    where, mask = _left_padded_places(rows, heads, plain, tree)
+    copies = max(
+        options.get(name) or getattr(backbone.model.generation_config, name, None) or 1
+        for name in ("num_beams", "num_return_sequences")
+    )
+    held = where[:, :-1].repeat_interleave(copies, 0)  # generate() feeds the last token itself
+    cache = DynamicCache(config=backbone.model.config)
+    for layer, packed in enumerate(backbone._key_values(tree, plain)):
+        prefix: Any = (None, None) if plain.prefix is None else plain.prefix[layer]
+        keys, values = (_gather(new, old, held) for new, old in zip(packed, prefix, strict=True))
+        cache.update(keys, values, layer)
+    ids = _visible_ids(rows, mask)
+    output = backbone.model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)
+    return _new_tokens(output, mask.shape[1], options)
+
+
+def _left_padded_places(
+    rows: Sequence[EncodedRow], heads: Sequence[Atoms] | None, prompt: PromptOutput, tree: PrefixTree
+) -> tuple[Tensor, Tensor]:
+    """Where each row's tokens lie among [key-value prefixes; packed tokens], padded on the left; and the mask.
+
+    Both (B, longest row, prefix included). Place 0 stands for padding.
+    """
+    width = 0 if prompt.prefix is None else prompt.prefix[0][0].shape[2]
+    before = width * (prompt.count if width else 0)
+    starts = [torch.tensor(level.lengths).cumsum(0) - torch.tensor(level.lengths) for level in tree.levels]
+    base = 0
+    for level, start in zip(tree.levels, starts, strict=True):
+        start += base + before
+        base += level.tokens
+    sequences = []
+    for b, row in enumerate(rows):
+        parts = []
+        if width:
+            taken = width if prompt.lengths is None else int(prompt.lengths[row.prompt])
+            parts.append(torch.arange(taken) + row.prompt * width)
+        if len(tree.levels) > 1:
+            parts.append(torch.arange(tree.levels[0].lengths[row.prompt]) + starts[0][row.prompt])
+        parts.append(torch.arange(tree.levels[-1].lengths[b]) + starts[-1][b])
+        sequences.append(torch.cat(parts))
+    longest = max(map(len, sequences))
+    where = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros_like(where)
+    for b, sequence in enumerate(sequences):
+        where[b, longest - len(sequence) :] = sequence
+        mask[b, longest - len(sequence) :] = 1
+    return where.to(tree.ids.device), mask.to(tree.ids.device)
+
+
+def _gather(packed: Tensor, prefix: Tensor | None, where: Tensor) -> Tensor:
+    """(Hkv, N, D) with (G, Hkv, P, D) in front, at (B, T) -> (B, Hkv, T, D)."""
+    if prefix is not None:
+        packed = torch.cat([prefix.to(packed.dtype).transpose(0, 1).flatten(1, 2), packed], dim=1)
+    return packed[:, where].transpose(0, 1)
+
+
+def _visible_ids(rows: Sequence[EncodedRow], mask: Tensor) -> Tensor:
+    """What repetition penalties see, (B, T): the row's text; its first word wherever no text stands."""
+    ids = torch.zeros_like(mask)
+    for b, row in enumerate(rows):
+        text = [atom for atom in row.context if atom >= 0] or [0]
+        text = text[-mask.shape[1] :]
+        ids[b] = text[0]
+        ids[b, mask.shape[1] - len(text) :] = torch.tensor(text)
+    return ids
+
+
+def _generate_padded(
+    backbone: CausalBackbone, rows: Sequence[EncodedRow], prompt: PromptOutput, options: dict[str, Any]
+) -> list[list[int]]:
+    sequences = [embed_atoms(backbone, row.context, prompt, row.prompt) for row in rows]
+    longest = max(map(len, sequences))
+    embeds = torch.stack([torch.nn.functional.pad(s, (0, 0, longest - len(s), 0)) for s in sequences])
+    mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=backbone.device)
+    output = backbone.model.generate(inputs_embeds=embeds, attention_mask=mask, **options)
+    return _new_tokens(output, 0, options)
+
+
+def _new_tokens(output: Any, start: int, options: dict[str, Any]) -> list[list[int]]:
+    """Generated ids up to and with the first end mark, padding behind it dropped."""
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    pad = options["pad_token_id"]
+    new = []
+    for sequence in sequences[:, start:].tolist():
+        while len(sequence) > 1 and sequence[-1] == pad and sequence[-2] == pad:
+            sequence.pop()
+        new.append(sequence)
+    return new

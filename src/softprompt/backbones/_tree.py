@@ -1,0 +1,284 @@
+"""The batch of a causal model as a forest: prompts are roots, rows hang from them, label words from the rows.
+
+A causal token's state depends on what stands before it and on nothing else, so whatever several rows have in common
+at the front (the virtual tokens, the template's opening words, demonstrations) is computed once and attended to by
+all of them, and the words of all labels share their row. Nothing is padded: the tokens of all segments stand one
+after the other in a single sequence of N tokens, level by level.
+
+Letters: N packed tokens, S segments of a level, T tokens of its longest segment, G prompts, P virtual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from softprompt.outputs import EncodedRow
+
+Atoms = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Level:
+    """Segments of one depth, contiguous in the packed sequence.
+
+    lengths   tokens of each segment, length S
+    parents   (S,) segment of the level above that each continues; None at the top
+    prompts   (S,) prompt that each segment carries: at the top, the key-value prefix it stands behind
+    slots     (n,) where each of the level's n tokens lies in the padded (S, T) grid; None: no padding, n = S * T
+    """
+
+    lengths: tuple[int, ...]
+    parents: Tensor | None
+    prompts: Tensor
+    slots: Tensor | None
+
+    @property
+    def segments(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def width(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """A packed batch.
+
+    ids        (N,) token id, 0 where a virtual token stands
+    soft       (n,) packed places of virtual tokens, and `slot` (n,) which: prompt * P + k
+    positions  (N,) position of each token in its own sequence, what stands before it included
+    text       (N,) running number of each text token in its own sequence (virtual tokens do not count)
+    prompts    (N,) prompt of each token
+    scored     (U,) packed places whose next-token logits are asked for
+    position, token, target, counts   see TargetLogits
+    ends       (B,) packed place of each row's last context token
+    """
+
+    ids: Tensor
+    soft: Tensor
+    slot: Tensor
+    positions: Tensor
+    text: Tensor
+    prompts: Tensor
+    levels: tuple[Level, ...]
+    level_positions: tuple[Tensor, ...]
+    scored: Tensor
+    position: Tensor
+    token: Tensor
+    target: Tensor
+    counts: tuple[int, ...]
+    ends: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return int(self.ids.shape[0])
+
+
+def common_prefix(sequences: Sequence[Atoms]) -> int:
+    """How many atoms all sequences share at the front."""
+    first, last = min(sequences), max(sequences)  # the two that differ earliest
+    for i, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b:
+            return i
+    return min(len(first), len(last))
+
+
+@lru_cache(maxsize=256)
+def _continuations(targets: tuple[Atoms, ...]) -> tuple[tuple[Atoms, ...], tuple[int, ...]]:
+    """The distinct token runs that must be fed to score all targets, and which of them each target reads (-1: none).
+
+    The last token of a target is only predicted, never fed. A run that begins a longer one is part of it.
+    """
+    runs: list[Atoms] = []
+    for run in sorted({target[:-1] for target in targets if len(target) > 1}, key=len, reverse=True):
+        if not any(longer[: len(run)] == run for longer in runs):
+            runs.append(run)
+    reads = [
+        next((i for i, run in enumerate(runs) if run[: len(t) - 1] == t[:-1]), -1) if len(t) > 1 else -1
+        for t in targets
+    ]
+    return tuple(runs), tuple(reads)
+
+
+def shared_heads(rows: Sequence[EncodedRow], prompts: int) -> list[Atoms]:
+    """For each prompt, what all its rows have in common at the front; every row keeps at least one atom of its own.
+
+    A prompt that a single row carries has nothing to share: its head is empty.
+    """
+    contexts: list[list[Atoms]] = [[] for _ in range(prompts)]
+    for row in rows:
+        contexts[row.prompt].append(row.context)
+    heads = []
+    for group in contexts:
+        length = min(common_prefix(group), min(map(len, group)) - 1) if len(group) > 1 else 0
+        heads.append(group[0][:length] if length else ())
+    return heads
+
+
+class _Packer:
+    """Collects segments level by level, then lays them out."""
+
+    def __init__(self) -> None:
+        self.atoms: list[Atoms] = []
+        self.parents: list[int] = []
+        self.starts: list[tuple[int, int, int]] = []  # position, text number, prompt of the first token
+
+    def add(self, atoms: Atoms, parent: int, start: tuple[int, int, int]) -> int:
+        self.atoms.append(atoms)
+        self.parents.append(parent)
+        self.starts.append(start)
+        return len(self.atoms) - 1
+
+
+def _texts(atoms: Atoms) -> int:
+    return sum(atom >= 0 for atom in atoms)
+
+
+def build_tree(
+    rows: Sequence[EncodedRow],
+    heads: Sequence[Atoms],
+    *,
+    virtual_tokens: int,
+    lengths: Sequence[int] | None = None,
+    offsets: Sequence[int] | None = None,
+    text_offsets: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+) -> PrefixTree:
+    """Pack rows whose contexts begin with their prompt's head.
+
+    heads           per prompt, the atoms that are computed once for all its rows (maybe none)
+    virtual_tokens  P, the padded number of virtual tokens, for numbering them through the prompts
+    lengths         virtual tokens of each prompt, where they differ
+    offsets         per prompt, positions that are already taken by key-value prefixes
+    text_offsets    per prompt, text tokens that stand in these prefixes
+    Raises ValueError for an empty context or a virtual token that the prompt does not have.
+    """
+    offsets = offsets or [0] * len(heads)
+    text_offsets = text_offsets or [0] * len(heads)
+    roots, stems, leaves = _Packer(), _Packer(), _Packer()
+    for g, head in enumerate(heads):
+        roots.add(head, -1, (offsets[g], text_offsets[g], g))
+    reads: list[tuple[int, tuple[int, ...], list[int]]] = []
+    for row in rows:
+        head, g = heads[row.prompt], row.prompt
+        own = row.context[len(head) :]
+        if not own:
+            raise ValueError("a row has no token of its own: an empty text without any template cannot be scored")
+        start = (offsets[g] + len(head), text_offsets[g] + _texts(head), g)
+        last = len(own) - 1
+        if len(row.targets) == 1:  # nothing to share: the continuation is part of the row
+            stems.add(own + row.targets[0][:-1], g, start)
+            reads.append((last, (-2,), []))
+            continue
+        stem = stems.add(own, g, start)
+        runs, read = _continuations(row.targets)
+        after = (start[0] + len(own), start[1] + _texts(own), g)
+        reads.append((last, read, [leaves.add(run, stem, after) for run in runs]))
+
+    return _lay_out(rows, [roots, stems, leaves], reads, virtual_tokens, lengths, device)
+
+
+def _lay_out(
+    rows: Sequence[EncodedRow],
+    packers: list[_Packer],
+    reads: list[tuple[int, tuple[int, ...], list[int]]],
+    virtual_tokens: int,
+    lengths: Sequence[int] | None,
+    device: torch.device | str,
+) -> PrefixTree:
+    if not any(packers[0].atoms):  # no prompt shares anything: the rows are the top
+        packers = packers[1:]
+        packers[0].parents = [-1] * len(packers[0].parents)
+        stem_level = 0
+    else:
+        stem_level = 1
+    if not packers[-1].atoms:
+        packers = packers[:-1]
+
+    ids: list[int] = []
+    positions: list[int] = []
+    text: list[int] = []
+    prompts: list[int] = []
+    soft: list[int] = []
+    slot: list[int] = []
+    levels: list[Level] = []
+    begins: list[list[int]] = []  # packed place where each segment of each level begins
+    for depth, packer in enumerate(packers):
+        begins.append([])
+        for atoms, (position, number, g) in zip(packer.atoms, packer.starts, strict=True):
+            begins[-1].append(len(ids))
+            for i, atom in enumerate(atoms):
+                if atom < 0:
+                    k = -1 - atom
+                    limit = virtual_tokens if lengths is None else lengths[g]
+                    if k >= limit:
+                        raise ValueError(f"a row asks for virtual token {k}, prompt {g} has {limit}")
+                    soft.append(len(ids))
+                    slot.append(g * virtual_tokens + k)
+                positions.append(position + i)
+                text.append(number)
+                number += atom >= 0
+                ids.append(max(atom, 0))
+                prompts.append(g)
+        levels.append(_level(packer, top=depth == 0, device=device))
+
+    scored: dict[int, int] = {}
+    position_of: list[int] = []
+    tokens: list[int] = []
+    targets: list[int] = []
+    ends: list[int] = []
+    number = 0
+    for row, stem, (last, read, leaf) in zip(rows, begins[stem_level], reads, strict=True):
+        ends.append(stem + last)
+        for target, run in zip(row.targets, read, strict=True):
+            for j, token in enumerate(target):
+                if j == 0 or run == -2:
+                    place = stem + last + j
+                else:
+                    place = begins[stem_level + 1][leaf[run]] + j - 1
+                position_of.append(scored.setdefault(place, len(scored)))
+                tokens.append(token)
+                targets.append(number)
+            number += 1
+
+    def tensor(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    packed_positions = tensor(positions)
+    return PrefixTree(
+        ids=tensor(ids),
+        soft=tensor(soft),
+        slot=tensor(slot),
+        positions=packed_positions,
+        text=tensor(text),
+        prompts=tensor(prompts),
+        levels=tuple(levels),
+        level_positions=packed_positions.split([level.tokens for level in levels]),
+        scored=tensor(list(scored)),
+        position=tensor(position_of),
+        token=tensor(tokens),
+        target=tensor(targets),
+        counts=tuple(len(row.targets) for row in rows),
+        ends=tensor(ends),
+    )
+
+
+def _level(packer: _Packer, *, top: bool, device: torch.device | str) -> Level:
+    lengths = tuple(map(len, packer.atoms))
+    width = max(lengths)
+    slots = None
+    if min(lengths) != width:
+        slots = torch.cat([torch.arange(n) + s * width for s, n in enumerate(lengths)]).to(device)
+    parents = None if top else torch.tensor(packer.parents, dtype=torch.long, device=device)
+    prompts = torch.tensor([start[2] for start in packer.starts], dtype=torch.long, device=device)
+    return Level(lengths, parents, prompts, slots)

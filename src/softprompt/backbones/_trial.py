@@ -1,0 +1,67 @@
+"""Can this model's tokens be packed? Tried out on two short rows, not guessed from its name."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from softprompt.backbones._attention import TreeCall, tree_implementation
+from softprompt.backbones._padded import padded_logits
+from softprompt.backbones._tree import build_tree, shared_heads
+from softprompt.outputs import EncodedRow, PromptOutput
+
+if TYPE_CHECKING:
+    from softprompt.backbones.causal import CausalBackbone
+
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def can_pack(backbone: CausalBackbone) -> bool:
+    """Whether packed logits equal padded ones, and every layer with a sliding window tells it to the attention."""
+    model = backbone.model
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        return _say(backbone, f"it has layers of kind {sorted(kinds - {'full_attention', 'sliding_attention'})}")
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = [(7 * i + 3) % vocabulary for i in range(11)]
+    rows = [EncodedRow((-1, -2, *ids[:3]), ((1,),)), EncodedRow((-1, -2, *ids[3:8]), ((1,), (2, 1)))]
+    embedding = model.get_input_embeddings()
+    tokens = embedding(torch.tensor(ids[8:10], device=backbone.device))[None].float()
+    prompt = PromptOutput(tokens=tokens)
+    try:
+        expected = padded_logits(backbone, rows, prompt)
+        tree = build_tree(rows, shared_heads(rows, 1), virtual_tokens=2, device=backbone.device)
+        call = TreeCall(tree)
+        with tree_implementation(model):
+            found = model(
+                inputs_embeds=backbone._embed(tree, prompt),
+                position_ids=tree.positions[None],
+                use_cache=False,
+                logits_to_keep=tree.scored,
+                prompt_tree=call,
+            ).logits[0]
+    except (TypeError, NotImplementedError, AttributeError, RuntimeError, ValueError, KeyError) as error:
+        return _say(backbone, f"{type(error).__name__}: {error}")
+    if not call.windows_seen:
+        return _say(backbone, "its attention cannot be reached")
+    windowed = sum(kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or [])
+    if sum(window is not None for window in call.windows_seen) < windowed:
+        return _say(backbone, "its sliding-window layers do not tell their window")
+    got = replace(expected, logits=found, position=tree.position).token_log_likelihoods()
+    want = expected.token_log_likelihoods()
+    # bfloat16 rounds logits of size 20 to 1/16: the trial finds wrong attention, the test suite proves the rest.
+    tolerance = 1e-3 if backbone.dtype in (torch.float32, torch.float64) else 0.5
+    error = (got - want).abs().max().item()
+    if not error <= tolerance * max(1.0, want.abs().max().item()):
+        return _say(backbone, f"packed and padded rows differ by {error:.2g}")
+    return True
+
+
+def _say(backbone: CausalBackbone, reason: str) -> bool:
+    log.warning("%s: rows are padded and the prompt is run for each of them, because %s", backbone.name, reason)
+    return False

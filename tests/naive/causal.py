@@ -1,0 +1,49 @@
+"""A prompt in a causal model the obvious way: one row, one target at a time, plain concatenation, nothing shared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from softprompt.outputs import EncodedRow
+
+
+def embed(model: PreTrainedModel, atoms: Sequence[int], tokens: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Input embeddings of a sequence, virtual token k taken from `tokens` (P, d): (T, d)."""
+    table = model.get_input_embeddings()
+    pieces, number = [], 0
+    for atom in atoms:
+        if atom < 0:
+            pieces.append(tokens[-1 - atom])
+            continue
+        piece = table(torch.tensor(atom))
+        if offset is not None and number < len(offset):
+            piece = piece + offset[number]
+        number += 1
+        pieces.append(piece)
+    return torch.stack(pieces)
+
+
+def logits(model: PreTrainedModel, atoms: Sequence[int], tokens: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Next-token logits after every position of one sequence, (T, V)."""
+    return model(inputs_embeds=embed(model, atoms, tokens, offset)[None], use_cache=False).logits[0]
+
+
+def target_log_likelihood(
+    model: PreTrainedModel, row: EncodedRow, target: Sequence[int], tokens: Tensor, offset: Tensor | None = None
+) -> Tensor:
+    """log p(target | context) of one row, token by token, (len(target),)."""
+    found = logits(model, row.context + tuple(target)[:-1], tokens, offset).log_softmax(-1)
+    start = len(row.context) - 1
+    return torch.stack([found[start + j, token] for j, token in enumerate(target)])
+
+
+def greedy(model: PreTrainedModel, atoms: Sequence[int], tokens: Tensor, new: int) -> list[int]:
+    """Greedy continuation, everything computed again for each token."""
+    sequence = list(atoms)
+    for _ in range(new):
+        sequence.append(int(logits(model, sequence, tokens)[-1].argmax()))
+    return sequence[len(atoms) :]
