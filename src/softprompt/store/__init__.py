@@ -1,0 +1,22 @@
+"""The saved prompt on disk: our own folder, and PEFT's."""
+
+from softprompt.store.errors import PromptFileError
+from softprompt.store.fingerprint import BackboneIdentity, WrongBackboneError, check_backbone, fingerprint
+from softprompt.store.format import FORMAT_VERSION, SavedPrompt, library_versions, load, save
+from softprompt.store.peft import PeftPrompt, read_peft, write_peft
+
+__all__ = [
+    "FORMAT_VERSION",
+    "BackboneIdentity",
+    "PeftPrompt",
+    "PromptFileError",
+    "SavedPrompt",
+    "WrongBackboneError",
+    "check_backbone",
+    "fingerprint",
+    "library_versions",
+    "load",
+    "read_peft",
+    "save",
+    "write_peft",
+]

@@ -1,0 +1,134 @@
+"""A folder of files that is written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+
+def standing(folder: Path) -> Path:
+    """Where the folder's last complete content lies.
+
+    `folder` itself, unless an overwrite was cut off between its two renames: then the earlier content, which
+    stands whole beside it.
+    """
+    previous = _previous(folder)
+    return previous if previous.exists() and not folder.exists() else folder
+
+
+def replace_folder(folder: Path, files: Mapping[str, bytes], *, overwrite: bool) -> None:
+    """Make `folder` hold exactly these files.
+
+    Whenever this is cut off, `standing` gives the old content or the new, whole. After an error it is the
+    old, and nothing else is left behind.
+    Raises FileExistsError if the folder is not empty and `overwrite` is False, or if it holds anything but
+    `files`, which overwriting would delete; OSError (of the kind that the system gave) if it cannot be
+    written.
+    """
+    folder = Path(os.path.realpath(folder))  # through a link, so that the link survives the renames
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    with _explained(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _finish_interrupted_overwrite(folder)
+    _refuse_to_delete(folder, set(files), overwrite)
+    try:
+        with _explained(folder):
+            _write(temporary, files)
+            _take_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(  # the number makes it the same kind of OSError
+            error.errno,
+            f"could not write {folder}: {error.strerror or error}. What was there before is unchanged. "
+            "Free the disk, change the permissions of the folder that holds it, or choose another place",
+        ) from error
+
+
+def _previous(folder: Path) -> Path:
+    folder = Path(os.path.realpath(folder))
+    return folder.with_name(f".{folder.name}.previous")
+
+
+def _finish_interrupted_overwrite(folder: Path) -> None:
+    previous = _previous(folder)
+    if not previous.exists():
+        return
+    if folder.exists():
+        shutil.rmtree(previous)
+    else:
+        previous.rename(folder)
+
+
+def _refuse_to_delete(folder: Path, ours: set[str], overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file, where a folder is to be written; choose another name")
+    found = {path.name for path in folder.iterdir()}
+    if found and not overwrite:
+        raise FileExistsError(
+            f"{folder} already exists and holds {_listed(found)}; pass overwrite=True to replace it, "
+            "or choose another folder"
+        )
+    if found - ours:
+        raise FileExistsError(
+            f"{folder} also holds {_listed(found - ours)}, which overwriting would delete; "
+            "move that elsewhere, or choose another folder"
+        )
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir()
+    for name, content in files.items():
+        with (folder / name).open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    _fsync_folder(folder)
+
+
+def _take_place(temporary: Path, folder: Path) -> None:
+    if folder.exists() and not any(folder.iterdir()):
+        folder.rmdir()
+    if not folder.exists():
+        temporary.rename(folder)
+        _fsync_folder(folder.parent)
+        return
+    # No portable call exchanges two folders, and a rename does not replace a folder that holds files. So two
+    # renames: the old one steps aside under a fixed name, the new one takes its place. After a crash between
+    # them the folder is missing, `standing` finds the old one where it stepped, the next write puts it back.
+    previous = _previous(folder)
+    folder.rename(previous)
+    try:
+        temporary.rename(folder)
+    except BaseException:
+        previous.rename(folder)
+        raise
+    _fsync_folder(folder.parent)
+    shutil.rmtree(previous, ignore_errors=True)  # the next write deletes what may be left of it
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Make the folder's entries last through a power cut, where the system can: Windows opens no folders."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _listed(names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -1,0 +1,183 @@
+"""Whether a backbone is the one that a prompt was trained on.
+
+Letters: V vocabulary (rows of the embedding table), d width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from softprompt.store._json import digest
+
+if TYPE_CHECKING:
+    from softprompt.store.format import SavedPrompt
+
+# What may differ between two loadings of one model without changing what its frozen trunk computes: precision
+# and kernels, the head that was put on, and ids that only generation and padding look at (people set
+# `config.pad_token_id` by hand). Private keys (`_name_or_path`, `_attn_implementation`) are dropped as well.
+_VOLATILE = frozenset({
+    "transformers_version", "dtype", "torch_dtype", "name_or_path", "attn_implementation",
+    "quantization_config", "use_cache", "output_attentions", "output_hidden_states", "return_dict",
+    "architectures", "auto_map", "id2label", "label2id", "num_labels", "problem_type",
+    "pad_token_id", "bos_token_id", "eos_token_id",
+})  # fmt: skip
+
+_ROWS = 4096  # of the table hashed at a time: a large one is not copied whole
+
+
+class WrongBackboneError(ValueError):
+    """The prompt was trained on another backbone."""
+
+
+@dataclass(frozen=True)
+class BackboneIdentity:
+    """What is remembered of the backbone that a prompt was trained on. Digests are sha256, in hexadecimal.
+
+    name              as it was loaded: for people, not compared
+    family            e.g. `causal-lm`
+    width             d, of the input embeddings
+    vocabulary        V, rows of the embedding table
+    config_digest     see `config_digest`
+    table_digest      see `table_digest`
+    tokenizer_digest  see `tokenizer_digest`; None where the backbone has no tokenizer
+    """
+
+    name: str
+    family: str
+    width: int
+    vocabulary: int
+    config_digest: str
+    table_digest: str
+    tokenizer_digest: str | None = None
+
+
+def fingerprint(
+    config: PreTrainedConfig,
+    table: Tensor,
+    *,
+    name: str,
+    family: str,
+    vocabulary: Mapping[str, int] | None = None,
+) -> BackboneIdentity:
+    """The identity of a backbone from its config and its input embedding table, (V, d), unscaled.
+
+    vocabulary: the tokenizer's `get_vocab()`.
+    Two models with the same config and the same table are taken for one. A fine-tuned model whose embeddings
+    were frozen is thus not told from its origin.
+    Raises ValueError if the table is no (V, d) tensor of floating-point numbers.
+    """
+    return BackboneIdentity(
+        name=name,
+        family=family,
+        width=table.shape[-1],
+        vocabulary=table.shape[0],
+        config_digest=config_digest(config),
+        table_digest=table_digest(table),
+        tokenizer_digest=None if vocabulary is None else tokenizer_digest(vocabulary),
+    )
+
+
+def config_digest(config: PreTrainedConfig) -> str:
+    """Digest of what the config says about the computation: without volatile keys and without defaults.
+
+    Defaults are left out because a later transformers may add a setting, whose default is what models did
+    before it existed.
+    """
+    return digest(_distinctive(config), ordered=False)
+
+
+def table_digest(table: Tensor) -> str:
+    """Digest of the embedding table (V, d), rounded to bfloat16.
+
+    Rounded, because the trunk is loaded in bfloat16 on one machine and in float32 on the next, and a prompt
+    serves both; float32 and float16 values round to what a loading in bfloat16 gives. Two roundings in a row
+    (float32 weights loaded in float16) can differ from one in the last bit: such a trunk has another digest.
+    Raises ValueError if the table is no (V, d) tensor of floating-point numbers.
+    """
+    if table.dim() != 2 or not table.is_floating_point():
+        raise ValueError(
+            f"the embedding table is a {table.dtype} tensor of shape {tuple(table.shape)}; expected a "
+            "floating-point one of shape (V, d): pass get_input_embeddings().weight, dequantized if need be"
+        )
+    sha = hashlib.sha256(repr(tuple(table.shape)).encode())
+    for rows in table.detach().split(_ROWS):
+        sha.update(
+            rows.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().astype("<i2").tobytes()
+        )
+    return sha.hexdigest()
+
+
+def tokenizer_digest(vocabulary: Mapping[str, int]) -> str:
+    """Digest of a tokenizer's pieces and their ids, `tokenizer.get_vocab()`."""
+    return digest(dict(vocabulary), ordered=False)
+
+
+def check_backbone(saved: SavedPrompt, identity: BackboneIdentity) -> None:
+    """Raise WrongBackboneError unless the prompt was trained on this backbone. Names may differ."""
+    trained, found = saved.backbone, identity
+    differences = []
+    if trained.family != found.family:
+        differences.append(f"family {found.family!r}, trained on {trained.family!r}")
+    if trained.width != found.width:
+        differences.append(f"width {found.width}, trained on {trained.width}")
+    if trained.vocabulary != found.vocabulary:
+        differences.append(f"{found.vocabulary} rows in the embedding table, trained on {trained.vocabulary}")
+    elif trained.width == found.width and trained.table_digest != found.table_digest:
+        differences.append(
+            f"other weights in the embedding table (digest {found.table_digest[:12]}, trained on "
+            f"{trained.table_digest[:12]})"
+        )
+    if trained.config_digest != found.config_digest:
+        differences.append(
+            f"another config (digest {found.config_digest[:12]}, trained on {trained.config_digest[:12]})"
+        )
+    both = trained.tokenizer_digest is not None and found.tokenizer_digest is not None
+    if both and trained.tokenizer_digest != found.tokenizer_digest:
+        differences.append("another tokenizer vocabulary")
+    if differences:
+        raise WrongBackboneError(
+            f"the prompt was trained on {trained.name!r}, and {found.name!r} differs from it:\n  - "
+            + "\n  - ".join(differences)
+            + f"\nLoad {trained.name!r} instead, or train a new prompt on {found.name!r}."
+            + _hint(saved, identity)
+        )
+
+
+def _hint(saved: SavedPrompt, found: BackboneIdentity) -> str:
+    trained = saved.backbone
+    if trained.table_digest == found.table_digest:
+        transformers = saved.versions.get("transformers", "an unknown version")
+        return (
+            " The embedding tables are equal: this may be a fine-tuned or edited copy, or one model whose "
+            f"config was read differently by transformers {transformers}, with which the prompt was trained. "
+            "If you know that it is the same model, dataclasses.replace(saved, backbone=identity) says so."
+        )
+    if trained.width == found.width and trained.vocabulary != found.vocabulary:
+        return " Was the vocabulary resized? A prompt must be loaded before or after it, as it was trained."
+    return ""
+
+
+def _distinctive(config: PreTrainedConfig) -> dict[str, Any]:
+    values = json.loads(config.to_json_string())
+    try:
+        defaults = json.loads(type(config)().to_json_string())
+    except Exception:  # a config of someone's own that has no defaults; how it says so is its own affair
+        defaults = {}
+    kept = {}
+    for key, value in values.items():
+        nested = getattr(config, key, None)
+        if isinstance(nested, PreTrainedConfig):
+            kept[key] = _distinctive(nested)
+        elif key == "model_type" or not (
+            key in _VOLATILE or key.startswith("_") or (key in defaults and defaults[key] == value)
+        ):
+            kept[key] = value
+    return kept
