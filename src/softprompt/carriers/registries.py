@@ -1,0 +1,202 @@
+"""Where the file of a package can be downloaded from, asked of those that know their registry: pip and npm.
+
+No address is written here, so mirrors, private indexes, proxies and certificates that are configured for pip
+and npm hold for carriers too.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.request import url2pathname
+
+from softprompt.carriers.archives import Archive
+from softprompt.carriers.web import WEB_ERRORS, Connection, fetch_text, shown
+
+_JSON_INDEX = "application/vnd.pypi.simple.v1+json"
+_TOOL_TIMEOUT = 60.0  # seconds for pip or npm to print their settings
+
+# In a process of its own: pip's configuration has no public interface, and importing pip changes the process
+# it is imported into. Environments without pip (uv makes such) have the wheel that ensurepip would install.
+_PIP_PROBE = """
+import json, sys
+try:
+    import pip
+except ImportError:
+    import ensurepip, pathlib
+    sys.path += map(str, pathlib.Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"))
+from pip._internal.configuration import Configuration
+from pip._internal.models.index import PyPI
+configuration = Configuration(isolated=False)
+configuration.load()
+print(json.dumps({"index-url": PyPI.simple_url, "settings": list(configuration.items())}))
+"""
+
+
+@dataclass(frozen=True)
+class PipSettings:
+    """What pip is configured with, as far as it matters for a download."""
+
+    indexes: tuple[str, ...]
+    """Addresses of the simple indexes, the main one first; none with pip's no-index."""
+    find_links: tuple[str, ...]
+    """Folders (or file: addresses of folders) in which archives may lie."""
+    connection: Connection
+    """Certificate, proxy and timeout."""
+
+
+def _output_of(command: list[str]) -> str:
+    """Standard output of a command. Raises OSError with what it said if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TOOL_TIMEOUT, check=True)
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or "").strip().splitlines()
+        raise OSError(f"{' '.join(command[:2])} failed: {said[-1] if said else error.returncode}") from None
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"{' '.join(command[:2])} gave no answer in {error.timeout:.0f} s") from None
+    return done.stdout
+
+
+def _merge_pip_settings(items: list[tuple[str, Any]]) -> dict[str, str]:
+    """pip's settings by option; as in pip a later section wins: global, download, then the environment."""
+    flat: dict[str, str] = {}
+    for key, value in items:  # newer pips group the settings by the file that they come from
+        flat.update(value if isinstance(value, dict) else {key: value})
+    merged: dict[str, str] = {}
+    for section in ("global.", "download.", ":env:."):
+        merged.update(
+            {key.removeprefix(section): value for key, value in flat.items() if key.startswith(section)}
+        )
+    return merged
+
+
+def pip_settings() -> PipSettings:
+    """pip's settings: environment variables and configuration files, else its own defaults.
+
+    Raises OSError if pip cannot be asked and PIP_INDEX_URL is not set.
+    """
+    try:
+        # -P: a file of the working folder must not stand in for a module of the standard library.
+        answer = json.loads(_output_of([sys.executable, "-P", "-c", _PIP_PROBE]))
+    except (OSError, ValueError) as error:
+        if not os.environ.get("PIP_INDEX_URL"):
+            raise OSError(f"pip could not be asked for its index ({error}); set PIP_INDEX_URL") from None
+        answer = {
+            "index-url": os.environ["PIP_INDEX_URL"],
+            "settings": [
+                (f":env:.{key}", os.environ[f"PIP_{key.upper()}"])
+                for key in ("cert", "proxy")
+                if f"PIP_{key.upper()}" in os.environ
+            ],
+        }
+    settings = _merge_pip_settings(answer["settings"])
+    indexes = [settings.get("index-url", answer["index-url"]), *settings.get("extra-index-url", "").split()]
+    if settings.get("no-index", "").lower() in {"1", "true", "yes", "on"}:
+        indexes = []
+    return PipSettings(
+        indexes=tuple(indexes),
+        find_links=tuple(settings.get("find-links", "").split()),
+        connection=Connection(certificate=settings.get("cert"), proxy=settings.get("proxy")),
+    )
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a" and (link := dict(attrs).get("href")):
+            self.links.append(link)
+
+
+def _links(page: str) -> list[str]:
+    """Addresses in a page of a simple index, in its JSON form (PEP 691) or its HTML form (PEP 503)."""
+    if page.lstrip().startswith("{"):
+        return [file["url"] for file in json.loads(page)["files"]]
+    parser = _Links()
+    parser.feed(page)
+    return parser.links
+
+
+def _filename_of(address: str) -> str:
+    return unquote(urlsplit(address).path.rsplit("/", 1)[-1])
+
+
+def _as_folder(place: str) -> Path:
+    return Path(url2pathname(urlsplit(place).path)) if place.startswith("file:") else Path(place).expanduser()
+
+
+def _pypi_addresses(archive: Archive, reasons: list[str]) -> Iterator[tuple[str, Connection]]:
+    settings = pip_settings()
+    for place in settings.find_links:
+        if (file := _as_folder(place) / archive.filename).is_file():
+            yield file.resolve().as_uri(), settings.connection
+    if not settings.indexes:
+        reasons.append("pip is configured to use no index (no-index)")
+    project = re.sub(r"[-_.]+", "-", archive.package).lower()
+    for index in settings.indexes:
+        page = f"{index.rstrip('/')}/{project}/"
+        if page.startswith("file:"):
+            page += "index.html"
+        try:
+            links = _links(fetch_text(page, settings.connection, accept=f"{_JSON_INDEX}, text/html;q=0.1"))
+        except (*WEB_ERRORS, ValueError, KeyError) as error:
+            reasons.append(f"{shown(page)}: {error}")
+            continue
+        matching = [urljoin(page, link) for link in links if _filename_of(link) == archive.filename]
+        if not matching:
+            reasons.append(f"{shown(page)} does not list {archive.filename}")
+        for address in matching:
+            yield address, settings.connection
+
+
+def _npm_setting(key: str) -> str | None:
+    # npm reads the same variables; asking them first spares those without npm from installing it.
+    if value := os.environ.get(f"npm_config_{key}") or os.environ.get(f"NPM_CONFIG_{key.upper()}"):
+        return value
+    npm = shutil.which("npm")
+    if npm is None:
+        return None
+    value = _output_of([npm, "config", "get", key]).strip()
+    return None if value in {"", "null", "undefined"} else value
+
+
+def _npm_addresses(archive: Archive, reasons: list[str]) -> Iterator[tuple[str, Connection]]:
+    scope = archive.package.split("/")[0] if archive.package.startswith("@") else None
+    registry = (_npm_setting(f"{scope}:registry") if scope else None) or _npm_setting("registry")
+    if registry is None:
+        raise OSError(
+            "npm was not found, so its registry is not known; install npm, or set NPM_CONFIG_REGISTRY"
+        )
+    certificate = _npm_setting("cafile") or os.environ.get("NODE_EXTRA_CA_CERTS")
+    proxy = _npm_setting("https-proxy") or _npm_setting("proxy")
+    connection = Connection(certificate=certificate, proxy=proxy)
+    page = f"{registry.rstrip('/')}/{quote(archive.package, safe='@')}"
+    try:
+        releases = json.loads(fetch_text(page, connection, accept="application/json"))["versions"]
+        address = releases[archive.version]["dist"]["tarball"]
+    except (*WEB_ERRORS, ValueError, KeyError) as error:
+        reasons.append(f"{shown(page)}: {type(error).__name__} {error}")
+        return
+    yield address, connection
+
+
+def addresses(archive: Archive, reasons: list[str]) -> Iterator[tuple[str, Connection]]:
+    """Addresses that an archive can be downloaded from, best first, each with the connection to use.
+
+    What went wrong on the way is appended to `reasons`. Raises nothing for a registry that cannot be reached.
+    """
+    find = _pypi_addresses if archive.registry == "pypi" else _npm_addresses
+    try:
+        yield from find(archive, reasons)
+    except OSError as error:
+        reasons.append(str(error))

