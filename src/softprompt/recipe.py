@@ -1,0 +1,136 @@
+"""How a run is trained: settings with defaults that learn, and the learning rate of each step."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
+ADAMW_BETAS = (0.9, 0.999)
+
+
+@dataclass(
+    frozen=True,
+    kw_only=True,
+    config=ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True),
+)
+class Recipe:
+    """Settings of a training run. Values that do not fit raise pydantic's ValidationError, a ValueError."""
+
+    steps: int = Field(default=300, ge=1)
+    """Optimizer steps."""
+
+    batch_size: int = Field(default=16, ge=1)
+    """Rows of one optimizer step, over all processes and micro-batches."""
+
+    accumulation: int = Field(default=1, ge=1)
+    """Micro-batches that a batch is split into: less memory, the same gradient."""
+
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate; none: the method's default for the backbone."""
+
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """Optimizer, from torch.optim."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+
+    betas: tuple[float, float] = ADAMW_BETAS
+    """AdamW's decay rates of the running mean and of the running square of the gradient."""
+
+    warmup: float = Field(default=0.06, ge=0)
+    """Steps over which the learning rate rises: below 1 a fraction of all steps, else a number of steps."""
+
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warmup: to zero in a line or half a cosine, or not at all."""
+
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    """Longest gradient, as the norm over all trained tensors; none: no clipping."""
+
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations; none: a tenth of all steps. The last step is always evaluated."""
+
+    patience: int | None = Field(default=None, ge=1)
+    """Evaluations without improvement after which training stops; none: never before the last step."""
+
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Decides the order of the rows and the randomness in the trained modules."""
+
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints; none: one at each evaluation."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+
+    compile: bool = False
+    """Run the backbone through torch.compile: a slow first step, faster ones after it."""
+
+    trackers: tuple[Tracker, ...] = ()
+    """Where losses and metrics are logged, beside the history that is always kept."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest row in tokens, virtual tokens and answer included; none: what the backbone can read."""
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps of the warmup."""
+        return round(self.warmup * self.steps) if self.warmup < 1 else int(self.warmup)
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Optimizer steps between evaluations."""
+        return self.evaluate_every or max(1, self.steps // 10)
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Optimizer steps between checkpoints."""
+        return self.checkpoint_every or self.evaluation_interval
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Recipe:
+        if self.warmup > 1 and self.warmup != int(self.warmup):
+            raise ValueError(
+                f"warmup is {self.warmup}: give a fraction of the steps below 1, or a whole number of steps"
+            )
+        if self.warmup_steps >= self.steps > 1:
+            raise ValueError(
+                f"warmup takes {self.warmup_steps} steps and steps is {self.steps}: the learning rate would "
+                "never come down; make warmup shorter or steps more"
+            )
+        if self.accumulation > self.batch_size:
+            raise ValueError(
+                f"accumulation is {self.accumulation} and batch_size is {self.batch_size}: a batch cannot be "
+                "split into more micro-batches than it has rows"
+            )
+        if self.evaluate_every is not None and self.evaluate_every > self.steps:
+            raise ValueError(
+                f"evaluate_every is {self.evaluate_every} and steps is {self.steps}: give evaluate_every at "
+                f"most {self.steps}, or leave it out for a tenth of the steps"
+            )
+        if self.optimizer == "adafactor" and self.betas != ADAMW_BETAS:
+            raise ValueError(
+                f"betas is {self.betas} and optimizer is 'adafactor', which has none: leave betas out, or "
+                "use optimizer 'adamw'"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {self.betas}: both must be at least 0 and below 1")
+        return self
+
+
+def lr_factor(recipe: Recipe, step: int) -> float:
+    """The learning rate of a step as a fraction of the peak; a function of the step alone.
+
+    step: steps done before this one, from 0 to `recipe.steps - 1`. No step is wasted at a rate of zero: a
+    warmup of w steps starts at 1 / (w + 1) and reaches 1 after them, and the line ends one step above zero.
+    """
+    warmup = recipe.warmup_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if recipe.schedule == "constant":
+        return 1.0
+    done = (step - warmup) / (recipe.steps - warmup)
+    return 1 - done if recipe.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
