@@ -1,0 +1,220 @@
+"""Text classification with label words. B rows, W label words, K labels, F content-free inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import ConfigDict, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+from torch.nn import functional
+
+from softprompt.data import by_length
+from softprompt.outputs import EncodedRow, TargetLogits
+from softprompt.tasks.base import Row, Scorer, Task, TextSetting
+from softprompt.tasks.columns import check_columns, read_column, read_fields
+from softprompt.tasks.metrics import classification_metrics
+from softprompt.tasks.template import BoundTemplate, Template
+from softprompt.tasks.verbalizer import Verbalizer, bind_verbalizer, calibrate
+
+CONTENT_FREE = ("N/A", "", "[MASK]")
+"""The content-free inputs of Zhao et al. 2021."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassPrediction:
+    """The likeliest label, and the probability of every label (they sum to 1)."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+class TextClassification(Task):
+    """One of K labels for a text, read off the likelihoods of label words.
+
+    Raises ValueError (pydantic's) for a template that does not parse, fewer than two labels, an empty or
+    repeated label word, a `columns` key that nothing reads, and for an unknown setting.
+    """
+
+    name: ClassVar[str] = "text-classification"
+    main_metric: ClassVar[str] = "accuracy"
+
+    template: str
+    """The row as text, as in "{text}\\nSentiment:"; see `softprompt.tasks.template`."""
+    labels: Mapping[str, str | Sequence[str]]
+    """Label -> its word or words, exactly as they follow the template: usually with a leading space."""
+    label_column: str = "label"
+    """Column that holds the right label; its values are compared as text, so 1 is "1" and True is "True"."""
+    label_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What the data writes -> label, where the two differ, as in {"0": "negative", "1": "positive"}."""
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Name in the template -> column of the data, where the two differ."""
+    cut: str | None = None
+    """Field that is shortened from its end where a row is too long; by default the only field."""
+    loss: Literal["labels", "lm"] = "labels"
+    """labels: cross-entropy over the class scores. lm: minus the class score of the right label, the
+    language model's own loss, in which other words of the vocabulary compete too."""
+    length_normalised: bool = False
+    """Divide a word's log-likelihood by its length in tokens."""
+    calibrated: bool = False
+    """Predictions by contextual calibration, see `softprompt.tasks.verbalizer.calibrate`; training is
+    unchanged."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels_to_tuples(cls, labels: Any) -> Any:
+        if not isinstance(labels, Mapping):
+            return labels
+        if len({str(label) for label in labels}) < len(labels):
+            raise ValueError(f"labels {list(labels)} are compared as text, and two of them are the same text")
+        return {str(k): w if isinstance(w, str) else tuple(w) for k, w in labels.items()}
+
+    @field_validator("label_values", mode="before")
+    @classmethod
+    def _label_values_to_text(cls, values: Any) -> Any:
+        return {str(k): str(v) for k, v in values.items()} if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _check(self) -> TextClassification:
+        template = Template.parse(self.template, self.cut)
+        check_columns(self.columns, [*template.fields, self.label_column])
+        if len(self.labels) < 2:
+            raise ValueError(f"labels are {list(self.labels)}: two or more are needed")
+        owner: dict[str, str] = {}
+        for label, words in self.label_words.items():
+            if not words or not all(word.strip() for word in words):
+                raise ValueError(
+                    f"label {label!r} has the words {list(words)}: each label needs words that are not empty"
+                )
+            for word in words:
+                if word in owner:
+                    raise ValueError(
+                        f"label word {word!r} stands for {owner[word]!r} and for {label!r}; give each its own"
+                    )
+                owner[word] = label
+        unknown = [value for value in self.label_values.values() if value not in self.labels]
+        if unknown:
+            raise ValueError(
+                f"label_values lead to {unknown}, which are not among the labels {list(self.labels)}"
+            )
+        return self
+
+    @property
+    def label_words(self) -> Mapping[str, Sequence[str]]:
+        """Label -> its words, always as a sequence."""
+        return {label: (words,) if isinstance(words, str) else words for label, words in self.labels.items()}
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the template's fields."""
+        return Template.parse(self.template, self.cut).fields
+
+    def bind(self, setting: TextSetting) -> TextClassificationEncoder:
+        """Raises ValueError where template or label words do not suit the tokenizer or P."""
+        return TextClassificationEncoder(
+            self,
+            setting,
+            Template.parse(self.template, self.cut).bind(setting),
+            bind_verbalizer(self.label_words, setting.tokenizer, length_normalised=self.length_normalised),
+        )
+
+    def read_label(self, row: Row) -> str:
+        """The right label of a row. Raises ValueError if its column is missing or its value is no label."""
+        value = str(read_column(row, self.label_column, self.columns))
+        label = self.label_values.get(value, value)
+        if label not in self.labels:
+            raise ValueError(
+                f"label {value!r} is not among the labels {list(self.labels)}, in row"
+                f" {reprlib.repr(dict(row))}; add it to labels, or say what it means, as in"
+                f" label_values={{{value!r}: {next(iter(self.labels))!r}}}"
+            )
+        return label
+
+    def evaluate(self, predictions: Sequence[ClassPrediction], rows: Sequence[Row]) -> dict[str, Any]:
+        """See `classification_metrics`."""
+        gold = [self.read_label(row) for row in rows]
+        return classification_metrics(gold, [p.label for p in predictions], list(self.labels))
+
+    def render(self, row: Row, *, answer: bool = True) -> str:
+        """The row as text, literals exactly as written, then the first word of its label."""
+        template = Template.parse(self.template, self.cut)
+        text = template.fill(read_fields(row, template.fields, self.columns))
+        return text + self.label_words[self.read_label(row)][0] if answer else text
+
+
+@dataclasses.dataclass(frozen=True)
+class TextClassificationEncoder:
+    """A `TextClassification` bound to a tokenizer; see `TaskEncoder`."""
+
+    task: TextClassification
+    setting: TextSetting
+    template: BoundTemplate
+    verbalizer: Verbalizer
+
+    def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
+        """Tokens of a row, with all words of all labels as targets; `gold` is the right label's first word.
+
+        Raises ValueError for a missing column or value, an unknown label, and a row too long to be cut.
+        """
+        values = read_fields(row, self.template.template.fields, self.task.columns)
+        gold = self.verbalizer.first_word(self.task.read_label(row)) if answer else None
+        return EncodedRow(self._context(values), self.verbalizer.words, gold)
+
+    def _context(self, values: Mapping[str, str]) -> tuple[int, ...]:
+        longest = max(map(len, self.verbalizer.words))
+        return self.template.encode(values, max_tokens=self.setting.max_tokens, reserved=longest)
+
+    def loss(self, logits: TargetLogits, rows: Sequence[EncodedRow]) -> Tensor:
+        """Loss of each row, (B,), nats; see the task's `loss`. Raises ValueError for a row without its
+        label."""
+        gold = [row.gold for row in rows]
+        if None in gold:
+            raise ValueError(f"row {gold.index(None)} was encoded without its answer; the loss needs it")
+        scores = self.verbalizer.class_scores(logits)  # (B, K)
+        right = torch.tensor([self.verbalizer.owner[g] for g in gold if g is not None], device=scores.device)
+        if self.task.loss == "labels":
+            return functional.cross_entropy(scores, right, reduction="none")
+        return -scores.gather(1, right[:, None])[:, 0]  # (B, K) -> (B,)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        model: Scorer,
+        rows: Sequence[EncodedRow],
+        *,
+        batch_size: int = 16,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[ClassPrediction]:
+        """The likeliest label of each row, in order. `on_batch` is called with the number of rows done so
+        far."""
+        predictions: dict[int, ClassPrediction] = {}
+        content_free: dict[int, Tensor] = {}
+        for batch in by_length([len(row.context) for row in rows], batch_size):
+            scores = self.verbalizer.class_scores(model.score([rows[i] for i in batch]))  # (B, K)
+            for i, row_scores in zip(batch, scores, strict=True):
+                log_probabilities = row_scores.log_softmax(dim=-1)
+                if self.task.calibrated:
+                    prompt = rows[i].prompt
+                    if prompt not in content_free:
+                        content_free[prompt] = self._content_free_scores(model, prompt)
+                    log_probabilities = calibrate(row_scores[None], content_free[prompt])[0]
+                predictions[i] = self._prediction(log_probabilities)
+            if on_batch is not None:
+                on_batch(len(predictions))
+        return [predictions[i] for i in range(len(rows))]
+
+    def _content_free_scores(self, model: Scorer, prompt: int) -> Tensor:
+        fields = self.template.template.fields
+        contexts = [self._context(dict.fromkeys(fields, text)) for text in CONTENT_FREE]
+        return self.verbalizer.class_scores(
+            model.score([EncodedRow(context, self.verbalizer.words, prompt=prompt) for context in contexts])
+        )
+
+    def _prediction(self, log_probabilities: Tensor) -> ClassPrediction:
+        probabilities = dict(zip(self.verbalizer.labels, log_probabilities.exp().tolist(), strict=True))
+        return ClassPrediction(max(probabilities, key=probabilities.__getitem__), probabilities)

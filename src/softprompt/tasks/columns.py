@@ -1,0 +1,56 @@
+"""Reading the columns of a row, with errors that say what the row has."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from softprompt.tasks.base import Row
+
+
+def guess(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the nearest known one, or all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {known}"
+
+
+def read_column(row: Row, name: str, columns: Mapping[str, str]) -> Any:
+    """The value of a template's (or label) column in a row; `columns` renames from template to data.
+
+    Raises ValueError naming the columns that the row has if it is not there, and if its value is missing
+    (None or NaN).
+    """
+    column = columns.get(name, name)
+    if column not in row:
+        have = [str(key) for key in row]
+        near = difflib.get_close_matches(column, have, n=1, cutoff=0.5)
+        others = [key for key in have if key not in columns.values()]
+        likely = near[0] if near else next(iter(others), "...")
+        renamed = f" (for {name!r})" if column != name else ""
+        raise ValueError(
+            f"columns are {have}, {column!r} is needed{renamed}: pass columns={{{name!r}: {likely!r}}}"
+            " or whichever column holds it"
+        )
+    value = row[column]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise ValueError(
+            f"column {column!r} is {value!r} in row {reprlib.repr(dict(row))}; fill or drop such rows"
+        )
+    return value
+
+
+def read_fields(row: Row, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Field name -> text. Values that are no strings are turned into text with `str`; empty text is
+    allowed."""
+    return {name: str(read_column(row, name, columns)) for name in names}
+
+
+def check_columns(columns: Mapping[str, str], names: Sequence[str]) -> None:
+    """Raises ValueError for a key of `columns` that names nothing the task reads."""
+    for key in columns:
+        if key not in names:
+            raise ValueError(f"columns has the key {key!r}, which the task does not read{guess(key, names)}")

@@ -1,0 +1,210 @@
+"""Text generation: an answer of several tokens, ended by a mark. B rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from softprompt.data import by_length
+from softprompt.outputs import EncodedRow, TargetLogits
+from softprompt.tasks.base import Row, Scorer, Task, TextSetting
+from softprompt.tasks.columns import check_columns, read_fields
+from softprompt.tasks.metrics import generation_metrics
+from softprompt.tasks.template import Bos, BoundTemplate, Soft, Template, tokenize
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+class TextGeneration(Task):
+    """A text for a text, decoded greedily.
+
+    Raises ValueError (pydantic's) for a template that does not parse, a target with slots or without fields,
+    a `columns` key that nothing reads, and for an unknown setting.
+    """
+
+    name: ClassVar[str] = "text-generation"
+    main_metric: ClassVar[str] = "rouge_l"
+
+    template: str
+    """The row as text, as in "{question}\\nAnswer:"; see `softprompt.tasks.template`."""
+    target: str = "{answer}"
+    """The answer: text and fields, no slots. Begin it with a space where the template ends with a word or a
+    colon."""
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Name in the template or target -> column of the data, where the two differ."""
+    cut: str | None = None
+    """Field that is shortened from its end where a row is too long; by default the template's only field."""
+    max_new_tokens: int = Field(default=32, ge=1)
+    """Longest generated answer in tokens, end mark included; as many are kept free when a row is cut."""
+    end: str = Field(default="eos", min_length=1)
+    """What ends an answer: "eos", the tokenizer's end-of-sequence token; "newline"; or any other text."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TextGeneration:
+        template, target = Template.parse(self.template, self.cut), Template.parse(self.target)
+        if any(isinstance(part, Soft | Bos) for part in target.parts):
+            raise ValueError(
+                f"target {self.target!r} has a slot; soft slots and {{bos}} belong into the template"
+            )
+        if not target.fields:
+            raise ValueError(f"target {self.target!r} has no field: every row would have the same answer")
+        check_columns(self.columns, [*template.fields, *target.fields])
+        return self
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the template's fields, the target's not included."""
+        return Template.parse(self.template, self.cut).fields
+
+    @property
+    def end_text(self) -> str | None:
+        """The text that ends an answer, None for the EOS token."""
+        return {"eos": None, "newline": "\n"}.get(self.end, self.end)
+
+    def bind(self, setting: TextSetting) -> TextGenerationEncoder:
+        """Raises ValueError where the template does not suit P, or the tokenizer lacks the EOS token."""
+        eos = setting.tokenizer.eos_token_id
+        if self.end == "eos" and eos is None:
+            raise ValueError(
+                'end="eos", but the tokenizer has no EOS token; use end="newline" or another text'
+            )
+        template = Template.parse(self.template, self.cut).bind(setting)
+        return TextGenerationEncoder(self, setting, template, Template.parse(self.target))
+
+    def evaluate(self, predictions: Sequence[str], rows: Sequence[Row]) -> dict[str, Any]:
+        """See `generation_metrics`. Perplexity needs the model: `TextGenerationEncoder.perplexity`."""
+        return generation_metrics(predictions, [self._reference(row).strip() for row in rows])
+
+    def render(self, row: Row, *, answer: bool = True) -> str:
+        """The row as text, literals exactly as written, then its reference (without the end mark)."""
+        template = Template.parse(self.template, self.cut)
+        text = template.fill(read_fields(row, template.fields, self.columns))
+        return text + self._reference(row) if answer else text
+
+    def _reference(self, row: Row) -> str:
+        target = Template.parse(self.target)
+        return target.fill(read_fields(row, target.fields, self.columns))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextGenerationEncoder:
+    """A `TextGeneration` bound to a tokenizer; see `TaskEncoder`."""
+
+    task: TextGeneration
+    setting: TextSetting
+    template: BoundTemplate
+    target: Template
+
+    def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
+        """Tokens of a row; with `answer`, the reference and its end mark as the one target.
+
+        A row too long is cut to leave room for `max_new_tokens` or the reference, whichever is longer, so
+        that its context is the same in training and in prediction (unless the reference is the longer one).
+        Raises ValueError for a missing column or value, a reference that holds the end mark, and a row too long
+        to be cut.
+        """
+        values = read_fields(row, self.template.template.fields, self.task.columns)
+        targets = (self._target(row),) if answer else ()
+        reserved = max(self.task.max_new_tokens, *map(len, targets), 0)
+        context = self.template.encode(values, max_tokens=self.setting.max_tokens, reserved=reserved)
+        return EncodedRow(context, targets, 0 if answer else None)
+
+    def _target(self, row: Row) -> tuple[int, ...]:
+        text = self.target.fill(read_fields(row, self.target.fields, self.task.columns))
+        if (end := self.task.end_text) is not None:
+            if end in text:
+                raise ValueError(
+                    f"the reference {reprlib.repr(text)} holds the end mark {end!r}, so it could never be generated"
+                    " whole; choose another `end`, or replace the mark in the data"
+                )
+            return tuple(tokenize(self.setting.tokenizer, text + end))
+        return (*tokenize(self.setting.tokenizer, text), self.setting.tokenizer.eos_token_id)
+
+    def loss(self, logits: TargetLogits, rows: Sequence[EncodedRow]) -> Tensor:
+        """-log p of the reference, mean over its tokens, (B,), nats per token.
+
+        Raises ValueError for a row without its reference.
+        """
+        sums, lengths = self._reference_likelihoods(logits)
+        return -sums / lengths
+
+    def _reference_likelihoods(self, logits: TargetLogits) -> tuple[Tensor, Tensor]:
+        if any(count != 1 for count in logits.counts):
+            raise ValueError(
+                f"rows have {set(logits.counts)} targets, expected the reference: encode with its answer"
+            )
+        return logits.log_likelihoods()
+
+    @torch.no_grad()
+    def predict(
+        self,
+        model: Scorer,
+        rows: Sequence[EncodedRow],
+        *,
+        batch_size: int = 16,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[str]:
+        """The generated text of each row, up to the end mark, stripped; in order.
+
+        `on_batch` is called with the number of rows done so far.
+        """
+        predictions: dict[int, str] = {}
+        stops = self._stop_ids()
+        for batch in by_length([len(row.context) for row in rows], batch_size):
+            answers = model.generate(
+                [rows[i] for i in batch],
+                max_new_tokens=self.task.max_new_tokens,
+                do_sample=False,
+                eos_token_id=stops or None,
+            )
+            predictions |= {i: self._read(ids) for i, ids in zip(batch, answers, strict=True)}
+            if on_batch is not None:
+                on_batch(len(predictions))
+        return [predictions[i] for i in range(len(rows))]
+
+    def _stop_ids(self) -> list[int]:
+        """Tokens that stop generation. An end text of several tokens is looked for in the text instead."""
+        eos = self.setting.tokenizer.eos_token_id
+        stops = [] if eos is None else [eos]
+        end = tokenize(self.setting.tokenizer, self.task.end_text or "")
+        return stops + end if len(end) == 1 else stops
+
+    def _read(self, ids: Sequence[int]) -> str:
+        eos = self.setting.tokenizer.eos_token_id
+        if eos in ids:
+            ids = ids[: list(ids).index(eos)]
+        text = str(self.setting.tokenizer.decode(list(ids), skip_special_tokens=True))
+        if self.task.end_text is not None:
+            text = text.split(self.task.end_text, 1)[0]
+        return text.strip()
+
+    @torch.no_grad()
+    def perplexity(
+        self,
+        model: Scorer,
+        rows: Sequence[EncodedRow],
+        *,
+        batch_size: int = 16,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> float:
+        """exp of the mean of -log p over all tokens of all references, end marks included.
+
+        Long references weigh more than short ones here, unlike in the loss. `on_batch` as in `predict`.
+        Raises ValueError if there are no rows or one has no reference.
+        """
+        if not rows:
+            raise ValueError("no rows to take the perplexity of")
+        total, tokens, done = 0.0, 0, 0
+        for batch in by_length([len(row.context) + sum(map(len, row.targets)) for row in rows], batch_size):
+            sums, lengths = self._reference_likelihoods(model.score([rows[i] for i in batch]))
+            total, tokens, done = total - float(sums.sum()), tokens + int(lengths.sum()), done + len(batch)
+            if on_batch is not None:
+                on_batch(done)
+        return math.exp(total / tokens)

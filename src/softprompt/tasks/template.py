@@ -1,0 +1,306 @@
+"""Templates: how a row and its soft slots become tokens.
+
+    {column}      the value of a column, any name; {column:cut} marks the one that may be shortened
+    {soft:N}      a slot for N virtual tokens; {soft} takes what the numbered slots leave
+    {bos}         the tokens that the tokenizer puts in front of a text
+    {{ and }}     a brace
+
+Everything else is literal, spaces next to a slot included: "{soft:3} {text}" is three virtual tokens, then
+the text with a space in front. What stands between two slots is tokenised as one string, so literals and
+values merge as they would in running text; special tokens written out in it ("<|im_start|>", "[MASK]") are
+read as such.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from softprompt.tasks.base import TextSetting
+from softprompt.tasks.columns import guess
+
+
+@dataclass(frozen=True)
+class Literal:
+    text: str
+
+
+@dataclass(frozen=True)
+class Field:
+    name: str
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Soft:
+    length: int | None = None
+    """None: what the numbered slots leave."""
+
+
+@dataclass(frozen=True)
+class Bos:
+    pass
+
+
+Part = Literal | Field | Soft | Bos
+
+_TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|[^{}]+")
+
+
+def parse_template(source: str) -> tuple[Part, ...]:
+    """The parts of a template, in order, neighbouring literals joined.
+
+    Raises ValueError with the position for a lone brace, an empty or unknown field mark, a slot length that
+    is no positive number, a second `{bos}` or a second `{soft}` without a number.
+    """
+    parts: list[Part] = []
+    literal = ""
+    for match in _TOKEN.finditer(source):
+        token = match.group()
+        if token in ("{", "}"):
+            raise ValueError(
+                f"template {source!r}: lone {token!r} at position {match.start()}; write {token * 2!r} for"
+                f" a brace"
+            )
+        if match.group(1) is None:
+            literal += token[0] if token in ("{{", "}}") else token
+            continue
+        if literal:
+            parts.append(Literal(literal))
+            literal = ""
+        parts.append(_parse_braces(match.group(1), source, match.start()))
+    if literal:
+        parts.append(Literal(literal))
+    for part in (Bos(), Soft()):
+        if parts.count(part) > 1:
+            name = "{bos}" if part == Bos() else "{soft} without a number"
+            raise ValueError(f"template {source!r} has {parts.count(part)} times {name}; one is allowed")
+    return tuple(parts)
+
+
+def _parse_braces(inside: str, source: str, position: int) -> Part:
+    name, colon, mark = inside.partition(":")
+    where = f"template {source!r}, position {position}: {{{inside}}}"
+    if name == "soft":
+        if not colon:
+            return Soft()
+        if not re.fullmatch(r"[0-9]+", mark) or int(mark) == 0:
+            raise ValueError(f"{where}: the length of a soft slot is a positive number, as in {{soft:5}}")
+        return Soft(int(mark))
+    if inside == "bos":
+        return Bos()
+    if not name.strip():
+        raise ValueError(f"{where} names no column; write {{{{}}}} for a pair of braces")
+    if colon and (mark != "cut" or name == "bos"):
+        raise ValueError(f"{where}: unknown mark {mark!r}; a field is {{{name}}} or {{{name}:cut}}")
+    return Field(name, cut=bool(colon))
+
+
+@dataclass(frozen=True)
+class Template:
+    """A parsed template. `cut` is the field that may be shortened, None where the template leaves it open."""
+
+    source: str
+    parts: tuple[Part, ...]
+    cut: str | None = None
+
+    @staticmethod
+    def parse(source: str, cut: str | None = None) -> Template:
+        """See `parse_template`. `cut` names the field that may be shortened, like a `{field:cut}` mark.
+
+        Raises ValueError also if `cut` is no field of the template or two fields are marked.
+        """
+        template = Template(source, parse_template(source))
+        marked = list(dict.fromkeys(p.name for p in template.parts if isinstance(p, Field) and p.cut))
+        if cut is not None and cut not in template.fields:
+            raise ValueError(f"cut={cut!r} is no field of template {source!r}{guess(cut, template.fields)}")
+        if cut is not None and cut not in marked:
+            marked.append(cut)
+        if len(marked) > 1:
+            raise ValueError(f"only one field may be cut, template {source!r} and cut={cut!r} name {marked}")
+        if not marked and len(template.fields) == 1:
+            marked = list(template.fields)
+        return Template(source, template.parts, marked[0] if marked else None)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields, each once, in order."""
+        return tuple(dict.fromkeys(p.name for p in self.parts if isinstance(p, Field)))
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        """The text of a row, slots left out, literals exactly as written."""
+        return _fill(self.parts, values)
+
+    def bind(self, setting: TextSetting) -> BoundTemplate:
+        """The template in its normal form, for one tokenizer and P virtual tokens.
+
+        Without a slot, the virtual tokens stand at the front, after the BOS; without `{bos}`, the tokens
+        that the tokenizer itself puts in front of a text (none for many) go to the very front.
+        Raises ValueError if the slots do not take exactly P virtual tokens, or `{bos}` is written and the
+        tokenizer has no such token.
+        """
+        parts = list(self.parts)
+        automatic = automatic_prefix(setting.tokenizer)
+        if Bos() not in parts:
+            parts.insert(0, Bos())
+            bos = automatic
+        else:
+            bos = automatic or _begin_token(setting.tokenizer, self.source)
+        if not any(isinstance(part, Soft) for part in parts):
+            parts.insert(parts.index(Bos()) + 1, Soft())
+
+        numbered = sum(part.length or 0 for part in parts if isinstance(part, Soft))
+        rest = setting.virtual_tokens - numbered
+        if rest < 0 or (rest > 0 and Soft() not in parts):
+            raise ValueError(
+                f"the soft slots of template {self.source!r} take {numbered} virtual tokens, the method"
+                f" brings"
+                f" {setting.virtual_tokens}; make them equal, or write one slot as {{soft}} to take what is"
+                f" left"
+            )
+        pieces: list[tuple[int, ...] | Run] = []
+        virtual = 0
+        for is_text, group in itertools.groupby(parts, key=lambda part: isinstance(part, Literal | Field)):
+            if is_text:
+                pieces.append(Run(tuple(group)))
+                continue
+            for part in group:
+                if isinstance(part, Soft):
+                    length = rest if part.length is None else part.length
+                    pieces.append(tuple(-1 - k for k in range(virtual, virtual + length)))
+                    virtual += length
+                else:
+                    pieces.append(bos)
+        return BoundTemplate(self, setting.tokenizer, tuple(pieces))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Literals and fields between two slots: one string for the tokenizer."""
+
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class BoundTemplate:
+    """A template with its tokenizer. A piece is ids (virtual tokens -1 - k, BOS) or a run of text."""
+
+    template: Template
+    tokenizer: PreTrainedTokenizerBase
+    pieces: tuple[tuple[int, ...] | Run, ...]
+
+    def encode(
+        self, values: Mapping[str, str], *, max_tokens: int | None = None, reserved: int = 0
+    ) -> tuple[int, ...]:
+        """Token ids of a row; virtual token k is -1 - k.
+
+        A row of more than `max_tokens - reserved` tokens gets its cut field shortened from the end until it
+        fits: the result is what the same row with a shorter value would give. Literals and other fields stay
+        whole.
+        Raises ValueError with the numbers if that is not enough, or if the template leaves open which field
+        to cut.
+        """
+        ids = self._ids(values)
+        if not ids:
+            raise ValueError(
+                f"template {self.template.source!r} gives no tokens for {reprlib.repr(dict(values))}; put"
+                " some text, {bos} or a soft slot into it, so that there is something to predict from"
+            )
+        if max_tokens is None or len(ids) <= max_tokens - reserved:
+            return ids
+        return self._cut(values, len(ids), max_tokens, reserved)
+
+    def _ids(self, values: Mapping[str, str]) -> tuple[int, ...]:
+        ids: list[int] = []
+        for piece in self.pieces:
+            ids += tokenize(self.tokenizer, _fill(piece.parts, values)) if isinstance(piece, Run) else piece
+        return tuple(ids)
+
+    def _cut(self, values: Mapping[str, str], length: int, max_tokens: int, reserved: int) -> tuple[int, ...]:
+        room = max_tokens - reserved
+        name = self.template.cut
+        found = f"a row takes {length} tokens; max_tokens={max_tokens} less {reserved} (answer) is {room}"
+        if name is None:
+            raise ValueError(
+                f"{found}; template {self.template.source!r} has the fields {list(self.template.fields)}:"
+                ' say which one may be shortened, as in {field:cut} or cut="field"'
+            )
+        shortest = self._ids({**values, name: ""})
+        if len(shortest) > room:
+            raise ValueError(
+                f"{found}, but without {name!r} the row still takes {len(shortest)}; raise max_tokens,"
+                " shorten the template or the other fields, or use fewer virtual tokens"
+            )
+        value = values[name]
+        if self.tokenizer.is_fast:
+            return self._cut_by_offsets(values, name, value, length - room, room) or shortest
+        return self._cut_by_bisection(values, name, value, room) or shortest
+
+    def _cut_by_offsets(
+        self, values: Mapping[str, str], name: str, value: str, excess: int, room: int
+    ) -> tuple[int, ...] | None:
+        encoding = self.tokenizer(value, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ends = [end for _, end in encoding["offset_mapping"]]
+        times = sum(isinstance(part, Field) and part.name == name for part in self.template.parts)
+        keep = len(ends)
+        # Tokens merge differently at the new end, so one step may not be enough; each removes one or more.
+        while (keep := keep - -(-excess // times)) > 0:
+            ids = self._ids({**values, name: value[: ends[keep - 1]]})
+            if len(ids) <= room:
+                return ids
+            excess = len(ids) - room
+        return None
+
+    def _cut_by_bisection(
+        self, values: Mapping[str, str], name: str, value: str, room: int
+    ) -> tuple[int, ...] | None:
+        best = None
+        fits, too_long = 0, len(value)
+        while too_long - fits > 1:
+            middle = (fits + too_long) // 2
+            ids = self._ids({**values, name: value[:middle]})
+            if len(ids) <= room:
+                best, fits = ids, middle
+            else:
+                too_long = middle
+        return best
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text, no special tokens added."""
+    if not text:
+        return []
+    # verbose=False: the tokenizer would warn of texts longer than its model, which are cut later.
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def automatic_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The special tokens that the tokenizer puts in front of a text by itself: a BOS, [CLS], a language
+    code, or none."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return tuple(full[:start])
+    return ()
+
+
+def _begin_token(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[int, ...]:
+    for token in (tokenizer.bos_token_id, tokenizer.cls_token_id):
+        if token is not None:
+            return (int(token),)
+    raise ValueError(
+        f"template {source!r} writes {{bos}}, but the tokenizer has neither a BOS nor a CLS token; drop it"
+    )
+
+
+def _fill(parts: Iterable[Part], values: Mapping[str, str]) -> str:
+    texts = (
+        p.text if isinstance(p, Literal) else values[p.name] for p in parts if isinstance(p, Literal | Field)
+    )
+    return "".join(texts)
