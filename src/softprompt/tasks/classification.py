@@ -67,12 +67,17 @@ class TextClassification(Task):
 
     @field_validator("labels", mode="before")
     @classmethod
-    def _labels_to_tuples(cls, labels: Any) -> Any:
+    def _labels_to_text(cls, labels: Any) -> Any:
         if not isinstance(labels, Mapping):
             return labels
         if len({str(label) for label in labels}) < len(labels):
             raise ValueError(f"labels {list(labels)} are compared as text, and two of them are the same text")
-        return {str(k): w if isinstance(w, str) else tuple(w) for k, w in labels.items()}
+        return {str(label): words for label, words in labels.items()}
+
+    @field_validator("labels")
+    @classmethod
+    def _words_to_tuples(cls, labels: Mapping[str, str | Sequence[str]]) -> Mapping[str, str | Sequence[str]]:
+        return {label: words if isinstance(words, str) else tuple(words) for label, words in labels.items()}
 
     @field_validator("label_values", mode="before")
     @classmethod
@@ -139,6 +144,20 @@ class TextClassification(Task):
         """See `classification_metrics`."""
         gold = [self.read_label(row) for row in rows]
         return classification_metrics(gold, [p.label for p in predictions], list(self.labels))
+
+    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
+        """Labels without a training row; a model that gives all rows the same label."""
+        found = []
+        seen = {self.read_label(row) for row in train}
+        if unseen := [label for label in self.labels if label not in seen]:
+            found.append(f"no training row has the labels {unseen}: they cannot be learned")
+        used = [label for label, count in metrics.get("predicted", {}).items() if count]
+        if len(used) == 1 and len(seen) > 1:
+            found.append(
+                f"every validation row was given the label {used[0]!r}: nothing but the majority was learned;"
+                " try more steps or another learning_rate"
+            )
+        return found
 
     def render(self, row: Row, *, answer: bool = True) -> str:
         """The row as text, literals exactly as written, then the first word of its label."""
@@ -207,6 +226,12 @@ class TextClassificationEncoder:
             if on_batch is not None:
                 on_batch(len(predictions))
         return [predictions[i] for i in range(len(rows))]
+
+    def likelihood_metrics(
+        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
+    ) -> dict[str, float]:
+        """None: predictions say it all."""
+        return {}
 
     def _content_free_scores(self, model: Scorer, prompt: int) -> Tensor:
         fields = self.template.template.fields

@@ -107,8 +107,8 @@ class TextGenerationEncoder:
 
         A row too long is cut to leave room for `max_new_tokens` or the reference, whichever is longer, so
         that its context is the same in training and in prediction (unless the reference is the longer one).
-        Raises ValueError for a missing column or value, a reference that holds the end mark, and a row too long
-        to be cut.
+        Raises ValueError for a missing column or value, a reference that holds the end mark, and a row
+        too long to be cut.
         """
         values = read_fields(row, self.template.template.fields, self.task.columns)
         targets = (self._target(row),) if answer else ()
@@ -121,8 +121,8 @@ class TextGenerationEncoder:
         if (end := self.task.end_text) is not None:
             if end in text:
                 raise ValueError(
-                    f"the reference {reprlib.repr(text)} holds the end mark {end!r}, so it could never be generated"
-                    " whole; choose another `end`, or replace the mark in the data"
+                    f"the reference {reprlib.repr(text)} holds the end mark {end!r}, so it could never be"
+                    " generated whole; choose another `end`, or replace the mark in the data"
                 )
             return tuple(tokenize(self.setting.tokenizer, text + end))
         return (*tokenize(self.setting.tokenizer, text), self.setting.tokenizer.eos_token_id)
@@ -184,6 +184,12 @@ class TextGenerationEncoder:
         if self.task.end_text is not None:
             text = text.split(self.task.end_text, 1)[0]
         return text.strip()
+
+    def likelihood_metrics(
+        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
+    ) -> dict[str, float]:
+        """Perplexity of the references."""
+        return {"perplexity": self.perplexity(model, rows, batch_size=batch_size)}
 
     @torch.no_grad()
     def perplexity(

@@ -65,7 +65,7 @@ def parse_template(source: str) -> tuple[Part, ...]:
         if token in ("{", "}"):
             raise ValueError(
                 f"template {source!r}: lone {token!r} at position {match.start()}; write {token * 2!r} for"
-                f" a brace"
+                " a brace"
             )
         if match.group(1) is None:
             literal += token[0] if token in ("{{", "}}") else token
@@ -159,9 +159,9 @@ class Template:
         if rest < 0 or (rest > 0 and Soft() not in parts):
             raise ValueError(
                 f"the soft slots of template {self.source!r} take {numbered} virtual tokens, the method"
-                f" brings"
+                " brings"
                 f" {setting.virtual_tokens}; make them equal, or write one slot as {{soft}} to take what is"
-                f" left"
+                " left"
             )
         pieces: list[tuple[int, ...] | Run] = []
         virtual = 0

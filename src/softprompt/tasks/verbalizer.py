@@ -69,7 +69,8 @@ def bind_verbalizer(
             ids = tuple(tokenize(tokenizer, word))
             if not ids or tokenizer.unk_token_id in ids:
                 raise ValueError(
-                    f"label word {word!r} of {label!r} has no or unknown tokens {ids} in this tokenizer; take another"
+                    f"label word {word!r} of {label!r} has no or unknown tokens {ids} in this"
+                    " tokenizer; take another word"
                 )
             if ids in words:
                 other, other_word = words[ids]
