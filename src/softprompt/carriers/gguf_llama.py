@@ -117,10 +117,10 @@ def read_llama(path: Path) -> "LlamaForCausalLM":
         state[transformers_name(tensor.name)] = torch.from_numpy(np.array(weight, dtype=np.float32))
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    with torch.device("meta"):  # skips the random initialisation of weights that are replaced at once
+    # The random weights are replaced at once; a first fetch must not move the random numbers of its caller.
+    with torch.random.fork_rng(devices=[]):
         model = LlamaForCausalLM(config)
-    model.load_state_dict(state, strict=True, assign=True)
-    model.tie_weights()
+    model.load_state_dict(state, strict=True)
     return model.eval()
 
 

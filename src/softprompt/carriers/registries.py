@@ -159,27 +159,27 @@ def _pypi_addresses(archive: Archive, reasons: list[str]) -> Iterator[tuple[str,
             yield address, settings.connection
 
 
-def _npm_setting(key: str) -> str | None:
-    # npm reads the same variables; asking them first spares those without npm from installing it.
-    if value := os.environ.get(f"npm_config_{key}") or os.environ.get(f"NPM_CONFIG_{key.upper()}"):
-        return value
-    npm = shutil.which("npm")
-    if npm is None:
-        return None
-    value = _output_of([npm, "config", "get", key]).strip()
-    return None if value in {"", "null", "undefined"} else value
+def _npm_settings() -> dict[str, Any]:
+    """npm's settings with its defaults; without npm, those in its environment variables."""
+    if npm := shutil.which("npm"):
+        return dict(json.loads(_output_of([npm, "config", "list", "--json"])))
+    variables = {key.lower(): value for key, value in os.environ.items() if value}
+    keys = ("registry", "cafile", "https-proxy")
+    return {key: variables.get(f"npm_config_{key.replace('-', '_')}") for key in keys}
 
 
 def _npm_addresses(archive: Archive, reasons: list[str]) -> Iterator[tuple[str, Connection]]:
-    scope = archive.package.split("/")[0] if archive.package.startswith("@") else None
-    registry = (_npm_setting(f"{scope}:registry") if scope else None) or _npm_setting("registry")
-    if registry is None:
+    settings = _npm_settings()
+    scope = archive.package.split("/")[0]
+    registry = settings.get(f"{scope}:registry") or settings.get("registry")
+    if not registry:
         raise OSError(
             "npm was not found, so its registry is not known; install npm, or set NPM_CONFIG_REGISTRY"
         )
-    certificate = _npm_setting("cafile") or os.environ.get("NODE_EXTRA_CA_CERTS")
-    proxy = _npm_setting("https-proxy") or _npm_setting("proxy")
-    connection = Connection(certificate=certificate, proxy=proxy)
+    connection = Connection(
+        certificate=settings.get("cafile") or os.environ.get("NODE_EXTRA_CA_CERTS"),
+        proxy=settings.get("https-proxy") or settings.get("proxy"),
+    )
     page = f"{registry.rstrip('/')}/{quote(archive.package, safe='@')}"
     try:
         releases = json.loads(fetch_text(page, connection, accept="application/json"))["versions"]
@@ -198,5 +198,5 @@ def addresses(archive: Archive, reasons: list[str]) -> Iterator[tuple[str, Conne
     find = _pypi_addresses if archive.registry == "pypi" else _npm_addresses
     try:
         yield from find(archive, reasons)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the tool is missing, or answered what we cannot read
         reasons.append(str(error))

@@ -1,0 +1,89 @@
+"""Facts about the real carriers: what shows that they were fetched and converted right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from softprompt.carriers import CARRIERS, fetch, load_rows
+
+pytestmark = pytest.mark.real
+
+TALE = (
+    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of "
+    "foolishness, it was the epoch of belief, it was the epoch of incredulity, it was the season of Light, "
+    "it was the season of Darkness."
+)
+
+# Rows after repeats and contradictions are removed, counted from the packages of the table.
+LABELS = {
+    "multiemo-hotels": {"negative": 10213, "neutral": 4235, "positive": 7302, "ambivalent": 3044},
+    "multiemo-medicine": {"neutral": 8934, "positive": 5236, "negative": 7024, "ambivalent": 1416},
+    "multiemo-products": {"neutral": 694, "positive": 1827, "negative": 3425, "ambivalent": 1475},
+    "multiemo-reviews": {"negative": 460, "ambivalent": 946, "positive": 896, "neutral": 225},
+    "vitaminc": {"True": 27242, "Neither": 7257, "False": 20169},
+    "fever": {"true": 3259, "false": 3266},
+    "question-types": {
+        "Entity": 1988, "Humans": 1197, "Date": 1026, "Quantity": 477, "Event": 438, "Location": 431,
+        "Facility": 253, "Organization": 188, "Abbreviation": 151, "Money": 137, "Other": 136,
+        "Law": 71, "Time": 7,
+    },
+    "bbc-news": {"business": 503, "entertainment": 369, "politics": 403, "sports": 505, "tech": 347},
+    "spam": {"ham": 4099, "spam": 1648},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[Any, Any]:
+    folder = fetch("smollm2-135m-instruct", progress=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def test_smollm2_has_the_perplexity_of_weights_in_the_right_order(smollm2: tuple[Any, Any]) -> None:
+    model, tokenizer = smollm2
+    ids = tokenizer(TALE, return_tensors="pt").input_ids
+    assert ids.shape == (1, 60)
+    with torch.no_grad():
+        loss = model(input_ids=ids, labels=ids).loss
+    assert loss.exp().item() == pytest.approx(6.005, abs=0.01)
+
+
+def test_smollm2_knows_a_capital(smollm2: tuple[Any, Any]) -> None:
+    model, tokenizer = smollm2
+    batch = tokenizer("The capital of France is", return_tensors="pt")
+    answer = model.generate(**batch, max_new_tokens=2, do_sample=False)[0, batch.input_ids.shape[1] :]
+    assert tokenizer.decode(answer) == " Paris."
+
+
+def test_smollm2_has_the_embedding_scale_that_prompts_start_from(smollm2: tuple[Any, Any]) -> None:
+    table = smollm2[0].get_input_embeddings().weight.detach()
+    assert table.shape == (49152, 576)
+    assert table.std().item() == pytest.approx(0.1356, abs=1e-4)
+    assert table.norm(dim=1).mean().item() == pytest.approx(3.202, abs=1e-3)
+
+
+def test_smollm2_keeps_its_chat_template_and_its_length(smollm2: tuple[Any, Any]) -> None:
+    _, tokenizer = smollm2
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n")
+    assert tokenizer.model_max_length == 8192
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_data_carriers_have_the_rows_that_were_counted(name: str) -> None:
+    splits = [load_rows(name, split) for split in ("train", "validation", "test")]
+    rows = [row for split in splits for row in split]
+    assert Counter(row["label"] for row in rows) == LABELS[name]
+    assert {tuple(row) for row in rows} == {CARRIERS[name].columns}
+    texts = [{next(iter(row.values())) for row in split} for split in splits]
+    assert sum(map(len, texts)) == len(set().union(*texts))
+    assert len(splits[0]) / len(rows) == pytest.approx(0.7, abs=0.03)
+
+
+def test_every_data_carrier_is_counted() -> None:
+    assert set(LABELS) == {name for name, carrier in CARRIERS.items() if carrier.kind == "data"}
