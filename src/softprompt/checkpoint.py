@@ -20,11 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from softprompt import __version__
 from softprompt.errors import CheckpointError
 from softprompt.outputs import EncodedRow
 from softprompt.progress import Record
 from softprompt.recipe import Recipe
+from softprompt.version import __version__
 
 FILE = "checkpoint.safetensors"
 FORMAT = 1

@@ -57,12 +57,12 @@ def backward(
 ) -> Tensor:
     """Gradients of the mean loss over the batch, on every process; returns that loss, ()."""
     mean = torch.zeros((), device=trained[0].device)
-    pieces = accumulation * accelerator.num_processes
     for micro_batch in range(accumulation):
-        share = batch[micro_batch * accelerator.num_processes + accelerator.process_index :: pieces]
-        if not share:  # the last batch of an epoch may have fewer rows than there are pieces
+        # The rows of a micro-batch are the same however many processes share it.
+        share = batch[micro_batch::accumulation][accelerator.process_index :: accelerator.num_processes]
+        if not share:  # the last batch of an epoch may have fewer rows than there are shares
             continue
-        losses = encoder.loss(model.score(share), share)  # (B / pieces,)
+        losses = encoder.loss(model.score(share), share)  # (rows of the share,)
         if losses.shape != (len(share),):
             raise ValueError(
                 f"the task's loss has shape {tuple(losses.shape)} for {len(share)} rows: expected one each"

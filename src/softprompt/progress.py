@@ -76,7 +76,7 @@ class Silent:
 
 
 class ConsoleProgress:
-    """A bar with loss, metrics, tokens per second and remaining time; outside terminals a line per evaluation."""
+    """Loss, metrics, tokens per second remaining time in a bar; without a terminal, a line per evaluation."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)

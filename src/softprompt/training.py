@@ -133,8 +133,7 @@ def train(
                 factor = lr_factor(recipe, state.step)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * factor
-                # The same on every process: they all run the same prompt, dropout included.
-                torch.manual_seed((recipe.seed * 1_000_003 + state.step) % 2**63)
+                _seed(device, recipe.seed * 1_000_003 + state.step)
                 started = time.perf_counter()
                 optimizer.zero_grad()
                 loss = backward(model, encoder, batch, trained, recipe.accumulation, accelerator)
@@ -246,7 +245,7 @@ def _accelerator(recipe: Recipe, folder: Path | None) -> Accelerator:
         )
     if "tensorboard" in recipe.trackers and folder is None:
         raise ValueError("trackers has 'tensorboard', which writes files, but folder is None: give a folder")
-    accelerator = Accelerator(log_with=list(recipe.trackers), project_dir=folder)
+    accelerator = Accelerator(log_with=list(recipe.trackers) or None, project_dir=folder)
     if recipe.trackers:
         settings = asdict(recipe) | {"betas": str(recipe.betas), "trackers": str(recipe.trackers)}
         accelerator.init_trackers(
@@ -297,6 +296,17 @@ def _evaluate(
 
 def _eval_names(metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"eval/{name}": value for name, value in metrics.items()}
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed what a step draws from: alike on all processes, which run the same prompt, dropout included.
+
+    Not torch.manual_seed: it seeds every kind of device, and takes a millisecond for those that are missing.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def _restore(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
