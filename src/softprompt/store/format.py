@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-import softprompt
+from softprompt.version import __version__
 from softprompt.store._folders import replace_folder, standing
 from softprompt.store._json import digest, dumps, parse_object, plain
 from softprompt.store.card import model_card
@@ -32,7 +32,7 @@ _PEFT_CONFIG = "adapter_config.json"
 def library_versions() -> dict[str, str]:
     """Versions that a result may depend on, by name."""
     return {
-        "softprompt": softprompt.__version__,
+        "softprompt": __version__,
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "python": platform.python_version(),
@@ -206,7 +206,7 @@ def _checked_record(content: dict[str, Any], name: str) -> _Record:
     found = content.get("format_version")
     if type(found) is int and found != FORMAT_VERSION:
         raise PromptFileError(
-            f"{name} has format version {found}; this softprompt ({softprompt.__version__}) reads version "
+            f"{name} has format version {found}; this softprompt ({__version__}) reads version "
             f"{FORMAT_VERSION}: "
             + ("upgrade softprompt" if found > FORMAT_VERSION else "the file is damaged")
         )
@@ -267,7 +267,7 @@ def _checked_tensors(content: bytes, expected: _Tensors, name: str) -> dict[str,
             )
             + "\nThe two files are of different prompts; copy both again"
         )
-    return tensors
+    return {key: tensors[key] for key in wanted}  # safetensors gives them in no fixed order
 
 
 def _told(entry: tuple[tuple[int, ...], str] | None) -> str:

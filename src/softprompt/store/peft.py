@@ -83,7 +83,7 @@ def read_peft(folder: str | Path, *, adapter: str | None = None) -> PeftPrompt:
     tensors = _read_tensors(folder)
     read, _ = _FORMATS[peft_type]
     tokens = read(config, tensors, str(folder))
-    others = {key: tensor for key, tensor in tensors.items() if key != _PROMPT}
+    others = {key: tensor.clone() for key, tensor in tensors.items() if key != _PROMPT}
     return PeftPrompt(peft_type, tokens, config, base if isinstance(base, str) and base else None, others)
 
 

@@ -1,0 +1,25 @@
+"""The virtual tokens of any saved prompt, for starting another one from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from softprompt.store.errors import PromptFileError
+from softprompt.store.format import load
+from softprompt.store.peft import read_peft
+
+
+def load_tokens(folder: str | Path) -> Tensor:
+    """Virtual tokens (P, d) of a prompt that this library or PEFT wrote.
+
+    Raises PromptFileError if the folder is neither, is damaged, or holds a prompt without virtual tokens.
+    """
+    if (Path(folder) / "adapter_config.json").exists():
+        return read_peft(folder).tokens
+    saved = load(folder)
+    tokens = saved.tensors.get("prompt.tokens")
+    if tokens is None:
+        raise PromptFileError(f"{folder}: a {saved.method['name']} prompt has no virtual tokens to start from")
+    return tokens
