@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from pydantic import TypeAdapter
+from tokenizers import normalizers
 from torch.testing import assert_close
 
 from softprompt.outputs import EncodedRow
@@ -184,8 +185,6 @@ def test_bad_settings_are_refused_at_the_door(settings, message):
 
 def test_words_that_are_the_same_tokens_are_refused():
     tokenizer = tiny_tokenizer()
-    from tokenizers import normalizers
-
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     with pytest.raises(ValueError, match="' Good' of 'a' and ' good' of 'b' are the same tokens"):
         task(labels={"a": " Good", "b": " good"}).bind(TextSetting(tokenizer))
