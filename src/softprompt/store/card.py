@@ -21,8 +21,8 @@ def model_card(saved: SavedPrompt, folder: str) -> str:
 {_head("softprompt", backbone.name, ["softprompt", method, task])}
 # {_line(folder)}
 
-A prompt for the frozen backbone `{_shown(backbone.name)}` ({_line(backbone.family)}), tuned by
-{_line(method)} for {_line(task)}. The backbone's weights are not in this folder and were not changed.
+A prompt for the backbone `{_shown(backbone.name)}` ({_line(backbone.family)}), tuned by {_line(method)} for
+{_line(task)}. This folder holds what was trained; it is used together with the backbone's own weights.
 
 | | |
 |---|---|
@@ -67,8 +67,8 @@ Recipe:
   told by a fingerprint of the config and of the embedding table (`softprompt.store.check_backbone`).
 - Every weakness and bias of the backbone is still there, and the training data may have added its own.
 - The metrics hold for the data they were measured on. Nothing here was tested on other domains or languages.
-- A reparametrization that was used in training is folded in: more parameters may have been trained than are
-  kept.
+- Where training used a reparametrization it is folded in, so more parameters may have been trained
+  than are kept.
 - Virtual tokens are vectors, not words. The words nearest to them need not explain what they do.
 """
 
