@@ -75,3 +75,164 @@ def test_packed_rows_equal_plain_concatenation(architecture: str, layout: str) -
     backbone = backbone_of(architecture)
     assert backbone.packed
     assert_same(backbone, LAYOUTS[layout], virtual_tokens(backbone))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_prompts_of_different_lengths_in_one_batch_equal_each_alone(architecture: str) -> None:
+    backbone = backbone_of(architecture)
+    tokens = virtual_tokens(backbone, prompts=3)
+    lengths = torch.tensor([5, 2, 4])
+    rows = [
+        front(20, 21, prompt=1, length=2, targets=LABELS),
+        front(20, 21, 30, prompt=0, targets=LABELS),
+        front(22, prompt=1, length=2, targets=LABELS),
+        front(23, 24, 25, prompt=2, length=4, targets=LABELS),  # the only row of its prompt
+        front(20, prompt=0, targets=LABELS),
+    ]
+    packed = backbone.score(rows, PromptOutput(tokens=tokens, lengths=lengths)).token_log_likelihoods()
+    expected = naive_tokens(backbone, rows, tokens)
+    torch.testing.assert_close(packed, expected, rtol=1e-10, atol=1e-10)
+    start = sum(len(t) for t in LABELS)
+    (gradient,) = torch.autograd.grad(packed[:start].sum(), [tokens])  # the first row's alone
+    assert gradient[1, :2].abs().min() > 0
+    assert gradient[0].abs().max() == gradient[2].abs().max() == 0
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
+def test_offsets_follow_the_text_not_the_prompt(architecture: str) -> None:
+    backbone = backbone_of(architecture)
+    offset = virtual_tokens(backbone, length=6, seed=2)  # shorter than some rows: nothing is added beyond
+    assert_same(backbone, FRONT, virtual_tokens(backbone), offset)
+    assert_same(backbone, INLINE, virtual_tokens(backbone), offset)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_compiled_prompt_gives_the_same_logits_in_every_later_call(architecture: str) -> None:
+    backbone = backbone_of(architecture)
+    tokens = virtual_tokens(backbone, prompts=2)
+    prompt = PromptOutput(tokens=tokens.detach(), lengths=torch.tensor([5, 3]))
+    rows = FRONT + [front(22, n, prompt=1, length=3, targets=LABELS) for n in (7, 8)]
+    compiled = backbone.compile(rows, prompt)
+    assert [len(head) for head in compiled.heads] == [7, 4]
+    for batch in (rows, rows[1:2], rows[::-1]):
+        found = backbone.score(batch, compiled).token_log_likelihoods()
+        torch.testing.assert_close(found, naive_tokens(backbone, batch, tokens), rtol=1e-10, atol=1e-10)
+    with pytest.raises(ValueError, match="does not begin with the compiled prompt"):
+        backbone.score([front(99, targets=LABELS)], compiled)
+
+
+@pytest.mark.parametrize("compile_first", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_batch_generates_what_each_row_generates_alone(architecture: str, compile_first: bool) -> None:
+    backbone = backbone_of(architecture)
+    tokens = virtual_tokens(backbone, prompts=2).detach()
+    prompt = PromptOutput(tokens=tokens, lengths=torch.tensor([5, 3]))
+    rows = [front(*row.context[P:]) for row in FRONT] + [front(22, n, 9, 8, prompt=1, length=3) for n in (7, 8)]
+    found = backbone.generate(
+        rows, backbone.compile(rows, prompt) if compile_first else prompt, max_new_tokens=12, do_sample=False, eos_token_id=-1
+    )
+    assert found == [naive.greedy(backbone.model, row.context, tokens[row.prompt], 12) for row in rows]
+
+
+def test_beams_and_samples_of_a_batch_equal_those_of_each_row() -> None:
+    backbone = backbone_of("llama")
+    prompt = PromptOutput(tokens=virtual_tokens(backbone).detach())
+    rows = [front(*row.context[P:]) for row in FRONT]
+    beams = {"max_new_tokens": 6, "num_beams": 3, "num_return_sequences": 2, "do_sample": False, "eos_token_id": -1}
+    together = backbone.generate(rows, prompt, **beams)
+    assert together == [sequence for row in rows for sequence in backbone.generate([row], prompt, **beams)]
+    assert len(together) == 6
+    torch.manual_seed(0)
+    first = backbone.generate(rows, prompt, max_new_tokens=6, do_sample=True)
+    torch.manual_seed(0)
+    assert first == backbone.generate(rows, prompt, max_new_tokens=6, do_sample=True)
+
+
+def test_generation_refuses_what_a_filled_cache_cannot_do() -> None:
+    backbone = backbone_of("llama")
+    prompt = PromptOutput(tokens=virtual_tokens(backbone).detach())
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        backbone.generate(SINGLE, prompt, max_length=20)
+    with pytest.raises(ValueError, match="sets \\['attention_mask'\\] itself"):
+        backbone.generate(SINGLE, prompt, attention_mask=torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradient_checkpointing_changes_nothing_but_memory(architecture: str) -> None:
+    backbone = backbone_of(architecture)
+    backbone.gradient_checkpointing = True
+    assert backbone.packed
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        assert_same(backbone, FRONT, virtual_tokens(backbone))
+    assert not any("forward" in vars(module) for module in backbone.model.modules())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
+def test_tied_and_untied_heads_are_scored_alike(architecture: str, tied: bool) -> None:
+    backbone = backbone_of(architecture, tied=tied)
+    assert_same(backbone, FRONT, virtual_tokens(backbone))
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    backbone = backbone_of("gemma3_text")
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    config = backbone.model.config.to_dict()
+    tokens = virtual_tokens(backbone)
+    backbone.score(FRONT, PromptOutput(tokens=tokens)).token_log_likelihoods().sum().backward()
+    backbone.generate(FRONT, PromptOutput(tokens=tokens.detach()), max_new_tokens=3)
+    assert backbone.model.config._attn_implementation == "sdpa"
+    assert backbone.model.config.to_dict() == config
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in backbone.model.parameters())
+
+
+def test_the_gradient_reaches_the_prompt_after_an_evaluation_under_no_grad() -> None:
+    backbone = backbone_of("llama")
+    tokens = virtual_tokens(backbone)
+    with torch.no_grad():
+        backbone.score(FRONT, PromptOutput(tokens=tokens))
+    assert_same(backbone, FRONT, tokens)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_padded_path_gives_the_same(architecture: str) -> None:
+    backbone = backbone_of(architecture)
+    padded = CausalBackbone(backbone.model, backbone.tokenizer, packed=False)
+    offset = virtual_tokens(backbone, length=6, seed=2)
+    assert_same(padded, FRONT, virtual_tokens(backbone), offset)
+    assert_same(padded, INLINE, virtual_tokens(backbone), offset)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_the_padded_path_generates_the_same(architecture: str) -> None:
+    backbone = backbone_of(architecture)
+    padded = CausalBackbone(backbone.model, backbone.tokenizer, packed=False)
+    prompt = PromptOutput(tokens=virtual_tokens(backbone).detach())
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": -1}
+    assert padded.generate(FRONT, prompt, **options) == backbone.generate(FRONT, prompt, **options)
+
+
+def test_a_model_that_cannot_be_packed_is_found_out() -> None:
+    from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
+
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=4)).eval()
+    mamba = MambaForCausalLM(
+        MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4)
+    ).eval()
+    for model in (bloom, mamba):
+        backbone = CausalBackbone(model.requires_grad_(False), tokenizer)
+        assert not backbone.packed
+        tokens = virtual_tokens(backbone)
+        found = backbone.score(FRONT, PromptOutput(tokens=tokens)).token_log_likelihoods()
+        expected = naive_tokens(backbone, FRONT, tokens.float())
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_virtual_tokens_that_the_prompt_does_not_have_are_an_error() -> None:
+    backbone = backbone_of("llama")
+    with pytest.raises(ValueError, match="asks for virtual token 4, prompt 0 has 4"):
+        backbone.score(FRONT, PromptOutput(tokens=virtual_tokens(backbone, length=4)))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
@@ -47,7 +47,7 @@ class Backbone(Protocol):
     @property
     def spec(self) -> BackboneSpec: ...
     @property
-    def model(self) -> nn.Module: ...
+    def model(self) -> PreTrainedModel: ...
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
     @property
@@ -55,12 +55,23 @@ class Backbone(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    def with_model(self, model: PreTrainedModel) -> Backbone:
+        """The same backbone around another copy of its model (a method that changes weights works on a copy)."""
+        ...
+
+    def with_settings(self, *, gradient_checkpointing: bool = False, compile: bool = False) -> Backbone:
+        """The same model, run to save memory or through torch.compile."""
+        ...
+
     def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> TargetLogits:
         """Logits for every target token of every row, differentiable in the prompt."""
         ...
 
-    def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> PromptOutput:
-        """The part of the prompts that is computed once, reduced to what later calls need (keys and values)."""
+    def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Any:
+        """The prompts with whatever can be computed once done already; `score` and `generate` take it as a prompt.
+
+        Later rows must begin as these rows do, or `score` raises ValueError.
+        """
         ...
 
     def generate(self, rows: Sequence[EncodedRow], prompt: PromptOutput, **options: Any) -> list[list[int]]:

@@ -53,12 +53,11 @@ class CausalBackbone:
         *,
         name: str | None = None,
         packed: bool | None = None,
-        gradient_checkpointing: bool = False,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing = False
         self._packed = packed
         self._forward: Any = model
 
@@ -90,8 +89,9 @@ class CausalBackbone:
         def tokenize(text: str) -> list[int]:
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        heads = getattr(config, "num_attention_heads", None)  # none in a state-space model
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_dim = getattr(config, "head_dim", None) or (heads and config.hidden_size // heads)
         vocabulary = embedding.weight.shape[0]
         sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
         return BackboneSpec(
@@ -99,7 +99,7 @@ class CausalBackbone:
             family=self.family,
             width=embedding.weight.shape[1],
             vocabulary=vocabulary,
-            key_values=((kv_heads, head_dim),) * config.num_hidden_layers,
+            key_values=((kv_heads, head_dim),) * config.num_hidden_layers if heads else (),
             positions=getattr(config, "max_position_embeddings", None),
             embedding_std=embed(sample).std().item(),
             embed=embed,
@@ -107,16 +107,16 @@ class CausalBackbone:
             special_ids=frozenset(self.tokenizer.all_special_ids),
         )
 
-    def compiled(self) -> CausalBackbone:
-        """The same backbone, its forward through torch.compile (dynamic shapes)."""
-        other = CausalBackbone(
-            self.model,
-            self.tokenizer,
-            name=self.name,
-            packed=self.packed,
-            gradient_checkpointing=self.gradient_checkpointing,
-        )
-        other._forward = torch.compile(self.model, dynamic=True)
+    def with_model(self, model: PreTrainedModel) -> CausalBackbone:
+        """The same backbone around another copy of its model."""
+        return CausalBackbone(model, self.tokenizer, name=self.name, packed=self.packed)
+
+    def with_settings(self, *, gradient_checkpointing: bool = False, compile: bool = False) -> CausalBackbone:
+        """The same model, run to save memory or through torch.compile (with dynamic shapes)."""
+        other = self.with_model(self.model)
+        other.gradient_checkpointing = gradient_checkpointing
+        if compile:
+            other._forward = torch.compile(self.model, dynamic=True)
         return other
 
     # --- training and scoring ---------------------------------------------------------------------------------

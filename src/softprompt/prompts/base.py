@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from softprompt.backbones.base import Backbone, BackboneSpec
-from softprompt.outputs import PromptOutput
+from softprompt.outputs import EncodedRow, PromptOutput
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,13 @@ class BuildContext:
 
     spec       the facts of the backbone
     labels     label name -> its words, where the task has labels (class-label initialisation)
-    rows       training rows as dictionaries (demonstrations, data-driven initialisation)
-    render     a row -> the row as plain text with its answer, in the task's template (demonstrations)
+    rows       gives the training rows, encoded without virtual tokens but with their answers (demonstrations)
     generator  the only source of randomness, on the CPU
     """
 
     spec: BackboneSpec
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    rows: Sequence[Mapping[str, Any]] = ()
-    render: Any = None
+    rows: Callable[[], Sequence[EncodedRow]] = tuple
     generator: torch.Generator = field(default_factory=torch.Generator)
 
 
@@ -56,6 +54,10 @@ class Method(ABC):
     @abstractmethod
     def build(self, context: BuildContext) -> PromptModule:
         """A fresh, initialised module."""
+
+    @abstractmethod
+    def restore(self, spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> PromptModule:
+        """The module that was saved as these tensors (its baked `state_dict()`)."""
 
     def prepare(self, backbone: Backbone) -> Backbone:
         """The backbone that this method trains on: the frozen one itself, unless the method changes its weights."""

@@ -57,6 +57,13 @@ class TaskEncoder(Protocol):
         ...
 
 
+    def likelihood_metrics(
+        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
+    ) -> dict[str, float]:
+        """Metrics that need the model and the answers, not predictions (perplexity); empty where there are none."""
+        ...
+
+
 class Task(ABC):
     """Settings of a task: an immutable (pydantic) dataclass that can be written to a file."""
 
@@ -64,12 +71,27 @@ class Task(ABC):
     main_metric: ClassVar[str]
     """The metric that decides which checkpoint is best; higher is better."""
 
+    columns: Mapping[str, str]
+    """Name in the template -> column of the data, where the two differ."""
+
+    @property
+    @abstractmethod
+    def fields(self) -> tuple[str, ...]:
+        """What a row must hold to be predicted, as the template names it."""
+
     @abstractmethod
     def bind(self, setting: TextSetting) -> TaskEncoder: ...
 
     @abstractmethod
     def evaluate(self, predictions: Sequence[Any], rows: Sequence[Row]) -> dict[str, Any]:
         """Metrics over predictions and the rows they are for; scalars by name, and what the task adds (confusion)."""
+
+    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
+        """What makes it doubtful that anything was learned, a sentence each, after training; usually nothing.
+
+        train: the rows trained on; metrics: of the last evaluation, empty without one.
+        """
+        return []
 
     @property
     def label_words(self) -> Mapping[str, Sequence[str]]:

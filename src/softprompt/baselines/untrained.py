@@ -1,0 +1,105 @@
+"""Prompts that nobody trains, served as trained ones are: run once, shared by all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from softprompt.backbones.base import BackboneSpec
+from softprompt.outputs import EncodedRow, PromptOutput
+from softprompt.prompts.base import BuildContext, Method, PromptModule
+
+
+class Words(PromptModule):
+    """The embeddings of fixed words where virtual tokens would stand, (P, d); nothing to train."""
+
+    tokens: Tensor
+
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("tokens", tokens)
+        self.length = len(tokens)
+
+    def forward(self) -> PromptOutput:
+        return PromptOutput(tokens=self.tokens[None] if self.length else None)
+
+
+class Untrained(Method):
+    """A method whose module is fixed words."""
+
+    def restore(self, spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> PromptModule:
+        return Words(tensors["tokens"])
+
+    def parameter_groups(self, module: PromptModule, lr: float) -> list[dict[str, Any]]:
+        return []
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ZeroShot(Untrained):
+    """The template as it is."""
+
+    name = "zero-shot"
+
+    def build(self, context: BuildContext) -> PromptModule:
+        return Words(torch.zeros(0, context.spec.width))
+
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ManualPrompt(Untrained):
+    """A hand-written text where the virtual tokens would stand."""
+
+    text: str = Field(min_length=1)
+    """The instruction, with the line break or space that should follow it."""
+
+    name = "manual-prompt"
+
+    def build(self, context: BuildContext) -> PromptModule:
+        return Words(context.spec.embed(torch.tensor(context.spec.tokenize(self.text))))
+
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class FewShot(Untrained):
+    """Demonstrations in front: training rows in the task's own template, each with its right answer.
+
+    They are drawn by the run's seed, label by label in turn, so that every label is shown as often as possible.
+    """
+
+    shots: int = Field(default=8, gt=0)
+    """How many demonstrations, over all labels."""
+    separator: str = "\n\n"
+    """What stands after each."""
+
+    name = "few-shot"
+
+    def build(self, context: BuildContext) -> PromptModule:
+        rows = _in_turn(context.rows(), context.generator)
+        if len(rows) < self.shots:
+            raise ValueError(f"{self.shots} demonstrations need as many training rows, there are {len(rows)}")
+        gap = context.spec.tokenize(self.separator)
+        ids: list[int] = []
+        for i, row in enumerate(rows[: self.shots]):
+            assert row.gold is not None
+            text = [atom for atom in row.context if atom >= 0]
+            if i and text[0] in context.spec.special_ids:
+                text = text[1:]  # only the first may begin with BOS
+            answer = [token for token in row.targets[row.gold] if token not in context.spec.special_ids]
+            ids += [*text, *answer, *gap]
+        return Words(context.spec.embed(torch.tensor(ids)))
+
+
+
+def _in_turn(rows: Sequence[EncodedRow], generator: torch.Generator) -> list[EncodedRow]:
+    """Shuffled, then one of each label after the other."""
+    groups: dict[Any, list[EncodedRow]] = {}
+    for i in torch.randperm(len(rows), generator=generator).tolist():
+        # A generation task has one target a row and no labels: one group.
+        groups.setdefault(rows[i].gold if len(rows[i].targets) > 1 else None, []).append(rows[i])
+    turns = max((len(group) for group in groups.values()), default=0)
+    return [group[turn] for turn in range(turns) for _, group in sorted(groups.items(), key=str) if turn < len(group)]

@@ -1,0 +1,126 @@
+"""fit: learn a prompt for a task on a frozen backbone."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softprompt import training
+from softprompt.backbones.base import Backbone
+from softprompt.errors import SoftpromptWarning
+from softprompt.model import PromptedModel
+from softprompt.progress import ConsoleProgress, Progress, Silent
+from softprompt.prompts import BuildContext, Method
+from softprompt.recipe import Recipe
+from softprompt.tasks.base import Task
+from softprompt.tuned import Rows, TunedPrompt, bind, evaluate, read_rows, settings_of, trained_tensors
+
+log = logging.getLogger(__name__)
+
+
+def fit(
+    backbone: Backbone,
+    task: Task,
+    method: Method,
+    train: Rows,
+    validation: Rows | None = None,
+    *,
+    recipe: Recipe | None = None,
+    folder: str | Path | None = None,
+    resume: bool = True,
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> TunedPrompt:
+    """Train `method` for `task` on `backbone`, which stays as it is, to the bit.
+
+    train, validation  rows: a list of dictionaries, a carrier's name, a csv, jsonl or parquet file, a hub data set.
+                       A name with splits gives its "train" and "validation" split. The checkpoint with the best
+                       validation metric is kept; without validation rows the last one.
+    recipe             how to train; or its fields as keywords: fit(..., steps=500, batch_size=8)
+    folder             checkpoints go there, so that a run that was killed goes on when it is started again
+    progress           True: a bar; False: silence; or your own
+
+    Raises ValueError for data, templates and settings that do not fit together, TrainingDiverged when the loss becomes
+    NaN. Warns with SoftpromptWarning when the prompt seems to have learned nothing.
+    """
+    if recipe is not None and settings:
+        raise ValueError(f"give either recipe or its fields, not both: {sorted(settings)}")
+    recipe = recipe or Recipe(**settings)
+    train_rows = read_rows(train, "train" if isinstance(train, str) else None)
+    validation_rows = None
+    if validation is not None:
+        validation_rows = read_rows(validation, "validation" if isinstance(validation, str) else None)
+
+    prepared = method.prepare(backbone).with_settings(
+        gradient_checkpointing=recipe.gradient_checkpointing, compile=recipe.compile
+    )
+    spec = prepared.spec
+    plain = bind(prepared, task, 0, recipe.max_tokens)
+    context = BuildContext(
+        spec=spec,
+        labels=task.label_words,
+        rows=lambda: [plain.encode(row) for row in train_rows],
+        generator=torch.Generator().manual_seed(recipe.seed),
+    )
+    module = method.build(context).to(prepared.device)
+    encoder = bind(prepared, task, module.length, recipe.max_tokens)
+    model = PromptedModel(prepared, [module])
+    parameters = trained_tensors(module, prepared.model)
+    peak = recipe.learning_rate or method.learning_rate(spec)
+
+    def validate() -> dict[str, float]:
+        model.forget()
+        assert validation_rows is not None
+        metrics = evaluate(model, task, encoder, validation_rows)
+        model.forget()
+        full.clear()
+        full.update(metrics)
+        return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+    full: dict[str, Any] = {}
+    history: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {"rows": len(train_rows), "learning_rate": peak}
+    if parameters:
+        groups = method.parameter_groups(module, peak)
+        changed = [p for name, p in parameters.items() if name.startswith("backbone.")]
+        if changed:
+            groups.append({"params": changed, "lr": peak})
+        log.info("%s: %d trained parameters", method.name, sum(p.numel() for p in parameters.values()))
+        result = training.train(
+            model,
+            parameters,
+            groups,
+            encoder,
+            [encoder.encode(row) for row in train_rows],
+            recipe,
+            evaluate=validate if validation_rows else None,
+            main_metric=task.main_metric if validation_rows else None,
+            folder=None if folder is None else Path(folder),
+            resume=resume,
+            progress=ConsoleProgress() if progress is True else Silent() if progress is False else progress,
+        )
+        history = [record.as_dict() for record in result.history]
+        facts |= {"steps_made": result.steps, "best_step": result.best_step, "seconds": result.seconds}
+    model.forget()
+    tuned = TunedPrompt(
+        prepared.with_settings(),
+        task,
+        method,
+        module.bake().requires_grad_(False),
+        recipe.max_tokens,
+        settings_of(recipe) | facts | {"trained_parameters": sum(p.numel() for p in parameters.values())},
+        {"validation": validate()} if validation_rows else {},
+        history,
+    )
+    _warn(task.concerns(train_rows, full))
+    return tuned
+
+
+def _warn(concerns: list[str]) -> None:
+    for concern in concerns:
+        warnings.warn(concern, SoftpromptWarning, stacklevel=3)

@@ -1,0 +1,113 @@
+"""Backbone and prompts put together: what a task scores rows with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from softprompt.backbones.base import Backbone
+from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
+from softprompt.prompts.base import PromptModule
+
+
+class PromptedModel:
+    """A backbone behind one prompt, or behind several: then `row.prompt` says which one a row carries.
+
+    While gradients are recorded the prompts are run in every call. Without gradients what all rows share is computed
+    once and kept, until `forget` is called: do so whenever the prompts were trained on.
+    """
+
+    def __init__(self, backbone: Backbone, modules: Sequence[PromptModule]) -> None:
+        self.backbone = backbone
+        self.modules = list(modules)
+        self._kept: Any = None
+
+    def prompt(self) -> PromptOutput:
+        """All prompts as one output, on the backbone's device."""
+        return stack_prompts([module() for module in self.modules])
+
+    def score(self, rows: Sequence[EncodedRow]) -> TargetLogits:
+        """Logits of the target tokens of each row."""
+        if torch.is_grad_enabled():
+            return self.backbone.score(rows, self.prompt())
+        return self.backbone.score(rows, self._compiled(rows))
+
+    def generate(self, rows: Sequence[EncodedRow], **options: Any) -> list[list[int]]:
+        """New token ids for each row."""
+        with torch.no_grad():
+            return self.backbone.generate(rows, self._compiled(rows), **options)
+
+    def forget(self) -> None:
+        """Drop what was kept of the prompts: they have changed."""
+        self._kept = None
+
+    def _compiled(self, rows: Sequence[EncodedRow]) -> Any:
+        if self._kept is None or not _fits(self._kept, rows):
+            self._kept = self.backbone.compile(rows, self.prompt())
+        return self._kept
+
+
+def _fits(compiled: Any, rows: Sequence[EncodedRow]) -> bool:
+    """Whether each row begins with its prompt's compiled head, and that head is not empty for want of rows."""
+    for row in rows:
+        head = compiled.heads[row.prompt]
+        if (row.context[0] < 0 and not head) or len(row.context) <= len(head) or row.context[: len(head)] != head:
+            return False
+    return True
+
+
+def stack_prompts(outputs: Sequence[PromptOutput]) -> PromptOutput:
+    """Single prompts (G = 1 each) as one output with G = len(outputs), padded to the longest.
+
+    Raises ValueError where prompts cannot stand in one batch: virtual tokens beside key-value prefixes.
+    """
+    if len(outputs) == 1:
+        return outputs[0]
+    kinds = {(o.tokens is not None, o.prefix is not None, o.layers is not None) for o in outputs}
+    if len({kind[1:] for kind in kinds}) > 1:
+        raise ValueError("prompts of virtual tokens and of keys and values cannot share a batch: split it by prompt")
+    tokens = _stack_tokens(outputs)
+    offset = _stack_offsets(outputs)
+    prefix, lengths = None, None
+    if outputs[0].prefix is not None:
+        prefix, lengths = _stack_prefixes(outputs)
+    elif tokens is not None:
+        lengths = torch.tensor([0 if o.tokens is None else o.tokens.shape[1] for o in outputs], device=tokens.device)
+    return PromptOutput(tokens=tokens, prefix=prefix, offset=offset, lengths=lengths)
+
+
+def _stack_tokens(outputs: Sequence[PromptOutput]) -> Tensor | None:
+    known = [o.tokens for o in outputs if o.tokens is not None]
+    if not known:
+        return None
+    none = known[0].new_zeros(0, known[0].shape[-1])
+    return pad_sequence([none if o.tokens is None else o.tokens[0] for o in outputs], batch_first=True)  # (G, P, d)
+
+
+def _stack_offsets(outputs: Sequence[PromptOutput]) -> Tensor | None:
+    known = [o.offset for o in outputs if o.offset is not None]
+    if not known:
+        return None
+    none = known[0].new_zeros(0, known[0].shape[-1])
+    return pad_sequence([none if o.offset is None else o.offset[0] for o in outputs], batch_first=True)  # (G, s, d)
+
+
+def _stack_prefixes(outputs: Sequence[PromptOutput]) -> tuple[tuple[KeyValue, ...], Tensor]:
+    prefixes = [o.prefix for o in outputs if o.prefix is not None]
+
+    def stack(layer: int, part: int) -> Tensor:
+        sequences = [prefix[layer][part][0].transpose(0, 1) for prefix in prefixes]  # (1, Hkv, P, D) -> (P, Hkv, D)
+        return pad_sequence(sequences, batch_first=True).transpose(1, 2)  # (G, Hkv, P, D)
+
+    lengths = torch.tensor([prefix[0][0].shape[2] for prefix in prefixes], device=prefixes[0][0][0].device)
+    return tuple((stack(i, 0), stack(i, 1)) for i in range(len(prefixes[0]))), lengths
+
+
+def carrying(rows: Sequence[EncodedRow], prompt: int) -> list[EncodedRow]:
+    """The rows with prompt number `prompt`."""
+    return [replace(row, prompt=prompt) for row in rows]

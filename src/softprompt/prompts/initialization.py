@@ -1,0 +1,81 @@
+"""Initial virtual tokens, at the scale of the embedding table they join.
+
+Every function takes the facts of the backbone and returns (P, d) float32. Paper: Lester et al. 2021 (arXiv 2104.08691),
+section 3.2: drawing from the vocabulary or the class labels beats uniform noise, except for the largest models.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from softprompt.backbones.base import BackboneSpec
+from softprompt.errors import SoftpromptWarning
+
+COMMON_TOKENS = 5000  # the vocabulary's most common pieces, as in the paper; ids are in order of frequency
+
+
+def uniform(spec: BackboneSpec, length: int, generator: torch.Generator) -> Tensor:
+    """Uniform noise with the standard deviation s of the embedding table: U[-s*sqrt(3), s*sqrt(3)].
+
+    The paper's U[-0.5, 0.5] is T5's scale; on a table of standard deviation 0.02 it would start far outside.
+    """
+    bound = spec.embedding_std * math.sqrt(3)
+    return (torch.rand(length, spec.width, generator=generator) * 2 - 1) * bound
+
+
+def sampled_vocabulary(spec: BackboneSpec, length: int, generator: torch.Generator) -> Tensor:
+    """Embeddings of distinct common tokens, no special ones ("sampled vocabulary").
+
+    Raises ValueError if the vocabulary has fewer words than `length`.
+    """
+    words = [i for i in range(min(spec.vocabulary, COMMON_TOKENS + len(spec.special_ids))) if i not in spec.special_ids]
+    words = words[:COMMON_TOKENS]
+    if length > len(words):
+        raise ValueError(f"{length} virtual tokens cannot start as distinct words: the vocabulary offers {len(words)}")
+    chosen = torch.randperm(len(words), generator=generator)[:length]
+    return spec.embed(torch.tensor(words)[chosen])
+
+
+def from_text(spec: BackboneSpec, length: int, text: str) -> Tensor:
+    """Embeddings of a text's tokens, repeated from its beginning or cut to `length`; no special tokens.
+
+    Raises ValueError for a text without tokens; warns when it is cut.
+    """
+    ids = spec.tokenize(text)
+    if not ids:
+        raise ValueError(f"the initial text {text!r} has no tokens")
+    if len(ids) > length:
+        warnings.warn(
+            f"the initial text has {len(ids)} tokens, the prompt {length}: the rest is left out", SoftpromptWarning, stacklevel=2
+        )
+    repeated = [ids[i % len(ids)] for i in range(length)]
+    return spec.embed(torch.tensor(repeated))
+
+
+def from_labels(
+    spec: BackboneSpec, length: int, labels: Mapping[str, Sequence[str]], generator: torch.Generator
+) -> Tensor:
+    """One virtual token per label word, the mean over its pieces; the rest sampled vocabulary ("class label").
+
+    Raises ValueError if the task has no labels.
+    """
+    words = [word for words in labels.values() for word in words]
+    if not words:
+        raise ValueError("the task has no labels to start from: choose another init")
+    rows = [spec.embed(torch.tensor(spec.tokenize(word))).mean(dim=0) for word in words[:length]]
+    return torch.cat([torch.stack(rows), sampled_vocabulary(spec, length - len(rows), generator)])
+
+
+def from_tokens(spec: BackboneSpec, length: int, tokens: Tensor) -> Tensor:
+    """Another prompt's virtual tokens (n, d), repeated from its beginning or cut to `length`.
+
+    Raises ValueError if its width is not the backbone's.
+    """
+    if tokens.ndim != 2 or tokens.shape[1] != spec.width:
+        raise ValueError(f"the initial prompt has shape {tuple(tokens.shape)}, this backbone needs (n, {spec.width})")
+    return tokens.float()[torch.arange(length) % len(tokens)].clone()

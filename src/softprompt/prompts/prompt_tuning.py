@@ -1,0 +1,82 @@
+"""Prompt Tuning: P free vectors in front of the input. Lester, Al-Rfou, Constant, EMNLP 2021 (arXiv 2104.08691).
+
+    max over P_e of  Pr(Y | [P_e; E(x)]),   P_e in R^(P x d), everything else frozen     (section 2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from softprompt.backbones.base import BackboneSpec
+from softprompt.outputs import PromptOutput
+from softprompt.prompts import initialization as initial
+from softprompt.prompts.base import BuildContext, Method, PromptModule
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class PromptTuning(Method):
+    """Virtual tokens in the template's soft slots, by default in front."""
+
+    length: int = Field(default=20, gt=0)
+    """P, virtual tokens. Above 20 little is won, above 100 large models lose (Lester et al., figure 3a)."""
+    init: Literal["vocab", "uniform", "text", "labels", "prompt"] = "vocab"
+    """Where they start: common words, noise of the table's scale, a text, the class labels, another prompt."""
+    init_text: str | None = None
+    """With init="text": its tokens, repeated or cut to `length`."""
+    init_prompt: Path | None = None
+    """With init="prompt": the folder of a saved prompt (ours or PEFT's), its tokens repeated or cut to `length`."""
+
+    name = "prompt-tuning"
+
+    @model_validator(mode="after")
+    def _text_and_prompt_go_with_their_init(self) -> PromptTuning:
+        for field, init in (("init_text", "text"), ("init_prompt", "prompt")):
+            if (getattr(self, field) is not None) != (self.init == init):
+                raise ValueError(f'{field} and init="{init}" go together; got init="{self.init}", {field}={getattr(self, field)!r}')
+        return self
+
+    def build(self, context: BuildContext) -> PromptModule:
+        return VirtualTokens(self._start(context))
+
+    def restore(self, spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> PromptModule:
+        return VirtualTokens(tensors["tokens"])
+
+    def _start(self, context: BuildContext) -> Tensor:
+        spec, generator = context.spec, context.generator
+        match self.init:
+            case "vocab":
+                return initial.sampled_vocabulary(spec, self.length, generator)
+            case "uniform":
+                return initial.uniform(spec, self.length, generator)
+            case "text":
+                assert self.init_text is not None
+                return initial.from_text(spec, self.length, self.init_text)
+            case "labels":
+                return initial.from_labels(spec, self.length, context.labels, generator)
+            case "prompt":
+                from softprompt.store import load_tokens
+
+                assert self.init_prompt is not None
+                return initial.from_tokens(spec, self.length, load_tokens(self.init_prompt))
+
+    def learning_rate(self, spec: BackboneSpec) -> float:
+        """A tenth of the embedding table's standard deviation: AdamW moves each number by about this much a step."""
+        return 0.1 * spec.embedding_std
+
+
+class VirtualTokens(PromptModule):
+    """P free vectors, (P, d) float32."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(tokens.float())
+        self.length = len(tokens)
+
+    def forward(self) -> PromptOutput:
+        return PromptOutput(tokens=self.tokens[None])  # (P, d) -> (1, P, d)

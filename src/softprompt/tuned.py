@@ -1,0 +1,259 @@
+"""A tuned prompt: backbone, task and what was learned, as one value that predicts, evaluates and can be saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from softprompt import store
+from softprompt.backbones.base import Backbone
+from softprompt.backbones.loading import load_backbone
+from softprompt.data import load_rows
+from softprompt.model import PromptedModel
+from softprompt.prompts import Method, PromptModule, methods
+from softprompt.prompts.prompt_tuning import PromptTuning, VirtualTokens
+from softprompt.tasks import TASKS
+from softprompt.tasks.base import Row, Task, TaskEncoder, TextSetting
+
+Rows = Sequence[Row] | str | Path
+
+
+@dataclass(frozen=True, eq=False)
+class TunedPrompt:
+    """The result of `fit`.
+
+    backbone    the frozen model; for methods that change weights, their own copy
+    module      what was learned, in the form it is used in
+    recipe      how it was trained, as plain JSON; empty if it was not
+    metrics     results by data set ("validation" after `fit`), and what they are to be read beside
+    history     one record per optimizer step
+    max_tokens  longest row in tokens, virtual tokens and answer included
+    """
+
+    backbone: Backbone
+    task: Task
+    method: Method
+    module: PromptModule
+    max_tokens: int | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", bind(self.backbone, self.task, self.module.length, self.max_tokens))
+        object.__setattr__(self, "model", PromptedModel(self.backbone, [self.module]))
+
+    encoder: TaskEncoder = field(init=False, repr=False)
+    model: PromptedModel = field(init=False, repr=False)
+
+    def predict(
+        self, inputs: Sequence[str | Row], *, batch_size: int = 16, on_batch: Callable[[int], None] | None = None
+    ) -> list[Any]:
+        """A prediction for each input, in order: see the task for what it is.
+
+        inputs: rows with the template's columns, or plain strings where the template has one column only.
+        Raises ValueError for a string where several columns are needed, and what the task's `encode` raises.
+        """
+        rows = [as_row(self.task, value) for value in inputs]
+        encoded = [self.encoder.encode(row, answer=False) for row in rows]
+        return self.encoder.predict(self.model, encoded, batch_size=batch_size, on_batch=on_batch)
+
+    def evaluate(
+        self, rows: Rows, *, split: str | None = None, batch_size: int = 16, on_batch: Callable[[int], None] | None = None
+    ) -> dict[str, Any]:
+        """The task's metrics over rows that hold the right answers; `rows` as in `fit`."""
+        data = read_rows(rows, split)
+        return evaluate(self.model, self.task, self.encoder, data, batch_size=batch_size, on_batch=on_batch)
+
+    def trained(self) -> dict[str, Tensor]:
+        """Every trained tensor by name: the module's, and the backbone's where the method changed it."""
+        return trained_tensors(self.module, self.backbone.model)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the prompt's folder (prompt.json, prompt.safetensors, README.md), whole or not at all.
+
+        Raises FileExistsError if the folder is not empty and `overwrite` is False, OSError if it cannot be written.
+        """
+        module = {f"prompt.{name}": tensor for name, tensor in self.module.bake().state_dict().items()}
+        changed = {name: t for name, t in self.trained().items() if name.startswith("backbone.")}
+        saved = store.SavedPrompt(
+            method={"name": self.method.name, **settings_of(self.method)},
+            task={"name": self.task.name, **settings_of(self.task)},
+            backbone=identity_of(self.backbone),
+            tensors=module | changed,
+            recipe=dict(self.recipe),
+            metrics=dict(self.metrics),
+            notes={"max_tokens": self.max_tokens, "precision": str(self.backbone.dtype).removeprefix("torch.")},
+        )
+        store.save(folder, saved, overwrite=overwrite)
+        return Path(folder)
+
+    def export_peft(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the prompt in PEFT's format: the same logits there, for text without padding on the left.
+
+        Raises ValueError where PEFT could not give them: virtual tokens that are not all in front, or stand after a BOS
+        that the tokenizer adds; and for methods that PEFT does not know.
+        """
+        tokens = front_tokens(self)
+        spec = self.backbone.spec
+        store.write_peft(
+            folder,
+            tokens,
+            base_model_name=self.backbone.name,
+            num_layers=len(spec.key_values),
+            num_attention_heads=self.backbone.model.config.get_text_config().num_attention_heads,
+            overwrite=overwrite,
+        )
+        return Path(folder)
+
+
+def from_peft(folder: str | Path, backbone: Backbone, task: Task, *, max_tokens: int | None = None) -> TunedPrompt:
+    """A prompt that PEFT wrote, for a task of ours.
+
+    PEFT puts its virtual tokens before everything, BOS included: a template without slots is read that way.
+    Raises PromptFileError for a folder that cannot be read, ValueError for a prompt of another width.
+    """
+    read = store.read_peft(folder)
+    if read.tokens.shape[1] != backbone.spec.width:
+        raise ValueError(
+            f"{folder}: its virtual tokens have width {read.tokens.shape[1]}, {backbone.name} has {backbone.spec.width}: "
+            f"load the backbone it was trained on ({read.base_model_name_or_path})"
+        )
+    module = VirtualTokens(read.tokens).to(backbone.device)
+    method = PromptTuning(length=len(read.tokens))
+    return TunedPrompt(backbone, task, method, module.requires_grad_(False), max_tokens)
+
+
+def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
+    """A prompt that `save` wrote, on its backbone, which is loaded by its name unless it is given.
+
+    Raises PromptFileError for a damaged or foreign folder, WrongBackboneError if the backbone is another one.
+    """
+    saved = store.load(folder)
+    backbone = backbone or load_backbone(saved.backbone.name)
+    store.check_backbone(saved, identity_of(backbone))
+    method = _from_settings(methods(), saved.method, folder, "method")
+    task = _from_settings(TASKS, saved.task, folder, "task")
+    kept = {name.removeprefix("prompt."): t for name, t in saved.tensors.items() if name.startswith("prompt.")}
+    changed = {name.removeprefix("backbone."): t for name, t in saved.tensors.items() if name.startswith("backbone.")}
+    if changed:
+        backbone = method.prepare(backbone)
+        with torch.no_grad():
+            parameters = dict(backbone.model.named_parameters())
+            for name, tensor in changed.items():
+                parameters[name].copy_(tensor)
+        backbone.model.requires_grad_(False)
+    try:
+        module = method.restore(backbone.spec, kept)
+    except KeyError as error:
+        raise store.PromptFileError(f"{folder}: tensor {error} is missing; it has {sorted(saved.tensors)}") from error
+    return TunedPrompt(
+        backbone,
+        task,
+        method,
+        module.to(backbone.device).requires_grad_(False),
+        saved.notes.get("max_tokens"),
+        saved.recipe,
+        saved.metrics,
+    )
+
+
+def evaluate(
+    model: PromptedModel,
+    task: Task,
+    encoder: TaskEncoder,
+    rows: Sequence[Row],
+    *,
+    batch_size: int = 16,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """The task's metrics of a model over rows with answers."""
+    encoded = [encoder.encode(row) for row in rows]
+    predictions = encoder.predict(model, encoded, batch_size=batch_size, on_batch=on_batch)
+    metrics = task.evaluate(predictions, rows)
+    with torch.no_grad():
+        return metrics | encoder.likelihood_metrics(model, encoded, batch_size=batch_size)
+
+
+def bind(backbone: Backbone, task: Task, virtual_tokens: int, max_tokens: int | None) -> TaskEncoder:
+    """The task's encoder for this backbone. Raises ValueError if the prompt leaves no room for any text."""
+    limit = min((n for n in (max_tokens, backbone.spec.positions) if n is not None), default=None)
+    if limit is not None and virtual_tokens >= limit:
+        raise ValueError(
+            f"{virtual_tokens} virtual tokens leave no room for text: a row may have {limit} tokens "
+            f"(max_tokens={max_tokens}, the backbone's limit is {backbone.spec.positions})"
+        )
+    return task.bind(TextSetting(backbone.tokenizer, virtual_tokens, limit))
+
+
+def read_rows(source: Rows, split: str | None = None) -> list[Row]:
+    """Rows from a list of dictionaries or anything that `softprompt.data.load_rows` reads."""
+    return list(load_rows(source, split))
+
+
+def as_row(task: Task, value: str | Row) -> Row:
+    """A string as the row of a template with one field."""
+    if not isinstance(value, str):
+        return value
+    if len(task.fields) != 1:
+        raise ValueError(f"the template needs the columns {list(task.fields)}: pass a dictionary with them, not a string")
+    name = task.fields[0]
+    return {task.columns.get(name, name): value}
+
+
+def trained_tensors(module: nn.Module, model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that require a gradient: of the prompt as `prompt.*`, of the backbone as `backbone.*`."""
+    named = [("prompt", module), ("backbone", model)]
+    return {f"{part}.{name}": p for part, owner in named for name, p in owner.named_parameters() if p.requires_grad}
+
+
+def settings_of(value: Any) -> dict[str, Any]:
+    """The fields of a method, task or recipe as plain JSON."""
+    return dict(TypeAdapter(type(value)).dump_python(value, mode="json"))
+
+
+def identity_of(backbone: Backbone) -> store.BackboneIdentity:
+    """The fingerprint that a saved prompt is checked against."""
+    model = backbone.model
+    return store.fingerprint(
+        model.config,
+        model.get_input_embeddings().weight,
+        name=backbone.name,
+        family=backbone.spec.family,
+        vocabulary=backbone.tokenizer.get_vocab(),
+    )
+
+
+def front_tokens(tuned: TunedPrompt) -> Tensor:
+    """The virtual tokens (P, d) of a prompt that stands in front of everything. Raises ValueError for any other."""
+    output = tuned.module.bake()()
+    if output.tokens is None or output.prefix is not None or output.offset is not None:
+        raise ValueError(f"PEFT's prompt-tuning format holds virtual tokens only; {tuned.method.name} has more to it")
+    probe = tuned.encoder.encode({tuned.task.columns.get(n, n): "a" for n in tuned.task.fields}, answer=False)
+    length = output.tokens.shape[1]
+    if probe.context[:length] != tuple(-1 - k for k in range(length)):
+        raise ValueError(
+            "PEFT puts virtual tokens before everything, in this template they stand elsewhere: train with a template "
+            "that begins with {soft}, and writes {bos} after it if the tokenizer adds one"
+        )
+    return output.tokens[0].detach()
+
+
+def _from_settings(known: Mapping[str, type], saved: Mapping[str, Any], folder: str | Path, kind: str) -> Any:
+    name = saved["name"]
+    if name not in known:
+        raise store.PromptFileError(f"{folder}: unknown {kind} {name!r}; this version knows {', '.join(sorted(known))}")
+    settings = {key: value for key, value in saved.items() if key != "name"}
+    try:
+        return TypeAdapter(known[name]).validate_python(settings)
+    except ValidationError as error:
+        raise store.PromptFileError(f"{folder}: the settings of {kind} {name!r} are not valid: {error}") from error
+
+
