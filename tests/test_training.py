@@ -1,4 +1,4 @@
-"""The loop: what it optimises, when it stops, what it says. Resuming and many processes have their own files."""
+"""The loop: what it optimises, when it stops, what it says."""
 
 from __future__ import annotations
 

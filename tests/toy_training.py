@@ -1,6 +1,6 @@
 """A model and a task small enough for a step to take a millisecond, and runs of them in other processes.
 
-A row's hidden state is the mean of its token and virtual-token embeddings plus an offset. Only prompt and offset
+A row's hidden state is the mean of its token and virtual-token embeddings plus an offset. Prompt and offset
 are trained. P virtual tokens, d width, V vocabulary.
 """
 
@@ -107,11 +107,17 @@ def _kill_self() -> None:
 
 
 class _Telling(Silent):
-    def __init__(self, pipe: Connection) -> None:
+    """Tells of each step; a few after the count-th, waits to be killed, as the run must not end first."""
+
+    def __init__(self, pipe: Connection, count: int) -> None:
         self.pipe = pipe
+        self.left = count + 5
 
     def update(self, record: Record) -> None:
         self.pipe.send(record.step)
+        self.left -= 1
+        if self.left == 0:
+            signal.pause()
 
 
 def killed_run(folder: Path, way: str, count: int, pipe: Connection) -> None:
@@ -147,7 +153,8 @@ def killed_run(folder: Path, way: str, count: int, pipe: Connection) -> None:
     Path.replace = killing_rename  # type: ignore[assignment,method-assign]
     # Left out for speed: it guards against a power cut, while a killed process loses nothing that it wrote.
     os.fsync = lambda descriptor: None
-    toy_run(model, KILLED_RECIPE, folder=folder, progress=_Telling(pipe))
+    progress = _Telling(pipe, count) if way == "outside" else None
+    toy_run(model, KILLED_RECIPE, folder=folder, progress=progress)
     safetensors.torch.save_file(tensors(model), folder / "end.safetensors")
 
 
