@@ -56,9 +56,15 @@ def load_rows(
     return rows if limit is None else subsample(rows, limit, seed)
 
 
+def names_file(source: str | Path) -> bool:
+    """Whether `load_rows` takes this for a file, which has no splits, rather than a carrier or a hub data set."""
+    path = Path(source)
+    return path.suffix in _READERS or path.is_file()
+
+
 def _from_name(source: str | Path, split: str | None, encoding: str) -> list[dict[str, Any]]:
     path = Path(source)
-    if path.suffix in _READERS or path.is_file():
+    if names_file(path):
         if path.suffix not in _READERS:
             raise ValueError(f"{path}: suffix {path.suffix!r} is not known; known are {', '.join(_READERS)}")
         if split is not None:

@@ -12,6 +12,7 @@ import torch
 
 from softprompt import training
 from softprompt.backbones.base import Backbone
+from softprompt.data import names_file
 from softprompt.errors import SoftpromptWarning
 from softprompt.model import PromptedModel
 from softprompt.progress import ConsoleProgress, Progress, Silent
@@ -51,10 +52,10 @@ def fit(
     if recipe is not None and settings:
         raise ValueError(f"give either recipe or its fields, not both: {sorted(settings)}")
     recipe = recipe or Recipe(**settings)
-    train_rows = read_rows(train, "train" if isinstance(train, str) else None)
+    train_rows = read_rows(train, _split_of(train, "train"))
     validation_rows = None
     if validation is not None:
-        validation_rows = read_rows(validation, "validation" if isinstance(validation, str) else None)
+        validation_rows = read_rows(validation, _split_of(validation, "validation"))
 
     prepared = method.prepare(backbone).with_settings(
         gradient_checkpointing=recipe.gradient_checkpointing, compile=recipe.compile
@@ -119,6 +120,10 @@ def fit(
     )
     _warn(task.concerns(train_rows, full))
     return tuned
+
+
+def _split_of(source: Rows, split: str) -> str | None:
+    return split if isinstance(source, str) and not names_file(source) else None
 
 
 def _warn(concerns: list[str]) -> None:
