@@ -15,6 +15,7 @@ from softprompt.backbones.base import Backbone
 from softprompt.data import names_file
 from softprompt.errors import SoftpromptWarning
 from softprompt.model import PromptedModel
+from softprompt.outputs import EncodedRow
 from softprompt.progress import ConsoleProgress, Progress, Silent
 from softprompt.prompts import BuildContext, Method
 from softprompt.recipe import Recipe
@@ -61,11 +62,16 @@ def fit(
         gradient_checkpointing=recipe.gradient_checkpointing, compile=recipe.compile
     )
     spec = prepared.spec
-    plain = bind(prepared, task, 0, recipe.max_tokens)
+
+    def rows_as_text() -> list[EncodedRow]:
+        # Only here: a template with numbered slots cannot be bound without virtual tokens.
+        plain = bind(prepared, task, 0, recipe.max_tokens)
+        return [plain.encode(row) for row in train_rows]
+
     context = BuildContext(
         spec=spec,
         labels=task.label_words,
-        rows=lambda: [plain.encode(row) for row in train_rows],
+        rows=rows_as_text,
         generator=torch.Generator().manual_seed(recipe.seed),
     )
     module = method.build(context).to(prepared.device)
