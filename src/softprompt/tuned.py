@@ -124,7 +124,7 @@ def from_peft(folder: str | Path, backbone: Backbone, task: Task, *, max_tokens:
     if read.tokens.shape[1] != backbone.spec.width:
         raise ValueError(
             f"{folder}: its virtual tokens have width {read.tokens.shape[1]}, {backbone.name} has {backbone.spec.width}: "
-            f"load the backbone it was trained on ({read.base_model_name_or_path})"
+            f"load the backbone it was trained on ({read.base_model_name or 'the file does not say which'})"
         )
     module = VirtualTokens(read.tokens).to(backbone.device)
     method = PromptTuning(length=len(read.tokens))
