@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from softprompt.data import load_rows
 from softprompt.model import PromptedModel
 from softprompt.prompts import Method, PromptModule, methods
 from softprompt.prompts.prompt_tuning import PromptTuning, VirtualTokens
-from softprompt.tasks import TASKS
+from softprompt.tasks import TASKS, TextClassification, TextGeneration
 from softprompt.tasks.base import Row, Task, TaskEncoder, TextSetting
+from softprompt.tasks.template import slot_in_front
 
 Rows = Sequence[Row] | str | Path
 
@@ -126,6 +127,8 @@ def from_peft(folder: str | Path, backbone: Backbone, task: Task, *, max_tokens:
             f"{folder}: its virtual tokens have width {read.tokens.shape[1]}, {backbone.name} has {backbone.spec.width}: "
             f"load the backbone it was trained on ({read.base_model_name or 'the file does not say which'})"
         )
+    if isinstance(task, TextClassification | TextGeneration):
+        task = replace(task, template=slot_in_front(task.template, backbone.tokenizer))
     module = VirtualTokens(read.tokens).to(backbone.device)
     method = PromptTuning(length=len(read.tokens))
     return TunedPrompt(backbone, task, method, module.requires_grad_(False), max_tokens)

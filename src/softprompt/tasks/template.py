@@ -271,6 +271,14 @@ class BoundTemplate:
         return best
 
 
+def slot_in_front(source: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template with a slot before everything, an automatic BOS included; unchanged if it has slots."""
+    parts = parse_template(source)
+    if any(isinstance(part, Soft) for part in parts):
+        return source
+    return ("{soft}" if Bos() in parts or not automatic_prefix(tokenizer) else "{soft}{bos}") + source
+
+
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a text, no special tokens added."""
     if not text:
