@@ -75,7 +75,12 @@ class TunedPrompt:
 
     def trained(self) -> dict[str, Tensor]:
         """Every trained tensor by name: the module's, and the backbone's where the method changed it."""
-        return trained_tensors(self.module, self.backbone.model)
+        return {f"prompt.{name}": p for name, p in self.module.named_parameters()} | self._changed()
+
+    def _changed(self) -> dict[str, Tensor]:
+        """Weights of the backbone that were trained: they, and no others, still require a gradient."""
+        named = self.backbone.model.named_parameters()
+        return {f"backbone.{name}": parameter for name, parameter in named if parameter.requires_grad}
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the prompt's folder (prompt.json, prompt.safetensors, README.md), whole or not at all.
@@ -83,12 +88,11 @@ class TunedPrompt:
         Raises FileExistsError if the folder is not empty and `overwrite` is False, OSError if it cannot be written.
         """
         module = {f"prompt.{name}": tensor for name, tensor in self.module.bake().state_dict().items()}
-        changed = {name: t for name, t in self.trained().items() if name.startswith("backbone.")}
         saved = store.SavedPrompt(
             method={"name": self.method.name, **settings_of(self.method)},
             task={"name": self.task.name, **settings_of(self.task)},
             backbone=identity_of(self.backbone),
-            tensors=module | changed,
+            tensors=module | self._changed(),
             recipe=dict(self.recipe),
             metrics=dict(self.metrics),
             notes={"max_tokens": self.max_tokens, "precision": str(self.backbone.dtype).removeprefix("torch.")},
