@@ -20,7 +20,16 @@ from softprompt.progress import ConsoleProgress, Progress, Silent
 from softprompt.prompts import BuildContext, Method
 from softprompt.recipe import Recipe
 from softprompt.tasks.base import Task
-from softprompt.tuned import Rows, TunedPrompt, bind, evaluate, read_rows, settings_of, trained_tensors
+from softprompt.tuned import (
+    Rows,
+    TunedPrompt,
+    bind,
+    evaluate,
+    identity_of,
+    read_rows,
+    settings_of,
+    trained_tensors,
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +67,8 @@ def fit(
     if validation is not None:
         validation_rows = read_rows(validation, _split_of(validation, "validation"))
 
-    prepared = method.prepare(backbone).with_settings(
+    own = method.prepare(backbone)
+    prepared = own.with_settings(
         gradient_checkpointing=recipe.gradient_checkpointing, compile=recipe.compile
     )
     spec = prepared.spec
@@ -123,6 +133,7 @@ def fit(
         settings_of(recipe) | facts | {"trained_parameters": sum(p.numel() for p in parameters.values())},
         {"validation": validate()} if validation_rows else {},
         history,
+        None if own is backbone else identity_of(backbone),
     )
     _warn(task.concerns(train_rows, full))
     return tuned

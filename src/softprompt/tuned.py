@@ -35,6 +35,7 @@ class TunedPrompt:
     recipe      how it was trained, as plain JSON; empty if it was not
     metrics     results by data set ("validation" after `fit`), and what they are to be read beside
     history     one record per optimizer step
+    identity    of the backbone as it was before the method changed its weights; None: it did not
     max_tokens  longest row in tokens, virtual tokens and answer included
     """
 
@@ -46,6 +47,7 @@ class TunedPrompt:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
+    identity: store.BackboneIdentity | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", bind(self.backbone, self.task, self.module.length, self.max_tokens))
@@ -91,7 +93,7 @@ class TunedPrompt:
         saved = store.SavedPrompt(
             method={"name": self.method.name, **settings_of(self.method)},
             task={"name": self.task.name, **settings_of(self.task)},
-            backbone=identity_of(self.backbone),
+            backbone=self.identity or identity_of(self.backbone),
             tensors=module | self._changed(),
             recipe=dict(self.recipe),
             metrics=dict(self.metrics),
@@ -156,7 +158,8 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
             parameters = dict(backbone.model.named_parameters())
             for name, tensor in changed.items():
                 parameters[name].copy_(tensor)
-        backbone.model.requires_grad_(False)
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in changed)
     try:
         module = method.restore(backbone.spec, kept)
     except KeyError as error:
@@ -169,6 +172,7 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
         saved.notes.get("max_tokens"),
         saved.recipe,
         saved.metrics,
+        identity=saved.backbone if changed else None,
     )
 
 
