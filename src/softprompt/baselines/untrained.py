@@ -84,11 +84,11 @@ class FewShot(Untrained):
             raise ValueError(f"{self.shots} demonstrations need as many training rows, there are {len(rows)}")
         gap = context.spec.tokenize(self.separator)
         ids: list[int] = []
-        for i, row in enumerate(rows[: self.shots]):
+        for row in rows[: self.shots]:
             assert row.gold is not None
             text = [atom for atom in row.context if atom >= 0]
-            if i and text[0] in context.spec.special_ids:
-                text = text[1:]  # only the first may begin with BOS
+            if text and text[0] in context.spec.special_ids:
+                text = text[1:]  # a BOS: the template of the row they are shown to has it already
             answer = [token for token in row.targets[row.gold] if token not in context.spec.special_ids]
             ids += [*text, *answer, *gap]
         return Words(context.spec.embed(torch.tensor(ids)))
