@@ -7,6 +7,7 @@ from softprompt.backbones.loading import load_backbone
 from softprompt.baselines import FewShot, FullTuning, ManualPrompt, ZeroShot
 from softprompt.errors import CheckpointError, SoftpromptWarning, TrainingDiverged
 from softprompt.fitting import fit
+from softprompt.mixed import MixedPrompts
 from softprompt.prompts import PromptTuning, methods
 from softprompt.recipe import Recipe
 from softprompt.store import PromptFileError, WrongBackboneError
@@ -20,6 +21,7 @@ __all__ = [
     "FewShot",
     "FullTuning",
     "ManualPrompt",
+    "MixedPrompts",
     "PromptFileError",
     "PromptTuning",
     "Recipe",

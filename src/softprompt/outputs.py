@@ -6,7 +6,9 @@ V vocabulary, U scored positions, M target tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -100,3 +102,15 @@ class TargetLogits:
         sums = tokens.new_zeros(total).index_add(0, self.target, tokens)
         lengths = torch.bincount(self.target, minlength=total)
         return sums, lengths
+
+    def of_rows(self, rows: Sequence[int]) -> TargetLogits:
+        """The part of these rows of the batch, in this order."""
+        starts = [0, *accumulate(self.counts)]
+        chosen = [t for row in rows for t in range(starts[row], starts[row + 1])]
+        number = torch.full((starts[-1],), -1, device=self.target.device)
+        number[chosen] = torch.arange(len(chosen), device=self.target.device)
+        order = number[self.target]  # (M,): the target's new number, -1 where its row is left out
+        kept = torch.argsort(order, stable=True)[int((order < 0).sum()) :]
+        places, position = self.position[kept].unique(return_inverse=True)
+        counts = tuple(self.counts[row] for row in rows)
+        return TargetLogits(self.logits[places], position, self.token[kept], order[kept], counts)

@@ -1,0 +1,245 @@
+"""The file that describes a run: read, changed by `key=value`, checked.
+
+    backbone: smollm2-135m-instruct            or {name, dtype, device}
+    task: {name: text-classification, template: "{text}\\nMood:", labels: {neg: " bad", pos: " good"}}
+    method: {name: prompt-tuning, length: 20}
+    data: {train: multiemo-products, validation: multiemo-products, test: {source: rows.csv, limit: 500}}
+    recipe: {steps: 300}
+    seed: 0
+
+A path in it starts from the folder the command is run in.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from softprompt.cli._console import explain
+from softprompt.prompts import Method, methods
+from softprompt.recipe import Recipe
+from softprompt.tasks import TASKS
+from softprompt.tasks.base import Task
+from softprompt.tasks.columns import guess
+from softprompt.tuned import settings_of
+
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class BackboneConfig:
+    """Which frozen model, and how it is run."""
+
+    name: str
+    """A carrier, a local folder or a hub id."""
+    dtype: str = "auto"
+    """auto, float32, bfloat16, float16 or float64."""
+    device: str | None = None
+    """By default the first GPU, else the CPU."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SourceConfig:
+    """Where rows come from."""
+
+    source: str
+    """A carrier, a .csv, .tsv, .jsonl, .json or .parquet file, or a data set on the hub."""
+    split: str | None = None
+    """By default the one of its own name (train, validation, test); a file has none."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most so many rows, the same ones whatever the run's seed."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataConfig:
+    """Rows to train on, to choose the best checkpoint by, and to judge the result by."""
+
+    train: SourceConfig
+    validation: SourceConfig | None = None
+    test: SourceConfig | None = None
+    """Evaluated once, at the end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run, every default filled in."""
+
+    backbone: BackboneConfig
+    task: Task
+    method: Method
+    data: DataConfig
+    recipe: Recipe
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values that `parse_config` reads back as the same run."""
+        data = {name: value for name, value in settings_of(self.data).items() if value is not None}
+        recipe = settings_of(self.recipe)
+        seed = recipe.pop("seed")
+        return {
+            "backbone": settings_of(self.backbone),
+            "task": {"name": self.task.name, **settings_of(self.task)},
+            "method": {"name": self.method.name, **settings_of(self.method)},
+            "data": data,
+            "recipe": recipe,
+            "seed": seed,
+        }
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that a YAML file describes, with `key=value` overrides such as "recipe.steps=500".
+
+    Raises ValueError for what is no YAML, an unknown key (naming the nearest known one) and a value that
+    does not fit; FileNotFoundError.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no config {path}; expected a YAML file that describes a run")
+    values = _yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {values!r}, expected keys such as backbone, task, method, data")
+    try:
+        return parse_config(override(values, overrides))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy with each "dotted.key=value" put in, the value read as YAML.
+
+    Raises ValueError for an override without "=" or one that leads through a value that has no keys.
+    """
+    changed = copy.deepcopy(dict(values))
+    for text in overrides:
+        dotted, equals, value = text.partition("=")
+        if not equals or not dotted:
+            raise ValueError(f"override {text!r}: expected key=value, as in recipe.steps=500")
+        changed = _written_out(changed)
+        *parents, last = dotted.split(".")
+        place: Any = changed
+        for parent in parents:
+            if place.get(parent) is None:
+                place[parent] = {}
+            place = place[parent]
+            if not isinstance(place, dict):
+                raise ValueError(f"override {text!r}: {parent!r} is {place!r}, which has no keys to set")
+        place[last] = _yaml(value, f"override {text!r}")
+    return changed
+
+
+def parse_config(values: Mapping[str, Any]) -> RunConfig:
+    """Raises ValueError for an unknown or missing key and a value that does not fit."""
+    values = _written_out(values)
+    _check_keys(values, ["backbone", "task", "method", "data", "recipe", "seed"], "")
+    for key in ("backbone", "task", "method", "data"):
+        if values.get(key) is None:
+            raise ValueError(f"the key {key!r} is missing; a run needs backbone, task, method and data")
+    data = _mapping(values["data"], "data")
+    _check_keys(data, _field_names(DataConfig), "data")
+    for name, source in data.items():
+        if source is not None:
+            _check_keys(_mapping(source, f"data.{name}"), _field_names(SourceConfig), f"data.{name}")
+    return RunConfig(
+        _parsed(BackboneConfig, _mapping(values["backbone"], "backbone"), "backbone"),
+        _by_name(TASKS, _mapping(values["task"], "task"), "task"),
+        _by_name(methods(), _mapping(values["method"], "method"), "method"),
+        _parsed(DataConfig, data, "data"),
+        _parsed(
+            Recipe, _with_seed(_mapping(values.get("recipe") or {}, "recipe"), values.get("seed")), "recipe"
+        ),
+    )
+
+
+def differences(found: Any, expected: Any, place: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> its two values, wherever two nested dictionaries differ."""
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        keys = dict.fromkeys(itertools.chain(found, expected))
+        nested = (
+            differences(found.get(k), expected.get(k), f"{place}.{k}" if place else str(k)) for k in keys
+        )
+        return {key: pair for part in nested for key, pair in part.items()}
+    return {} if found == expected else {place: (found, expected)}
+
+
+def _written_out(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Short forms in full: a backbone, task or method that is only a name, data that is only a source."""
+    full = dict(values)
+    for key in ("backbone", "task", "method"):
+        if isinstance(full.get(key), str):
+            full[key] = {"name": full[key]}
+    if isinstance(full.get("data"), Mapping):
+        full["data"] = {k: {"source": v} if isinstance(v, str) else v for k, v in full["data"].items()}
+    return full
+
+
+def _with_seed(recipe: Mapping[str, Any], seed: Any) -> dict[str, Any]:
+    if seed is None:
+        return dict(recipe)
+    if recipe.get("seed", seed) != seed:
+        raise ValueError(f"seed is {seed!r} and recipe.seed is {recipe['seed']!r}: give one of them")
+    return {**recipe, "seed": seed}
+
+
+def _by_name(known: Mapping[str, type], values: Mapping[str, Any], place: str) -> Any:
+    name = values.get("name")
+    if name is None:
+        raise ValueError(f"{place}.name is missing; known are {sorted(known)}")
+    if name not in known:
+        raise ValueError(f"{place}.name is {name!r}, which is not known{guess(str(name), sorted(known))}")
+    settings = {key: value for key, value in values.items() if key != "name"}
+    _check_keys(settings, _field_names(known[name]), place)
+    return _parsed(known[name], settings, place)
+
+
+def _parsed(kind: type, values: Mapping[str, Any], place: str) -> Any:
+    _check_keys(values, _field_names(kind), place)
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        raise ValueError(explain(error, place)) from error
+
+
+def _field_names(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _check_keys(values: Mapping[str, Any], known: Sequence[str], place: str) -> None:
+    for key in values:
+        if key not in known:
+            where = f"{place}.{key}" if place else key
+            raise ValueError(f"unknown key {where!r}{guess(str(key), known)}")
+
+
+def _mapping(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{place} is {value!r}, expected keys and values")
+    return value
+
+
+def _yaml(text: str, name: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is no valid YAML: {error}") from error
+    _refuse_boolean_keys(value, name)
+    return value
+
+
+def _refuse_boolean_keys(value: Any, name: str) -> None:
+    """YAML reads the label no as False; the data would then never hold it."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if isinstance(key, bool):
+                raise ValueError(
+                    f"{name}: YAML reads a key as {key}: put quotes around a key like yes, no, on or off"
+                )
+            _refuse_boolean_keys(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_boolean_keys(item, name)

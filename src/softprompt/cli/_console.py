@@ -1,0 +1,146 @@
+"""What a verb prints and where, and how it ends: results, warnings, errors, Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TextIO
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+INTERRUPTED = 130  # the shell's code for a process that Ctrl-C ended: 128 + SIGINT
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a verb puts what it has to say.
+
+    human   results for people: stdout, or stderr where stdout is for JSON
+    notes   what goes along with them: always stderr
+    values  becomes the one JSON object
+    """
+
+    human: Console
+    notes: Console
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, message: str, style: str = "") -> None:
+        """A line on stderr, whatever brackets it holds."""
+        self.notes.print(Text(message, style=style), soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """A line on stderr, and an entry under "warnings"."""
+        self.note(f"warning: {message}", "yellow")
+        self.values.setdefault("warnings", []).append(message)
+
+
+@contextlib.contextmanager
+def reporting(as_json: bool, debug: bool) -> Iterator[Report]:
+    """The body of a verb: its errors are one message and exit code 1, Ctrl-C is 130.
+
+    With `as_json` all that is printed in the block goes to stderr, and the report's values end up on stdout;
+    for an error `{"error": {"type": ..., "message": ...}}`. With `debug`, and for errors that nobody foresaw,
+    the traceback.
+    """
+    stdout = sys.stdout
+    notes = Console(stderr=True)
+    report = Report(notes if as_json else Console(), notes)
+    try:
+        # Libraries print to stdout too.
+        with (
+            contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext(),
+            _warnings_in(report),
+        ):
+            yield report
+    except KeyboardInterrupt as interrupt:
+        for note in getattr(interrupt, "__notes__", ["interrupted"]):
+            report.note(note)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if debug or not isinstance(error, _expected()):
+            raise
+        message = _message(error)
+        report.note(f"error: {message}", "bold red")
+        if as_json:
+            _write_json(stdout, {"error": {"type": type(error).__name__, "message": message}})
+        raise typer.Exit(1) from None
+    if as_json:
+        _write_json(stdout, report.values)
+
+
+def _write_json(stream: TextIO, values: Mapping[str, Any]) -> None:
+    stream.write(json.dumps(finite(values), allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The same with None for numbers that JSON does not have (nan, inf)."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+@contextlib.contextmanager
+def _warnings_in(report: Report) -> Iterator[None]:
+    """The library's warnings as lines of the report; others as Python shows them."""
+    from softprompt.errors import SoftpromptWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SoftpromptWarning)
+        others = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, SoftpromptWarning):
+                report.warn(str(message))
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """Errors that are for the user: their messages say what was found, what was expected and what to do."""
+    from softprompt.carriers import CarrierError
+    from softprompt.errors import CheckpointError, TrainingDiverged
+
+    # ValueError: pydantic's ValidationError, PromptFileError and WrongBackboneError too.
+    return ValueError, OSError, CarrierError, CheckpointError, TrainingDiverged
+
+
+def _message(error: Exception) -> str:
+    from pydantic import ValidationError
+
+    return explain(error) if isinstance(error, ValidationError) else str(error) or type(error).__name__
+
+
+def explain(error: ValidationError, place: str = "") -> str:
+    """pydantic's errors in a line each: where, what, and what was found there."""
+    lines = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in (*([place] if place else []), *item["loc"]))
+        message = item["msg"].removeprefix("Value error, ")
+        # A check over several fields has said itself what it found.
+        found = "" if item["type"] in ("value_error", "missing") else f"; found {item['input']!r}"
+        lines.append(f"{where}: {message}{found}" if where else f"{message}{found}")
+    return "\n".join(lines)

@@ -1,0 +1,58 @@
+"""Options that several verbs share, and what they mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from softprompt.backbones.causal import CausalBackbone
+    from softprompt.tuned import TunedPrompt
+
+PromptDir = Annotated[Path, typer.Argument(help="Folder of a saved prompt, or of the run that made it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+BackboneName = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone", help="Where the backbone is now: carrier, folder or hub id.", show_default=False
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="Of the backbone: auto, float32, bfloat16, float16 or float64.", show_default=False),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first GPU if there is one.", show_default=False)
+]
+
+
+def open_backbone(name: str, dtype: str | None, device: str | None) -> CausalBackbone:
+    """Raises ValueError for an unknown dtype, a device that is not there, and what `load_backbone` raises."""
+    import torch
+
+    from softprompt.backbones.loading import load_backbone
+
+    try:
+        where = None if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}, expected cpu, cuda, cuda:1 or the like: {error}") from error
+    if where is not None and where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device is {device!r}, and torch finds {torch.cuda.device_count()} GPUs: try --device cpu"
+        )
+    # load_backbone checks the name of the dtype.
+    return load_backbone(name, dtype=dtype or "auto", device=where)  # type: ignore[arg-type]
+
+
+def open_prompt(folder: Path, backbone: str | None, dtype: str | None, device: str | None) -> TunedPrompt:
+    """The prompt in a folder, or in a run's `prompt` folder, on its backbone or the one that is named."""
+    from softprompt import store
+    from softprompt.tuned import load
+
+    if not (folder / "prompt.json").exists() and (folder / "prompt" / "prompt.json").exists():
+        folder = folder / "prompt"
+    name = backbone or store.load(folder).backbone.name
+    return load(folder, open_backbone(name, dtype, device))

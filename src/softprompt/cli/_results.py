@@ -1,0 +1,56 @@
+"""Rows to measure on, and metrics in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from softprompt.data import load_rows
+
+FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+
+def read_source(source: str, split: str | None, usual: str, limit: int | None) -> list[dict[str, Any]]:
+    """Rows of a source; of one with splits the `usual` split unless another is given. Raises as `load_rows`."""
+    is_file = Path(source).suffix in FILES or Path(source).is_file()
+    return load_rows(source, split or (None if is_file else usual), limit)
+
+
+def scores(main_metric: str, metrics: Mapping[str, Any]) -> str:
+    """The main metric beside what it is judged by: "accuracy 0.8125 (majority class 0.5000, 64 rows)"."""
+    beside = []
+    if main_metric == "accuracy" and "majority_accuracy" in metrics:
+        beside.append(f"majority class {metrics['majority_accuracy']:.4f}")
+    if "rows" in metrics:
+        beside.append(f"{metrics['rows']} rows")
+    return f"{main_metric} {metrics[main_metric]:.4f}" + (f" ({', '.join(beside)})" if beside else "")
+
+
+def metrics_table(columns: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """Metrics that are numbers, a column for each data set."""
+    table = Table("metric", *(escape(name) for name in columns), title=Text(title))
+    names = dict.fromkeys(
+        name
+        for metrics in columns.values()
+        for name, value in metrics.items()
+        if isinstance(value, int | float)
+    )
+    for name in names:
+        table.add_row(name, *(_number(metrics.get(name)) for metrics in columns.values()))
+    return table
+
+
+def never_predicted(metrics: Mapping[str, Any]) -> list[str]:
+    """A sentence if labels that rows have were given to none."""
+    gold = {label for label, row in metrics.get("confusion", {}).items() if any(row.values())}
+    missed = [label for label, count in metrics.get("predicted", {}).items() if not count and label in gold]
+    return [f"no row was given the labels {missed}, which the data have"] if missed else []
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"

@@ -1,0 +1,142 @@
+"""The folder of a run.
+
+config.yaml    the run, every default filled in
+checkpoint/    where training stands
+history.jsonl  a line for each optimizer step
+curve.png      the same as a picture
+prompt/        the saved prompt
+metrics.json   results, and what they were made with; written last: with it the run is finished
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from softprompt import checkpoint, plots, store
+from softprompt.cli._config import RunConfig, differences
+from softprompt.cli._console import finite
+from softprompt.cli._files import write_text
+from softprompt.cli._results import scores
+from softprompt.tuned import TunedPrompt
+from softprompt.version import __version__
+
+# What may differ between a run and the one it goes on from: none of it changes the tensors.
+_FREE = (
+    "recipe.trackers",
+    "recipe.checkpoint_every",
+    "recipe.gradient_checkpointing",
+    "backbone.device",
+    "data.test",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's files, below `path`."""
+
+    path: Path
+
+    @property
+    def prompt(self) -> Path:
+        return self.path / "prompt"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def _is_finished(self) -> bool:
+        # A prompt without the config beside it was put there by somebody else.
+        return self._metrics.exists() or (self.prompt.exists() and not self._config.exists())
+
+    def check(self, config: RunConfig, *, overwrite: bool, resume: bool) -> None:
+        """Raises FileExistsError for a finished run unless `overwrite`, ValueError where an unfinished one that
+        would be resumed has other settings."""
+        if self._is_finished:
+            if not overwrite:
+                raise FileExistsError(
+                    f"{self.path} holds a finished run: give another --output, or --overwrite to replace it"
+                )
+            return
+        if not (resume and self._config.exists() and (self.checkpoint / checkpoint.FILE).exists()):
+            return
+        found = yaml.safe_load(self._config.read_text(encoding="utf-8"))
+        changed = {
+            key: values
+            for key, values in differences(found, yaml.safe_load(_config_text(config))).items()
+            if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
+        }
+        if changed:
+            told = "; ".join(f"{key} is {old!r} there and {new!r} now" for key, (old, new) in changed.items())
+            raise ValueError(
+                f"{self.path} holds an unfinished run with other settings: {told}. "
+                "Give another --output, or --no-resume to start anew"
+            )
+
+    def begin(self, config: RunConfig) -> None:
+        """Write down what is run. What is left of a finished run no longer counts."""
+        if self._is_finished:
+            (self.checkpoint / checkpoint.FILE).unlink(missing_ok=True)
+            self._metrics.unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self._config, _config_text(config))
+
+    def finish(
+        self, config: RunConfig, tuned: TunedPrompt, test: Mapping[str, Any] | None, rows: Mapping[str, int]
+    ) -> TunedPrompt:
+        """Write everything that is known after training; returns the prompt with the test metrics added.
+
+        rows: how many there were, by data set.
+        """
+        if test is not None:
+            tuned = replace(tuned, metrics={**tuned.metrics, "test": dict(test)})
+        write_text(
+            self.path / "history.jsonl",
+            "".join(json.dumps(finite(record)) + "\n" for record in tuned.history),
+        )
+        curve = self.path / "curve.png"
+        curve.unlink(missing_ok=True)
+        if tuned.history:
+            figure = plots.learning_curve(
+                tuned.history,
+                tuned.task.main_metric,
+                baseline=tuned.metrics.get("validation", {}).get("majority_accuracy"),
+                title=f"{config.method.name} on {config.backbone.name}",
+            )
+            plots.save_figure(figure, curve)
+        tuned.save(self.prompt, overwrite=True)
+        results = {
+            "metrics": dict(tuned.metrics),
+            "summary": {
+                name: scores(tuned.task.main_metric, metrics) for name, metrics in tuned.metrics.items()
+            },
+            "main_metric": tuned.task.main_metric,
+            "backbone": tuned.backbone.name,
+            "precision": str(tuned.backbone.dtype).removeprefix("torch."),
+            "device": str(tuned.backbone.device),
+            "method": config.method.name,
+            "rows": dict(rows),
+            "recipe": dict(tuned.recipe),
+            "softprompt": __version__,
+            "versions": store.library_versions(),
+        }
+        write_text(self._metrics, json.dumps(finite(results), indent=2) + "\n")
+        return tuned
+
+
+def _config_text(config: RunConfig) -> str:
+    return yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True, width=100)

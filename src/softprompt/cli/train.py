@@ -1,0 +1,133 @@
+"""softprompt train: a run from its config to a folder with the prompt and everything about it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from softprompt.cli._console import Report, reporting
+from softprompt.cli._options import AsJson, Debug, Device, Dtype, open_backbone
+
+if TYPE_CHECKING:
+    from softprompt.cli._config import RunConfig
+    from softprompt.tuned import TunedPrompt
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file: backbone, task, method, data, recipe, seed.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="key=value, as in recipe.steps=500.", show_default=False, metavar="[KEY=VALUE]..."
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the run.", show_default=False)
+    ] = ...,  # type: ignore[assignment]
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the checkpoint in the folder, if there is one.")
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Tune a prompt as a config says."""
+    with reporting(as_json, debug) as report:
+        changes = [*(overrides or [])]
+        changes += [f"backbone.{k}={v}" for k, v in (("dtype", dtype), ("device", device)) if v is not None]
+        try:
+            _train(report, config, changes, output, resume=resume, overwrite=overwrite, quiet=quiet)
+        except KeyboardInterrupt as interrupt:
+            flags = [flag for flag, given in (("--quiet", quiet), ("--json", as_json)) if given]
+            again = ["softprompt", "train", str(config), *changes, "--output", str(output), *flags]
+            interrupt.add_note(f"to go on: {shlex.join(again)}")
+            raise
+
+
+def _train(
+    report: Report,
+    path: Path,
+    changes: Sequence[str],
+    output: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    from softprompt import fitting
+    from softprompt.cli import _run_folder
+    from softprompt.cli._config import read_config
+    from softprompt.cli._results import never_predicted, read_source
+
+    config = read_config(path, changes)
+    folder = _run_folder.RunFolder(output)
+    folder.check(config, overwrite=overwrite, resume=resume)
+    # All of it before the first step: a file that is missing should not be found out after an hour.
+    rows = {
+        name: read_source(source.source, source.split, name, source.limit)
+        for name in ("train", "validation", "test")
+        if (source := getattr(config.data, name)) is not None
+    }
+    backbone = open_backbone(config.backbone.name, config.backbone.dtype, config.backbone.device)
+    precision = str(backbone.dtype).removeprefix("torch.")
+    report.note(
+        f"{config.method.name} on {backbone.name}, {precision} on {backbone.device}, "
+        f"{len(rows['train'])} training rows"
+    )
+
+    folder.begin(config)
+    tuned = fitting.fit(
+        backbone,
+        config.task,
+        config.method,
+        rows["train"],
+        rows.get("validation"),
+        recipe=config.recipe,
+        folder=folder.checkpoint,
+        resume=resume,
+        progress=not quiet,
+    )
+    test = tuned.evaluate(rows["test"]) if "test" in rows else None
+    tuned = folder.finish(config, tuned, test, {name: len(part) for name, part in rows.items()})
+    for message in [*_no_better_than_majority(tuned), *never_predicted(test or {})]:
+        report.warn(message)
+    _tell(report, config, tuned, folder.prompt)
+
+
+def _no_better_than_majority(tuned: TunedPrompt) -> list[str]:
+    return [
+        f"{name} accuracy {metrics['accuracy']:.4f} is no better than always giving the most frequent label"
+        for name, metrics in tuned.metrics.items()
+        if "majority_accuracy" in metrics and metrics["accuracy"] <= metrics["majority_accuracy"]
+    ]
+
+
+def _tell(report: Report, config: RunConfig, tuned: TunedPrompt, prompt: Path) -> None:
+    from softprompt.cli._results import metrics_table, scores
+
+    main = tuned.task.main_metric
+    report.values.update(
+        {
+            "prompt": str(prompt),
+            "trained_parameters": tuned.recipe["trained_parameters"],
+            "steps": tuned.recipe.get("steps_made", 0),
+            "best_step": tuned.recipe.get("best_step"),
+            "seconds": tuned.recipe.get("seconds", 0.0),
+            "main_metric": main,
+            "metrics": dict(tuned.metrics),
+        }
+    )
+    if tuned.metrics:
+        report.human.print(metrics_table(tuned.metrics, f"{config.method.name} on {config.backbone.name}"))
+    for name, metrics in tuned.metrics.items():
+        report.human.print(f"{name} {scores(main, metrics)}", highlight=False, markup=False)
+    what = ["some text"] if len(tuned.task.fields) == 1 else ["--file", "rows.csv"]
+    command = shlex.join(["softprompt", "predict", str(prompt), *what])
+    report.human.print(f"to use it: {command}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,76 @@
+"""Many tuned prompts on one backbone, their rows mixed in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from softprompt.data import by_length
+from softprompt.model import PromptedModel, carrying
+from softprompt.outputs import EncodedRow, TargetLogits
+from softprompt.tasks.base import Row
+from softprompt.tuned import TunedPrompt, as_row
+
+
+class MixedPrompts:
+    """Tuned prompts that share a backbone: a batch may hold rows of any of them, each prompt is run once.
+
+    Every row gets the answer that its own prompt gives it alone. Tasks, templates and prompt lengths may differ.
+    Raises ValueError if the prompts are on different backbones, or none is given.
+    """
+
+    def __init__(self, prompts: Sequence[TunedPrompt]) -> None:
+        if not prompts:
+            raise ValueError("no prompts were given")
+        others = {prompt.backbone.name for prompt in prompts if prompt.backbone.model is not prompts[0].backbone.model}
+        if others:
+            raise ValueError(
+                f"the prompts must share one backbone object; beside {prompts[0].backbone.name} there is {sorted(others)}: "
+                "load the backbone once and pass it to every load()"
+            )
+        self.prompts = tuple(prompts)
+        self._model = PromptedModel(prompts[0].backbone, [prompt.module for prompt in prompts])
+
+    def predict(self, inputs: Sequence[str | Row], prompts: Sequence[int], *, batch_size: int = 16) -> list[Any]:
+        """A prediction for each input by the prompt with that number, in order; see TunedPrompt.predict.
+
+        Raises ValueError where inputs and prompts differ in number, or a prompt's number is unknown.
+        """
+        if len(inputs) != len(prompts):
+            raise ValueError(f"there are {len(inputs)} inputs and {len(prompts)} prompt numbers: each input needs one")
+        if unknown := sorted({n for n in prompts if not 0 <= n < len(self.prompts)}):
+            raise ValueError(f"unknown prompts {unknown}: there are {len(self.prompts)}, numbered from 0")
+        rows: list[EncodedRow] = []
+        for value, n in zip(inputs, prompts, strict=True):
+            tuned = self.prompts[n]
+            rows += carrying([tuned.encoder.encode(as_row(tuned.task, value), answer=False)], n)
+        answers: dict[int, Any] = {}
+        for batch in by_length([len(row.context) for row in rows], batch_size):
+            scored = _ScoredBatch(self._model, [rows[i] for i in batch])
+            for n in {prompts[i] for i in batch}:
+                mine = [i for i in batch if prompts[i] == n]
+                found = self.prompts[n].encoder.predict(scored, [rows[i] for i in mine], batch_size=len(mine))
+                answers |= dict(zip(mine, found, strict=True))
+        return [answers[i] for i in range(len(rows))]
+
+
+class _ScoredBatch:
+    """The model for one batch: its rows were scored together, whoever asks for some of them."""
+
+    def __init__(self, model: PromptedModel, rows: list[EncodedRow]) -> None:
+        self._model = model
+        self._place = {id(row): i for i, row in enumerate(rows)}
+        self._scores: TargetLogits | None = None
+        with torch.no_grad():
+            if any(row.targets for row in rows):
+                self._scores = model.score(rows)
+
+    def score(self, rows: Sequence[EncodedRow]) -> TargetLogits:
+        if self._scores is None or any(id(row) not in self._place for row in rows):  # content-free rows of a calibration
+            return self._model.score(rows)
+        return self._scores.of_rows([self._place[id(row)] for row in rows])
+
+    def generate(self, rows: Sequence[EncodedRow], **options: Any) -> list[list[int]]:
+        return self._model.generate(rows, **options)
