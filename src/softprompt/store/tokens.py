@@ -20,6 +20,6 @@ def load_tokens(folder: str | Path) -> Tensor:
         return read_peft(folder).tokens
     saved = load(folder)
     tokens = saved.tensors.get("prompt.tokens")
-    if tokens is None:
+    if tokens is None or not len(tokens):
         raise PromptFileError(f"{folder}: a {saved.method['name']} prompt has no virtual tokens to start from")
     return tokens
