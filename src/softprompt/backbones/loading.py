@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -14,7 +15,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from softprompt import carriers
 from softprompt.backbones.causal import CausalBackbone
@@ -41,7 +45,7 @@ def load_backbone(
     revision  of a hub model
     packed    False runs the plain padded path instead of sharing prompts; by default found out by a trial
 
-    Raises ValueError for a model that is no causal language model or misses weights, FileNotFoundError for a source
+    Raises ValueError for a model that is no causal language model, misses weights or has damaged ones, FileNotFoundError for a source
     that is neither a carrier, nor a folder, nor to be had from the hub.
     """
     if isinstance(source, PreTrainedModel):
@@ -59,8 +63,12 @@ def load_backbone(
         _check_family(config, name)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, revision=revision)
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, revision=revision, dtype=wanted, output_loading_info=True
+            folder, revision=revision, dtype=wanted, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    except SafetensorError as error:
+        raise ValueError(
+            f"{name}: the weights cannot be read ({error}): the file is damaged or cut off, copy it again"
+        ) from error
     except OSError as error:
         raise FileNotFoundError(
             f"{name!r} is not a carrier ({', '.join(carriers.names())}), and as a local folder or hub id it failed: {error}"
@@ -71,12 +79,21 @@ def load_backbone(
             f"{name}: {len(missing)} weights are not in the file and would be random, such as {missing[0]}: "
             "this is not a whole causal language model"
         )
+    if report["mismatched_keys"]:
+        weight, found, expected = sorted(report["mismatched_keys"])[0]
+        raise ValueError(
+            f"{name}: {len(report['mismatched_keys'])} weights have another shape than config.json says, such as "
+            f"{weight}: found {tuple(found)}, expected {tuple(expected)}; the files are of different models"
+        )
     log.info("%s: %s on %s", name, str(wanted).removeprefix("torch."), where)
     return CausalBackbone(model.to(where).eval().requires_grad_(False), tokenizer, name=name, packed=packed)
 
 
 def _check_family(config: PreTrainedConfig, name: str) -> None:
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder:
+    # BERT and its kin have a causal head too, but look both ways unless they were trained as decoders.
+    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not causal or encoder or getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{name} is a model of type {config.model_type!r}, which is no causal language model: "
             "softprompt tunes prompts for decoders (Llama, Qwen, GPT-2, Gemma ...) so far"
