@@ -1,0 +1,150 @@
+"""load_backbone: from a folder or a model object, frozen and whole, or an error that says why not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTModel,
+)
+
+from softprompt import load_backbone
+from tests.tiny import ARCHITECTURES, Architecture, tiny_causal_lm, tiny_tokenizer
+
+
+def folder_of(path: Path, model: PreTrainedModel) -> Path:
+    model.save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_local_folder_is_loaded_frozen_and_to_the_bit(tmp_path: Path, architecture: Architecture) -> None:
+    model = tiny_causal_lm(architecture, dtype=torch.float32)
+    folder = folder_of(tmp_path, model)
+    for source in (folder, str(folder)):
+        backbone = load_backbone(source, dtype="float32", device="cpu")
+        assert backbone.name == str(folder)
+        assert backbone.dtype == torch.float32
+        found = backbone.model.state_dict()
+        assert all(torch.equal(tensor, found[name]) for name, tensor in model.state_dict().items())
+        assert not any(p.requires_grad for p in backbone.model.parameters())
+        assert not any(module.training for module in backbone.model.modules())
+        assert backbone.tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
+    assert load_backbone(folder, dtype=torch.bfloat16, device="cpu").dtype == torch.bfloat16
+
+
+def test_a_model_object_is_frozen_and_kept_as_it_is() -> None:
+    model = tiny_causal_lm("llama", dtype=torch.float64).train()
+    backbone = load_backbone(model, tokenizer=tiny_tokenizer())
+    assert backbone.model is model
+    assert backbone.dtype == torch.float64
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_model_object_needs_its_tokenizer() -> None:
+    with pytest.raises(ValueError, match="comes without its tokenizer: pass tokenizer="):
+        load_backbone(tiny_causal_lm("llama"))
+
+
+def test_the_facts_of_a_backbone_are_those_of_its_model() -> None:
+    spec = load_backbone(tiny_causal_lm("qwen3"), tokenizer=tiny_tokenizer()).spec
+    assert (spec.width, spec.vocabulary, spec.positions) == (48, len(tiny_tokenizer()), 128)
+    assert spec.key_values == ((2, 16), (2, 16))
+    assert load_backbone(tiny_causal_lm("gpt2"), tokenizer=tiny_tokenizer()).spec.key_values == ((4, 12),) * 2
+
+
+def test_a_source_that_is_nowhere_is_said_with_the_carriers_there_are(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"is not a carrier \(.*smollm2.*\), and as a local folder or hub id"
+    ):
+        load_backbone(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "empty"))):
+        load_backbone(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("size", [{}, {"is_decoder": False}])
+def test_an_encoder_is_refused(tmp_path: Path, size: dict[str, Any]) -> None:
+    config = BertConfig(
+        vocab_size=len(tiny_tokenizer()), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, **size,
+    )  # fmt: skip
+    folder = folder_of(tmp_path, BertForMaskedLM(config))
+    with pytest.raises(ValueError, match="model of type 'bert', which is no causal language model"):
+        load_backbone(folder)
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    config = T5Config(
+        vocab_size=len(tiny_tokenizer()), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    model = T5ForConditionalGeneration(config)
+    with pytest.raises(ValueError, match="type 't5', which is no causal language model: .* decoders"):
+        load_backbone(folder_of(tmp_path, model))
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration is a model of type 't5'"):
+        load_backbone(model, tokenizer=tiny_tokenizer())
+
+
+def test_a_model_of_images_is_refused() -> None:
+    model = ViTModel(
+        ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    )
+    with pytest.raises(
+        ValueError, match="ViTModel is a model of type 'vit', which is no causal language model"
+    ):
+        load_backbone(model, tokenizer=tiny_tokenizer())
+
+
+def test_a_type_that_transformers_does_not_know_is_an_error_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "oracle"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="oracle"):
+        load_backbone(tmp_path)
+
+
+def test_missing_weights_are_an_error_and_not_random_numbers(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, tiny_causal_lm("llama", dtype=torch.float32))
+    path = folder / "model.safetensors"
+    tensors = safetensors.torch.load(path.read_bytes())
+    gone = [name for name in tensors if "layers.1.mlp" in name]
+    kept = {name: tensor for name, tensor in tensors.items() if name not in gone}
+    safetensors.torch.save_file(kept, path, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=rf"{len(gone)} weights are not in the file .*such as model.layers.1.mlp"
+    ):
+        load_backbone(folder, device="cpu")
+
+
+def test_a_folder_without_weights_is_an_error_with_its_name(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, tiny_causal_lm("llama", dtype=torch.float32))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(str(folder))):
+        load_backbone(folder, device="cpu")
+
+
+def test_weights_that_are_cut_off_are_an_error_with_the_folder(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, tiny_causal_lm("llama", dtype=torch.float32))
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises((ValueError, OSError), match=re.escape(str(folder))):
+        load_backbone(folder, device="cpu")
+
+
+def test_weights_of_another_shape_are_an_error_with_the_folder(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, tiny_causal_lm("llama", dtype=torch.float32))
+    config = (folder / "config.json").read_text(encoding="utf-8")
+    (folder / "config.json").write_text(config.replace('"intermediate_size": 64', '"intermediate_size": 32'))
+    with pytest.raises(ValueError, match=re.escape(str(folder))):
+        load_backbone(folder, device="cpu")
