@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from softprompt.progress import ConsoleProgress, Progress, Silent
 from softprompt.prompts import BuildContext, Method
 from softprompt.recipe import Recipe
 from softprompt.tasks.base import Task
+from softprompt.tasks.columns import guess
 from softprompt.tuned import (
     Rows,
     TunedPrompt,
@@ -61,6 +63,10 @@ def fit(
     """
     if recipe is not None and settings:
         raise ValueError(f"give either recipe or its fields, not both: {sorted(settings)}")
+    known = [entry.name for entry in fields(Recipe)]
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"a recipe has no setting {name!r}{guess(name, known)}")
     recipe = recipe or Recipe(**settings)
     train_rows = read_rows(train, _split_of(train, "train"))
     validation_rows = None
