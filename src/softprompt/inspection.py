@@ -1,8 +1,9 @@
 """What virtual tokens are near to: words, sizes, and where they started. P tokens, V words, d width.
 
 A virtual token is free to lie where no word lies, and the words that are nearest to it by one measure are
-often not nearest by another: they are a hint at what was learned, not a translation of it (Lester et al. 2021,
-section 7, found clusters of alike words; Khashabi et al. 2022, arXiv 2112.08348, prompts near to any given text).
+often not nearest by another: they are a hint at what was learned, not a translation of it. Lester et al.
+2021 (arXiv 2104.08691, section 7) found clusters of alike words; Khashabi et al. 2022 (arXiv 2112.08348)
+found good prompts near to any text they chose.
 """
 
 from __future__ import annotations
@@ -249,7 +250,7 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
         return f"<row {token}>"  # the table is often longer than the vocabulary
     if "\u2581" in piece:  # SentencePiece's space, which decoding drops at the front
         return visible(piece.replace("\u2581", " "))
-    text = tokenizer.decode([token])
+    text = str(tokenizer.decode([token]))
     return visible(piece if not text or "\ufffd" in text else text)
 
 

@@ -145,6 +145,10 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
     for name, source in data.items():
         if source is not None:
             _check_keys(_mapping(source, f"data.{name}"), _field_names(SourceConfig), f"data.{name}")
+    if isinstance(template := _mapping(values["task"], "task").get("template"), dict):
+        raise ValueError(
+            f"task.template is read as {template!r}: put quotes around a text that begins with a brace"
+        )
     return RunConfig(
         _parsed(BackboneConfig, _mapping(values["backbone"], "backbone"), "backbone"),
         _by_name(TASKS, _mapping(values["task"], "task"), "task"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,8 +46,24 @@ def open_backbone(name: str, dtype: str | None, device: str | None) -> CausalBac
         raise ValueError(
             f"device is {device!r}, and torch finds {torch.cuda.device_count()} GPUs: try --device cpu"
         )
-    # load_backbone checks the name of the dtype.
-    return load_backbone(name, dtype=dtype or "auto", device=where)  # type: ignore[arg-type]
+    with _bars_for_terminals_only():
+        # load_backbone checks the name of the dtype.
+        return load_backbone(name, dtype=dtype or "auto", device=where)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _bars_for_terminals_only() -> Iterator[None]:
+    """Without transformers' bar where it would end up in a log."""
+    from transformers.utils import logging
+
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def open_prompt(folder: Path, backbone: str | None, dtype: str | None, device: str | None) -> TunedPrompt:

@@ -16,7 +16,7 @@ FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
 def read_source(source: str, split: str | None, usual: str, limit: int | None) -> list[dict[str, Any]]:
-    """Rows of a source; of one with splits the `usual` split unless another is given. Raises as `load_rows`."""
+    """Rows of a source; of one with splits the `usual` one unless `split` is given. Raises as `load_rows`."""
     is_file = Path(source).suffix in FILES or Path(source).is_file()
     return load_rows(source, split or (None if is_file else usual), limit)
 

@@ -64,8 +64,8 @@ class RunFolder:
         return self._metrics.exists() or (self.prompt.exists() and not self._config.exists())
 
     def check(self, config: RunConfig, *, overwrite: bool, resume: bool) -> None:
-        """Raises FileExistsError for a finished run unless `overwrite`, ValueError where an unfinished one that
-        would be resumed has other settings."""
+        """Raises FileExistsError for a finished run unless `overwrite`, ValueError where an unfinished one
+        that would be resumed has other settings."""
         if self._is_finished:
             if not overwrite:
                 raise FileExistsError(

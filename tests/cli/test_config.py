@@ -1,0 +1,120 @@
+"""The config of a run: short forms, overrides, and errors that name the nearest key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from softprompt.cli._config import differences, override, parse_config, read_config
+from softprompt.prompts import PromptTuning
+
+MINIMAL: dict[str, Any] = {
+    "backbone": "smollm2-135m-instruct",
+    "task": {"name": "text-classification", "template": "{text}:", "labels": {"neg": " bad", "pos": " good"}},
+    "method": "prompt-tuning",
+    "data": {"train": "multiemo-products", "validation": {"source": "rows.csv", "limit": 5}},
+}
+
+
+def changed(*overrides: str) -> dict[str, Any]:
+    return override(MINIMAL, overrides)
+
+
+def test_short_forms_mean_the_same_as_long_ones() -> None:
+    config = parse_config(MINIMAL)
+    assert config.backbone.name == "smollm2-135m-instruct"
+    assert config.method == PromptTuning()
+    assert config.data.train.source == "multiemo-products"
+    assert config.data.validation is not None
+    assert config.data.validation.limit == 5
+    assert config.recipe.seed == 0
+
+
+def test_a_config_written_out_reads_back_as_the_same_run() -> None:
+    config = parse_config(changed("seed=3", "recipe.steps=7", "data.train.limit=9"))
+    assert parse_config(config.as_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("recipee.steps=3", "'recipee'; did you mean 'recipe'"),
+        ("recipe.step=3", "'recipe.step'; did you mean 'steps'"),
+        ("method.lenght=3", "'method.lenght'; did you mean 'length'"),
+        ("task.tmplate=a", "'task.tmplate'; did you mean 'template'"),
+        ("data.trian=rows.csv", "'data.trian'; did you mean 'train'"),
+        ("data.train.limt=3", "'data.train.limt'; did you mean 'limit'"),
+        ("backbone.dtyp=float32", "'backbone.dtyp'; did you mean 'dtype'"),
+    ],
+)
+def test_an_unknown_key_at_any_level_names_the_nearest_known_one(key: str, named: str) -> None:
+    with pytest.raises(ValueError, match="unknown key") as error:
+        parse_config(changed(key))
+    assert named in str(error.value)
+
+
+def test_an_unknown_method_names_the_nearest_known_one() -> None:
+    with pytest.raises(ValueError, match="did you mean 'prompt-tuning'"):
+        parse_config(changed("method=promt-tuning"))
+
+
+@pytest.mark.parametrize("key", ["backbone", "task", "method", "data"])
+def test_a_part_that_is_missing_is_named(key: str) -> None:
+    with pytest.raises(ValueError, match=f"'{key}' is missing"):
+        parse_config({name: value for name, value in MINIMAL.items() if name != key})
+
+
+def test_a_value_that_does_not_fit_is_named_with_its_place() -> None:
+    with pytest.raises(ValueError, match=r"recipe\.steps: .*greater than or equal to 1; found 0"):
+        parse_config(changed("recipe.steps=0"))
+    with pytest.raises(ValueError, match=r"^recipe: warmup takes 10 steps and steps is 5"):
+        parse_config(changed("recipe.steps=5", "recipe.warmup=10"))
+
+
+def test_an_override_is_read_as_yaml_and_leaves_the_original_alone() -> None:
+    config = parse_config(changed("recipe.learning_rate=1e-3", "method.length=50", "recipe.patience=null"))
+    assert config.recipe.learning_rate == 0.001
+    assert config.method == PromptTuning(length=50)
+    assert config.recipe.patience is None
+    assert MINIMAL["method"] == "prompt-tuning"
+
+
+@pytest.mark.parametrize("text", ["recipe.steps", "=3"])
+def test_an_override_without_key_or_value_says_what_was_expected(text: str) -> None:
+    with pytest.raises(ValueError, match="expected key=value"):
+        changed(text)
+
+
+def test_an_override_through_a_plain_value_is_refused() -> None:
+    with pytest.raises(ValueError, match="'seed' is 3, which has no keys"):
+        override(MINIMAL | {"seed": 3}, ["seed.low=1"])
+
+
+def test_two_seeds_that_differ_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"seed is 1 and recipe\.seed is 2"):
+        parse_config(changed("seed=1", "recipe.seed=2"))
+
+
+def test_a_label_that_yaml_reads_as_false_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text('task: {labels: {no: " no", yes: " yes"}}', encoding="utf-8")
+    with pytest.raises(ValueError, match="reads a key as False: put quotes"):
+        read_config(path)
+
+
+def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no config"):
+        read_config(tmp_path / "none.yaml")
+    path = tmp_path / "run.yaml"
+    path.write_text("a: [", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"run\.yaml is no valid YAML"):
+        read_config(path)
+
+
+def test_differences_name_the_keys_by_their_path() -> None:
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == {
+        "a.c": (2, 3),
+        "d": (None, 4),
+    }
