@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -62,9 +63,10 @@ def load_backbone(
         config = AutoConfig.from_pretrained(folder, revision=revision)
         _check_family(config, name)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, revision=revision)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, revision=revision, dtype=wanted, output_loading_info=True, ignore_mismatched_sizes=True
         )
+        model, report = loaded  # its type does not know of output_loading_info
     except SafetensorError as error:
         raise ValueError(
             f"{name}: the weights cannot be read ({error}): the file is damaged or cut off, copy it again"
