@@ -164,19 +164,14 @@ class InterruptAt(Silent):
 
 @unlearned
 def test_a_run_stopped_by_ctrl_c_ends_with_the_same_prompt_when_it_is_started_again(tmp_path: Path) -> None:
-    backbone = tiny_backbone()
-    settings = {"steps": 6, "batch_size": 8, "evaluate_every": 2}
-    undisturbed = fit(backbone, TASK, PromptTuning(length=4), ROWS, ROWS, progress=False, **settings)
+    given = (tiny_backbone(), TASK, PromptTuning(length=4), ROWS, ROWS)
+    settings: dict[str, Any] = {"steps": 6, "batch_size": 8, "evaluate_every": 2}
+    undisturbed = fit(*given, progress=False, **settings)
     with pytest.raises(KeyboardInterrupt) as caught:
-        fit(
-            backbone, TASK, PromptTuning(length=4), ROWS, ROWS, folder=tmp_path, progress=InterruptAt(3), **settings
-        )  # fmt: skip
+        fit(*given, folder=tmp_path, progress=InterruptAt(3), **settings)
     assert any(f"start it again with the folder {tmp_path}" in note for note in caught.value.__notes__)
     assert (tmp_path / "checkpoint.safetensors").is_file()
-    assert all(p.grad is None for p in backbone.model.parameters())
-    resumed = fit(
-        backbone, TASK, PromptTuning(length=4), ROWS, ROWS, folder=tmp_path, progress=False, **settings
-    )
+    resumed = fit(*given, folder=tmp_path, progress=False, **settings)
     assert torch.equal(resumed.module.state_dict()["tokens"], undisturbed.module.state_dict()["tokens"])
     assert [r["loss"] for r in resumed.history] == [r["loss"] for r in undisturbed.history]
     assert resumed.metrics == undisturbed.metrics
@@ -199,7 +194,7 @@ def test_the_best_prompt_before_a_divergence_is_in_the_checkpoint(
         return right(self, *given) * (float("nan") if len(calls) == 3 else 1)
 
     monkeypatch.setattr(TextClassificationEncoder, "loss", breaks_at_the_third_step)
-    with pytest.raises(TrainingDiverged, match="at step 3: loss nan.*Try a learning_rate of"):
+    with pytest.raises(TrainingDiverged, match=r"at step 3: loss nan.*Try a learning_rate of"):
         fit(backbone, TASK, PromptTuning(length=4), ROWS, ROWS, folder=tmp_path, **settings)
     with safe_open(tmp_path / "checkpoint.safetensors", "pt") as file:
         best = file.get_tensor("best/prompt.tokens")
@@ -212,19 +207,19 @@ def test_the_best_prompt_before_a_divergence_is_in_the_checkpoint(
 
 def test_one_label_for_every_validation_row_is_warned_of() -> None:
     same_text = [{"text": "film", "label": "pos"}, {"text": "film", "label": "neg"}]
-    with pytest.warns(SoftpromptWarning, match="every validation row was given the label '(neg|pos)'"):
+    with pytest.warns(SoftpromptWarning, match=r"every validation row was given the label '(neg|pos)'"):
         fit(tiny_backbone(), TASK, PromptTuning(length=4), ROWS, same_text, **SHORT)
 
 
 def test_a_label_without_training_rows_is_warned_of() -> None:
     task = TextClassification(TASK.template, labels={**TASK.labels, "mixed": " maybe"})
-    with pytest.warns(SoftpromptWarning, match="no training row has the labels \\['mixed'\\]"):
+    with pytest.warns(SoftpromptWarning, match=r"no training row has the labels \['mixed'\]"):
         fit(tiny_backbone(), task, PromptTuning(length=4), ROWS, **SHORT)
 
 
 def test_a_loss_that_does_not_fall_is_warned_of_at_the_callers_line() -> None:
     rows = [{"text": "film", "label": "pos"}, {"text": "film", "label": "neg"}]  # nothing tells them apart
-    with pytest.warns(SoftpromptWarning, match="the training loss did not fall.*learning_rate"):
+    with pytest.warns(SoftpromptWarning, match=r"the training loss did not fall.*learning_rate"):
         fit(
             tiny_backbone(), TASK, PromptTuning(length=4), rows, steps=20, batch_size=2, learning_rate=1e-12,
             progress=False,

@@ -127,9 +127,8 @@ def test_a_single_prompt_is_passed_on_as_it_is() -> None:
 
 
 def test_offsets_and_prefixes_are_padded_to_the_longest() -> None:
-    offsets = stack_prompts([
-        PromptOutput(tokens=tokens(1)[None], offset=torch.ones(1, 2, 48)), PromptOutput(tokens=tokens(2)[None])
-    ])  # fmt: skip
+    with_offset = PromptOutput(tokens=tokens(1)[None], offset=torch.ones(1, 2, 48))
+    offsets = stack_prompts([with_offset, PromptOutput(tokens=tokens(2)[None])])
     assert offsets.offset is not None
     assert offsets.offset.sum(dim=(1, 2)).tolist() == [96, 0]
 

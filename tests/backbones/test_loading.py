@@ -92,7 +92,7 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
         vocab_size=len(tiny_tokenizer()), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2
     )
     model = T5ForConditionalGeneration(config)
-    with pytest.raises(ValueError, match="type 't5', which is no causal language model: .* decoders"):
+    with pytest.raises(ValueError, match=r"type 't5', which is no causal language model: .* decoders"):
         load_backbone(folder_of(tmp_path, model))
     with pytest.raises(ValueError, match="T5ForConditionalGeneration is a model of type 't5'"):
         load_backbone(model, tokenizer=tiny_tokenizer())

@@ -37,7 +37,7 @@ def probabilities(tuned: TunedPrompt) -> Tensor:
 
 
 def plain(backbone: CausalBackbone, written: list[str], words: tuple[str, ...] = (" bad", " good")) -> Tensor:
-    """Label probabilities of texts by one plain pass a word, special tokens as the tokenizer puts them, (B, K)."""
+    """Label probabilities of texts, special tokens included, by a plain pass for each word: (B, K)."""
     rows = []
     for text in written:
         context = backbone.tokenizer(text)["input_ids"]
@@ -129,8 +129,8 @@ def test_few_shot_is_the_demonstrations_written_before_the_text(
 def test_few_shot_shows_each_label_as_evenly_as_can_be(shots: int) -> None:
     labels = {"neg": " bad", "pos": " good", "neutral": " fine"}
     task = TextClassification("{text} sentiment", labels=labels)
-    rows = [{"text": f"film {n}", "label": label} for label, count in (("neg", 12), ("pos", 4), ("neutral", 2))
-            for n in range(count)]  # fmt: skip
+    available = {"neg": 12, "pos": 4, "neutral": 2}
+    rows = [{"text": f"film {n}", "label": name} for name in available for n in range(available[name])]
     text = shown(tiny_backbone(), FewShot(shots=shots, separator="\n"), rows, task=task)
     counts = collections.Counter(line.rpartition(" ")[2] for line in text.splitlines())
     assert sum(counts.values()) == shots

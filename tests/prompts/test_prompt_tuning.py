@@ -61,10 +61,8 @@ def test_a_prompt_of_ours_or_of_peft_is_a_start(tmp_path: Path) -> None:
     ours, theirs = tuned.save(tmp_path / "ours"), tuned.export_peft(tmp_path / "theirs")
     for folder in (ours, theirs):
         assert torch.equal(start(length=5, init="prompt", init_prompt=folder), tokens[[0, 1, 2, 0, 1]])
-    again = fit(
-        backbone, TASK, PromptTuning(length=3, init="prompt", init_prompt=ours), ROWS, steps=1, progress=False,
-        learning_rate=1e-12,
-    )  # fmt: skip
+    method = PromptTuning(length=3, init="prompt", init_prompt=ours)
+    again = fit(backbone, TASK, method, ROWS, steps=1, learning_rate=1e-12, progress=False)
     torch.testing.assert_close(again.module.state_dict()["tokens"], tokens)
 
 
