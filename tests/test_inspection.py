@@ -166,6 +166,7 @@ def test_no_words_are_refused() -> None:
 
 def test_white_space_and_control_characters_are_visible() -> None:
     assert visible(" a\n\tb\u202e\x00") == "\u2423a\u21b5\u21e5b\\u{202e}\\u{0}"
+    assert visible("\n" + 17 * " " + "a   ") == "\u21b5\u2423\u00d717a\u2423\u2423\u2423"
     tokenizer = tiny_tokenizer()
     [word] = tokenizer(" film", add_special_tokens=False)["input_ids"]
     assert token_text(tokenizer, word) == "\u2423film"

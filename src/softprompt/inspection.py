@@ -8,6 +8,7 @@ found good prompts near to any text they chose.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -255,9 +256,20 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with a sign for each space, tab and line end, and codes for what cannot be printed."""
+    """The text with a sign for each space, tab and line end, and codes for what cannot be printed.
+
+    Four signs and more of one kind in a row are counted, as in "\u2423\u00d717".
+    """
     signs = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"}
-    return "".join(signs.get(c) or (c if c.isprintable() else f"\\u{{{ord(c):x}}}") for c in text)
+    shown = []
+    for character, run in itertools.groupby(text):
+        length = len(list(run))
+        sign = signs.get(character)
+        if sign is None:
+            shown.append((character if character.isprintable() else f"\\u{{{ord(character):x}}}") * length)
+        else:
+            shown.append(sign * length if length < 4 else f"{sign}\u00d7{length}")
+    return "".join(shown)
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:

@@ -36,10 +36,13 @@ def learning_curve(
     steps = [record["step"] for record in history]
     losses = [record["loss"] for record in history]
     window = max(1, len(losses) // 20)
-    panels[0].plot(steps, losses, color=_BLUE, alpha=0.35, linewidth=0.8, label="each batch")
-    panels[0].plot(steps, _running_median(losses, window), color=_BLUE, label=f"median of {window} steps")
+    panels[0].plot(
+        steps, losses, color=_BLUE, alpha=0.35 if window > 1 else 1, linewidth=0.8, label="each batch"
+    )
+    if window > 1:
+        panels[0].plot(steps, _running_median(losses, window), color=_BLUE, label=f"median of {window} steps")
+        panels[0].legend(frameon=False)
     panels[0].set_ylabel("training loss")
-    panels[0].legend(frameon=False)
     if evaluated:
         values = [record[f"eval/{metric}"] for record in evaluated]
         panels[1].plot([record["step"] for record in evaluated], values, "o-", color=_ORANGE, markersize=3)

@@ -38,7 +38,10 @@ def _list(report: Report) -> None:
     from softprompt.carriers import CARRIERS, cache_dir
     from softprompt.carriers.cache import _is_current
 
-    table = Table("name", "kind", "MB", "licence", "what", "cached", title="carriers")
+    table = Table(title="carriers")
+    # Names are there to be copied: in a narrow terminal the long texts are folded, not they.
+    for heading in ("name", "kind", "MB", "licence", "what", "cached"):
+        table.add_column(heading, overflow="fold", no_wrap=heading not in ("licence", "what"))
     rows = []
     for carrier in CARRIERS.values():
         row = {

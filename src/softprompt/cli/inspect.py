@@ -60,7 +60,7 @@ def _show(report: Report, found: PromptReport) -> None:
         report.human.print(line, highlight=False, markup=False, soft_wrap=True)
     if not found.tokens:
         return
-    table = Table("#", "norm (percentile)", "cosine", "L2", "dot", "logit lens", "from start")
+    table = Table("#", "norm (%ile)", "cosine", "L2", "dot", "logit lens", "from start")
     for number, token in enumerate(found.tokens):
         cells = [
             str(number),
