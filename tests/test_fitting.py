@@ -11,7 +11,16 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from softprompt import PromptTuning, SoftpromptWarning, TextClassification, TrainingDiverged, ZeroShot, fit
+from softprompt import (
+    PromptTuning,
+    SoftpromptWarning,
+    TextClassification,
+    TextGeneration,
+    TrainingDiverged,
+    ZeroShot,
+    fit,
+    load,
+)
 from softprompt.backbones.causal import CausalBackbone
 from softprompt.fitting import BuildContext
 from softprompt.progress import Record, Silent
@@ -22,6 +31,7 @@ from tests.tiny_task import ROWS, TASK, tiny_backbone
 unlearned = pytest.mark.filterwarnings("ignore:every validation row was given:softprompt.SoftpromptWarning")
 
 SHORT: dict[str, Any] = {"steps": 3, "batch_size": 8, "progress": False}
+LEARNING: dict[str, Any] = {"steps": 40, "batch_size": 8, "learning_rate": 0.05, "progress": False}
 
 
 def start_of(method: PromptTuning, backbone: CausalBackbone, seed: int = 0) -> torch.Tensor:
@@ -95,8 +105,7 @@ def test_gradient_checkpointing_trains_the_same_prompt(architecture: Architectur
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
 def test_a_label_that_hangs_on_one_word_is_learned(architecture: Architecture, tied: bool) -> None:
     backbone = tiny_backbone(architecture, tied=tied, dtype=torch.float32)
-    learning = {"steps": 60, "batch_size": 8, "learning_rate": 0.05, "progress": False}
-    tuned = fit(backbone, TASK, PromptTuning(length=4), ROWS, **learning)
+    tuned = fit(backbone, TASK, PromptTuning(length=4), ROWS, **{**LEARNING, "steps": 60})
     losses = [record["loss"] for record in tuned.history]
     assert sum(losses[-5:]) / 5 < 0.5 * losses[0]
     assert tuned.evaluate(ROWS)["accuracy"] > 0.9  # majority: 0.5
@@ -217,7 +226,7 @@ def test_a_label_without_training_rows_is_warned_of() -> None:
         fit(tiny_backbone(), task, PromptTuning(length=4), ROWS, **SHORT)
 
 
-def test_a_loss_that_does_not_fall_is_warned_of_at_the_callers_line() -> None:
+def test_a_loss_that_does_not_fall_is_warned_of() -> None:
     rows = [{"text": "film", "label": "pos"}, {"text": "film", "label": "neg"}]  # nothing tells them apart
     with pytest.warns(SoftpromptWarning, match=r"the training loss did not fall.*learning_rate"):
         fit(
@@ -232,3 +241,36 @@ def test_a_warning_points_to_the_line_that_called_fit() -> None:
         warnings.simplefilter("always")
         fit(tiny_backbone(), task, ZeroShot(), ROWS, progress=False)
     assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_backbone_that_shares_nothing_trains_the_same_prompt(architecture: Architecture) -> None:
+    backbone = tiny_backbone(architecture)
+    padded = CausalBackbone(backbone.model, backbone.tokenizer, name=backbone.name, packed=False)
+    one, other = (fit(b, TASK, PromptTuning(length=4), ROWS, ROWS, **LEARNING) for b in (backbone, padded))
+    tokens = (tuned.module.state_dict()["tokens"] for tuned in (one, other))
+    torch.testing.assert_close(*tokens, rtol=0, atol=1e-4)
+    assert one.metrics == other.metrics
+    assert one.predict(["film", "dog now"])[0].label == other.predict(["film", "dog now"])[0].label
+
+
+def test_validation_sees_the_prompt_as_it_is_at_that_step() -> None:
+    backbone = tiny_backbone()
+    tuned = fit(backbone, TASK, PromptTuning(length=4), ROWS, ROWS, **LEARNING)
+    seen = {r["step"]: r["eval/accuracy"] for r in tuned.history if "eval/accuracy" in r}
+    assert len(set(seen.values())) > 1
+    assert tuned.evaluate(ROWS)["accuracy"] == max(seen.values())
+    assert fit(backbone, TASK, ZeroShot(), ROWS, ROWS, progress=False).metrics["validation"]["accuracy"] < 1
+
+
+def test_a_text_that_follows_another_is_learned_as_well_as_a_label(tmp_path: Path) -> None:
+    task = TextGeneration("{text} sentiment", target=" {word}")
+    rows = [{"text": row["text"], "word": {"pos": "good", "neg": "bad"}[row["label"]]} for row in ROWS]
+    backbone = tiny_backbone(dtype=torch.float32)
+    tuned = fit(backbone, task, PromptTuning(length=4), rows, rows, **LEARNING)
+    losses = [record["loss"] for record in tuned.history]
+    assert sum(losses[-5:]) / 5 < 0.5 * losses[0]
+    assert task.main_metric in tuned.metrics["validation"]
+    again = load(tuned.save(tmp_path / "prompt"), backbone)
+    assert again.predict(["film", "dog"]) == tuned.predict(["film", "dog"])
+    assert all(isinstance(answer, str) for answer in tuned.predict(["film", "dog"]))
