@@ -1,0 +1,105 @@
+"""The benchmarks run, and write what their readers rely on. What they measure is not looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import causal_prompt_tuning, gpu_prompt_tuning, harness
+from benchmarks.harness import Row
+
+CPU = torch.device("cpu")
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows by case, after a look at the file's shape and at the table beside it."""
+    report = json.loads(path.read_text())
+    assert {"name", "machine", "rows", "commit", "command", "date"} <= set(report)
+    assert {"cpu", "cores", "torch_threads", "gpu", "versions"} <= set(report["machine"])
+    table = path.with_suffix(".md").read_text()
+    for row in report["rows"]:
+        assert {"case", "ours", "peer", "ratio", "unit"} <= set(row)
+        assert (row["ratio"] is None) == (row["peer"] is None)
+        assert f"| {row['case']} |" in table
+    return {row["case"]: row for row in report["rows"]}
+
+
+def test_the_causal_benchmark_measures_every_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    path = tmp_path / "results" / "causal.json"
+    assert causal_prompt_tuning.main(["--tiny", "--quick", "--json", str(path)]) == 0
+    rows = read(path)
+    for case in ("P=20 float32", "P=100 float32", "P=100 bfloat16", "P=100 default", "sweep P=100"):
+        assert rows[case]["unit"] == "s"
+        assert rows[case]["peer"] > 0
+    assert rows["sweep P=200"]["peer"] is None
+    assert rows["GEMM rate P=100 bfloat16"]["unit"] == rows["useful rate P=20 float32"]["unit"] == "GFLOP/s"
+    for precision in ("float32", "default"):
+        assert rows[f"batch inference P=100 {precision}"]["peer"] > 0
+        assert rows[f"first token P=100 {precision}"]["peer"] > 0
+        assert not harness.measures_memory(CPU) or rows[f"memory P=100 {precision}"]["unit"] == "MiB"
+    # 1e-4: float32 sums of some hundred terms, in another order on each side.
+    for case in ("P=20 float32", "P=100 float32", "batch inference P=100 float32"):
+        assert max(rows[case]["relative_difference"].values()) < 1e-4
+    assert rows["first token P=100 float32"]["relative_difference"] == {"result": 0.0}
+
+
+def test_the_gpu_benchmark_can_be_tried_on_a_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    assert gpu_prompt_tuning.main(["--tiny", "--device", "cpu", "--only", "P=100", "--json", str(path)]) == 0
+    rows = read(path)
+    assert set(rows) == {"B=2 P=100 against prompt tuning", "B=2 P=100 against LoRA"}
+    assert all(row["unit"] == "tokens/s" for row in rows.values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_benchmark_says_that_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_prompt_tuning.main([]) == 0
+    assert "needs a GPU" in capsys.readouterr().out
+
+
+def test_only_names_the_cases_that_run(tmp_path: Path) -> None:
+    path = tmp_path / "only.json"
+    causal_prompt_tuning.main(["--tiny", "--only", "first token P=100 default", "--json", str(path)])
+    assert set(read(path)) == {"first token P=100 default"}
+
+
+def test_a_ratio_above_one_means_that_ours_is_better() -> None:
+    assert Row("time", 2.0, 6.0, "s").ratio == 3
+    assert Row("rate", 6.0, 2.0, "tokens/s", higher_is_better=True).ratio == 3
+    assert Row("alone", 6.0, None, "s").ratio is None
+
+
+def test_sides_take_turns_after_one_warm_up_each() -> None:
+    calls: list[str] = []
+    sides = {name: lambda name=name: calls.append(name) for name in ("ours", "peer")}
+    seconds = harness.interleaved(sides, 2, lambda warm: calls.append(f"check {sorted(warm)}"))
+    assert calls == ["ours", "peer", "check ['ours', 'peer']", "ours", "peer", "ours", "peer"]
+    assert [len(times) for times in seconds.values()] == [2, 2]
+
+
+def test_a_side_that_does_not_fit_into_the_gpu_has_no_figure() -> None:
+    def too_large() -> None:
+        raise torch.OutOfMemoryError
+
+    seconds = harness.interleaved({"ours": lambda: None, "peer": too_large}, 1)
+    assert harness.row_of_times("case", seconds["ours"], seconds["peer"]).peer is None
+
+
+@pytest.mark.skipif(
+    not harness.measures_memory(CPU), reason="memory of a process is measured under Linux only"
+)
+def test_peak_memory_sees_what_a_step_has_freed_again() -> None:
+    found = harness.peak_extra_bytes(lambda: torch.ones(16, harness.MIB).sum(), CPU)
+    assert found is not None
+    # 16 x 2**20 float32 are 64 MiB
+    assert 63 * harness.MIB < found < 96 * harness.MIB
+
+
+def test_a_fresh_process_is_another_one() -> None:
+    assert harness.in_fresh_process(os.getpid) != os.getpid()
