@@ -15,7 +15,9 @@ ROWS = [{"text": "the film is great", "label": "good"}, {"text": "the plot is ba
 
 def tuned_prompts(backbone: CausalBackbone) -> list[sp.TunedPrompt]:
     mood = sp.TextClassification("{text} feeling", labels={"good": " happy", "bad": [" sad", " very sad"]})
-    calm = sp.TextClassification("{soft:2} is {text} {soft} calm", labels={"good": " yes", "bad": " no not"}, calibrated=True)
+    calm = sp.TextClassification(
+        "{soft:2} is {text} {soft} calm", labels={"good": " yes", "bad": " no not"}, calibrated=True
+    )
     story = sp.TextGeneration("{text}:", target=" {label}", max_new_tokens=5)
     methods = (sp.PromptTuning(length=6), sp.PromptTuning(length=3), sp.PromptTuning(length=4), sp.ZeroShot())
     tasks = (mood, calm, story, mood)
@@ -30,7 +32,16 @@ def tuned_prompts(backbone: CausalBackbone) -> list[sp.TunedPrompt]:
 def test_a_mixed_batch_gives_each_row_what_its_own_prompt_gives_it_alone(architecture: str) -> None:
     backbone = CausalBackbone(tiny_causal_lm(architecture).requires_grad_(False), tiny_tokenizer())  # type: ignore[arg-type]
     prompts = tuned_prompts(backbone)
-    texts = ["a good day", "the river and the bird", "a dog", "she can write", "food", "the old house is very big", "no", "it is"]
+    texts = [
+        "a good day",
+        "the river and the bird",
+        "a dog",
+        "she can write",
+        "food",
+        "the old house is very big",
+        "no",
+        "it is",
+    ]
     which = [0, 1, 2, 0, 1, 2, 3, 0]
     together = sp.MixedPrompts(prompts).predict(texts, which, batch_size=5)
     for text, n, answer in zip(texts, which, together, strict=True):
@@ -59,7 +70,11 @@ def test_an_unknown_prompt_is_an_error_never_a_silent_default() -> None:
 def test_part_of_scored_rows_is_what_scoring_that_part_gives() -> None:
     logits = torch.randn(4, 9)
     whole = TargetLogits(
-        logits, torch.tensor([0, 0, 1, 2, 3]), torch.tensor([1, 2, 3, 4, 5]), torch.tensor([0, 1, 1, 2, 3]), (2, 1, 1)
+        logits,
+        torch.tensor([0, 0, 1, 2, 3]),
+        torch.tensor([1, 2, 3, 4, 5]),
+        torch.tensor([0, 1, 1, 2, 3]),
+        (2, 1, 1),
     )
     part = whole.of_rows([2, 0])
     sums, lengths = whole.log_likelihoods()

@@ -73,9 +73,7 @@ def fit(
         validation_rows = read_rows(validation, _split_of(validation, "validation"))
 
     own = method.prepare(backbone)
-    prepared = own.with_settings(
-        gradient_checkpointing=recipe.gradient_checkpointing, compile=recipe.compile
-    )
+    prepared = own.with_settings(gradient_checkpointing=recipe.gradient_checkpointing, compile=recipe.compile)
     spec = prepared.spec
 
     def rows_as_text() -> list[EncodedRow]:

@@ -24,7 +24,11 @@ class MixedPrompts:
     def __init__(self, prompts: Sequence[TunedPrompt]) -> None:
         if not prompts:
             raise ValueError("no prompts were given")
-        others = {prompt.backbone.name for prompt in prompts if prompt.backbone.model is not prompts[0].backbone.model}
+        others = {
+            prompt.backbone.name
+            for prompt in prompts
+            if prompt.backbone.model is not prompts[0].backbone.model
+        }
         if others:
             raise ValueError(
                 f"the prompts must share one backbone object; beside {prompts[0].backbone.name} there is {sorted(others)}: "
@@ -33,13 +37,17 @@ class MixedPrompts:
         self.prompts = tuple(prompts)
         self._model = PromptedModel(prompts[0].backbone, [prompt.module for prompt in prompts])
 
-    def predict(self, inputs: Sequence[str | Row], prompts: Sequence[int], *, batch_size: int = 16) -> list[Any]:
+    def predict(
+        self, inputs: Sequence[str | Row], prompts: Sequence[int], *, batch_size: int = 16
+    ) -> list[Any]:
         """A prediction for each input by the prompt with that number, in order; see TunedPrompt.predict.
 
         Raises ValueError where inputs and prompts differ in number, or a prompt's number is unknown.
         """
         if len(inputs) != len(prompts):
-            raise ValueError(f"there are {len(inputs)} inputs and {len(prompts)} prompt numbers: each input needs one")
+            raise ValueError(
+                f"there are {len(inputs)} inputs and {len(prompts)} prompt numbers: each input needs one"
+            )
         if unknown := sorted({n for n in prompts if not 0 <= n < len(self.prompts)}):
             raise ValueError(f"unknown prompts {unknown}: there are {len(self.prompts)}, numbered from 0")
         rows: list[EncodedRow] = []
@@ -68,7 +76,9 @@ class _ScoredBatch:
                 self._scores = model.score(rows)
 
     def score(self, rows: Sequence[EncodedRow]) -> TargetLogits:
-        if self._scores is None or any(id(row) not in self._place for row in rows):  # content-free rows of a calibration
+        if self._scores is None or any(
+            id(row) not in self._place for row in rows
+        ):  # content-free rows of a calibration
             return self._model.score(rows)
         return self._scores.of_rows([self._place[id(row)] for row in rows])
 

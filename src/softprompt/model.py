@@ -56,7 +56,11 @@ def _fits(compiled: Any, rows: Sequence[EncodedRow]) -> bool:
     """Whether each row begins with its prompt's compiled head, and that head is not empty for want of rows."""
     for row in rows:
         head = compiled.heads[row.prompt]
-        if (row.context[0] < 0 and not head) or len(row.context) <= len(head) or row.context[: len(head)] != head:
+        if (
+            (row.context[0] < 0 and not head)
+            or len(row.context) <= len(head)
+            or row.context[: len(head)] != head
+        ):
             return False
     return True
 
@@ -70,14 +74,18 @@ def stack_prompts(outputs: Sequence[PromptOutput]) -> PromptOutput:
         return outputs[0]
     kinds = {(o.tokens is not None, o.prefix is not None, o.layers is not None) for o in outputs}
     if len({kind[1:] for kind in kinds}) > 1:
-        raise ValueError("prompts of virtual tokens and of keys and values cannot share a batch: split it by prompt")
+        raise ValueError(
+            "prompts of virtual tokens and of keys and values cannot share a batch: split it by prompt"
+        )
     tokens = _stack_tokens(outputs)
     offset = _stack_offsets(outputs)
     prefix, lengths = None, None
     if outputs[0].prefix is not None:
         prefix, lengths = _stack_prefixes(outputs)
     elif tokens is not None:
-        lengths = torch.tensor([0 if o.tokens is None else o.tokens.shape[1] for o in outputs], device=tokens.device)
+        lengths = torch.tensor(
+            [0 if o.tokens is None else o.tokens.shape[1] for o in outputs], device=tokens.device
+        )
     return PromptOutput(tokens=tokens, prefix=prefix, offset=offset, lengths=lengths)
 
 
@@ -86,7 +94,9 @@ def _stack_tokens(outputs: Sequence[PromptOutput]) -> Tensor | None:
     if not known:
         return None
     none = known[0].new_zeros(0, known[0].shape[-1])
-    return pad_sequence([none if o.tokens is None else o.tokens[0] for o in outputs], batch_first=True)  # (G, P, d)
+    return pad_sequence(
+        [none if o.tokens is None else o.tokens[0] for o in outputs], batch_first=True
+    )  # (G, P, d)
 
 
 def _stack_offsets(outputs: Sequence[PromptOutput]) -> Tensor | None:
@@ -94,14 +104,18 @@ def _stack_offsets(outputs: Sequence[PromptOutput]) -> Tensor | None:
     if not known:
         return None
     none = known[0].new_zeros(0, known[0].shape[-1])
-    return pad_sequence([none if o.offset is None else o.offset[0] for o in outputs], batch_first=True)  # (G, s, d)
+    return pad_sequence(
+        [none if o.offset is None else o.offset[0] for o in outputs], batch_first=True
+    )  # (G, s, d)
 
 
 def _stack_prefixes(outputs: Sequence[PromptOutput]) -> tuple[tuple[KeyValue, ...], Tensor]:
     prefixes = [o.prefix for o in outputs if o.prefix is not None]
 
     def stack(layer: int, part: int) -> Tensor:
-        sequences = [prefix[layer][part][0].transpose(0, 1) for prefix in prefixes]  # (1, Hkv, P, D) -> (P, Hkv, D)
+        sequences = [
+            prefix[layer][part][0].transpose(0, 1) for prefix in prefixes
+        ]  # (1, Hkv, P, D) -> (P, Hkv, D)
         return pad_sequence(sequences, batch_first=True).transpose(1, 2)  # (G, Hkv, P, D)
 
     lengths = torch.tensor([prefix[0][0].shape[2] for prefix in prefixes], device=prefixes[0][0][0].device)

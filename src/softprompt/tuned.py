@@ -49,14 +49,20 @@ class TunedPrompt:
     identity: store.BackboneIdentity | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "encoder", bind(self.backbone, self.task, self.module.length, self.max_tokens))
+        object.__setattr__(
+            self, "encoder", bind(self.backbone, self.task, self.module.length, self.max_tokens)
+        )
         object.__setattr__(self, "model", PromptedModel(self.backbone, [self.module]))
 
     encoder: TaskEncoder = field(init=False, repr=False)
     model: PromptedModel = field(init=False, repr=False)
 
     def predict(
-        self, inputs: Sequence[str | Row], *, batch_size: int = 16, on_batch: Callable[[int], None] | None = None
+        self,
+        inputs: Sequence[str | Row],
+        *,
+        batch_size: int = 16,
+        on_batch: Callable[[int], None] | None = None,
     ) -> list[Any]:
         """A prediction for each input, in order: see the task for what it is.
 
@@ -68,7 +74,12 @@ class TunedPrompt:
         return self.encoder.predict(self.model, encoded, batch_size=batch_size, on_batch=on_batch)
 
     def evaluate(
-        self, rows: Rows, *, split: str | None = None, batch_size: int = 16, on_batch: Callable[[int], None] | None = None
+        self,
+        rows: Rows,
+        *,
+        split: str | None = None,
+        batch_size: int = 16,
+        on_batch: Callable[[int], None] | None = None,
     ) -> dict[str, Any]:
         """The task's metrics over rows that hold the right answers; `rows` as in `fit`."""
         data = read_rows(rows, split)
@@ -96,7 +107,10 @@ class TunedPrompt:
             tensors=module | self._changed(),
             recipe=dict(self.recipe),
             metrics=dict(self.metrics),
-            notes={"max_tokens": self.max_tokens, "precision": str(self.backbone.dtype).removeprefix("torch.")},
+            notes={
+                "max_tokens": self.max_tokens,
+                "precision": str(self.backbone.dtype).removeprefix("torch."),
+            },
         )
         store.save(folder, saved, overwrite=overwrite)
         return Path(folder)
@@ -120,7 +134,9 @@ class TunedPrompt:
         return Path(folder)
 
 
-def from_peft(folder: str | Path, backbone: Backbone, task: Task, *, max_tokens: int | None = None) -> TunedPrompt:
+def from_peft(
+    folder: str | Path, backbone: Backbone, task: Task, *, max_tokens: int | None = None
+) -> TunedPrompt:
     """A prompt that PEFT wrote, for a task of ours.
 
     PEFT puts its virtual tokens before everything, BOS included: a template without slots is read that way.
@@ -149,8 +165,12 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
     store.check_backbone(saved, identity_of(backbone))
     method = _from_settings(methods(), saved.method, folder, "method")
     task = _from_settings(TASKS, saved.task, folder, "task")
-    kept = {name.removeprefix("prompt."): t for name, t in saved.tensors.items() if name.startswith("prompt.")}
-    changed = {name.removeprefix("backbone."): t for name, t in saved.tensors.items() if name.startswith("backbone.")}
+    kept = {
+        name.removeprefix("prompt."): t for name, t in saved.tensors.items() if name.startswith("prompt.")
+    }
+    changed = {
+        name.removeprefix("backbone."): t for name, t in saved.tensors.items() if name.startswith("backbone.")
+    }
     if changed:
         backbone = method.prepare(backbone)
         with torch.no_grad():
@@ -162,7 +182,9 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
     try:
         module = method.restore(backbone.spec, kept)
     except KeyError as error:
-        raise store.PromptFileError(f"{folder}: tensor {error} is missing; it has {sorted(saved.tensors)}") from error
+        raise store.PromptFileError(
+            f"{folder}: tensor {error} is missing; it has {sorted(saved.tensors)}"
+        ) from error
     return TunedPrompt(
         backbone,
         task,
@@ -213,7 +235,9 @@ def as_row(task: Task, value: str | Row) -> Row:
     if not isinstance(value, str):
         return value
     if len(task.fields) != 1:
-        raise ValueError(f"the template needs the columns {list(task.fields)}: pass a dictionary with them, not a string")
+        raise ValueError(
+            f"the template needs the columns {list(task.fields)}: pass a dictionary with them, not a string"
+        )
     name = task.fields[0]
     return {task.columns.get(name, name): value}
 
@@ -221,7 +245,12 @@ def as_row(task: Task, value: str | Row) -> Row:
 def trained_tensors(module: nn.Module, model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that require a gradient: of the prompt as `prompt.*`, of the backbone as `backbone.*`."""
     named = [("prompt", module), ("backbone", model)]
-    return {f"{part}.{name}": p for part, owner in named for name, p in owner.named_parameters() if p.requires_grad}
+    return {
+        f"{part}.{name}": p
+        for part, owner in named
+        for name, p in owner.named_parameters()
+        if p.requires_grad
+    }
 
 
 def settings_of(value: Any) -> dict[str, Any]:
@@ -245,7 +274,9 @@ def front_tokens(tuned: TunedPrompt) -> Tensor:
     """The virtual tokens (P, d) of a prompt that stands in front of everything. Raises ValueError for any other."""
     output = tuned.module.bake()()
     if output.tokens is None or output.prefix is not None or output.offset is not None:
-        raise ValueError(f"PEFT's prompt-tuning format holds virtual tokens only; {tuned.method.name} has more to it")
+        raise ValueError(
+            f"PEFT's prompt-tuning format holds virtual tokens only; {tuned.method.name} has more to it"
+        )
     probe = tuned.encoder.encode({tuned.task.columns.get(n, n): "a" for n in tuned.task.fields}, answer=False)
     length = output.tokens.shape[1]
     if probe.context[:length] != tuple(-1 - k for k in range(length)):
@@ -259,11 +290,13 @@ def front_tokens(tuned: TunedPrompt) -> Tensor:
 def _from_settings(known: Mapping[str, type], saved: Mapping[str, Any], folder: str | Path, kind: str) -> Any:
     name = saved["name"]
     if name not in known:
-        raise store.PromptFileError(f"{folder}: unknown {kind} {name!r}; this version knows {', '.join(sorted(known))}")
+        raise store.PromptFileError(
+            f"{folder}: unknown {kind} {name!r}; this version knows {', '.join(sorted(known))}"
+        )
     settings = {key: value for key, value in saved.items() if key != "name"}
     try:
         return TypeAdapter(known[name]).validate_python(settings)
     except ValidationError as error:
-        raise store.PromptFileError(f"{folder}: the settings of {kind} {name!r} are not valid: {error}") from error
-
-
+        raise store.PromptFileError(
+            f"{folder}: the settings of {kind} {name!r} are not valid: {error}"
+        ) from error

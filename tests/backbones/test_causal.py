@@ -25,7 +25,9 @@ def virtual_tokens(backbone: CausalBackbone, prompts: int = 1, length: int = P, 
     return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
 
 
-def front(*ids: int, prompt: int = 0, length: int = P, targets: tuple[tuple[int, ...], ...] = ()) -> EncodedRow:
+def front(
+    *ids: int, prompt: int = 0, length: int = P, targets: tuple[tuple[int, ...], ...] = ()
+) -> EncodedRow:
     return EncodedRow(tuple(-1 - k for k in range(length)) + ids, targets, prompt=prompt)
 
 
@@ -46,7 +48,9 @@ LONG = [front(*range(20, 20 + n), targets=((90, 91),)) for n in (30, 17, 1)]
 LAYOUTS = {"front": FRONT, "inline": INLINE, "first label": FIRST_LABEL, "single row": SINGLE, "long": LONG}
 
 
-def naive_tokens(backbone: CausalBackbone, rows: list[EncodedRow], tokens: Tensor, offset: Tensor | None = None) -> Tensor:
+def naive_tokens(
+    backbone: CausalBackbone, rows: list[EncodedRow], tokens: Tensor, offset: Tensor | None = None
+) -> Tensor:
     return torch.cat([
         naive.target_log_likelihood(backbone.model, row, t, tokens[row.prompt], None if offset is None else offset[row.prompt])
         for row in rows
@@ -54,7 +58,9 @@ def naive_tokens(backbone: CausalBackbone, rows: list[EncodedRow], tokens: Tenso
     ])  # fmt: skip
 
 
-def assert_same(backbone: CausalBackbone, rows: list[EncodedRow], tokens: Tensor, offset: Tensor | None = None) -> None:
+def assert_same(
+    backbone: CausalBackbone, rows: list[EncodedRow], tokens: Tensor, offset: Tensor | None = None
+) -> None:
     leaves = [tokens] if offset is None else [tokens, offset]
     packed = backbone.score(rows, PromptOutput(tokens=tokens, offset=offset)).token_log_likelihoods()
     expected = naive_tokens(backbone, rows, tokens, offset)
@@ -127,9 +133,15 @@ def test_a_batch_generates_what_each_row_generates_alone(architecture: str, comp
     backbone = backbone_of(architecture)
     tokens = virtual_tokens(backbone, prompts=2).detach()
     prompt = PromptOutput(tokens=tokens, lengths=torch.tensor([5, 3]))
-    rows = [front(*row.context[P:]) for row in FRONT] + [front(22, n, 9, 8, prompt=1, length=3) for n in (7, 8)]
+    rows = [front(*row.context[P:]) for row in FRONT] + [
+        front(22, n, 9, 8, prompt=1, length=3) for n in (7, 8)
+    ]
     found = backbone.generate(
-        rows, backbone.compile(rows, prompt) if compile_first else prompt, max_new_tokens=12, do_sample=False, eos_token_id=-1
+        rows,
+        backbone.compile(rows, prompt) if compile_first else prompt,
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=-1,
     )
     assert found == [naive.greedy(backbone.model, row.context, tokens[row.prompt], 12) for row in rows]
 
@@ -138,7 +150,13 @@ def test_beams_and_samples_of_a_batch_equal_those_of_each_row() -> None:
     backbone = backbone_of("llama")
     prompt = PromptOutput(tokens=virtual_tokens(backbone).detach())
     rows = [front(*row.context[P:]) for row in FRONT]
-    beams = {"max_new_tokens": 6, "num_beams": 3, "num_return_sequences": 2, "do_sample": False, "eos_token_id": -1}
+    beams = {
+        "max_new_tokens": 6,
+        "num_beams": 3,
+        "num_return_sequences": 2,
+        "do_sample": False,
+        "eos_token_id": -1,
+    }
     together = backbone.generate(rows, prompt, **beams)
     assert together == [sequence for row in rows for sequence in backbone.generate([row], prompt, **beams)]
     assert len(together) == 6
@@ -219,7 +237,9 @@ def test_a_model_that_cannot_be_packed_is_found_out() -> None:
 
     tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
-    bloom = BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=4)).eval()
+    bloom = BloomForCausalLM(
+        BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=4)
+    ).eval()
     mamba = MambaForCausalLM(
         MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4)
     ).eval()

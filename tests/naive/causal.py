@@ -11,7 +11,9 @@ from transformers import PreTrainedModel
 from softprompt.outputs import EncodedRow
 
 
-def embed(model: PreTrainedModel, atoms: Sequence[int], tokens: Tensor, offset: Tensor | None = None) -> Tensor:
+def embed(
+    model: PreTrainedModel, atoms: Sequence[int], tokens: Tensor, offset: Tensor | None = None
+) -> Tensor:
     """Input embeddings of a sequence, virtual token k taken from `tokens` (P, d): (T, d)."""
     table = model.get_input_embeddings()
     pieces, number = [], 0
@@ -27,13 +29,19 @@ def embed(model: PreTrainedModel, atoms: Sequence[int], tokens: Tensor, offset: 
     return torch.stack(pieces)
 
 
-def logits(model: PreTrainedModel, atoms: Sequence[int], tokens: Tensor, offset: Tensor | None = None) -> Tensor:
+def logits(
+    model: PreTrainedModel, atoms: Sequence[int], tokens: Tensor, offset: Tensor | None = None
+) -> Tensor:
     """Next-token logits after every position of one sequence, (T, V)."""
     return model(inputs_embeds=embed(model, atoms, tokens, offset)[None], use_cache=False).logits[0]
 
 
 def target_log_likelihood(
-    model: PreTrainedModel, row: EncodedRow, target: Sequence[int], tokens: Tensor, offset: Tensor | None = None
+    model: PreTrainedModel,
+    row: EncodedRow,
+    target: Sequence[int],
+    tokens: Tensor,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """log p(target | context) of one row, token by token, (len(target),)."""
     found = logits(model, row.context + tuple(target)[:-1], tokens, offset).log_softmax(-1)

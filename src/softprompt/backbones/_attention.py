@@ -78,7 +78,9 @@ def _prefix_grid(prefix: Tensor) -> Tensor:
     return prefix.transpose(0, 1)  # (G, Hkv, P, D) -> (Hkv, G, P, D)
 
 
-def _level_masks(tree: PrefixTree, prefix_lengths: Tensor | None, prefix_width: int, window: int | None) -> list[Tensor]:
+def _level_masks(
+    tree: PrefixTree, prefix_lengths: Tensor | None, prefix_width: int, window: int | None
+) -> list[Tensor]:
     """For each level, which keys (those above, then its own) each query sees: (S, T, K) bool."""
     masks: list[Tensor] = []
     device = tree.ids.device
@@ -100,7 +102,9 @@ def _level_masks(tree: PrefixTree, prefix_lengths: Tensor | None, prefix_width: 
         if window is not None:
             mask &= distance < window
         # Padding queries are dropped afterwards, but a row without any key is NaN, and NaN * 0 is NaN in backward.
-        mask[..., -level.width :] |= torch.eye(level.width, dtype=torch.bool, device=device) & ~valid[:, :, None]
+        mask[..., -level.width :] |= (
+            torch.eye(level.width, dtype=torch.bool, device=device) & ~valid[:, :, None]
+        )
         masks.append(mask)
         above = keys, keys_valid
     return masks
@@ -109,7 +113,9 @@ def _level_masks(tree: PrefixTree, prefix_lengths: Tensor | None, prefix_width: 
 class TreeCall:
     """A tree with the key-value prefixes in front of it, for one pass through the layers."""
 
-    def __init__(self, tree: PrefixTree, prefix: tuple[KeyValue, ...] | None = None, lengths: Tensor | None = None) -> None:
+    def __init__(
+        self, tree: PrefixTree, prefix: tuple[KeyValue, ...] | None = None, lengths: Tensor | None = None
+    ) -> None:
         self.tree = tree
         self.prefix = prefix
         self.lengths = lengths
@@ -129,6 +135,7 @@ class TreeCall:
         return self._masks[key]
 
 
+@torch.compiler.disable  # a batch's layout is plain Python: compiled, every new layout would compile again
 def tree_attention(
     module: nn.Module,
     query: Tensor,
@@ -175,7 +182,9 @@ def tree_attention(
     return merged.transpose(0, 1)[None], None
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, softcap: float | None) -> Tensor:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, softcap: float | None
+) -> Tensor:
     """Attention of (Hkv, S, R*T, D) queries over (Hkv, S, K, D) keys under an additive mask."""
     half_on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
     if softcap is None and not half_on_cpu:
@@ -204,5 +213,9 @@ def tree_implementation(model: PreTrainedModel) -> Iterator[None]:
 
 def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
     """The configs that the model's modules read their attention implementation from."""
-    found = {id(config): config for m in model.modules() if isinstance(config := getattr(m, "config", None), PreTrainedConfig)}
+    found = {
+        id(config): config
+        for m in model.modules()
+        if isinstance(config := getattr(m, "config", None), PreTrainedConfig)
+    }
     return list(found.values())

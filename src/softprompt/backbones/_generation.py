@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from softprompt.backbones.causal import CausalBackbone, CompiledPrompt
 
 SET_HERE = {"past_key_values", "inputs_embeds", "input_ids", "attention_mask", "position_ids"}
-NOT_WITH_A_FILLED_CACHE = {"cache_implementation", "assistant_model", "prompt_lookup_num_tokens", "max_length"}
+NOT_WITH_A_FILLED_CACHE = {
+    "cache_implementation",
+    "assistant_model",
+    "prompt_lookup_num_tokens",
+    "max_length",
+}
 
 
 @torch.no_grad()

@@ -21,7 +21,11 @@ def embed_atoms(backbone: CausalBackbone, atoms: Sequence[int], prompt: PromptOu
     if prompt.offset is not None:
         number = torch.tensor([a >= 0 for a in atoms], device=backbone.device).long().cumsum(0) - 1
         offset = prompt.offset[which]  # (s, d)
-        inside = (number >= 0) & (number < offset.shape[0]) & torch.tensor([a >= 0 for a in atoms], device=number.device)
+        inside = (
+            (number >= 0)
+            & (number < offset.shape[0])
+            & torch.tensor([a >= 0 for a in atoms], device=number.device)
+        )
         shift = offset[number.clamp(0, offset.shape[0] - 1)]
         embeds = embeds + torch.where(inside[:, None], shift, torch.zeros_like(shift)).to(embeds.dtype)
     soft = [i for i, atom in enumerate(atoms) if atom < 0]
@@ -58,5 +62,9 @@ def padded_logits(backbone: CausalBackbone, rows: Sequence[EncodedRow], prompt: 
         return torch.tensor(values, dtype=torch.long, device=backbone.device)
 
     return TargetLogits(
-        logits[where[:, 0], where[:, 1]], tensor(position), tensor(token), tensor(target), tuple(len(r.targets) for r in rows)
+        logits[where[:, 0], where[:, 1]],
+        tensor(position),
+        tensor(token),
+        tensor(target),
+        tuple(len(r.targets) for r in rows),
     )

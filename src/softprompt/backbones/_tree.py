@@ -173,7 +173,9 @@ def build_tree(
         head, g = heads[row.prompt], row.prompt
         own = row.context[len(head) :]
         if not own:
-            raise ValueError("a row has no token of its own: an empty text without any template cannot be scored")
+            raise ValueError(
+                "a row has no token of its own: an empty text without any template cannot be scored"
+            )
         start = (offsets[g] + len(head), text_offsets[g] + _texts(head), g)
         last = len(own) - 1
         if len(row.targets) == 1:  # nothing to share: the continuation is part of the row

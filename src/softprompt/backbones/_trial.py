@@ -26,7 +26,9 @@ def can_pack(backbone: CausalBackbone) -> bool:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not kinds <= {"full_attention", "sliding_attention"}:
-        return _say(backbone, f"it has layers of kind {sorted(kinds - {'full_attention', 'sliding_attention'})}")
+        return _say(
+            backbone, f"it has layers of kind {sorted(kinds - {'full_attention', 'sliding_attention'})}"
+        )
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = [(7 * i + 3) % vocabulary for i in range(11)]
     rows = [EncodedRow((-1, -2, *ids[:3]), ((1,),)), EncodedRow((-1, -2, *ids[3:8]), ((1,), (2, 1)))]
@@ -63,5 +65,7 @@ def can_pack(backbone: CausalBackbone) -> bool:
 
 
 def _say(backbone: CausalBackbone, reason: str) -> bool:
-    log.warning("%s: rows are padded and the prompt is run for each of them, because %s", backbone.name, reason)
+    log.warning(
+        "%s: rows are padded and the prompt is run for each of them, because %s", backbone.name, reason
+    )
     return False

@@ -144,11 +144,15 @@ class CausalBackbone:
             for row in rows:
                 head = prompt.heads[row.prompt]
                 if row.context[: len(head)] != head or len(row.context) == len(head):
-                    raise ValueError("a row does not begin with the compiled prompt: compile it for these rows again")
+                    raise ValueError(
+                        "a row does not begin with the compiled prompt: compile it for these rows again"
+                    )
             return prompt.heads, prompt.prompt
         return None, prompt
 
-    def _tree(self, rows: Sequence[EncodedRow], heads: Sequence[Atoms] | None, prompt: PromptOutput) -> PrefixTree:
+    def _tree(
+        self, rows: Sequence[EncodedRow], heads: Sequence[Atoms] | None, prompt: PromptOutput
+    ) -> PrefixTree:
         offsets = text = None
         if prompt.prefix is not None:
             width = prompt.prefix[0][0].shape[2]
@@ -179,7 +183,9 @@ class CausalBackbone:
             embeds = embeds.index_copy(0, tree.soft, virtual.to(embeds.dtype))
         return embeds[None]
 
-    def _run(self, tree: PrefixTree, prompt: PromptOutput, keep: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    def _run(
+        self, tree: PrefixTree, prompt: PromptOutput, keep: Tensor, cache: DynamicCache | None = None
+    ) -> Tensor:
         """One pass over the packed tokens; logits of the places in `keep`, (1, len(keep), V)."""
         call = TreeCall(tree, prompt.prefix, _prefix_lengths(prompt))
         with ExitStack() as stack:
@@ -217,13 +223,18 @@ class CausalBackbone:
         width = max(map(len, heads)) + (0 if prompt.prefix is None else prompt.prefix[0][0].shape[2])
         lengths = [len(head) + (0 if before is None else int(before[g])) for g, head in enumerate(heads)]
         prefix = tuple(
-            tuple(self._head_cache(part, old, heads, before, width) for part, old in zip(pair, olds, strict=True))
+            tuple(
+                self._head_cache(part, old, heads, before, width)
+                for part, old in zip(pair, olds, strict=True)
+            )
             for pair, olds in zip(caches, prompt.prefix or [(None, None)] * len(caches), strict=True)
         )
         kept = replace(prompt, prefix=prefix, lengths=torch.tensor(lengths, device=self.device))  # type: ignore[arg-type]
         return CompiledPrompt(tuple(heads), kept)
 
-    def _tree_of(self, rows: Sequence[EncodedRow], heads: Sequence[Atoms], prompt: PromptOutput) -> PrefixTree:
+    def _tree_of(
+        self, rows: Sequence[EncodedRow], heads: Sequence[Atoms], prompt: PromptOutput
+    ) -> PrefixTree:
         before = _prefix_lengths(prompt)
         return build_tree(
             rows,

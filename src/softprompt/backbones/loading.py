@@ -93,7 +93,9 @@ def load_backbone(
 
 def _check_family(config: PreTrainedConfig, name: str) -> None:
     # BERT and its kin have a causal head too, but look both ways unless they were trained as decoders.
-    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
+        config, "is_decoder", False
+    )
     causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not causal or encoder or getattr(config, "is_encoder_decoder", False):
         raise ValueError(

@@ -49,7 +49,6 @@ class ZeroShot(Untrained):
         return Words(torch.zeros(0, context.spec.width))
 
 
-
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ManualPrompt(Untrained):
     """A hand-written text where the virtual tokens would stand."""
@@ -61,7 +60,6 @@ class ManualPrompt(Untrained):
 
     def build(self, context: BuildContext) -> PromptModule:
         return Words(context.spec.embed(torch.tensor(context.spec.tokenize(self.text))))
-
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -94,7 +92,6 @@ class FewShot(Untrained):
         return Words(context.spec.embed(torch.tensor(ids)))
 
 
-
 def _in_turn(rows: Sequence[EncodedRow], generator: torch.Generator) -> list[EncodedRow]:
     """Shuffled, then one of each label after the other."""
     groups: dict[Any, list[EncodedRow]] = {}
@@ -102,4 +99,9 @@ def _in_turn(rows: Sequence[EncodedRow], generator: torch.Generator) -> list[Enc
         # A generation task has one target a row and no labels: one group.
         groups.setdefault(rows[i].gold if len(rows[i].targets) > 1 else None, []).append(rows[i])
     turns = max((len(group) for group in groups.values()), default=0)
-    return [group[turn] for turn in range(turns) for _, group in sorted(groups.items(), key=str) if turn < len(group)]
+    return [
+        group[turn]
+        for turn in range(turns)
+        for _, group in sorted(groups.items(), key=str)
+        if turn < len(group)
+    ]

@@ -23,6 +23,11 @@ def methods() -> dict[str, type[Method]]:
         for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             module = importlib.import_module(info.name)
             for value in vars(module).values():
-                if isinstance(value, type) and issubclass(value, Method) and value.__module__ == info.name and hasattr(value, "name"):
+                if (
+                    isinstance(value, type)
+                    and issubclass(value, Method)
+                    and value.__module__ == info.name
+                    and hasattr(value, "name")
+                ):
                     found[value.name] = value
     return found

@@ -33,10 +33,16 @@ def sampled_vocabulary(spec: BackboneSpec, length: int, generator: torch.Generat
 
     Raises ValueError if the vocabulary has fewer words than `length`.
     """
-    words = [i for i in range(min(spec.vocabulary, COMMON_TOKENS + len(spec.special_ids))) if i not in spec.special_ids]
+    words = [
+        i
+        for i in range(min(spec.vocabulary, COMMON_TOKENS + len(spec.special_ids)))
+        if i not in spec.special_ids
+    ]
     words = words[:COMMON_TOKENS]
     if length > len(words):
-        raise ValueError(f"{length} virtual tokens cannot start as distinct words: the vocabulary offers {len(words)}")
+        raise ValueError(
+            f"{length} virtual tokens cannot start as distinct words: the vocabulary offers {len(words)}"
+        )
     chosen = torch.randperm(len(words), generator=generator)[:length]
     return spec.embed(torch.tensor(words)[chosen])
 
@@ -51,7 +57,9 @@ def from_text(spec: BackboneSpec, length: int, text: str) -> Tensor:
         raise ValueError(f"the initial text {text!r} has no tokens")
     if len(ids) > length:
         warnings.warn(
-            f"the initial text has {len(ids)} tokens, the prompt {length}: the rest is left out", SoftpromptWarning, stacklevel=2
+            f"the initial text has {len(ids)} tokens, the prompt {length}: the rest is left out",
+            SoftpromptWarning,
+            stacklevel=2,
         )
     repeated = [ids[i % len(ids)] for i in range(length)]
     return spec.embed(torch.tensor(repeated))
@@ -77,5 +85,7 @@ def from_tokens(spec: BackboneSpec, length: int, tokens: Tensor) -> Tensor:
     Raises ValueError if its width is not the backbone's.
     """
     if tokens.ndim != 2 or tokens.shape[1] != spec.width:
-        raise ValueError(f"the initial prompt has shape {tuple(tokens.shape)}, this backbone needs (n, {spec.width})")
+        raise ValueError(
+            f"the initial prompt has shape {tuple(tokens.shape)}, this backbone needs (n, {spec.width})"
+        )
     return tokens.float()[torch.arange(length) % len(tokens)].clone()

@@ -1,6 +1,6 @@
 """Prompt Tuning: P free vectors in front of the input. Lester, Al-Rfou, Constant, EMNLP 2021 (arXiv 2104.08691).
 
-    max over P_e of  Pr(Y | [P_e; E(x)]),   P_e in R^(P x d), everything else frozen     (section 2)
+max over P_e of  Pr(Y | [P_e; E(x)]),   P_e in R^(P x d), everything else frozen     (section 2)
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class PromptTuning(Method):
     def _text_and_prompt_go_with_their_init(self) -> PromptTuning:
         for field, init in (("init_text", "text"), ("init_prompt", "prompt")):
             if (getattr(self, field) is not None) != (self.init == init):
-                raise ValueError(f'{field} and init="{init}" go together; got init="{self.init}", {field}={getattr(self, field)!r}')
+                raise ValueError(
+                    f'{field} and init="{init}" go together; got init="{self.init}", {field}={getattr(self, field)!r}'
+                )
         return self
 
     def build(self, context: BuildContext) -> PromptModule:
@@ -66,8 +68,11 @@ class PromptTuning(Method):
                 return initial.from_tokens(spec, self.length, load_tokens(self.init_prompt))
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """A tenth of the embedding table's standard deviation: AdamW moves each number by about this much a step."""
-        return 0.1 * spec.embedding_std
+        """0.3 times the embedding table's standard deviation: AdamW moves each number by about this much a step.
+
+        On SmolLM2 the result is flat from 0.1 to 1 times; a fixed rate would suit one table's scale only.
+        """
+        return 0.3 * spec.embedding_std
 
 
 class VirtualTokens(PromptModule):

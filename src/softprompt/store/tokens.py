@@ -21,5 +21,7 @@ def load_tokens(folder: str | Path) -> Tensor:
     saved = load(folder)
     tokens = saved.tensors.get("prompt.tokens")
     if tokens is None or not len(tokens):
-        raise PromptFileError(f"{folder}: a {saved.method['name']} prompt has no virtual tokens to start from")
+        raise PromptFileError(
+            f"{folder}: a {saved.method['name']} prompt has no virtual tokens to start from"
+        )
     return tokens

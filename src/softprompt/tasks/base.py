@@ -51,11 +51,15 @@ class TaskEncoder(Protocol):
         ...
 
     def predict(
-        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16, on_batch: Callable[[int], None] | None = None
+        self,
+        model: Scorer,
+        rows: Sequence[EncodedRow],
+        *,
+        batch_size: int = 16,
+        on_batch: Callable[[int], None] | None = None,
     ) -> list[Any]:
         """A prediction for each row (see the task), in order. Runs without gradients."""
         ...
-
 
     def likelihood_metrics(
         self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
