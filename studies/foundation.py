@@ -1,0 +1,253 @@
+"""The results of docs/results/foundation.md: Prompt Tuning's defaults against its baselines on four real data sets.
+
+    python -m studies.foundation --output docs/results/foundation.json      # then writes foundation.md beside it
+
+Settings are chosen on validation rows, test rows are read once per final run. A run that is in the file is not run
+again, so a killed study goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import softprompt as sp
+from softprompt import store
+from softprompt.backbones.base import Backbone
+from softprompt.data import load_rows, subsample
+
+SEEDS = (0, 1, 2)
+GRID = (0.1, 0.3, 1.0)  # peak learning rates, in standard deviations of the embedding table; 0.3 is the default
+VALIDATION, TEST = 150, 300  # rows
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A data set, its task, the hand-written prompt, and how long to train on texts of how many words at most."""
+
+    task: sp.TextClassification
+    manual: str
+    batch_size: int
+    words: int = 80
+    steps: int = 100
+
+
+MOOD = sp.TextClassification(
+    "Review: {text}\nSentiment:",
+    labels={"negative": " negative", "positive": " positive", "neutral": " neutral", "ambivalent": " mixed"},
+)
+MOOD_PROMPT = (
+    "Decide the sentiment of a sentence from a {} review. Answer negative, positive, neutral, or mixed if it is both "
+    "positive and negative.\n\n"
+)
+SETTINGS = {
+    "multiemo-products": Setting(MOOD, MOOD_PROMPT.format("product"), 16),
+    "multiemo-hotels": Setting(MOOD, MOOD_PROMPT.format("hotel"), 16),
+    "vitaminc": Setting(
+        sp.TextClassification(
+            "Evidence: {evidence}\nClaim: {claim}\nVerdict:",
+            labels={"True": " true", "False": " false", "Neither": " unclear"},
+        ),
+        "Decide whether the claim is true or false according to the evidence. Answer unclear if the evidence does not say.\n\n",
+        8,
+    ),
+    "bbc-news": Setting(
+        sp.TextClassification(
+            "{text}\nTopic:",
+            labels={n: f" {n}" for n in ("business", "entertainment", "politics", "sports", "tech")},
+        ),
+        "Name the topic of a news article: business, entertainment, politics, sports or tech.\n\n",
+        8,
+        words=60,
+    ),
+}
+FULL_TUNING_ON = "multiemo-products"
+
+
+class Study:
+    """The file of finished runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.runs: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of `work`, from the file if it is there."""
+        if name not in self.runs:
+            started = time.perf_counter()
+            self.runs[name] = work() | {"wall_seconds": round(time.perf_counter() - started, 1)}
+            temporary = self.path.with_suffix(".part")
+            temporary.write_text(json.dumps(self.runs, indent=1) + "\n")
+            os.replace(temporary, self.path)
+            print(name, {k: v for k, v in self.runs[name].items() if not isinstance(v, dict)}, flush=True)
+        return self.runs[name]
+
+
+def rows(name: str, split: str) -> list[dict[str, Any]]:
+    """The rows of a split that are used, the same in every run; long texts cut to their first words."""
+    limit = {"train": 4000, "validation": VALIDATION, "test": TEST}[split]
+    found = load_rows(name, split)
+    found = subsample(found, min(limit, len(found)), seed=0)
+    return [{c: " ".join(str(v).split()[: SETTINGS[name].words]) for c, v in row.items()} for row in found]
+
+
+def scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of an evaluation."""
+    return {key: metrics[key] for key in ("accuracy", "macro_f1", "mcc", "predicted", "rows")}
+
+
+def one_run(
+    backbone: Backbone, name: str, method: sp.Method, *, seed: int, on: Sequence[str], **recipe: Any
+) -> dict[str, Any]:
+    """Train (where there is something to train) and evaluate on the splits in `on`."""
+    setting = SETTINGS[name]
+    task = recipe.pop("task", setting.task)
+    settings = {
+        "steps": setting.steps,
+        "batch_size": setting.batch_size,
+        "evaluate_every": setting.steps // 2,
+        "seed": seed,
+    } | recipe
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sp.SoftpromptWarning)
+        tuned = sp.fit(
+            backbone, task, method, rows(name, "train"), rows(name, "validation"), progress=False, **settings
+        )
+    result: dict[str, Any] = {
+        "validation": scores(tuned.metrics["validation"]),
+        "trained_parameters": tuned.recipe["trained_parameters"],
+        "learning_rate": tuned.recipe["learning_rate"],
+        "seconds": round(tuned.recipe.get("seconds", 0.0), 1),
+    }
+    if "test" in on:
+        result["test"] = scores(tuned.evaluate(rows(name, "test")))
+        result["accuracy"] = result["test"]["accuracy"]
+    return result
+
+
+def peft_start(backbone: Backbone, seed: int, folder: Path, length: int = 20) -> Path:
+    """PEFT's default initial prompt, N(0, 1) whatever the table's scale, as a folder in its own format."""
+    tokens = torch.randn(length, backbone.spec.width, generator=torch.Generator().manual_seed(seed))
+    store.write_peft(folder, tokens, base_model_name=backbone.name, num_layers=1, num_attention_heads=1)
+    return folder
+
+
+def run_all(study: Study, backbone: Backbone, names: Sequence[str]) -> None:
+    unit = backbone.spec.embedding_std
+    for name in names:
+        setting = SETTINGS[name]
+        test = Counter(row["label"] for row in rows(name, "test"))
+        study.run(f"{name}/majority", lambda test=test: {"accuracy": max(test.values()) / test.total()})  # type: ignore[misc]
+        final = {"on": ("test",)}
+        study.run(f"{name}/zero-shot", lambda: one_run(backbone, name, sp.ZeroShot(), seed=0, **final))
+        study.run(
+            f"{name}/manual", lambda: one_run(backbone, name, sp.ManualPrompt(setting.manual), seed=0, **final)
+        )
+        for seed in SEEDS:
+            study.run(
+                f"{name}/8-shot/{seed}", lambda seed=seed: one_run(backbone, name, sp.FewShot(8), seed=seed, **final)  # type: ignore[misc]
+            )
+            study.run(
+                f"{name}/prompt-tuning/{seed}",
+                lambda seed=seed: one_run(backbone, name, sp.PromptTuning(), seed=seed, **final),  # type: ignore[misc]
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                start = peft_start(backbone, seed, Path(folder) / "start")
+                lm = sp.TextClassification(setting.task.template, setting.task.labels, loss="lm")
+                study.run(
+                    f"{name}/peft/{seed}",
+                    lambda seed=seed, lm=lm, start=start: one_run(  # type: ignore[misc]
+                        backbone,
+                        name,
+                        sp.PromptTuning(init="prompt", init_prompt=start),
+                        seed=seed,
+                        task=lm,
+                        learning_rate=5e-5,
+                        warmup=0,
+                        **final,
+                    ),
+                )
+        for factor in GRID:
+            if factor != 0.3:  # the default's seed 0 is above
+                study.run(
+                    f"{name}/grid/{factor}",
+                    lambda factor=factor: one_run(  # type: ignore[misc]
+                        backbone, name, sp.PromptTuning(), seed=0, on=("validation",), learning_rate=factor * unit
+                    ),
+                )
+    if FULL_TUNING_ON in names:
+        for seed in SEEDS:
+            study.run(
+                f"{FULL_TUNING_ON}/full-tuning/{seed}",
+                lambda seed=seed: one_run(backbone, FULL_TUNING_ON, sp.FullTuning(), seed=seed, on=("test",)),  # type: ignore[misc]
+            )
+
+
+def table(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """The finished runs as Markdown: test accuracy in points, mean and sample standard deviation over seeds."""
+    names = [name for name in SETTINGS if f"{name}/majority" in runs]
+    lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for kind, label in KINDS.items():
+        cells = []
+        for name in names:
+            found = [100 * r["accuracy"] for key, r in runs.items() if key == f"{name}/{kind}" or key.startswith(f"{name}/{kind}/")]
+            spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+            cells.append(f"{statistics.mean(found):.1f}{spread}" if found else "")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+KINDS = {
+    "majority": "always the commonest label",
+    "zero-shot": "zero-shot",
+    "manual": "hand-written prompt",
+    "8-shot": "8 demonstrations",
+    "peft": "PEFT's defaults",
+    "prompt-tuning": "**Prompt Tuning, our defaults**",
+    "full-tuning": "full fine-tuning",
+}
+
+
+def grid_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Validation accuracy over the learning-rate grid, seed 0."""
+    names = [name for name in SETTINGS if f"{name}/grid/{GRID[0]}" in runs]
+    lines = ["| learning rate / table's std | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for factor in GRID:
+        cells = []
+        for name in names:
+            run = runs.get(f"{name}/prompt-tuning/0" if factor == 0.3 else f"{name}/grid/{factor}")
+            cells.append(f"{100 * run['validation']['accuracy']:.1f}" if run else "")
+        lines.append(f"| {factor}{' (default)' if factor == 0.3 else ''} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("docs/results/foundation.json"))
+    parser.add_argument("--only", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
+    arguments = parser.parse_args()
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    study = Study(arguments.output)
+    backbone = sp.load_backbone("smollm2-135m-instruct")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    study.runs.setdefault("about", {"commit": commit, "backbone": backbone.name, "precision": str(backbone.dtype), **store.library_versions()})
+    run_all(study, backbone, arguments.only)
+    print(table(study.runs))
+    print(grid_table(study.runs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What the documents show is run as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+import warnings
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from softprompt.version import __version__
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("document", ["README.md", "docs/how-to.md"])
+def test_the_python_of_a_document_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a few steps on a few rows learn nothing, and say so
+        for source in blocks(document, "python"):
+            short = re.sub(r"steps=\d{3,}", "steps=3", source)  # the README's run takes minutes, the code is the same
+            exec(compile(short, document, "exec"), namespace)
+
+
+@pytest.mark.real
+def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from softprompt.cli import app
+
+    lines = [line for block in blocks("README.md", "bash") for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("softprompt ")]
+    assert {command[0] for command in commands} == {"fetch", "train", "evaluate", "predict", "inspect"}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for command in commands:
+        if command[0] == "train":
+            command += ["recipe.steps=3", "data.train.limit=64", "data.validation.limit=16", "--quiet"]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, (command, result.output)
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text())
+    assert {"demo", "test"} <= set(named) <= set(targets)
+
+
+@pytest.mark.real
+def test_the_demo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import runpy
+    import sys
+
+    monkeypatch.setattr(sys, "argv", ["demo.py", "It is great.", "--steps", "3", "--rows", "16", "--output", str(tmp_path)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        runpy.run_path(str(ROOT / "examples" / "demo.py"), run_name="__main__")
+    assert (tmp_path / "prompt" / "prompt.json").exists()
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == __version__
+    assert __version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_method_in_contributing_works(tmp_path: Path) -> None:
+    import softprompt as sp
+    from softprompt.backbones.causal import CausalBackbone
+    from tests.tiny import tiny_causal_lm, tiny_tokenizer
+
+    (source,) = blocks("CONTRIBUTING.md", "python")
+    namespace: dict[str, object] = {"__name__": "gain"}
+    exec(compile(source, "CONTRIBUTING.md", "exec"), namespace)
+    method = namespace["GainPrompt"](length=4)  # type: ignore[operator]
+    backbone = CausalBackbone(tiny_causal_lm("llama").requires_grad_(False), tiny_tokenizer())
+    task = sp.TextClassification("{text} feeling", labels={"good": " happy", "bad": " sad"})
+    rows = [{"text": "great", "label": "good"}, {"text": "awful", "label": "bad"}]
+    tuned = sp.fit(backbone, task, method, rows, steps=3, progress=False, warmup=0, learning_rate=0.1)
+    assert (tuned.module.gain != 1).all()  # type: ignore[union-attr]
+    assert [p.label for p in tuned.predict(["great"])]
