@@ -22,14 +22,18 @@ def blocks(document: str, language: str) -> list[str]:
 
 @pytest.mark.real
 @pytest.mark.parametrize("document", ["README.md", "docs/how-to.md"])
-def test_the_python_of_a_document_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_a_document_runs(
+    document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a few steps on a few rows learn nothing, and say so
         for source in blocks(document, "python"):
-            short = re.sub(r"steps=\d{3,}", "steps=3", source)  # the README's run takes minutes, the code is the same
-            exec(compile(short, document, "exec"), namespace)
+            short = re.sub(
+                r"steps=\d{3,}", "steps=3", source
+            )  # the README's run takes minutes, the code is the same
+            exec(compile(short, document, "exec"), namespace)  # noqa: S102 - our own documents
 
 
 @pytest.mark.real
@@ -59,7 +63,9 @@ def test_the_demo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import runpy
     import sys
 
-    monkeypatch.setattr(sys, "argv", ["demo.py", "It is great.", "--steps", "3", "--rows", "16", "--output", str(tmp_path)])
+    monkeypatch.setattr(
+        sys, "argv", ["demo.py", "It is great.", "--steps", "3", "--rows", "16", "--output", str(tmp_path)]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         runpy.run_path(str(ROOT / "examples" / "demo.py"), run_name="__main__")
@@ -80,7 +86,7 @@ def test_the_method_in_contributing_works(tmp_path: Path) -> None:
 
     (source,) = blocks("CONTRIBUTING.md", "python")
     namespace: dict[str, object] = {"__name__": "gain"}
-    exec(compile(source, "CONTRIBUTING.md", "exec"), namespace)
+    exec(compile(source, "CONTRIBUTING.md", "exec"), namespace)  # noqa: S102 - our own document
     method = namespace["GainPrompt"](length=4)  # type: ignore[operator]
     backbone = CausalBackbone(tiny_causal_lm("llama").requires_grad_(False), tiny_tokenizer())
     task = sp.TextClassification("{text} feeling", labels={"good": " happy", "bad": " sad"})

@@ -3,17 +3,48 @@
 Three nouns and a verb: a backbone, a task and a method go into `fit`, a TunedPrompt comes out.
 """
 
-from softprompt.backbones.loading import load_backbone
-from softprompt.baselines import FewShot, FullTuning, ManualPrompt, ZeroShot
-from softprompt.errors import CheckpointError, SoftpromptWarning, TrainingDiverged
-from softprompt.fitting import fit
-from softprompt.mixed import MixedPrompts
-from softprompt.prompts import PromptTuning, methods
-from softprompt.recipe import Recipe
-from softprompt.store import PromptFileError, WrongBackboneError
-from softprompt.tasks import ClassPrediction, TextClassification, TextGeneration
-from softprompt.tuned import TunedPrompt, from_peft, load
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from softprompt.version import __version__
+
+if TYPE_CHECKING:
+    from softprompt.backbones.loading import load_backbone
+    from softprompt.baselines import FewShot, FullTuning, ManualPrompt, ZeroShot
+    from softprompt.errors import CheckpointError, SoftpromptWarning, TrainingDiverged
+    from softprompt.fitting import fit
+    from softprompt.mixed import MixedPrompts
+    from softprompt.prompts import PromptTuning, methods
+    from softprompt.recipe import Recipe
+    from softprompt.store import PromptFileError, WrongBackboneError
+    from softprompt.tasks import ClassPrediction, TextClassification, TextGeneration
+    from softprompt.tuned import TunedPrompt, from_peft, load
+
+# Name -> where it is defined. Imported at first use: torch and transformers take seconds, and the command line's
+# --help needs neither.
+_HOMES = {
+    "load_backbone": "softprompt.backbones.loading",
+    "FewShot": "softprompt.baselines",
+    "FullTuning": "softprompt.baselines",
+    "ManualPrompt": "softprompt.baselines",
+    "ZeroShot": "softprompt.baselines",
+    "CheckpointError": "softprompt.errors",
+    "SoftpromptWarning": "softprompt.errors",
+    "TrainingDiverged": "softprompt.errors",
+    "fit": "softprompt.fitting",
+    "MixedPrompts": "softprompt.mixed",
+    "PromptTuning": "softprompt.prompts",
+    "methods": "softprompt.prompts",
+    "Recipe": "softprompt.recipe",
+    "PromptFileError": "softprompt.store",
+    "WrongBackboneError": "softprompt.store",
+    "ClassPrediction": "softprompt.tasks",
+    "TextClassification": "softprompt.tasks",
+    "TextGeneration": "softprompt.tasks",
+    "TunedPrompt": "softprompt.tuned",
+    "from_peft": "softprompt.tuned",
+    "load": "softprompt.tuned",
+}
 
 __all__ = [
     "CheckpointError",
@@ -39,3 +70,23 @@ __all__ = [
     "load_backbone",
     "methods",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name.startswith("_") or (value := _method(name)) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def _method(name: str) -> Any:
+    """A method by the name of its class: a new file in softprompt.prompts needs no line here."""
+    from softprompt.prompts import methods
+
+    return next((method for method in methods().values() if method.__name__ == name), None)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

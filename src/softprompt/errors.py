@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class SoftpromptWarning(UserWarning):
     """Something ran to its end, but its result is probably not what was wanted."""
@@ -16,7 +18,10 @@ class TrainingDiverged(RuntimeError):  # noqa: N818 - it reads as the statement 
 
     step  the optimizer step that could not be made, counted from 1
     lr    learning rate of the first group at that step
+    last_good  where `softprompt.fit` raised it: the TunedPrompt of the best evaluation, or else before that step
     """
+
+    last_good: Any = None
 
     def __init__(self, message: str, *, step: int, lr: float) -> None:
         super().__init__(message)

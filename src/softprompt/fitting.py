@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from softprompt import training
 from softprompt.backbones.base import Backbone
 from softprompt.data import names_file
-from softprompt.errors import SoftpromptWarning
+from softprompt.errors import SoftpromptWarning, TrainingDiverged
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
 from softprompt.progress import ConsoleProgress, Progress, Silent
@@ -58,7 +59,8 @@ def fit(
     progress           True: a bar; False: silence; or your own
 
     Raises ValueError for data, templates and settings that do not fit together, TrainingDiverged when the loss becomes
-    NaN. Warns with SoftpromptWarning when the prompt seems to have learned nothing.
+    NaN (its `last_good` is the TunedPrompt before that). Warns with SoftpromptWarning when the prompt seems to have
+    learned nothing.
     """
     if recipe is not None and settings:
         raise ValueError(f"give either recipe or its fields, not both: {sorted(settings)}")
@@ -73,11 +75,12 @@ def fit(
         validation_rows = read_rows(validation, _split_of(validation, "validation"))
 
     own = method.prepare(backbone)
-    prepared = own.with_settings(gradient_checkpointing=recipe.gradient_checkpointing, compile=recipe.compile)
+    prepared = own.with_settings(
+        gradient_checkpointing=recipe.gradient_checkpointing, compiled=recipe.compile
+    )
     spec = prepared.spec
 
     def rows_as_text() -> list[EncodedRow]:
-        # Only here: a template with numbered slots cannot be bound without virtual tokens.
         plain = bind(prepared, task, 0, recipe.max_tokens)
         return [plain.encode(row) for row in train_rows]
 
@@ -91,6 +94,12 @@ def fit(
     encoder = bind(prepared, task, module.length, recipe.max_tokens)
     model = PromptedModel(prepared, [module])
     parameters = trained_tensors(module, prepared.model)
+    changed = [p for name, p in parameters.items() if name.startswith("backbone.")]
+    if changed and own is backbone:
+        raise ValueError(
+            f"{len(changed)} weights of {backbone.name} require a gradient, and {method.name} trains none of them: freeze "
+            "the model with model.requires_grad_(False), as load_backbone does"
+        )
     peak = recipe.learning_rate or method.learning_rate(spec)
 
     def validate() -> dict[str, float]:
@@ -102,16 +111,36 @@ def fit(
         full.update(metrics)
         return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
+    def result(history: Sequence[Mapping[str, Any]], **facts: Any) -> TunedPrompt:
+        model.forget()
+        metrics = {"validation": validate() and dict(full)} if validation_rows else {}
+        return TunedPrompt(
+            prepared.with_settings(),
+            task,
+            method,
+            module.bake().requires_grad_(False),
+            recipe.max_tokens,
+            settings_of(recipe)
+            | {"rows": len(train_rows), "learning_rate": peak}
+            | facts
+            | {"trained_parameters": sum(p.numel() for p in parameters.values())},
+            metrics,
+            history,
+            None if own is backbone else identity_of(backbone),
+        )
+
     full: dict[str, Any] = {}
-    history: list[dict[str, Any]] = []
-    facts: dict[str, Any] = {"rows": len(train_rows), "learning_rate": peak}
-    if parameters:
-        groups = method.parameter_groups(module, peak)
-        changed = [p for name, p in parameters.items() if name.startswith("backbone.")]
-        if changed:
-            groups.append({"params": changed, "lr": peak})
-        log.info("%s: %d trained parameters", method.name, sum(p.numel() for p in parameters.values()))
-        result = training.train(
+    if not parameters:
+        tuned = result([])
+        _warn(task.concerns(train_rows, full))
+        return tuned
+
+    groups = method.parameter_groups(module, peak)
+    if changed:
+        groups.append({"params": changed, "lr": peak})
+    log.info("%s: %d trained parameters", method.name, sum(p.numel() for p in parameters.values()))
+    try:
+        run = training.train(
             model,
             parameters,
             groups,
@@ -124,19 +153,14 @@ def fit(
             resume=resume,
             progress=ConsoleProgress() if progress is True else Silent() if progress is False else progress,
         )
-        history = [record.as_dict() for record in result.history]
-        facts |= {"steps_made": result.steps, "best_step": result.best_step, "seconds": result.seconds}
-    model.forget()
-    tuned = TunedPrompt(
-        prepared.with_settings(),
-        task,
-        method,
-        module.bake().requires_grad_(False),
-        recipe.max_tokens,
-        settings_of(recipe) | facts | {"trained_parameters": sum(p.numel() for p in parameters.values())},
-        {"validation": validate()} if validation_rows else {},
-        history,
-        None if own is backbone else identity_of(backbone),
+    except TrainingDiverged as error:
+        error.last_good = result([], diverged_at=error.step)
+        raise
+    tuned = result(
+        [record.as_dict() for record in run.history],
+        steps_made=run.steps,
+        best_step=run.best_step,
+        seconds=run.seconds,
     )
     _warn(task.concerns(train_rows, full))
     return tuned

@@ -92,8 +92,7 @@ class TargetLogits:
     def token_log_likelihoods(self) -> Tensor:
         """log p(token | everything before it), (M,), float32 or wider."""
         logits = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
-        normalizer = logits.logsumexp(dim=-1)  # (U, V) -> (U,)
-        return logits[self.position, self.token] - normalizer[self.position]
+        return logits.log_softmax(dim=-1)[self.position, self.token]  # (U, V) -> (M,)
 
     def log_likelihoods(self) -> tuple[Tensor, Tensor]:
         """log p(whole target | context) of every target, and its length in tokens; both (sum(counts),)."""

@@ -263,7 +263,7 @@ def identity_of(backbone: Backbone) -> store.BackboneIdentity:
     model = backbone.model
     return store.fingerprint(
         model.config,
-        model.get_input_embeddings().weight,
+        backbone.table,
         name=backbone.name,
         family=backbone.spec.family,
         vocabulary=backbone.tokenizer.get_vocab(),

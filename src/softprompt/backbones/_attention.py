@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
+from softprompt.backbones._linear import frozen_linears
 from softprompt.backbones._tree import Level, PrefixTree
 from softprompt.outputs import KeyValue
 
@@ -135,7 +136,7 @@ class TreeCall:
         return self._masks[key]
 
 
-@torch.compiler.disable  # a batch's layout is plain Python: compiled, every new layout would compile again
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a batch's layout is plain Python: compiled, every new layout would compile again
 def tree_attention(
     module: nn.Module,
     query: Tensor,
@@ -156,7 +157,7 @@ def tree_attention(
         raise NotImplementedError("attention sinks and position biases are not known to the packed attention")
     tree = prompt_tree.tree
     prompt_tree.windows_seen.append(sliding_window)
-    heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[-1]
+    heads, kv_heads = query.shape[1], key.shape[1]
     ratio = heads // kv_heads
     sizes = [level.tokens for level in tree.levels]
     masks = prompt_tree.masks(sliding_window, ratio, query.dtype)
@@ -205,7 +206,8 @@ def tree_implementation(model: PreTrainedModel) -> Iterator[None]:
     try:
         for config in configs:
             config._attn_implementation = IMPLEMENTATION
-        yield
+        with frozen_linears():
+            yield
     finally:
         for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation = implementation

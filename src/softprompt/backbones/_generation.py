@@ -63,7 +63,7 @@ def generate(
         keys, values = (_gather(new, old, held) for new, old in zip(packed, prefix, strict=True))
         cache.update(keys, values, layer)
     ids = _visible_ids(rows, mask)
-    output = backbone.model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)
+    output = backbone.model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)  # type: ignore[operator]
     return _new_tokens(output, mask.shape[1], options)
 
 
@@ -125,7 +125,7 @@ def _generate_padded(
     longest = max(map(len, sequences))
     embeds = torch.stack([torch.nn.functional.pad(s, (0, 0, longest - len(s), 0)) for s in sequences])
     mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=backbone.device)
-    output = backbone.model.generate(inputs_embeds=embeds, attention_mask=mask, **options)
+    output = backbone.model.generate(inputs_embeds=embeds, attention_mask=mask, **options)  # type: ignore[operator]
     return _new_tokens(output, 0, options)
 
 

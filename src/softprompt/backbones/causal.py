@@ -67,7 +67,14 @@ class CausalBackbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.get_input_embeddings().weight.dtype
+        return self.table.dtype
+
+    @property
+    def table(self) -> Tensor:
+        """The input embedding table, (V, d)."""
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     @property
     def packed(self) -> bool:
@@ -84,7 +91,7 @@ class CausalBackbone:
 
         def embed(ids: Tensor) -> Tensor:
             with torch.no_grad():
-                return embedding(ids.to(embedding.weight.device)).float().cpu().clone()
+                return embedding(ids.to(self.table.device)).float().cpu().clone()  # type: ignore[no-any-return]
 
         def tokenize(text: str) -> list[int]:
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -92,12 +99,12 @@ class CausalBackbone:
         heads = getattr(config, "num_attention_heads", None)  # none in a state-space model
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         head_dim = getattr(config, "head_dim", None) or (heads and config.hidden_size // heads)
-        vocabulary = embedding.weight.shape[0]
+        vocabulary, width = self.table.shape
         sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
         return BackboneSpec(
             name=self.name,
             family=self.family,
-            width=embedding.weight.shape[1],
+            width=width,
             vocabulary=vocabulary,
             key_values=((kv_heads, head_dim),) * config.num_hidden_layers if heads else (),
             positions=getattr(config, "max_position_embeddings", None),
@@ -111,11 +118,13 @@ class CausalBackbone:
         """The same backbone around another copy of its model."""
         return CausalBackbone(model, self.tokenizer, name=self.name, packed=self.packed)
 
-    def with_settings(self, *, gradient_checkpointing: bool = False, compile: bool = False) -> CausalBackbone:
+    def with_settings(
+        self, *, gradient_checkpointing: bool = False, compiled: bool = False
+    ) -> CausalBackbone:
         """The same model, run to save memory or through torch.compile (with dynamic shapes)."""
         other = self.with_model(self.model)
         other.gradient_checkpointing = gradient_checkpointing
-        if compile:
+        if compiled:
             other._forward = torch.compile(self.model, dynamic=True)
         return other
 
@@ -265,7 +274,7 @@ class CausalBackbone:
         """Keys and values of all packed tokens, per layer (Hkv, N, D)."""
         cache = DynamicCache()
         self._run(tree, prompt, tree.ends[:1], cache)
-        return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+        return [(layer.keys[0], layer.values[0]) for layer in cache.layers]  # type: ignore[union-attr, index]
 
     def generate(
         self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt, **options: Any

@@ -46,8 +46,8 @@ def load_backbone(
     revision  of a hub model
     packed    False runs the plain padded path instead of sharing prompts; by default found out by a trial
 
-    Raises ValueError for a model that is no causal language model, misses weights or has damaged ones, FileNotFoundError for a source
-    that is neither a carrier, nor a folder, nor to be had from the hub.
+    Raises ValueError for a model that is no causal language model, misses weights or has damaged ones, FileNotFoundError
+    for a source that is neither a carrier, nor a folder, nor to be had from the hub.
     """
     if isinstance(source, PreTrainedModel):
         _check_family(source.config, type(source).__name__)

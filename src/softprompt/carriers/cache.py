@@ -117,6 +117,12 @@ def find_carrier(name: str) -> Carrier:
     raise ValueError(f"no carrier is called {name!r}.{hint} Carriers: {', '.join(CARRIERS)}")
 
 
+def is_cached(name: str) -> bool:
+    """Whether a carrier is in the cache, whole and of today's conversion. Raises ValueError for an unknown name."""
+    carrier = find_carrier(name)
+    return _is_current(carrier, cache_dir() / "carriers" / carrier.name)
+
+
 def fetch(name: str, *, progress: bool = True, keep_archive: bool = False) -> Path:
     """The folder of a carrier in the cache, downloaded and converted if it is not there yet.
 

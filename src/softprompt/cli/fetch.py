@@ -35,8 +35,7 @@ def fetch(
 def _list(report: Report) -> None:
     from rich.table import Table
 
-    from softprompt.carriers import CARRIERS, cache_dir
-    from softprompt.carriers.cache import _is_current
+    from softprompt.carriers import CARRIERS, is_cached
 
     table = Table(title="carriers")
     # Names are there to be copied: in a narrow terminal the long texts are folded, not they.
@@ -50,7 +49,7 @@ def _list(report: Report) -> None:
             "bytes": carrier.archive.size,
             "licence": carrier.licence,
             "what": carrier.description,
-            "cached": _is_current(carrier, cache_dir() / "carriers" / carrier.name),
+            "cached": is_cached(carrier.name),
         }
         rows.append(row)
         size, cached = f"{carrier.archive.size / 1e6:.0f}", "yes" if row["cached"] else "no"

@@ -16,12 +16,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from softprompt.version import __version__
 from softprompt.store._folders import replace_folder, standing
 from softprompt.store._json import digest, dumps, parse_object, plain
 from softprompt.store.card import model_card
 from softprompt.store.errors import PromptFileError
 from softprompt.store.fingerprint import BackboneIdentity
+from softprompt.version import __version__
 
 FORMAT_VERSION = 1
 

@@ -141,6 +141,7 @@ class Template:
 
         Without a slot, the virtual tokens stand at the front, after the BOS; without `{bos}`, the tokens
         that the tokenizer itself puts in front of a text (none for many) go to the very front.
+        Without virtual tokens (P = 0) slots are left out.
         Raises ValueError if the slots do not take exactly P virtual tokens, or `{bos}` is written and the
         tokenizer has no such token.
         """
@@ -154,6 +155,8 @@ class Template:
         if not any(isinstance(part, Soft) for part in parts):
             parts.insert(parts.index(Bos()) + 1, Soft())
 
+        if not setting.virtual_tokens:  # zero-shot, demonstrations: the words alone
+            parts = [part for part in parts if not isinstance(part, Soft)]
         numbered = sum(part.length or 0 for part in parts if isinstance(part, Soft))
         rest = setting.virtual_tokens - numbered
         if rest < 0 or (rest > 0 and Soft() not in parts):
