@@ -252,7 +252,9 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     study = Study(arguments.output)
     backbone = sp.load_backbone("smollm2-135m-instruct")
-    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True)
+    asked = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True
+    )
     about = {"commit": asked.stdout.strip(), "backbone": backbone.name, "precision": str(backbone.dtype)}
     study.runs.setdefault("about", about | store.library_versions())
     run_all(study, backbone, arguments.only)

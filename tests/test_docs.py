@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import tomllib
@@ -79,18 +80,19 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert __version__ in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_method_in_contributing_works(tmp_path: Path) -> None:
+def test_the_method_in_contributing_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import softprompt as sp
     from softprompt.backbones.causal import CausalBackbone
     from tests.tiny import tiny_causal_lm, tiny_tokenizer
 
     (source,) = blocks("CONTRIBUTING.md", "python")
-    namespace: dict[str, object] = {"__name__": "gain"}
-    exec(compile(source, "CONTRIBUTING.md", "exec"), namespace)  # noqa: S102 - our own document
-    method = namespace["GainPrompt"](length=4)  # type: ignore[operator]
+    (tmp_path / "gain.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    method = importlib.import_module("gain").GainPrompt(length=4)
     backbone = CausalBackbone(tiny_causal_lm("llama").requires_grad_(False), tiny_tokenizer())
     task = sp.TextClassification("{text} feeling", labels={"good": " happy", "bad": " sad"})
     rows = [{"text": "great", "label": "good"}, {"text": "awful", "label": "bad"}]
     tuned = sp.fit(backbone, task, method, rows, steps=3, progress=False, warmup=0, learning_rate=0.1)
     assert (tuned.module.gain != 1).all()  # type: ignore[union-attr]
-    assert [p.label for p in tuned.predict(["great"])]
+    again = method.restore(backbone.spec, tuned.module.state_dict())
+    assert (again.gain == tuned.module.gain).all()  # type: ignore[union-attr]

@@ -9,7 +9,7 @@ from torch import Tensor
 from softprompt.backbones.causal import CausalBackbone
 from softprompt.outputs import EncodedRow, PromptOutput
 from tests.naive import causal as naive
-from tests.tiny import ARCHITECTURES, tiny_causal_lm, tiny_tokenizer
+from tests.tiny import ARCHITECTURES, WINDOW, tiny_causal_lm, tiny_tokenizer
 
 P = 5
 
@@ -125,6 +125,24 @@ def test_a_compiled_prompt_gives_the_same_logits_in_every_later_call(architectur
         torch.testing.assert_close(found, naive_tokens(backbone, batch, tokens), rtol=1e-10, atol=1e-10)
     with pytest.raises(ValueError, match="does not begin with the compiled prompt"):
         backbone.score([front(99, targets=LABELS)], compiled)
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "gemma3_text"])
+def test_a_prompt_longer_than_the_sliding_window_does_what_the_model_does(architecture: str) -> None:
+    backbone = backbone_of(architecture)
+    length = 2 * WINDOW + 3
+    tokens = virtual_tokens(backbone, length=length)
+    prompt = PromptOutput(tokens=tokens.detach())
+    rows = [front(*row.context[P:], length=length, targets=LABELS) for row in FRONT]
+    assert_same(backbone, rows, tokens)
+    compiled = backbone.compile(rows, prompt)
+    found = backbone.score(rows, compiled).token_log_likelihoods()
+    torch.testing.assert_close(found, naive_tokens(backbone, rows, tokens), rtol=1e-10, atol=1e-10)
+    options = {"max_new_tokens": WINDOW + 2, "do_sample": False, "eos_token_id": -1}
+    expected = [naive.greedy(backbone.model, row.context, tokens[0], WINDOW + 2) for row in rows]
+    assert (
+        backbone.generate(rows, prompt, **options) == backbone.generate(rows, compiled, **options) == expected
+    )
 
 
 @pytest.mark.parametrize("compile_first", [False, True])
@@ -256,3 +274,25 @@ def test_virtual_tokens_that_the_prompt_does_not_have_are_an_error() -> None:
     backbone = backbone_of("llama")
     with pytest.raises(ValueError, match="asks for virtual token 4, prompt 0 has 4"):
         backbone.score(FRONT, PromptOutput(tokens=virtual_tokens(backbone, length=4)))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"
+)  # torch.compile's own
+def test_torch_compile_gives_the_same_and_compiles_once_for_all_layouts() -> None:
+    backbone = backbone_of("llama", dtype=torch.float32)
+    assert backbone.packed
+    compiled = backbone.with_settings(compiled=True)
+    tokens = virtual_tokens(backbone).detach().float().requires_grad_()
+    torch._dynamo.reset()
+    frames = []
+    for rows in (FRONT, [*FRONT, *FRONT[:1]], LONG, FRONT[:2], SINGLE):
+        found, expected = (
+            b.score(rows, PromptOutput(tokens=tokens)).token_log_likelihoods() for b in (compiled, backbone)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        a, b = (torch.autograd.grad(x.sum(), tokens)[0] for x in (found, expected))
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+        frames.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert frames[-1] == frames[2]

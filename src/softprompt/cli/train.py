@@ -61,6 +61,8 @@ def _train(
     overwrite: bool,
     quiet: bool,
 ) -> None:
+    from accelerate import PartialState
+
     from softprompt import fitting
     from softprompt.cli import _run_folder
     from softprompt.cli._config import read_config
@@ -68,7 +70,9 @@ def _train(
 
     config = read_config(path, changes)
     folder = _run_folder.RunFolder(output)
-    folder.check(config, overwrite=overwrite, resume=resume)
+    process = PartialState()  # under `accelerate launch` one process writes, all of them train
+    if process.is_main_process:
+        folder.check(config, overwrite=overwrite, resume=resume)
     # All of it before the first step: a file that is missing should not be found out after an hour.
     rows = {
         name: read_source(source.source, source.split, name, source.limit)
@@ -82,7 +86,9 @@ def _train(
         f"{len(rows['train'])} training rows"
     )
 
-    folder.begin(config)
+    if process.is_main_process:
+        folder.begin(config)
+    process.wait_for_everyone()
     tuned = fitting.fit(
         backbone,
         config.task,
@@ -94,6 +100,8 @@ def _train(
         resume=resume,
         progress=not quiet,
     )
+    if not process.is_main_process:
+        return
     test = tuned.evaluate(rows["test"]) if "test" in rows else None
     tuned = folder.finish(config, tuned, test, {name: len(part) for name, part in rows.items()})
     for message in [*_no_better_than_majority(tuned), *never_predicted(test or {})]:
