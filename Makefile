@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup  ## Tune a prompt on a real model and print what it learned
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo.py $(if $(TEXT),"$(TEXT)")
 
 test: setup  ## Run the whole suite, real models and the examples included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

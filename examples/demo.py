@@ -1,4 +1,4 @@
-"""Tune a prompt of 20 virtual tokens for review sentences on a real model, and use it.
+"""Tune a prompt for review sentences on a real model, and use it.
 
     make demo                                    # or: python examples/demo.py
     make demo TEXT="The screen broke on day two."
@@ -33,7 +33,7 @@ TASK = sp.TextClassification(
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tune, evaluate, save and use a prompt.")
     parser.add_argument("text", nargs="?", default="The battery lasts two days, I am delighted.")
-    parser.add_argument("--steps", type=int, default=200, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=150, help="optimizer steps")
     parser.add_argument("--rows", type=int, default=400, help="test rows")
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
     arguments = parser.parse_args()
@@ -49,7 +49,17 @@ def main() -> None:
         style="bold",
     )
 
-    tuned = sp.fit(backbone, TASK, sp.PromptTuning(length=20), train, validation, steps=arguments.steps)
+    # Training starts from the words of the hand-written prompt: they are a better place than random ones.
+    method = sp.PromptTuning(length=len(backbone.spec.tokenize(MANUAL)), init="text", init_text=MANUAL)
+    tuned = sp.fit(
+        backbone,
+        TASK,
+        method,
+        train,
+        validation,
+        steps=arguments.steps,
+        evaluate_every=min(50, arguments.steps),
+    )
     zero_shot = sp.fit(backbone, TASK, sp.ZeroShot(), train)
     manual = sp.fit(backbone, TASK, sp.ManualPrompt(MANUAL), train)
 

@@ -107,13 +107,18 @@ def fit(
         assert validation_rows is not None
         metrics = evaluate(model, task, encoder, validation_rows)
         model.forget()
-        full.clear()
-        full.update(metrics)
+        evaluations.append(metrics)
         return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
-    def result(history: Sequence[Mapping[str, Any]], **facts: Any) -> TunedPrompt:
+    def result(
+        history: Sequence[Mapping[str, Any]], known: Mapping[str, float] | None = None, **facts: Any
+    ) -> TunedPrompt:
         model.forget()
-        metrics = {"validation": validate() and dict(full)} if validation_rows else {}
+        metrics: dict[str, Any] = {}
+        if validation_rows:
+            # The best tensors were evaluated already, unless that was before the run was resumed.
+            found = next((e for e in evaluations if known and known.items() <= e.items()), None)
+            metrics["validation"] = found or (validate() and evaluations[-1])
         return TunedPrompt(
             prepared.with_settings(),
             task,
@@ -129,10 +134,10 @@ def fit(
             None if own is backbone else identity_of(backbone),
         )
 
-    full: dict[str, Any] = {}
+    evaluations: list[dict[str, Any]] = []
     if not parameters:
         tuned = result([])
-        _warn(task.concerns(train_rows, full))
+        _warn(task.concerns(train_rows, {}))
         return tuned
 
     groups = method.parameter_groups(module, peak)
@@ -158,11 +163,12 @@ def fit(
         raise
     tuned = result(
         [record.as_dict() for record in run.history],
+        run.metrics,
         steps_made=run.steps,
         best_step=run.best_step,
         seconds=run.seconds,
     )
-    _warn(task.concerns(train_rows, full))
+    _warn(task.concerns(train_rows, tuned.metrics.get("validation", {})))
     return tuned
 
 
