@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from softprompt.backbones._packed import CompiledPrompt, PackedModel, pack, split_prompt
 from softprompt.backbones._padded import embed_atoms
 from softprompt.backbones._tree import Atoms, PrefixTree
 from softprompt.outputs import EncodedRow, PromptOutput
-
-if TYPE_CHECKING:
-    from softprompt.backbones.causal import CausalBackbone, CompiledPrompt
 
 SET_HERE = {"past_key_values", "inputs_embeds", "input_ids", "attention_mask", "position_ids"}
 NOT_WITH_A_FILLED_CACHE = {
@@ -33,37 +31,41 @@ NOT_WITH_A_FILLED_CACHE = {
 
 @torch.no_grad()
 def generate(
-    backbone: CausalBackbone,
+    runner: PackedModel,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[EncodedRow],
     prompt: PromptOutput | CompiledPrompt,
     options: dict[str, Any],
+    *,
+    packed: bool,
 ) -> list[list[int]]:
     """See CausalBackbone.generate. Raises ValueError for options that cannot be combined with a filled cache."""
     if found := SET_HERE & options.keys():
         raise ValueError(f"generate() sets {sorted(found)} itself; remove them from the options")
     if found := NOT_WITH_A_FILLED_CACHE & options.keys():
         raise ValueError(f"{sorted(found)} cannot be used behind a prompt; give the length as max_new_tokens")
-    pad, eos = backbone.tokenizer.pad_token_id, backbone.tokenizer.eos_token_id
+    model = runner.model
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     options = {"pad_token_id": eos if pad is None else pad, **options}
-    heads, plain = backbone._heads(rows, prompt)
+    heads, plain = split_prompt(rows, prompt)
     rows = [replace(row, targets=()) for row in rows]
-    if not backbone.packed:
-        return _generate_padded(backbone, rows, plain, options)
+    if not packed:
+        return _generate_padded(model, rows, plain, options)
 
-    tree = backbone._tree(rows, heads, plain)
+    tree = pack(rows, plain, model.device, compiled=heads)
     where, mask = _left_padded_places(rows, heads, plain, tree)
     copies = max(
-        options.get(name) or getattr(backbone.model.generation_config, name, None) or 1
+        options.get(name) or getattr(model.generation_config, name, None) or 1
         for name in ("num_beams", "num_return_sequences")
     )
     held = where[:, :-1].repeat_interleave(copies, 0)  # generate() feeds the last token itself
-    cache = DynamicCache(config=backbone.model.config)
-    for layer, packed in enumerate(backbone._key_values(tree, plain)):
+    cache = DynamicCache(config=model.config)
+    for layer, new in enumerate(runner.key_values(tree, plain)):
         prefix: Any = (None, None) if plain.prefix is None else plain.prefix[layer]
-        keys, values = (_gather(new, old, held) for new, old in zip(packed, prefix, strict=True))
+        keys, values = (_gather(part, old, held) for part, old in zip(new, prefix, strict=True))
         cache.update(keys, values, layer)
     ids = _visible_ids(rows, mask)
-    output = backbone.model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)  # type: ignore[operator]
+    output = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)  # type: ignore[operator]
     return _new_tokens(output, mask.shape[1], options)
 
 
@@ -119,13 +121,13 @@ def _visible_ids(rows: Sequence[EncodedRow], mask: Tensor) -> Tensor:
 
 
 def _generate_padded(
-    backbone: CausalBackbone, rows: Sequence[EncodedRow], prompt: PromptOutput, options: dict[str, Any]
+    model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: PromptOutput, options: dict[str, Any]
 ) -> list[list[int]]:
-    sequences = [embed_atoms(backbone, row.context, prompt, row.prompt) for row in rows]
+    sequences = [embed_atoms(model, row.context, prompt, row.prompt) for row in rows]
     longest = max(map(len, sequences))
     embeds = torch.stack([torch.nn.functional.pad(s, (0, 0, longest - len(s), 0)) for s in sequences])
-    mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=backbone.device)
-    output = backbone.model.generate(inputs_embeds=embeds, attention_mask=mask, **options)  # type: ignore[operator]
+    mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=model.device)
+    output = model.generate(inputs_embeds=embeds, attention_mask=mask, **options)  # type: ignore[operator]
     return _new_tokens(output, 0, options)
 
 

@@ -20,7 +20,7 @@ SMALLEST = 2**26  # multiplications, below which the detour costs more than it w
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, (..., in) x (out, in) -> (..., out)."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class _FrozenLinear(torch.autograd.Function):

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
-if TYPE_CHECKING:
-    from softprompt.backbones.causal import CausalBackbone
 
-
-def embed_atoms(backbone: CausalBackbone, atoms: Sequence[int], prompt: PromptOutput, which: int) -> Tensor:
+def embed_atoms(model: PreTrainedModel, atoms: Sequence[int], prompt: PromptOutput, which: int) -> Tensor:
     """Input embeddings of one sequence of atoms carrying prompt `which`, (T, d)."""
-    ids = torch.tensor([max(atom, 0) for atom in atoms], device=backbone.device)
-    embeds = backbone.model.get_input_embeddings()(ids)
+    ids = torch.tensor([max(atom, 0) for atom in atoms], device=model.device)
+    embeds = model.get_input_embeddings()(ids)
     if prompt.offset is not None:
-        number = torch.tensor([a >= 0 for a in atoms], device=backbone.device).long().cumsum(0) - 1
+        number = torch.tensor([a >= 0 for a in atoms], device=model.device).long().cumsum(0) - 1
         offset = prompt.offset[which]  # (s, d)
         inside = (
             (number >= 0)
@@ -30,13 +27,13 @@ def embed_atoms(backbone: CausalBackbone, atoms: Sequence[int], prompt: PromptOu
         embeds = embeds + torch.where(inside[:, None], shift, torch.zeros_like(shift)).to(embeds.dtype)
     soft = [i for i, atom in enumerate(atoms) if atom < 0]
     if soft and prompt.tokens is not None:
-        slots = torch.tensor([-1 - atoms[i] for i in soft], device=backbone.device)
+        slots = torch.tensor([-1 - atoms[i] for i in soft], device=model.device)
         virtual = prompt.tokens[which].index_select(0, slots).to(embeds.dtype)
-        embeds = embeds.index_copy(0, torch.tensor(soft, device=backbone.device), virtual)
+        embeds = embeds.index_copy(0, torch.tensor(soft, device=model.device), virtual)
     return embeds
 
 
-def padded_logits(backbone: CausalBackbone, rows: Sequence[EncodedRow], prompt: PromptOutput) -> TargetLogits:
+def padded_logits(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> TargetLogits:
     """As CausalBackbone.score, by plain concatenation and right padding."""
     sequences: list[Tensor] = []
     places: list[tuple[int, int]] = []
@@ -50,16 +47,16 @@ def padded_logits(backbone: CausalBackbone, rows: Sequence[EncodedRow], prompt: 
                 places.append((len(sequences), len(row.context) - 1 + j))
                 token.append(word)
                 target.append(number)
-            sequences.append(embed_atoms(backbone, atoms, prompt, row.prompt))
+            sequences.append(embed_atoms(model, atoms, prompt, row.prompt))
             number += 1
-    lengths = torch.tensor([len(s) for s in sequences], device=backbone.device)
+    lengths = torch.tensor([len(s) for s in sequences], device=model.device)
     embeds = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # (B, T, d)
-    mask = torch.arange(embeds.shape[1], device=backbone.device) < lengths[:, None]
-    logits = backbone.model(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False).logits
-    where = torch.tensor(places, device=backbone.device)
+    mask = torch.arange(embeds.shape[1], device=model.device) < lengths[:, None]
+    logits = model(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False).logits
+    where = torch.tensor(places, device=model.device)
 
     def tensor(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=backbone.device)
+        return torch.tensor(values, dtype=torch.long, device=model.device)
 
     return TargetLogits(
         logits[where[:, 0], where[:, 1]],

@@ -4,67 +4,63 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from softprompt.backbones._attention import TreeCall, tree_implementation
+from softprompt.backbones._packed import embed_tree
 from softprompt.backbones._padded import padded_logits
 from softprompt.backbones._tree import build_tree, shared_heads
 from softprompt.outputs import EncodedRow, PromptOutput
-
-if TYPE_CHECKING:
-    from softprompt.backbones.causal import CausalBackbone
 
 log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def can_pack(backbone: CausalBackbone) -> bool:
+def can_pack(model: PreTrainedModel, name: str) -> bool:
     """Whether packed logits equal padded ones, and every layer with a sliding window tells it to the attention."""
-    model = backbone.model
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not kinds <= {"full_attention", "sliding_attention"}:
-        return _say(
-            backbone, f"it has layers of kind {sorted(kinds - {'full_attention', 'sliding_attention'})}"
-        )
-    vocabulary = backbone.spec.vocabulary
-    ids = [(7 * i + 3) % vocabulary for i in range(11)]
+        return _say(name, f"it has layers of kind {sorted(kinds - {'full_attention', 'sliding_attention'})}")
+    embedding = model.get_input_embeddings()
+    table = embedding.weight
+    assert isinstance(table, Tensor)
+    ids = [(7 * i + 3) % table.shape[0] for i in range(11)]
     rows = [EncodedRow((-1, -2, *ids[:3]), ((1,),)), EncodedRow((-1, -2, *ids[3:8]), ((1,), (2, 1)))]
-    tokens = backbone.spec.embed(torch.tensor(ids[8:10]))[None].to(backbone.device)
+    tokens = embedding(torch.tensor(ids[8:10], device=model.device))[None].float()
     prompt = PromptOutput(tokens=tokens)
     try:
-        expected = padded_logits(backbone, rows, prompt)
-        tree = build_tree(rows, shared_heads(rows, 1), virtual_tokens=2, device=backbone.device)
+        expected = padded_logits(model, rows, prompt)
+        tree = build_tree(rows, shared_heads(rows, 1), virtual_tokens=2, device=model.device)
         call = TreeCall(tree)
         with tree_implementation(model):
             found = model(
-                inputs_embeds=backbone._embed(tree, prompt),
+                inputs_embeds=embed_tree(model, tree, prompt),
                 position_ids=tree.positions[None],
                 use_cache=False,
                 logits_to_keep=tree.scored,
                 prompt_tree=call,
             ).logits[0]
     except (TypeError, NotImplementedError, AttributeError, RuntimeError, ValueError, KeyError) as error:
-        return _say(backbone, f"{type(error).__name__}: {error}")
+        return _say(name, f"{type(error).__name__}: {error}")
     if not call.windows_seen:
-        return _say(backbone, "its attention cannot be reached")
+        return _say(name, "its attention cannot be reached")
     windowed = sum(kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or [])
     if sum(window is not None for window in call.windows_seen) < windowed:
-        return _say(backbone, "its sliding-window layers do not tell their window")
+        return _say(name, "its sliding-window layers do not tell their window")
     got = replace(expected, logits=found, position=tree.position).token_log_likelihoods()
     want = expected.token_log_likelihoods()
     # bfloat16 rounds logits of size 20 to 1/16: the trial finds wrong attention, the test suite proves the rest.
-    tolerance = 1e-3 if backbone.dtype in (torch.float32, torch.float64) else 0.5
+    tolerance = 1e-3 if table.dtype in (torch.float32, torch.float64) else 0.5
     difference = (got - want).abs().max().item()
     if not difference <= tolerance * max(1.0, want.abs().max().item()):
-        return _say(backbone, f"packed and padded rows differ by {difference:.2g}")
+        return _say(name, f"packed and padded rows differ by {difference:.2g}")
     return True
 
 
-def _say(backbone: CausalBackbone, reason: str) -> bool:
-    log.warning(
-        "%s: rows are padded and the prompt is run for each of them, because %s", backbone.name, reason
-    )
+def _say(name: str, reason: str) -> bool:
+    log.warning("%s: rows are padded and the prompt is run for each of them, because %s", name, reason)
     return False
