@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,11 +34,17 @@ def test_a_run_without_steps_has_no_curve() -> None:
         learning_curve([], "accuracy")
 
 
-def test_the_picture_is_written_without_pyplot(tmp_path: Path) -> None:
+def test_the_picture_is_written_whole(tmp_path: Path) -> None:
     save_figure(learning_curve(HISTORY, "accuracy"), tmp_path / "curve.png")
     assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_plots_leave_pyplot_and_its_global_state_alone() -> None:
+    code = "import sys, softprompt.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    )  # other tests may import it
 
 
 def test_a_picture_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
