@@ -121,7 +121,7 @@ def test_starting_from_labels_needs_a_task_with_labels() -> None:
 
 def test_the_default_learning_rate_follows_the_scale_of_the_table() -> None:
     spec = tiny_backbone().spec
-    assert PromptTuning().learning_rate(spec) == pytest.approx(0.3 * spec.embedding_std)
+    assert PromptTuning().learning_rate(spec) == pytest.approx(0.1 * spec.embedding_std)
 
 
 def test_a_module_that_is_restored_is_the_same() -> None:

