@@ -84,13 +84,17 @@ class Study:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.runs: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+        asked = ["git", "rev-parse", "--short", "HEAD"]
+        self.commit = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
 
     def run(self, name: str, work: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> None:
         """Do `work(*args, **kwargs)` and keep what it gives, unless the file has it already."""
         if name in self.runs:
             return
         started = time.perf_counter()
-        self.runs[name] = work(*args, **kwargs) | {"wall_seconds": round(time.perf_counter() - started, 1)}
+        result = work(*args, **kwargs)
+        seconds = round(time.perf_counter() - started, 1)
+        self.runs[name] = result | {"wall_seconds": seconds, "commit": self.commit}
         temporary = self.path.with_suffix(".part")
         temporary.write_text(json.dumps(self.runs, indent=1) + "\n")
         os.replace(temporary, self.path)
@@ -251,10 +255,7 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     study = Study(arguments.output)
     backbone = sp.load_backbone("smollm2-135m-instruct")
-    asked = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True
-    )
-    about = {"commit": asked.stdout.strip(), "backbone": backbone.name, "precision": str(backbone.dtype)}
+    about = {"backbone": backbone.name, "precision": str(backbone.dtype)}
     study.runs.setdefault("about", about | store.library_versions())
     run_all(study, backbone, arguments.only)
     print(table(study.runs))
