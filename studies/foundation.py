@@ -159,7 +159,7 @@ def majority(name: str) -> dict[str, Any]:
 def peft_defaults(backbone: Backbone, name: str, *, seed: int) -> dict[str, Any]:
     """PEFT's prompt tuning as it comes: its random start, transformers' Trainer's learning rate, its loss.
 
-    On our engine, whose training steps equal PEFT's (tests/test_peft_training.py), five times faster.
+    On our engine, whose training steps equal PEFT's (tests/test_peft_training.py).
     """
     task = sp.TextClassification(SETTINGS[name].task.template, SETTINGS[name].task.labels, loss="lm")
     with tempfile.TemporaryDirectory() as folder:
