@@ -74,6 +74,10 @@ def fit(
     if validation is not None:
         validation_rows = read_rows(validation, _split_of(validation, "validation"))
 
+    if reason := method.unsupported(backbone.spec):
+        raise ValueError(
+            f"{method.name} cannot be used on {backbone.name} ({backbone.spec.family}): {reason}"
+        )
     own = method.prepare(backbone)
     prepared = own.with_settings(
         gradient_checkpointing=recipe.gradient_checkpointing, compiled=recipe.compile

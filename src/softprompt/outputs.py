@@ -7,7 +7,7 @@ V vocabulary, U scored positions, M target tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
@@ -64,12 +64,16 @@ class EncodedRow:
              with a verbalizer, just the reference for generation, none where only a prediction is wanted
     gold     index into `targets` of the right one (classification: the first word of the right label)
     prompt   which of the batch's prompts the row carries
+    read     positions in `context` whose last hidden state a head reads; none for tasks that score words
+    media    what the model is given beside tokens: a spectrogram (mel bins, frames), pixel values (3, H, W)
     """
 
     context: tuple[int, ...]
     targets: tuple[tuple[int, ...], ...] = ()
     gold: int | None = None
     prompt: int = 0
+    read: tuple[int, ...] = ()
+    media: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

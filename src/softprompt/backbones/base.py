@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
+from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class BackboneSpec:
     embed             token ids (n,) -> (n, d) float32, a copy, as the model embeds them (scaled, where it scales)
     tokenize          text -> token ids, no special tokens
     special_ids       ids that are no words (padding, begin, end ...)
+    places            for each entry of `key_values` the attention that it goes in front of: "decoder", "encoder" or
+                      "cross" (from the decoder to the encoder); empty: self-attention everywhere
+    key_values_of     token ids (n,) -> per layer the keys and values, (1, Hkv, n, D) float32, a copy, that the frozen
+                      model itself computes for them at the front of a text; None where it has none
     """
 
     name: str
@@ -37,6 +41,8 @@ class BackboneSpec:
     embed: Callable[[Tensor], Tensor]
     tokenize: Callable[[str], list[int]]
     special_ids: frozenset[int]
+    places: tuple[str, ...] = ()
+    key_values_of: Callable[[Tensor], tuple[KeyValue, ...]] | None = None
 
 
 class Backbone(Protocol):

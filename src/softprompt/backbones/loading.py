@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,39 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from softprompt import carriers
+from softprompt.backbones.base import Backbone
 from softprompt.backbones.causal import CausalBackbone
 from softprompt.backbones.precision import Precision, resolve_dtype
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model: how transformers loads it, and what it is here.
+
+    holds    whether a model with this config is one
+    auto     the class of transformers that loads it from a folder or the hub
+    backbone (model, tokenizer, name=, packed=) -> Backbone
+    """
+
+    name: str
+    holds: Callable[[PreTrainedConfig], bool]
+    auto: Any
+    backbone: Callable[..., Backbone]
+
+
+def _is_causal(config: PreTrainedConfig) -> bool:
+    # BERT and its kin have a causal head too, but look both ways unless they were trained as decoders.
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        return False
+    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not getattr(
+        config, "is_encoder_decoder", False
+    )
+
+
+FAMILIES: tuple[Family, ...] = (Family("causal-lm", _is_causal, AutoModelForCausalLM, CausalBackbone),)
+"""Asked in this order which of them a model belongs to."""
 
 
 def load_backbone(
@@ -36,7 +67,7 @@ def load_backbone(
     device: str | torch.device | None = None,
     revision: str | None = None,
     packed: bool | None = None,
-) -> CausalBackbone:
+) -> Backbone:
     """A frozen model with its tokenizer.
 
     source    a carrier's name (`softprompt fetch --list`), a local folder, a hub id, or a model of transformers, which
@@ -46,14 +77,14 @@ def load_backbone(
     revision  of a hub model
     packed    False runs the plain padded path instead of sharing prompts; by default found out by a trial
 
-    Raises ValueError for a model that is no causal language model, misses weights or has damaged ones, FileNotFoundError
+    Raises ValueError for a model of no known family, one that misses weights or has damaged ones, FileNotFoundError
     for a source that is neither a carrier, nor a folder, nor to be had from the hub.
     """
     if isinstance(source, PreTrainedModel):
-        _check_family(source.config, type(source).__name__)
+        family = _family_of(source.config, type(source).__name__)
         if tokenizer is None:
             raise ValueError("a model object comes without its tokenizer: pass tokenizer=")
-        return CausalBackbone(source.eval().requires_grad_(False), tokenizer, packed=packed)
+        return family.backbone(source.eval().requires_grad_(False), tokenizer, packed=packed)
 
     name = str(source)
     folder = str(carriers.fetch(name)) if name in carriers.names() else name
@@ -61,9 +92,9 @@ def load_backbone(
     wanted = resolve_dtype(dtype, where)
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision)
-        _check_family(config, name)
+        family = _family_of(config, name)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, revision=revision)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = family.auto.from_pretrained(
             folder, revision=revision, dtype=wanted, output_loading_info=True, ignore_mismatched_sizes=True
         )
         model, report = loaded  # its type does not know of output_loading_info
@@ -79,7 +110,7 @@ def load_backbone(
         missing = sorted(report["missing_keys"])
         raise ValueError(
             f"{name}: {len(missing)} weights are not in the file and would be random, such as {missing[0]}: "
-            "this is not a whole causal language model"
+            f"this is not a whole model of the family {family.name}"
         )
     if report["mismatched_keys"]:
         weight, found, expected = sorted(report["mismatched_keys"])[0]
@@ -88,17 +119,14 @@ def load_backbone(
             f"{weight}: found {tuple(found)}, expected {tuple(expected)}; the files are of different models"
         )
     log.info("%s: %s on %s", name, str(wanted).removeprefix("torch."), where)
-    return CausalBackbone(model.to(where).eval().requires_grad_(False), tokenizer, name=name, packed=packed)
+    return family.backbone(model.to(where).eval().requires_grad_(False), tokenizer, name=name, packed=packed)
 
 
-def _check_family(config: PreTrainedConfig, name: str) -> None:
-    # BERT and its kin have a causal head too, but look both ways unless they were trained as decoders.
-    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
-        config, "is_decoder", False
+def _family_of(config: PreTrainedConfig, name: str) -> Family:
+    for family in FAMILIES:
+        if family.holds(config):
+            return family
+    raise ValueError(
+        f"{name} is a model of type {config.model_type!r}, which belongs to no family that softprompt knows: "
+        f"{', '.join(family.name for family in FAMILIES)} (Llama, Qwen, GPT-2, Gemma ...)"
     )
-    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if not causal or encoder or getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{name} is a model of type {config.model_type!r}, which is no causal language model: "
-            "softprompt tunes prompts for decoders (Llama, Qwen, GPT-2, Gemma ...) so far"
-        )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from softprompt.backbones.causal import CausalBackbone
+    from softprompt.backbones.base import Backbone
     from softprompt.tuned import TunedPrompt
 
 PromptDir = Annotated[Path, typer.Argument(help="Folder of a saved prompt, or of the run that made it.")]
@@ -32,7 +32,7 @@ Device = Annotated[
 ]
 
 
-def open_backbone(name: str, dtype: str | None, device: str | None) -> CausalBackbone:
+def open_backbone(name: str, dtype: str | None, device: str | None) -> Backbone:
     """Raises ValueError for an unknown dtype, a device that is not there, and what `load_backbone` raises."""
     import torch
 

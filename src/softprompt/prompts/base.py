@@ -59,6 +59,10 @@ class Method(ABC):
     def restore(self, spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> PromptModule:
         """The module that was saved as these tensors (its baked `state_dict()`)."""
 
+    def unsupported(self, spec: BackboneSpec) -> str | None:
+        """Why this method is not defined on such a backbone, as half a sentence; None where it is."""
+        return None
+
     def prepare(self, backbone: Backbone) -> Backbone:
         """The backbone that this method trains on: the frozen one itself, unless the method changes its weights."""
         return backbone
