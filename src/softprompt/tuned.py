@@ -222,7 +222,7 @@ def bind(backbone: Backbone, task: Task, virtual_tokens: int, max_tokens: int | 
             f"{virtual_tokens} virtual tokens leave no room for text: a row may have {limit} tokens "
             f"(max_tokens={max_tokens}, the backbone's limit is {backbone.spec.positions})"
         )
-    return task.bind(TextSetting(backbone.tokenizer, virtual_tokens, limit))
+    return task.bind(TextSetting(backbone.tokenizer, virtual_tokens, limit, backbone.spec.closed))
 
 
 def read_rows(source: Rows, split: str | None = None) -> list[Row]:

@@ -120,6 +120,31 @@ def test_a_written_bos_is_all_that_the_tokenizer_puts_in_front_of_a_text():
     assert list(encoded) == [-1, 1, 3, *ids("a")]
 
 
+def closing_tokenizer():
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("source", ["{text}", "{text}{soft}", "{soft}{bos}{text}"])
+def test_a_closed_text_ends_with_the_tokens_that_the_tokenizer_puts_behind_it(source):
+    setting = TextSetting(closing_tokenizer(), 2, closed=True)
+    encoded = Template.parse(source).bind(setting).encode({"text": "the film"})
+    assert encoded[-1] == 2
+    assert encoded.count(2) == encoded.count(1) == 1
+    opened = TextSetting(closing_tokenizer(), 2)
+    assert Template.parse(source).bind(opened).encode({"text": "the film"}) == encoded[:-1]
+
+
+def test_cutting_counts_the_closing_tokens_and_keeps_no_room_for_an_answer_elsewhere():
+    setting = TextSetting(closing_tokenizer(), 2, closed=True)
+    template = Template.parse("{text}").bind(setting)
+    encoded = template.encode({"text": "the film was good was bad"}, max_tokens=7, reserved=5)
+    assert encoded == (1, -1, -2, *ids("the film was"), 2)
+
+
 def test_bos_that_the_tokenizer_lacks_is_an_error():
     with pytest.raises(ValueError, match="neither a BOS nor a CLS"):
         Template.parse("{bos}{text}").bind(TextSetting(ByT5Tokenizer()))

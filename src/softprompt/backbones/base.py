@@ -29,6 +29,8 @@ class BackboneSpec:
                       "cross" (from the decoder to the encoder); empty: self-attention everywhere
     key_values_of     token ids (n,) -> per layer the keys and values, (1, Hkv, n, D) float32, a copy, that the frozen
                       model itself computes for them at the front of a text; None where it has none
+    closed            its texts end with the tokens that the tokenizer puts behind them, and what is predicted does not
+                      follow them: it stands in a decoder or where a mask is
     """
 
     name: str
@@ -43,6 +45,7 @@ class BackboneSpec:
     special_ids: frozenset[int]
     places: tuple[str, ...] = ()
     key_values_of: Callable[[Tensor], tuple[KeyValue, ...]] | None = None
+    closed: bool = False
 
 
 class Backbone(Protocol):

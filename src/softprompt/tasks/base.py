@@ -29,11 +29,14 @@ class TextSetting:
     tokenizer       the backbone's
     virtual_tokens  P: how many the method brings; the template's soft slots must take exactly these
     max_tokens      longest row in tokens, virtual tokens and answer included; None: no limit
+    closed          texts end with the tokens that the tokenizer itself puts behind them (</s>, [SEP]), and the answer
+                    does not follow the text: no room is kept for it
     """
 
     tokenizer: PreTrainedTokenizerBase
     virtual_tokens: int = 0
     max_tokens: int | None = None
+    closed: bool = False
 
 
 class TaskEncoder(Protocol):

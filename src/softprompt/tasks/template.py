@@ -140,7 +140,8 @@ class Template:
         """The template in its normal form, for one tokenizer and P virtual tokens.
 
         Without a slot, the virtual tokens stand at the front, after the BOS; without `{bos}`, the tokens
-        that the tokenizer itself puts in front of a text (none for many) go to the very front.
+        that the tokenizer itself puts in front of a text (none for many) go to the very front. In a closed
+        setting the tokens that it puts behind a text stand at the very end.
         Without virtual tokens (P = 0) slots are left out.
         Raises ValueError if the slots do not take exactly P virtual tokens, or `{bos}` is written and the
         tokenizer has no such token.
@@ -179,7 +180,9 @@ class Template:
                     virtual += length
                 else:
                     pieces.append(bos)
-        return BoundTemplate(self, setting.tokenizer, tuple(pieces))
+        if setting.closed and (suffix := automatic_suffix(setting.tokenizer)):
+            pieces.append(suffix)
+        return BoundTemplate(self, setting.tokenizer, tuple(pieces), setting.closed)
 
 
 @dataclass(frozen=True)
@@ -191,11 +194,15 @@ class Run:
 
 @dataclass(frozen=True)
 class BoundTemplate:
-    """A template with its tokenizer. A piece is ids (virtual tokens -1 - k, BOS) or a run of text."""
+    """A template with its tokenizer. A piece is ids (virtual tokens -1 - k, BOS) or a run of text.
+
+    closed: the answer does not follow the text, so it takes no room.
+    """
 
     template: Template
     tokenizer: PreTrainedTokenizerBase
     pieces: tuple[tuple[int, ...] | Run, ...]
+    closed: bool = False
 
     def encode(
         self, values: Mapping[str, str], *, max_tokens: int | None = None, reserved: int = 0
@@ -204,7 +211,7 @@ class BoundTemplate:
 
         A row of more than `max_tokens - reserved` tokens gets its cut field shortened from the end until it
         fits: the result is what the same row with a shorter value would give. Literals and other fields stay
-        whole.
+        whole. Where the template is closed, nothing is reserved.
         Raises ValueError with the numbers if that is not enough, or if the template leaves open which field
         to cut.
         """
@@ -214,6 +221,7 @@ class BoundTemplate:
                 f"template {self.template.source!r} gives no tokens for {reprlib.repr(dict(values))}; put"
                 " some text, {bos} or a soft slot into it, so that there is something to predict from"
             )
+        reserved = 0 if self.closed else reserved
         if max_tokens is None or len(ids) <= max_tokens - reserved:
             return ids
         return self._cut(values, len(ids), max_tokens, reserved)
@@ -293,12 +301,21 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def automatic_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The special tokens that the tokenizer puts in front of a text by itself: a BOS, [CLS], a language
     code, or none."""
+    return _automatic(tokenizer)[0]
+
+
+def automatic_suffix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The special tokens that the tokenizer puts behind a text by itself: an EOS, [SEP], or none."""
+    return _automatic(tokenizer)[1]
+
+
+def _automatic(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
     for start in range(len(full) - len(plain) + 1):
         if full[start : start + len(plain)] == plain:
-            return tuple(full[:start])
-    return ()
+            return tuple(full[:start]), tuple(full[start + len(plain) :])
+    return (), ()
 
 
 def _begin_token(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[int, ...]:
