@@ -55,17 +55,29 @@ class _Unpad(torch.autograd.Function):
         return _Pad.apply(grads[0], slots, ctx.size), None
 
 
+def place_tokens(x: Tensor, slots: Tensor, size: int) -> Tensor:
+    """Tokens at their places among zeros, (H, n, D) -> (H, size, D); `slots` (n,) are all different."""
+    placed: Tensor = _Pad.apply(x, slots, size)
+    return placed
+
+
+def pick_tokens(x: Tensor, slots: Tensor) -> Tensor:
+    """The inverse, (H, size, D) -> (H, n, D)."""
+    picked: Tensor = _Unpad.apply(x, slots)
+    return picked
+
+
 def _grid(x: Tensor, level: Level) -> Tensor:
     """Tokens of a level as a padded grid, (H, n, D) -> (H, S, T, D)."""
     size = level.segments * level.width
-    x = x if level.slots is None else _Pad.apply(x, level.slots, size)
+    x = x if level.slots is None else place_tokens(x, level.slots, size)
     return x.reshape(x.shape[0], level.segments, level.width, x.shape[-1])
 
 
 def _flat(x: Tensor, level: Level) -> Tensor:
     """The inverse of _grid, (H, S, T, D) -> (H, n, D)."""
     x = x.flatten(1, 2)
-    return x if level.slots is None else _Unpad.apply(x, level.slots)
+    return x if level.slots is None else pick_tokens(x, level.slots)
 
 
 def _of_parents(x: Tensor, parents: Tensor) -> Tensor:

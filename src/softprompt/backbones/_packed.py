@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from softprompt.backbones._attention import TreeCall, tree_implementation
 from softprompt.backbones._checkpointing import checkpointed_layers
+from softprompt.backbones._last_layer import last_mlp_only_at
 from softprompt.backbones._tree import Atoms, PrefixTree, build_tree, shared_heads
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
 
@@ -50,6 +51,8 @@ class PackedModel:
             stack.enter_context(tree_implementation(self.model))
             if self.checkpointing and torch.is_grad_enabled():
                 stack.enter_context(checkpointed_layers(self.model))
+            elif self.forward is self.model:  # hooks would be compiled in, and are gone when a layer is recomputed
+                stack.enter_context(last_mlp_only_at(self.model, keep, tree.tokens))
             output = self.forward(
                 inputs_embeds=embed_tree(self.model, tree, prompt),
                 position_ids=tree.positions[None],
