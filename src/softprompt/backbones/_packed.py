@@ -51,7 +51,9 @@ class PackedModel:
             stack.enter_context(tree_implementation(self.model))
             if self.checkpointing and torch.is_grad_enabled():
                 stack.enter_context(checkpointed_layers(self.model))
-            elif self.forward is self.model:  # hooks would be compiled in, and are gone when a layer is recomputed
+            elif (
+                self.forward is self.model
+            ):  # hooks would be compiled in, and are gone when a layer is recomputed
                 stack.enter_context(last_mlp_only_at(self.model, keep, tree.tokens))
             output = self.forward(
                 inputs_embeds=embed_tree(self.model, tree, prompt),
