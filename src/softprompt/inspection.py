@@ -157,7 +157,7 @@ def initial_tokens(tuned: TunedPrompt) -> tuple[Tensor | None, str]:
     init = getattr(method, "init", None)
     if not tuned.recipe.get("trained_parameters"):
         return None, "init unknown: the prompt was not trained here"
-    if init not in ("vocab", "uniform", "text", "labels") or not isinstance(seed, int):
+    if init not in ("auto", "vocab", "uniform", "text", "labels") or not isinstance(seed, int):
         return None, f"init unknown: {method.name} cannot be built again from settings and seed alone"
     context = BuildContext(
         tuned.backbone.spec, tuned.task.label_words, generator=torch.Generator().manual_seed(seed)

@@ -15,6 +15,7 @@ from softprompt.store import write_peft
 from tests.tiny_task import ROWS, TASK, tiny_backbone
 
 INITS: list[dict[str, Any]] = [
+    {"init": "auto"},
     {"init": "vocab"},
     {"init": "uniform"},
     {"init": "text", "init_text": "is this good or bad"},
@@ -35,6 +36,14 @@ def test_the_same_seed_starts_the_same_prompt(init: dict[str, Any]) -> None:
     assert torch.equal(start(length=6, **init), start(length=6, **init))
     drawn = init["init"] != "text"
     assert torch.equal(start(length=6, **init), start(1, length=6, **init)) != drawn
+
+
+def test_by_default_a_task_with_labels_starts_from_them_and_another_from_common_words() -> None:
+    assert torch.equal(start(length=6), start(length=6, init="labels"))
+    for init in ("auto", "vocab"):
+        context = BuildContext(spec=tiny_backbone().spec, generator=torch.Generator().manual_seed(0))
+        tokens = PromptTuning(length=6, init=init).build(context).state_dict()["tokens"]
+        assert torch.equal(tokens, start(length=6, init="vocab"))
 
 
 @pytest.mark.parametrize("init", INITS, ids=lambda init: init["init"])
@@ -97,11 +106,11 @@ def test_a_manual_prompt_is_a_start(tmp_path: Path) -> None:
     [
         ({"length": 0}, "length"),
         ({"length": -3}, "length"),
-        ({"init": "noise"}, "'vocab', 'uniform', 'text', 'labels' or 'prompt'"),
+        ({"init": "noise"}, "'auto', 'vocab', 'uniform', 'text', 'labels' or 'prompt'"),
         ({"init": "text"}, 'init_text and init="text" go together; got init="text", init_text=None'),
         (
             {"init_text": "film"},
-            'init_text and init="text" go together; got init="vocab", init_text=\'film\'',
+            'init_text and init="text" go together; got init="auto", init_text=\'film\'',
         ),
         ({"init": "prompt"}, 'init_prompt and init="prompt" go together'),
         ({"lenght": 3}, "lenght"),

@@ -25,8 +25,9 @@ class PromptTuning(Method):
 
     length: int = Field(default=20, gt=0)
     """P, virtual tokens. Above 20 little is won, above 100 large models lose (Lester et al., figure 3a)."""
-    init: Literal["vocab", "uniform", "text", "labels", "prompt"] = "vocab"
-    """Where they start: common words, noise of the table's scale, a text, the class labels, another prompt."""
+    init: Literal["auto", "vocab", "uniform", "text", "labels", "prompt"] = "auto"
+    """Where they start: common words, noise of the table's scale, a text, the class labels, another prompt; auto: the
+    class labels where the task has some, else common words, as in the paper."""
     init_text: str | None = None
     """With init="text": its tokens, repeated or cut to `length`."""
     init_prompt: Path | None = None
@@ -52,7 +53,9 @@ class PromptTuning(Method):
     def _start(self, context: BuildContext) -> Tensor:
         spec, generator = context.spec, context.generator
         match self.init:
-            case "vocab":
+            case "auto" if context.labels:
+                return initial.from_labels(spec, self.length, context.labels, generator)
+            case "auto" | "vocab":
                 return initial.sampled_vocabulary(spec, self.length, generator)
             case "uniform":
                 return initial.uniform(spec, self.length, generator)
