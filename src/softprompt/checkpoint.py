@@ -69,6 +69,8 @@ def run_identity(
     digest = hashlib.sha256()
     for row in rows:
         digest.update(f"{row.gold} {row.prompt} {[len(target) for target in row.targets]}".encode())
+        if row.read:
+            digest.update(f"{row.read} {row.pooled} {row.answer}".encode())
         for tokens in (row.context, *row.targets):
             digest.update(array("q", tokens).tobytes())
     return {

@@ -15,7 +15,7 @@ from softprompt import training
 from softprompt.backbones.base import Backbone
 from softprompt.data import names_file
 from softprompt.errors import SoftpromptWarning, TrainingDiverged
-from softprompt.model import PromptedModel
+from softprompt.model import HeadModel, PromptedModel
 from softprompt.outputs import EncodedRow
 from softprompt.progress import ConsoleProgress, Progress, Silent
 from softprompt.prompts import BuildContext, Method
@@ -28,6 +28,7 @@ from softprompt.tuned import (
     bind,
     evaluate,
     identity_of,
+    new_head,
     read_rows,
     settings_of,
     trained_tensors,
@@ -78,7 +79,8 @@ def fit(
         raise ValueError(
             f"{method.name} cannot be used on {backbone.name} ({backbone.spec.family}): {reason}"
         )
-    own = method.prepare(backbone)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    own = method.prepare(backbone, generator)
     prepared = own.with_settings(
         gradient_checkpointing=recipe.gradient_checkpointing, compiled=recipe.compile
     )
@@ -92,12 +94,14 @@ def fit(
         spec=spec,
         labels=task.label_words,
         rows=rows_as_text,
-        generator=torch.Generator().manual_seed(recipe.seed),
+        generator=generator,
     )
     module = method.build(context).to(prepared.device)
+    head = new_head(method, task, spec, generator)
+    head = None if head is None else head.to(prepared.device)
     encoder = bind(prepared, task, module.length, recipe.max_tokens)
-    model = PromptedModel(prepared, [module])
-    parameters = trained_tensors(module, prepared.model)
+    model = PromptedModel(prepared, [module], [head])
+    parameters = trained_tensors(module, prepared.model, head)
     changed = [p for name, p in parameters.items() if name.startswith("backbone.")]
     if changed and own is backbone:
         raise ValueError(
@@ -136,6 +140,7 @@ def fit(
             metrics,
             history,
             None if own is backbone else identity_of(backbone),
+            None if head is None else head.requires_grad_(False),
         )
 
     evaluations: list[dict[str, Any]] = []
@@ -147,10 +152,14 @@ def fit(
     groups = method.parameter_groups(module, peak)
     if changed:
         groups.append({"params": changed, "lr": peak})
+    groups = [group for group in groups if group["params"]]
+    if head is not None:
+        usual = method.head_learning_rate(spec) if groups else peak
+        groups.append({"params": [*head.parameters()], "lr": recipe.head_learning_rate or usual})
     log.info("%s: %d trained parameters", method.name, sum(p.numel() for p in parameters.values()))
     try:
         run = training.train(
-            model,
+            model if head is None else HeadModel(model),
             parameters,
             groups,
             encoder,

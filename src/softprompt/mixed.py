@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from softprompt.data import by_length
 from softprompt.model import PromptedModel, carrying
@@ -35,7 +37,9 @@ class MixedPrompts:
                 "load the backbone once and pass it to every load()"
             )
         self.prompts = tuple(prompts)
-        self._model = PromptedModel(prompts[0].backbone, [prompt.module for prompt in prompts])
+        self._model = PromptedModel(
+            prompts[0].backbone, [p.module for p in prompts], [p.head for p in prompts]
+        )
 
     def predict(
         self, inputs: Sequence[str | Row], prompts: Sequence[int], *, batch_size: int = 16
@@ -71,9 +75,13 @@ class _ScoredBatch:
         self._model = model
         self._place = {id(row): i for i, row in enumerate(rows)}
         self._scores: TargetLogits | None = None
+        self._states: Tensor | None = None
+        self._starts = [0, *accumulate(len(row.read) for row in rows)]
         with torch.no_grad():
             if any(row.targets for row in rows):
                 self._scores = model.score(rows)
+            if any(row.read for row in rows):
+                self._states = model.states(rows)
 
     def score(self, rows: Sequence[EncodedRow]) -> TargetLogits:
         if self._scores is None or any(
@@ -81,6 +89,12 @@ class _ScoredBatch:
         ):  # content-free rows of a calibration
             return self._model.score(rows)
         return self._scores.of_rows([self._place[id(row)] for row in rows])
+
+    def outputs(self, rows: Sequence[EncodedRow]) -> Tensor:
+        assert self._states is not None
+        places = [self._place[id(row)] for row in rows]
+        read = [i for b in places for i in range(self._starts[b], self._starts[b + 1])]
+        return self._model.apply_heads(rows, self._states[read])
 
     def generate(self, rows: Sequence[EncodedRow], **options: Any) -> list[list[int]]:
         return self._model.generate(rows, **options)

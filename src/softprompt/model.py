@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from softprompt.backbones.base import Backbone
@@ -22,9 +22,16 @@ class PromptedModel:
     once and kept, until `forget` is called: do so whenever the prompts were trained on.
     """
 
-    def __init__(self, backbone: Backbone, modules: Sequence[PromptModule]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        modules: Sequence[PromptModule],
+        heads: Sequence[nn.Module | None] | None = None,
+    ) -> None:
+        """heads: of each prompt the head that its task is answered with, None where words answer."""
         self.backbone = backbone
         self.modules = list(modules)
+        self.heads = [None] * len(self.modules) if heads is None else list(heads)
         self._kept: Any = None
 
     def prompt(self) -> PromptOutput:
@@ -36,6 +43,36 @@ class PromptedModel:
         if torch.is_grad_enabled():
             return self.backbone.score(rows, self.prompt())
         return self.backbone.score(rows, self._compiled(rows))
+
+    def outputs(self, rows: Sequence[EncodedRow]) -> Tensor:
+        """What the heads say at the rows' `read` positions, (n, outputs); a pooled row has one output.
+
+        All rows must carry prompts whose heads have equally many outputs; rows of others by `states` and `apply_heads`.
+        """
+        return self.apply_heads(rows, self.states(rows))
+
+    def states(self, rows: Sequence[EncodedRow]) -> Tensor:
+        """Last hidden states at the rows' `read` positions, (sum of len(row.read), d)."""
+        if torch.is_grad_enabled():
+            return self.backbone.states(rows, self.prompt())
+        return self.backbone.states(rows, self._compiled(rows))
+
+    def apply_heads(self, rows: Sequence[EncodedRow], states: Tensor) -> Tensor:
+        """`outputs` of rows whose states are known. Raises ValueError for a prompt without a head."""
+        states, owners = pool(rows, states)
+        number = torch.tensor([rows[owner].prompt for owner in owners], device=states.device)
+        found: list[tuple[Tensor, Tensor]] = []
+        for prompt in sorted({row.prompt for row in rows}):
+            head = self.heads[prompt]
+            if head is None:
+                raise ValueError(
+                    f"prompt {prompt} was trained for words, and has no head that could answer this task"
+                )
+            mine = (number == prompt).nonzero()[:, 0]
+            dtype = next(head.parameters()).dtype  # float32, whatever the backbone's precision
+            found.append((mine, head(states[mine].to(dtype))))
+        order = torch.cat([mine for mine, _ in found]).argsort()
+        return torch.cat([outputs for _, outputs in found])[order]
 
     def generate(self, rows: Sequence[EncodedRow], **options: Any) -> list[list[int]]:
         """New token ids for each row."""
@@ -58,11 +95,38 @@ def _fits(compiled: Any, rows: Sequence[EncodedRow]) -> bool:
         head = compiled.heads[row.prompt]
         if (
             (row.context[0] < 0 and not head)
-            or len(row.context) <= len(head)
+            or min(row.read, default=len(row.context) - 1) < len(head)
             or row.context[: len(head)] != head
         ):
             return False
     return True
+
+
+@dataclass(frozen=True)
+class HeadModel:
+    """A prompted model as training sees it where a head answers."""
+
+    model: PromptedModel
+
+    def score(self, rows: Sequence[EncodedRow]) -> Tensor:
+        return self.model.outputs(rows)
+
+
+def pool(rows: Sequence[EncodedRow], states: Tensor) -> tuple[Tensor, list[int]]:
+    """States with those of each pooled row replaced by their mean, and the row that each belongs to."""
+    owners = [b for b, row in enumerate(rows) for _ in row.read]
+    if not any(row.pooled for row in rows):
+        return states, owners
+    groups: list[int] = []  # number of the output that each state goes into
+    kept: list[int] = []
+    for b, row in enumerate(rows):
+        for i in range(len(row.read)):
+            if i == 0 or not row.pooled:
+                kept.append(b)
+            groups.append(len(kept) - 1)
+    where = torch.tensor(groups, dtype=torch.long, device=states.device)
+    sums = states.new_zeros(len(kept), states.shape[1]).index_add(0, where, states)
+    return sums / torch.bincount(where, minlength=len(kept))[:, None].to(states.dtype), kept
 
 
 def stack_prompts(outputs: Sequence[PromptOutput]) -> PromptOutput:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,9 @@ class EncodedRow:
     gold     index into `targets` of the right one (classification: the first word of the right label)
     prompt   which of the batch's prompts the row carries
     read     positions in `context` whose last hidden state a head reads; none for tasks that score words
+    pooled   the head reads the mean of these states, one output for the row, instead of one for each
+    answer   what the head should say there: numbers of classes or positions, or a value; the task knows
+    origin   what the task needs to turn outputs back into its answers; seen by nobody else
     media    what the model is given beside tokens: a spectrogram (mel bins, frames), pixel values (3, H, W)
     """
 
@@ -73,6 +77,9 @@ class EncodedRow:
     gold: int | None = None
     prompt: int = 0
     read: tuple[int, ...] = ()
+    pooled: bool = False
+    answer: tuple[float, ...] = ()
+    origin: Any = field(default=None, compare=False)
     media: Tensor | None = field(default=None, compare=False)
 
 

@@ -7,7 +7,7 @@ few trained tensors are added up. Letters: B rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -15,19 +15,21 @@ from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, nn
 
 from softprompt.errors import CheckpointError
-from softprompt.outputs import EncodedRow, TargetLogits
+from softprompt.outputs import EncodedRow
 
 
 class Scorer(Protocol):
     """The model as training sees it."""
 
-    def score(self, rows: Sequence[EncodedRow]) -> TargetLogits: ...
+    def score(self, rows: Sequence[EncodedRow]) -> Any:
+        """What the task's loss is taken of: TargetLogits, or where a head answers its outputs."""
+        ...
 
 
 class RowLoss(Protocol):
     """The task as training sees it."""
 
-    def loss(self, logits: TargetLogits, rows: Sequence[EncodedRow]) -> Tensor:
+    def loss(self, answers: Any, rows: Sequence[EncodedRow]) -> Tensor:
         """Loss of each row, (B,), differentiable."""
         ...
 

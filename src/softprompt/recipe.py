@@ -33,6 +33,9 @@ class Recipe:
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate; none: the method's default for the backbone."""
 
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of a task's head, where there is one; none: the method's default."""
+
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     """Optimizer, from torch.optim."""
 

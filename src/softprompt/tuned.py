@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from softprompt import store
-from softprompt.backbones.base import Backbone
+from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.backbones.loading import load_backbone
 from softprompt.data import load_rows
 from softprompt.model import PromptedModel
@@ -35,6 +35,7 @@ class TunedPrompt:
     metrics     results by data set ("validation" after `fit`), and what they are to be read beside
     history     one record per optimizer step
     identity    of the backbone as it was before the method changed its weights; None: it did not
+    head        what a task that is not answered by words is answered with, (n, d) -> (n, outputs)
     max_tokens  longest row in tokens, virtual tokens and answer included
     """
 
@@ -47,12 +48,13 @@ class TunedPrompt:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     identity: store.BackboneIdentity | None = None
+    head: nn.Module | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(
             self, "encoder", bind(self.backbone, self.task, self.module.length, self.max_tokens)
         )
-        object.__setattr__(self, "model", PromptedModel(self.backbone, [self.module]))
+        object.__setattr__(self, "model", PromptedModel(self.backbone, [self.module], [self.head]))
 
     encoder: TaskEncoder = field(init=False, repr=False)
     model: PromptedModel = field(init=False, repr=False)
@@ -86,8 +88,13 @@ class TunedPrompt:
         return evaluate(self.model, self.task, self.encoder, data, batch_size=batch_size, on_batch=on_batch)
 
     def trained(self) -> dict[str, Tensor]:
-        """Every trained tensor by name: the module's, and the backbone's where the method changed it."""
-        return {f"prompt.{name}": p for name, p in self.module.named_parameters()} | self._changed()
+        """Every trained tensor by name: the module's, the head's, and the backbone's where the method changed it."""
+        module = {f"prompt.{name}": p for name, p in self.module.named_parameters()}
+        return module | self._head() | self._changed()
+
+    def _head(self) -> dict[str, Tensor]:
+        tensors = {} if self.head is None else self.head.state_dict()
+        return {f"head.{name}": tensor for name, tensor in tensors.items()}
 
     def _changed(self) -> dict[str, Tensor]:
         """Weights of the backbone that were trained: they, and no others, still require a gradient."""
@@ -104,7 +111,7 @@ class TunedPrompt:
             method={"name": self.method.name, **settings_of(self.method)},
             task={"name": self.task.name, **settings_of(self.task)},
             backbone=self.identity or identity_of(self.backbone),
-            tensors=module | self._changed(),
+            tensors=module | self._head() | self._changed(),
             recipe=dict(self.recipe),
             metrics=dict(self.metrics),
             notes={
@@ -165,16 +172,15 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
     store.check_backbone(saved, identity_of(backbone))
     method = _from_settings(methods(), saved.method, folder, "method")
     task = _from_settings(TASKS, saved.task, folder, "task")
-    kept = {
-        name.removeprefix("prompt."): t for name, t in saved.tensors.items() if name.startswith("prompt.")
-    }
-    changed = {
-        name.removeprefix("backbone."): t for name, t in saved.tensors.items() if name.startswith("backbone.")
-    }
+    kept, head_tensors, changed = (_named(saved.tensors, part) for part in ("prompt.", "head.", "backbone."))
     if changed:
-        backbone = method.prepare(backbone)
+        backbone = method.prepare(backbone, torch.Generator())
+        parameters = dict(backbone.model.named_parameters())
+        if unknown := sorted(changed.keys() - parameters.keys()):
+            raise store.PromptFileError(
+                f"{folder}: the backbone that {method.name} prepares has no weight {unknown[0]!r}"
+            )
         with torch.no_grad():
-            parameters = dict(backbone.model.named_parameters())
             for name, tensor in changed.items():
                 parameters[name].copy_(tensor)
         for name, parameter in parameters.items():
@@ -185,6 +191,13 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
         raise store.PromptFileError(
             f"{folder}: tensor {error} is missing; it has {sorted(saved.tensors)}"
         ) from error
+    head = new_head(method, task, backbone.spec, torch.Generator())
+    if head is not None:
+        try:
+            head.load_state_dict(head_tensors)
+        except RuntimeError as error:
+            raise store.PromptFileError(f"{folder}: the head is not that of its task: {error}") from error
+        head = head.to(backbone.device).requires_grad_(False)
     return TunedPrompt(
         backbone,
         task,
@@ -194,7 +207,20 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
         saved.recipe,
         saved.metrics,
         identity=saved.backbone if changed else None,
+        head=head,
     )
+
+
+def new_head(method: Method, task: Task, spec: BackboneSpec, generator: torch.Generator) -> nn.Module | None:
+    """The untrained head for a task, None where words answer. Raises ValueError where method and task do not fit."""
+    if task.outputs is not None:
+        return method.head(spec.state_width or spec.width, task.outputs, generator)
+    if method.head_only:
+        raise ValueError(
+            f"{method.name} trains a head, and {task.name} is answered by words: take a task with a head, such as "
+            "SequenceClassification"
+        )
+    return None
 
 
 def evaluate(
@@ -222,7 +248,9 @@ def bind(backbone: Backbone, task: Task, virtual_tokens: int, max_tokens: int | 
             f"{virtual_tokens} virtual tokens leave no room for text: a row may have {limit} tokens "
             f"(max_tokens={max_tokens}, the backbone's limit is {backbone.spec.positions})"
         )
-    return task.bind(TextSetting(backbone.tokenizer, virtual_tokens, limit, backbone.spec.closed))
+    return task.bind(
+        TextSetting(backbone.tokenizer, virtual_tokens, limit, backbone.spec.closed, backbone.spec.family)
+    )
 
 
 def read_rows(source: Rows, split: str | None = None) -> list[Row]:
@@ -242,12 +270,15 @@ def as_row(task: Task, value: str | Row) -> Row:
     return {task.columns.get(name, name): value}
 
 
-def trained_tensors(module: nn.Module, model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that require a gradient: of the prompt as `prompt.*`, of the backbone as `backbone.*`."""
-    named = [("prompt", module), ("backbone", model)]
+def trained_tensors(
+    module: nn.Module, model: nn.Module, head: nn.Module | None = None
+) -> dict[str, nn.Parameter]:
+    """Parameters that require a gradient: of the prompt as `prompt.*`, also `head.*`, of the backbone as `backbone.*`."""
+    named = [("prompt", module), ("head", head), ("backbone", model)]
     return {
         f"{part}.{name}": p
         for part, owner in named
+        if owner is not None
         for name, p in owner.named_parameters()
         if p.requires_grad
     }
@@ -272,6 +303,10 @@ def identity_of(backbone: Backbone) -> store.BackboneIdentity:
 
 def front_tokens(tuned: TunedPrompt) -> Tensor:
     """The virtual tokens (P, d) of a prompt that stands in front of everything. Raises ValueError for any other."""
+    if tuned.head is not None:
+        raise ValueError(
+            f"PEFT's prompt-tuning format holds no head, and {tuned.task.name} is answered by one"
+        )
     output = tuned.module.bake()()
     if output.tokens is None or output.prefix is not None or output.offset is not None:
         raise ValueError(
@@ -285,6 +320,10 @@ def front_tokens(tuned: TunedPrompt) -> Tensor:
             "that begins with {soft}, and writes {bos} after it if the tokenizer adds one"
         )
     return output.tokens[0].detach()
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def _from_settings(known: Mapping[str, type], saved: Mapping[str, Any], folder: str | Path, kind: str) -> Any:

@@ -36,6 +36,13 @@ def logits(
     return model(inputs_embeds=embed(model, atoms, tokens, offset)[None], use_cache=False).logits[0]
 
 
+def states(model: PreTrainedModel, row: EncodedRow, tokens: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Last hidden states of one row where it is read, (len(read), d)."""
+    inputs = embed(model, row.context, tokens, offset)[None]
+    found = model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state[0]
+    return torch.stack([found[i] for i in row.read])
+
+
 def target_log_likelihood(
     model: PreTrainedModel,
     row: EncodedRow,

@@ -35,36 +35,56 @@ class PackedModel:
     """A model and how its forward is run.
 
     forward        the model itself, or what torch.compile made of it
+    trunk          the model without its output layer, or what torch.compile made of that
     checkpointing  layers are recomputed in backward
     """
 
     model: PreTrainedModel
     forward: Callable[..., Any]
+    trunk: Callable[..., Any]
     checkpointing: bool = False
 
     def run(
         self, tree: PrefixTree, prompt: PromptOutput, keep: Tensor, cache: DynamicCache | None = None
     ) -> Tensor:
         """One pass over the packed tokens; logits of the places in `keep`, (len(keep), V)."""
+        output = self._call(self.forward, tree, prompt, keep, past_key_values=cache, logits_to_keep=keep)
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def states(self, tree: PrefixTree, prompt: PromptOutput) -> Tensor:
+        """One pass over the packed tokens; last hidden states of the places in `tree.read`, (len(tree.read), d)."""
+        places = tree.read.unique()  # rows may read the same place of what they share
+        states: Tensor = self._call(self.trunk, tree, prompt, places, past_key_values=None).last_hidden_state
+        return states[0].index_select(0, tree.read)  # (1, N, d) -> (n, d)
+
+    def _call(
+        self,
+        forward: Callable[..., Any],
+        tree: PrefixTree,
+        prompt: PromptOutput,
+        keep: Tensor,
+        past_key_values: DynamicCache | None,
+        **others: Tensor,
+    ) -> Any:
         call = TreeCall(tree, prompt.prefix, prefix_lengths(prompt))
         with ExitStack() as stack:
             stack.enter_context(tree_implementation(self.model))
             if self.checkpointing and torch.is_grad_enabled():
                 stack.enter_context(checkpointed_layers(self.model))
-            elif (
-                self.forward is self.model
+            elif forward in (
+                self.model,
+                self.model.base_model,
             ):  # hooks would be compiled in, and are gone when a layer is recomputed
                 stack.enter_context(last_mlp_only_at(self.model, keep, tree.tokens))
-            output = self.forward(
+            return forward(
                 inputs_embeds=embed_tree(self.model, tree, prompt),
                 position_ids=tree.positions[None],
-                past_key_values=cache,
-                use_cache=cache is not None,
-                logits_to_keep=keep,
+                past_key_values=past_key_values,
+                use_cache=past_key_values is not None,
                 prompt_tree=call,
+                **others,
             )
-        logits: Tensor = output.logits[0]
-        return logits
 
     @torch.no_grad()
     def key_values(self, tree: PrefixTree, prompt: PromptOutput) -> list[KeyValue]:
@@ -85,7 +105,7 @@ def split_prompt(
         return None, prompt
     for row in rows:
         head = prompt.heads[row.prompt]
-        if row.context[: len(head)] != head or len(row.context) == len(head):
+        if row.context[: len(head)] != head or min(row.read, default=len(row.context) - 1) < len(head):
             raise ValueError("a row does not begin with the compiled prompt: compile it for these rows again")
     return prompt.heads, prompt.prompt
 
@@ -107,7 +127,7 @@ def pack(
     text = None
     if compiled is not None:  # what is left of each row hangs under the prefix
         text = [sum(atom >= 0 for atom in head) for head in compiled]
-        rows = [replace(row, context=row.context[len(compiled[row.prompt]) :]) for row in rows]
+        rows = [_behind(row, len(compiled[row.prompt])) for row in rows]
     lengths = None
     if prompt.tokens is not None and prompt.lengths is not None and prompt.prefix is None:
         lengths = prompt.lengths.tolist()
@@ -120,6 +140,11 @@ def pack(
         text_offsets=text,
         device=device,
     )
+
+
+def _behind(row: EncodedRow, head: int) -> EncodedRow:
+    """What is left of a row without its first `head` atoms."""
+    return replace(row, context=row.context[head:], read=tuple(i - head for i in row.read))
 
 
 def embed_tree(model: PreTrainedModel, tree: PrefixTree, prompt: PromptOutput) -> Tensor:
@@ -184,6 +209,8 @@ def _heads_to_keep(rows: Sequence[EncodedRow], prompts: int) -> list[Atoms]:
         if not heads[row.prompt]:
             soft = next((i for i, atom in enumerate(row.context) if atom >= 0), 0)
             heads[row.prompt] = row.context[:soft]
+    for row in rows:  # keys and values hold no states that could be read
+        heads[row.prompt] = heads[row.prompt][: min(row.read, default=len(row.context))]
     return heads
 
 

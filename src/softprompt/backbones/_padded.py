@@ -49,10 +49,7 @@ def padded_logits(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: Pr
                 target.append(number)
             sequences.append(embed_atoms(model, atoms, prompt, row.prompt))
             number += 1
-    lengths = torch.tensor([len(s) for s in sequences], device=model.device)
-    embeds = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # (B, T, d)
-    mask = torch.arange(embeds.shape[1], device=model.device) < lengths[:, None]
-    logits = model(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False).logits
+    logits = model(**_right_padded(sequences), use_cache=False).logits
     where = torch.tensor(places, device=model.device)
 
     def tensor(values: list[int]) -> Tensor:
@@ -65,3 +62,20 @@ def padded_logits(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: Pr
         tensor(target),
         tuple(len(r.targets) for r in rows),
     )
+
+
+def padded_states(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
+    """As CausalBackbone.states, by plain concatenation and right padding."""
+    sequences = [embed_atoms(model, row.context, prompt, row.prompt) for row in rows]
+    states = model.base_model(**_right_padded(sequences), use_cache=False).last_hidden_state
+    places = [(b, i) for b, row in enumerate(rows) for i in row.read]
+    where = torch.tensor(places, dtype=torch.long, device=model.device).view(-1, 2)
+    return states[where[:, 0], where[:, 1]]  # (B, T, d) -> (n, d)
+
+
+def _right_padded(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Sequences (T, d) as one batch with its mask."""
+    lengths = torch.tensor([len(s) for s in sequences], device=sequences[0].device)
+    embeds = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)  # (B, T, d)
+    mask = torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]
+    return {"inputs_embeds": embeds, "attention_mask": mask.long()}

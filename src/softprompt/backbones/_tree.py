@@ -62,6 +62,7 @@ class PrefixTree:
     scored     (U,) packed places whose next-token logits are asked for
     position, token, target, counts   see TargetLogits
     ends       (B,) packed place of each row's last context token
+    read       packed places whose states a head reads, row by row
     """
 
     ids: Tensor
@@ -78,6 +79,7 @@ class PrefixTree:
     target: Tensor
     counts: tuple[int, ...]
     ends: Tensor
+    read: Tensor
 
     @property
     def tokens(self) -> int:
@@ -187,11 +189,12 @@ def build_tree(
         after = (start[0] + len(own), start[1] + _texts(own), g)
         reads.append((last, read, [leaves.add(run, stem, after) for run in runs]))
 
-    return _lay_out(rows, [roots, stems, leaves], reads, virtual_tokens, lengths, device)
+    return _lay_out(rows, heads, [roots, stems, leaves], reads, virtual_tokens, lengths, device)
 
 
 def _lay_out(
     rows: Sequence[EncodedRow],
+    heads: Sequence[Atoms],
     packers: list[_Packer],
     reads: list[tuple[int, tuple[int, ...], list[int]]],
     virtual_tokens: int,
@@ -239,9 +242,12 @@ def _lay_out(
     tokens: list[int] = []
     targets: list[int] = []
     ends: list[int] = []
+    read_places: list[int] = []
     number = 0
     for row, stem, (last, read, leaf) in zip(rows, begins[stem_level], reads, strict=True):
         ends.append(stem + last)
+        head = len(heads[row.prompt])
+        read_places += [begins[0][row.prompt] + i if i < head else stem + i - head for i in row.read]
         for target, run in zip(row.targets, read, strict=True):
             for j, token in enumerate(target):
                 if j == 0 or run == -2:
@@ -272,6 +278,7 @@ def _lay_out(
         target=tensor(targets),
         counts=tuple(len(row.targets) for row in rows),
         ends=tensor(ends),
+        read=tensor(read_places),
     )
 
 

@@ -31,6 +31,7 @@ class BackboneSpec:
                       model itself computes for them at the front of a text; None where it has none
     closed            its texts end with the tokens that the tokenizer puts behind them, and what is predicted does not
                       follow them: it stands in a decoder or where a mask is
+    state_width       of the last hidden states; None: d
     """
 
     name: str
@@ -46,6 +47,7 @@ class BackboneSpec:
     places: tuple[str, ...] = ()
     key_values_of: Callable[[Tensor], tuple[KeyValue, ...]] | None = None
     closed: bool = False
+    state_width: int | None = None
 
 
 class Backbone(Protocol):
@@ -76,6 +78,13 @@ class Backbone(Protocol):
 
     def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> TargetLogits:
         """Logits for every target token of every row, differentiable in the prompt."""
+        ...
+
+    def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
+        """Last hidden states at the positions that the rows' `read` names, (sum of len(row.read), d), in order.
+
+        What the output layer of the language model would read, normalised. Differentiable in the prompt.
+        """
         ...
 
     def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Any:

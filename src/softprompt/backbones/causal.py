@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.backbones._generation import generate
 from softprompt.backbones._packed import CompiledPrompt, PackedModel, compile_prompt, pack, split_prompt
-from softprompt.backbones._padded import padded_logits
+from softprompt.backbones._padded import padded_logits, padded_states
 from softprompt.backbones._trial import can_pack
 from softprompt.backbones.base import BackboneSpec
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
@@ -44,7 +44,7 @@ class CausalBackbone:
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
         self._can_pack = packed
-        self._runner = PackedModel(model, model)
+        self._runner = PackedModel(model, model, model.base_model)
 
     @property
     def device(self) -> torch.device:
@@ -107,8 +107,11 @@ class CausalBackbone:
     ) -> CausalBackbone:
         """The same model, run to save memory or through torch.compile (with dynamic shapes)."""
         other = self.with_model(self.model)
-        forward = torch.compile(self.model, dynamic=True) if compiled else self.model
-        other._runner = PackedModel(self.model, forward, gradient_checkpointing)
+        forward, trunk = (
+            torch.compile(module, dynamic=True) if compiled else module
+            for module in (self.model, self.model.base_model)
+        )
+        other._runner = PackedModel(self.model, forward, trunk, gradient_checkpointing)
         return other
 
     def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> TargetLogits:
@@ -123,6 +126,16 @@ class CausalBackbone:
         tree = pack(rows, plain, self.device, compiled=heads)
         logits = self._runner.run(tree, plain, tree.scored)
         return TargetLogits(logits, tree.position, tree.token, tree.target, tree.counts)
+
+    def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> Tensor:
+        """Last hidden states at the rows' `read` positions, (n, d), in order. Differentiable in the prompt.
+
+        Raises ValueError as `score` does.
+        """
+        heads, plain = split_prompt(rows, prompt)
+        if not self.packed and plain.prefix is None:
+            return padded_states(self.model, rows, plain)
+        return self._runner.states(pack(rows, plain, self.device, compiled=heads), plain)
 
     def next_token_logits(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> Tensor:
         """Logits after each row's context, (B, V)."""

@@ -21,7 +21,7 @@ class FullTuning(Method):
 
     name = "full-tuning"
 
-    def prepare(self, backbone: Backbone) -> Backbone:
+    def prepare(self, backbone: Backbone, generator: torch.Generator) -> Backbone:
         model = copy.deepcopy(backbone.model).float().requires_grad_(True)
         return backbone.with_model(model)
 

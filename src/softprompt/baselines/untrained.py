@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 
 from softprompt.backbones.base import BackboneSpec
 from softprompt.outputs import EncodedRow, PromptOutput
@@ -34,6 +34,11 @@ class Untrained(Method):
 
     def restore(self, spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> PromptModule:
         return Words(tensors["tokens"])
+
+    def head(self, width: int, outputs: int, generator: torch.Generator) -> nn.Module:
+        raise ValueError(
+            f"{self.name} trains nothing, and this task is answered by a head that must be trained: take LinearProbe()"
+        )
 
     def parameter_groups(self, module: PromptModule, lr: float) -> list[dict[str, Any]]:
         return []

@@ -50,6 +50,8 @@ class Method(ABC):
 
     name: ClassVar[str]
     """How configs, files and the command line call it, e.g. `prompt-tuning`."""
+    head_only: ClassVar[bool] = False
+    """It trains a head and nothing else, so the task must have one."""
 
     @abstractmethod
     def build(self, context: BuildContext) -> PromptModule:
@@ -63,9 +65,23 @@ class Method(ABC):
         """Why this method is not defined on such a backbone, as half a sentence; None where it is."""
         return None
 
-    def prepare(self, backbone: Backbone) -> Backbone:
-        """The backbone that this method trains on: the frozen one itself, unless the method changes its weights."""
+    def prepare(self, backbone: Backbone, generator: torch.Generator) -> Backbone:
+        """The backbone that this method trains on: the frozen one itself, unless the method changes its weights.
+
+        Then a copy of it, in which exactly the weights that are trained require a gradient. generator: for new weights.
+        """
         return backbone
+
+    def head(self, width: int, outputs: int, generator: torch.Generator) -> nn.Module:
+        """The head for a task that needs one: states (n, width) -> (n, outputs), float32. By default one linear layer.
+
+        It starts near zero, so that the first steps are not spent on unlearning a random answer.
+        """
+        return linear_head(width, outputs, generator)
+
+    def head_learning_rate(self, spec: BackboneSpec) -> float:
+        """Default peak learning rate of the head under AdamW."""
+        return 1e-3
 
     def learning_rate(self, spec: BackboneSpec) -> float:
         """Default peak learning rate of AdamW on this backbone."""
@@ -74,3 +90,12 @@ class Method(ABC):
     def parameter_groups(self, module: PromptModule, lr: float) -> list[dict[str, Any]]:
         """Optimizer groups, each with its own `lr`."""
         return [{"params": [p for p in module.parameters() if p.requires_grad], "lr": lr}]
+
+
+def linear_head(width: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer with weights of N(0, 0.02^2), as BERT's heads have, and zero biases."""
+    head = nn.utils.skip_init(nn.Linear, width, outputs, dtype=torch.float32)
+    with torch.no_grad():
+        head.weight.normal_(std=0.02, generator=generator)
+        head.bias.zero_()
+    return head

@@ -19,6 +19,7 @@ class Scorer(Protocol):
     """The model as a task sees it: backbone and prompt already put together."""
 
     def score(self, rows: Sequence[EncodedRow]) -> TargetLogits: ...
+    def outputs(self, rows: Sequence[EncodedRow]) -> Tensor: ...
     def generate(self, rows: Sequence[EncodedRow], **options: Any) -> list[list[int]]: ...
 
 
@@ -31,12 +32,14 @@ class TextSetting:
     max_tokens      longest row in tokens, virtual tokens and answer included; None: no limit
     closed          texts end with the tokens that the tokenizer itself puts behind them (</s>, [SEP]), and the answer
                     does not follow the text: no room is kept for it
+    family          of the backbone, as in BackboneSpec
     """
 
     tokenizer: PreTrainedTokenizerBase
     virtual_tokens: int = 0
     max_tokens: int | None = None
     closed: bool = False
+    family: str = "causal-lm"
 
 
 class TaskEncoder(Protocol):
@@ -49,8 +52,11 @@ class TaskEncoder(Protocol):
         """
         ...
 
-    def loss(self, logits: TargetLogits, rows: Sequence[EncodedRow]) -> Tensor:
-        """Loss of each row, (B,), differentiable; a batch's loss is its mean."""
+    def loss(self, answers: Any, rows: Sequence[EncodedRow]) -> Tensor:
+        """Loss of each row, (B,), differentiable; a batch's loss is its mean.
+
+        answers: the TargetLogits of the rows; for a task with a head what the head says where they are read, (n, outputs)
+        """
         ...
 
     def predict(
@@ -104,6 +110,11 @@ class Task(ABC):
     def label_words(self) -> Mapping[str, Sequence[str]]:
         """Label name -> its words; empty where the task has no labels."""
         return {}
+
+    @property
+    def outputs(self) -> int | None:
+        """How many numbers a trained head gives at each position that is read; None: words answer, there is no head."""
+        return None
 
     @abstractmethod
     def render(self, row: Row, *, answer: bool = True) -> str:
