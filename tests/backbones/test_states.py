@@ -18,9 +18,9 @@ from tests.tiny_task import tiny_backbone
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 
-# Read in the shared front, in the row's own part, at its end, nowhere, out of order; a label word beside a head.
+# Read in the shared front (twice the same place), in the row's own part, at its end, nowhere, out of order; a label word beside a head.
 ROWS = [
-    EncodedRow((-1, -2, -3, 20, 21, 30, 31), read=(6,)),
+    EncodedRow((-1, -2, -3, 20, 21, 30, 31), read=(6, 3)),
     EncodedRow((-1, -2, -3, 20, 21, 40), read=(4, 5)),
     EncodedRow((-1, -2, -3, 20, 21, 50, 51, 52, 53), read=(8, 0, 3)),
     EncodedRow((-1, -2, -3, 20, 21, 60, 61), read=()),
@@ -48,7 +48,7 @@ def test_states_and_gradient_are_those_of_plain_concatenation(
     offset = 0.1 * prompts(1, 5)
     found = backbone.states(ROWS, PromptOutput(tokens=fast, offset=offset))
     expected = torch.cat([naive.states(backbone.model, row, slow[0], offset[0]) for row in ROWS if row.read])
-    assert found.shape == (7, 48)
+    assert found.shape == (8, 48)
     assert_close(found, expected, **CLOSE)
     weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view_as(found)
     gradients = [torch.autograd.grad((f * weights).sum(), t)[0] for f, t in ((found, fast), (expected, slow))]

@@ -72,10 +72,8 @@ class PackedModel:
             stack.enter_context(tree_implementation(self.model))
             if self.checkpointing and torch.is_grad_enabled():
                 stack.enter_context(checkpointed_layers(self.model))
-            elif forward in (
-                self.model,
-                self.model.base_model,
-            ):  # hooks would be compiled in, and are gone when a layer is recomputed
+            # Hooks would be compiled in, and are gone when a layer is recomputed.
+            elif forward in (self.model, self.model.base_model):
                 stack.enter_context(last_mlp_only_at(self.model, keep, tree.tokens))
             return forward(
                 inputs_embeds=embed_tree(self.model, tree, prompt),
