@@ -146,7 +146,19 @@ def test_offsets_and_prefixes_are_padded_to_the_longest() -> None:
     assert values[:, 1, :, 3].tolist() == [[-3, -3, -3], [-1, 0, 0]]
 
 
-def test_prompts_of_two_kinds_cannot_share_a_batch() -> None:
-    pair = (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
+def test_virtual_tokens_and_prefixes_stack_with_length_0_of_each_other() -> None:
+    pair = (torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4))
+    stacked = stack_prompts([PromptOutput(tokens=tokens(2)[None]), PromptOutput(prefix=(pair,))])
+    assert stacked.prefix is not None
+    assert stacked.tokens is not None
+    assert stacked.lengths is not None
+    assert stacked.lengths.tolist() == [0, 3]
+    assert len(stacked.tokens) == 2
+    assert stacked.tokens[1].abs().max() == 0
+    assert stacked.prefix[0][0].sum(dim=(1, 2, 3)).tolist() == [0, 24]
+
+
+def test_hidden_state_prompts_cannot_share_a_batch() -> None:
+    outputs = [PromptOutput(layers=(tokens(1)[None],)), PromptOutput(tokens=tokens(1)[None])]
     with pytest.raises(ValueError, match="cannot share a batch: split it by prompt"):
-        stack_prompts([PromptOutput(prefix=(pair,)), PromptOutput(tokens=tokens(1)[None])])
+        stack_prompts(outputs)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from softprompt.errors import CheckpointError, SoftpromptWarning, TrainingDiverged
     from softprompt.fitting import fit
     from softprompt.mixed import MixedPrompts
-    from softprompt.prompts import PromptTuning, methods
+    from softprompt.prompts import PrefixTuning, PromptTuning, PTuningV2, methods
     from softprompt.recipe import Recipe
     from softprompt.store import PromptFileError, WrongBackboneError
     from softprompt.tasks import ClassPrediction, TextClassification, TextGeneration
@@ -33,6 +33,8 @@ _HOMES = {
     "TrainingDiverged": "softprompt.errors",
     "fit": "softprompt.fitting",
     "MixedPrompts": "softprompt.mixed",
+    "PTuningV2": "softprompt.prompts",
+    "PrefixTuning": "softprompt.prompts",
     "PromptTuning": "softprompt.prompts",
     "methods": "softprompt.prompts",
     "Recipe": "softprompt.recipe",
@@ -53,6 +55,8 @@ __all__ = [
     "FullTuning",
     "ManualPrompt",
     "MixedPrompts",
+    "PTuningV2",
+    "PrefixTuning",
     "PromptFileError",
     "PromptTuning",
     "Recipe",

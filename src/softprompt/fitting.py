@@ -99,7 +99,7 @@ def fit(
     module = method.build(context).to(prepared.device)
     head = new_head(method, task, spec, generator)
     head = None if head is None else head.to(prepared.device)
-    encoder = bind(prepared, task, module.length, recipe.max_tokens)
+    encoder = bind(prepared, task, module.length, recipe.max_tokens, module.prefix_length)
     model = PromptedModel(prepared, [module], [head])
     parameters = trained_tensors(module, prepared.model, head)
     changed = [p for name, p in parameters.items() if name.startswith("backbone.")]

@@ -132,19 +132,17 @@ def pool(rows: Sequence[EncodedRow], states: Tensor) -> tuple[Tensor, list[int]]
 def stack_prompts(outputs: Sequence[PromptOutput]) -> PromptOutput:
     """Single prompts (G = 1 each) as one output with G = len(outputs), padded to the longest.
 
-    Raises ValueError where prompts cannot stand in one batch: virtual tokens beside key-value prefixes.
+    Virtual tokens and key-value prefixes may share a batch: to the one the other is of length 0.
+    Raises ValueError where prompts cannot stand in one batch: hidden-state prompts beside others.
     """
     if len(outputs) == 1:
         return outputs[0]
-    kinds = {(o.tokens is not None, o.prefix is not None, o.layers is not None) for o in outputs}
-    if len({kind[1:] for kind in kinds}) > 1:
-        raise ValueError(
-            "prompts of virtual tokens and of keys and values cannot share a batch: split it by prompt"
-        )
+    if any(output.layers is not None for output in outputs):
+        raise ValueError("hidden-state prompts of layers cannot share a batch: split it by prompt")
     tokens = _stack_tokens(outputs)
     offset = _stack_offsets(outputs)
     prefix, lengths = None, None
-    if outputs[0].prefix is not None:
+    if any(output.prefix is not None for output in outputs):
         prefix, lengths = _stack_prefixes(outputs)
     elif tokens is not None:
         lengths = torch.tensor(
@@ -174,7 +172,9 @@ def _stack_offsets(outputs: Sequence[PromptOutput]) -> Tensor | None:
 
 
 def _stack_prefixes(outputs: Sequence[PromptOutput]) -> tuple[tuple[KeyValue, ...], Tensor]:
-    prefixes = [o.prefix for o in outputs if o.prefix is not None]
+    like = next(output.prefix for output in outputs if output.prefix is not None)
+    none = tuple((key[:, :, :0], value[:, :, :0]) for key, value in like)
+    prefixes = [none if output.prefix is None else output.prefix for output in outputs]
 
     def stack(layer: int, part: int) -> Tensor:
         sequences = [
@@ -182,8 +182,8 @@ def _stack_prefixes(outputs: Sequence[PromptOutput]) -> tuple[tuple[KeyValue, ..
         ]  # (1, Hkv, P, D) -> (P, Hkv, D)
         return pad_sequence(sequences, batch_first=True).transpose(1, 2)  # (G, Hkv, P, D)
 
-    lengths = torch.tensor([prefix[0][0].shape[2] for prefix in prefixes], device=prefixes[0][0][0].device)
-    return tuple((stack(i, 0), stack(i, 1)) for i in range(len(prefixes[0]))), lengths
+    lengths = torch.tensor([prefix[0][0].shape[2] for prefix in prefixes], device=like[0][0].device)
+    return tuple((stack(i, 0), stack(i, 1)) for i in range(len(like))), lengths
 
 
 def carrying(rows: Sequence[EncodedRow], prompt: int) -> list[EncodedRow]:

@@ -28,7 +28,8 @@ class PromptOutput:
     prefix   per layer, keys and values (G, Hkv, P, D) in front of everything
     layers   per layer (G, P, d), hidden-state prompts (VPT-Deep)
     offset   (G, s, d)  added to the input embeddings of text token i (DePT)
-    lengths  (G,)       virtual tokens (or prefix positions) of each prompt, where they differ; None: all P
+    lengths  (G,)       virtual tokens of each prompt, where they differ; where there is a prefix, its positions (0 for
+                        a prompt without one); None: all P
     rows     (B,)       which prompt each row carries; None: every row carries prompt 0
     """
 

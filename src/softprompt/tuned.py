@@ -52,7 +52,9 @@ class TunedPrompt:
 
     def __post_init__(self) -> None:
         object.__setattr__(
-            self, "encoder", bind(self.backbone, self.task, self.module.length, self.max_tokens)
+            self,
+            "encoder",
+            bind(self.backbone, self.task, self.module.length, self.max_tokens, self.module.prefix_length),
         )
         object.__setattr__(self, "model", PromptedModel(self.backbone, [self.module], [self.head]))
 
@@ -240,12 +242,19 @@ def evaluate(
         return metrics | encoder.likelihood_metrics(model, encoded, batch_size=batch_size)
 
 
-def bind(backbone: Backbone, task: Task, virtual_tokens: int, max_tokens: int | None) -> TaskEncoder:
-    """The task's encoder for this backbone. Raises ValueError if the prompt leaves no room for any text."""
-    limit = min((n for n in (max_tokens, backbone.spec.positions) if n is not None), default=None)
+def bind(
+    backbone: Backbone, task: Task, virtual_tokens: int, max_tokens: int | None, prefix_length: int = 0
+) -> TaskEncoder:
+    """The task's encoder for this backbone, `prefix_length` of whose positions are taken.
+
+    Raises ValueError if the prompt leaves no room for any text.
+    """
+    positions = None if backbone.spec.positions is None else backbone.spec.positions - prefix_length
+    limit = min((n for n in (max_tokens, positions) if n is not None), default=None)
     if limit is not None and virtual_tokens >= limit:
+        prefix = f" and a prefix of {prefix_length}" if prefix_length else ""
         raise ValueError(
-            f"{virtual_tokens} virtual tokens leave no room for text: a row may have {limit} tokens "
+            f"{virtual_tokens} virtual tokens{prefix} leave no room for text: a row may have {limit} tokens "
             f"(max_tokens={max_tokens}, the backbone's limit is {backbone.spec.positions})"
         )
     return task.bind(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from softprompt.backbones._key_values import prefix_cache
 from softprompt.backbones._packed import CompiledPrompt, PackedModel, pack, split_prompt
 from softprompt.backbones._padded import embed_atoms
 from softprompt.backbones._tree import Atoms, PrefixTree
@@ -46,7 +47,8 @@ def generate(
         raise ValueError(f"{sorted(found)} cannot be used behind a prompt; give the length as max_new_tokens")
     model = runner.model
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    options = {"pad_token_id": eos if pad is None else pad, **options}
+    # Without a cache generate() would not see what the rows were read into; with one the tokens are the same.
+    options = {"pad_token_id": eos if pad is None else pad, **options, "use_cache": True}
     heads, plain = split_prompt(rows, prompt)
     rows = [replace(row, targets=()) for row in rows]
     if not packed:
@@ -54,11 +56,9 @@ def generate(
 
     tree = pack(rows, plain, model.device, compiled=heads)
     where, mask = _left_padded_places(rows, heads, plain, tree)
-    copies = max(
-        options.get(name) or getattr(model.generation_config, name, None) or 1
-        for name in ("num_beams", "num_return_sequences")
-    )
-    held = where[:, :-1].repeat_interleave(copies, 0)  # generate() feeds the last token itself
+    held = where[:, :-1].repeat_interleave(
+        _copies(model, options), 0
+    )  # generate() feeds the last token itself
     cache = DynamicCache(config=model.config)
     for layer, new in enumerate(runner.key_values(tree, plain)):
         prefix: Any = (None, None) if plain.prefix is None else plain.prefix[layer]
@@ -123,12 +123,41 @@ def _visible_ids(rows: Sequence[EncodedRow], mask: Tensor) -> Tensor:
 def _generate_padded(
     model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: PromptOutput, options: dict[str, Any]
 ) -> list[list[int]]:
+    if prompt.prefix is not None:
+        return [new for row in rows for new in _generate_behind_prefix(model, row, prompt, options)]
     sequences = [embed_atoms(model, row.context, prompt, row.prompt) for row in rows]
     longest = max(map(len, sequences))
     embeds = torch.stack([torch.nn.functional.pad(s, (0, 0, longest - len(s), 0)) for s in sequences])
     mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=model.device)
     output = model.generate(inputs_embeds=embeds, attention_mask=mask, **options)  # type: ignore[operator]
     return _new_tokens(output, 0, options)
+
+
+def _generate_behind_prefix(
+    model: PreTrainedModel, row: EncodedRow, prompt: PromptOutput, options: dict[str, Any]
+) -> list[list[int]]:
+    """One row by itself: padding between prefix and text would move the text."""
+    cache = prefix_cache(model, prompt, row.prompt, 1)
+    before = cache.get_seq_length()
+    if len(row.context) > 1:  # generate() feeds the last token itself
+        embeds = embed_atoms(model, row.context[:-1], prompt, row.prompt)[None]
+        mask = torch.ones(1, before + embeds.shape[1], dtype=torch.long, device=model.device)
+        model(inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(_copies(model, options))
+    mask = torch.ones(1, before + len(row.context), dtype=torch.long, device=model.device)
+    output = model.generate(  # type: ignore[operator]
+        input_ids=_visible_ids([row], mask), attention_mask=mask, past_key_values=cache, **options
+    )
+    return _new_tokens(output, mask.shape[1], options)
+
+
+def _copies(model: PreTrainedModel, options: dict[str, Any]) -> int:
+    """How many sequences each row is decoded as."""
+    named = (
+        options.get(n) or getattr(model.generation_config, n, None) or 1
+        for n in ("num_beams", "num_return_sequences")
+    )
+    return max(named)
 
 
 def _new_tokens(output: Any, start: int, options: dict[str, Any]) -> list[list[int]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from softprompt.backbones._key_values import prefix_cache
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
 
@@ -36,6 +38,7 @@ def embed_atoms(model: PreTrainedModel, atoms: Sequence[int], prompt: PromptOutp
 def padded_logits(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> TargetLogits:
     """As CausalBackbone.score, by plain concatenation and right padding."""
     sequences: list[Tensor] = []
+    carried: list[int] = []
     places: list[tuple[int, int]] = []
     position, token, target = [], [], []
     number = 0
@@ -48,15 +51,14 @@ def padded_logits(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: Pr
                 token.append(word)
                 target.append(number)
             sequences.append(embed_atoms(model, atoms, prompt, row.prompt))
+            carried.append(row.prompt)
             number += 1
-    logits = model(**_right_padded(sequences), use_cache=False).logits
-    where = torch.tensor(places, device=model.device)
 
     def tensor(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=model.device)
 
     return TargetLogits(
-        logits[where[:, 0], where[:, 1]],
+        _at(model, _logits, sequences, carried, places, prompt),
         tensor(position),
         tensor(token),
         tensor(target),
@@ -67,15 +69,49 @@ def padded_logits(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: Pr
 def padded_states(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
     """As CausalBackbone.states, by plain concatenation and right padding."""
     sequences = [embed_atoms(model, row.context, prompt, row.prompt) for row in rows]
-    states = model.base_model(**_right_padded(sequences), use_cache=False).last_hidden_state
     places = [(b, i) for b, row in enumerate(rows) for i in row.read]
-    where = torch.tensor(places, dtype=torch.long, device=model.device).view(-1, 2)
-    return states[where[:, 0], where[:, 1]]  # (B, T, d) -> (n, d)
+    return _at(model, _states, sequences, [row.prompt for row in rows], places, prompt)
 
 
-def _right_padded(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Sequences (T, d) as one batch with its mask."""
-    lengths = torch.tensor([len(s) for s in sequences], device=sequences[0].device)
-    embeds = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True)  # (B, T, d)
-    mask = torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]
-    return {"inputs_embeds": embeds, "attention_mask": mask.long()}
+def _logits(model: PreTrainedModel, **inputs: Any) -> Tensor:
+    logits: Tensor = model(**inputs).logits
+    return logits
+
+
+def _states(model: PreTrainedModel, **inputs: Any) -> Tensor:
+    states: Tensor = model.base_model(**inputs).last_hidden_state
+    return states
+
+
+def _at(
+    model: PreTrainedModel,
+    forward: Callable[..., Tensor],
+    sequences: Sequence[Tensor],
+    carried: Sequence[int],
+    places: Sequence[tuple[int, int]],
+    prompt: PromptOutput,
+) -> Tensor:
+    """What `forward` gives at (sequence, token): (B, T, n) -> (len(places), n). carried: prompt of each sequence.
+
+    Rows behind the same key-value prefix go together: with another one their text would begin at another position.
+    """
+    found: dict[int, Tensor] = {}
+    for which in sorted(set(carried)) if prompt.prefix is not None else [None]:
+        members = [i for i, owner in enumerate(carried) if which is None or owner == which]
+        cache = None if which is None else prefix_cache(model, prompt, which, len(members))
+        before = 0 if cache is None else cache.get_seq_length()
+        lengths = torch.tensor([before + len(sequences[i]) for i in members], device=model.device)
+        embeds = torch.nn.utils.rnn.pad_sequence([sequences[i] for i in members], batch_first=True)
+        mask = torch.arange(before + embeds.shape[1], device=model.device) < lengths[:, None]  # (B, P + T)
+        output = forward(
+            model,
+            inputs_embeds=embeds,
+            attention_mask=mask.long(),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        row = {sequence: b for b, sequence in enumerate(members)}
+        mine = [(i, row[sequence], t) for i, (sequence, t) in enumerate(places) if sequence in row]
+        number, b, t = torch.tensor(mine, dtype=torch.long, device=model.device).view(-1, 3).T
+        found |= zip(number.tolist(), output[b, t], strict=True)
+    return torch.stack([found[i] for i in range(len(places))]) if places else output[:0, 0]

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.backbones._generation import generate
+from softprompt.backbones._key_values import key_value_shapes, own_key_values, warn_of_windows
 from softprompt.backbones._packed import CompiledPrompt, PackedModel, compile_prompt, pack, split_prompt
 from softprompt.backbones._padded import padded_logits, padded_states
 from softprompt.backbones._trial import can_pack
@@ -80,9 +81,7 @@ class CausalBackbone:
         def tokenize(text: str) -> list[int]:
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-        heads = getattr(config, "num_attention_heads", None)  # none in a state-space model
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        head_dim = getattr(config, "head_dim", None) or (heads and config.hidden_size // heads)
+        shapes = key_value_shapes(self.model)
         vocabulary, width = self.table.shape
         sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
         return BackboneSpec(
@@ -90,12 +89,13 @@ class CausalBackbone:
             family=self.family,
             width=width,
             vocabulary=vocabulary,
-            key_values=((kv_heads, head_dim),) * config.num_hidden_layers if heads else (),
+            key_values=shapes,
             positions=getattr(config, "max_position_embeddings", None),
             embedding_std=embed(sample).std().item(),
             embed=embed,
             tokenize=tokenize,
             special_ids=frozenset(self.tokenizer.all_special_ids),
+            key_values_of=(lambda ids: own_key_values(self.model, ids)) if shapes else None,
         )
 
     def with_model(self, model: PreTrainedModel) -> CausalBackbone:
@@ -118,10 +118,12 @@ class CausalBackbone:
         """Logits of the positions that predict target tokens, each once. Differentiable in the prompt.
 
         Raises ValueError for virtual tokens that a prompt does not have, and for rows that do not begin with a
-        compiled prompt.
+        compiled prompt. Warns where a sliding window does not reach back to the beginning of a key-value prefix.
         """
         heads, plain = split_prompt(rows, prompt)
-        if not self.packed and plain.prefix is None:
+        if heads is None:
+            warn_of_windows(self.model, rows, plain)
+        if not self.packed:
             return padded_logits(self.model, rows, plain)
         tree = pack(rows, plain, self.device, compiled=heads)
         logits = self._runner.run(tree, plain, tree.scored)
@@ -133,7 +135,9 @@ class CausalBackbone:
         Raises ValueError as `score` does.
         """
         heads, plain = split_prompt(rows, prompt)
-        if not self.packed and plain.prefix is None:
+        if heads is None:
+            warn_of_windows(self.model, rows, plain)
+        if not self.packed:
             return padded_states(self.model, rows, plain)
         return self._runner.states(pack(rows, plain, self.device, compiled=heads), plain)
 
@@ -147,6 +151,7 @@ class CausalBackbone:
 
         Later rows must begin as these rows do.
         """
+        warn_of_windows(self.model, rows, prompt)
         if not self.packed:
             return CompiledPrompt(((),) * prompt.count, prompt)
         return compile_prompt(self._runner, rows, prompt)

@@ -7,9 +7,11 @@ import pkgutil
 from functools import cache
 
 from softprompt.prompts.base import BuildContext, Method, PromptModule
+from softprompt.prompts.p_tuning_v2 import PTuningV2
+from softprompt.prompts.prefix_tuning import PrefixTuning
 from softprompt.prompts.prompt_tuning import PromptTuning
 
-__all__ = ["BuildContext", "Method", "PromptModule", "PromptTuning", "methods"]
+__all__ = ["BuildContext", "Method", "PTuningV2", "PrefixTuning", "PromptModule", "PromptTuning", "methods"]
 
 
 @cache

@@ -36,6 +36,9 @@ class PromptModule(nn.Module):
     length: int
     """P, the number of virtual tokens that the template must make room for."""
 
+    prefix_length: int = 0
+    """Positions that a key-value prefix takes, in front of everything and beside `length`."""
+
     def forward(self) -> PromptOutput:
         """The prompt of this task, G = 1, `rows` left None."""
         raise NotImplementedError

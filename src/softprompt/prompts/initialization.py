@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -28,27 +29,36 @@ def uniform(spec: BackboneSpec, length: int, generator: torch.Generator) -> Tens
     return (torch.rand(length, spec.width, generator=generator) * 2 - 1) * bound
 
 
-def sampled_vocabulary(spec: BackboneSpec, length: int, generator: torch.Generator) -> Tensor:
-    """Embeddings of distinct common tokens, no special ones ("sampled vocabulary").
+def common_words(spec: BackboneSpec) -> list[int]:
+    """Ids of the vocabulary's most common pieces, no special ones."""
+    candidates = range(min(spec.vocabulary, COMMON_TOKENS + len(spec.special_ids)))
+    return [i for i in candidates if i not in spec.special_ids][:COMMON_TOKENS]
+
+
+def sampled_ids(spec: BackboneSpec, length: int, generator: torch.Generator) -> Tensor:
+    """Ids of distinct common tokens, no special ones, (P,).
 
     Raises ValueError if the vocabulary has fewer words than `length`.
     """
-    words = [
-        i
-        for i in range(min(spec.vocabulary, COMMON_TOKENS + len(spec.special_ids)))
-        if i not in spec.special_ids
-    ]
-    words = words[:COMMON_TOKENS]
+    words = common_words(spec)
     if length > len(words):
         raise ValueError(
             f"{length} virtual tokens cannot start as distinct words: the vocabulary offers {len(words)}"
         )
     chosen = torch.randperm(len(words), generator=generator)[:length]
-    return spec.embed(torch.tensor(words)[chosen])
+    return torch.tensor(words, dtype=torch.long)[chosen]
 
 
-def from_text(spec: BackboneSpec, length: int, text: str) -> Tensor:
-    """Embeddings of a text's tokens, repeated from its beginning or cut to `length`; no special tokens.
+def sampled_vocabulary(spec: BackboneSpec, length: int, generator: torch.Generator) -> Tensor:
+    """Embeddings of distinct common tokens, no special ones ("sampled vocabulary").
+
+    Raises ValueError if the vocabulary has fewer words than `length`.
+    """
+    return spec.embed(sampled_ids(spec, length, generator))
+
+
+def text_ids(spec: BackboneSpec, length: int, text: str) -> Tensor:
+    """Ids of a text, (P,): repeated from its beginning or cut to `length`; no special tokens are added.
 
     Raises ValueError for a text without tokens; warns when it is cut.
     """
@@ -61,8 +71,15 @@ def from_text(spec: BackboneSpec, length: int, text: str) -> Tensor:
             SoftpromptWarning,
             stacklevel=2,
         )
-    repeated = [ids[i % len(ids)] for i in range(length)]
-    return spec.embed(torch.tensor(repeated))
+    return torch.tensor([ids[i % len(ids)] for i in range(length)])
+
+
+def from_text(spec: BackboneSpec, length: int, text: str) -> Tensor:
+    """Embeddings of a text's tokens, repeated from its beginning or cut to `length`; no special tokens.
+
+    Raises ValueError for a text without tokens; warns when it is cut.
+    """
+    return spec.embed(text_ids(spec, length, text))
 
 
 def from_labels(
@@ -89,3 +106,11 @@ def from_tokens(spec: BackboneSpec, length: int, tokens: Tensor) -> Tensor:
             f"the initial prompt has shape {tuple(tokens.shape)}, this backbone needs (n, {spec.width})"
         )
     return tokens.float()[torch.arange(length) % len(tokens)].clone()
+
+
+def check_start(init: str, init_text: str | None, init_prompt: Path | None) -> None:
+    """A text goes with init="text", a folder with init="prompt". Raises ValueError where they do not."""
+    given = (("init_text", "text", init_text), ("init_prompt", "prompt", init_prompt))
+    for field, needed, value in given:
+        if (value is not None) != (init == needed):
+            raise ValueError(f'{field} and init="{needed}" go together; got init="{init}", {field}={value!r}')

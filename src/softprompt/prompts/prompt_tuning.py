@@ -37,11 +37,7 @@ class PromptTuning(Method):
 
     @model_validator(mode="after")
     def _text_and_prompt_go_with_their_init(self) -> PromptTuning:
-        for field, init in (("init_text", "text"), ("init_prompt", "prompt")):
-            if (getattr(self, field) is not None) != (self.init == init):
-                raise ValueError(
-                    f'{field} and init="{init}" go together; got init="{self.init}", {field}={getattr(self, field)!r}'
-                )
+        initial.check_start(self.init, self.init_text, self.init_prompt)
         return self
 
     def build(self, context: BuildContext) -> PromptModule:

@@ -1,9 +1,10 @@
-"""The virtual tokens of any saved prompt, for starting another one from."""
+"""What is learned in any saved prompt, for starting another one from."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from softprompt.store.errors import PromptFileError
@@ -25,3 +26,17 @@ def load_tokens(folder: str | Path) -> Tensor:
             f"{folder}: a {saved.method['name']} prompt has no virtual tokens to start from"
         )
     return tokens
+
+
+def load_prefix(folder: str | Path) -> Tensor:
+    """Keys and values (P, W) of a prefix that this library or PEFT wrote, one row per position: see prompts/_prefix.py.
+
+    Raises PromptFileError if the folder is neither, is damaged, or holds a prompt that is no prefix.
+    """
+    saved = load(folder)
+    rows, frozen = saved.tensors.get("prompt.rows.weight"), saved.tensors.get("prompt.frozen")
+    if rows is None:
+        raise PromptFileError(
+            f"{folder}: a {saved.method['name']} prompt has no keys and values to start from"
+        )
+    return rows if frozen is None else torch.cat([frozen, rows])

@@ -1,0 +1,77 @@
+"""Key-value prefixes and a causal model's own cache: what shape it has, what a text leaves in it, how one is filled."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from softprompt.errors import SoftpromptWarning
+from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
+
+
+def key_value_shapes(model: PreTrainedModel) -> tuple[tuple[int, int], ...]:
+    """(Hkv, D) of every layer, read off the cache that one token leaves behind, not off the config.
+
+    Configs name these numbers in many ways. Empty for a model that a prefix cannot stand in front of: layers without
+    keys and values (state-space), layers that share them, keys and values of different sizes.
+    """
+    try:
+        found = own_key_values(model, torch.zeros(1, dtype=torch.long))
+    except (TypeError, NotImplementedError, AttributeError, RuntimeError, ValueError, KeyError, IndexError):
+        return ()
+    if len(found) != model.config.get_text_config().num_hidden_layers:
+        return ()
+    if any(key.shape != value.shape or key.dim() != 4 or key.shape[2] != 1 for key, value in found):
+        return ()
+    return tuple((key.shape[1], key.shape[3]) for key, _ in found)
+
+
+@torch.no_grad()
+def own_key_values(model: PreTrainedModel, ids: Tensor) -> tuple[KeyValue, ...]:
+    """Keys and values that the model computes for a text (n,), per layer (1, Hkv, n, D) float32, a copy on the CPU."""
+    cache = DynamicCache()
+    model(input_ids=ids.to(model.device)[None], past_key_values=cache, use_cache=True)
+    return tuple(
+        (layer.keys.float().cpu().clone(), layer.values.float().cpu().clone())  # type: ignore[union-attr]
+        for layer in cache.layers
+    )
+
+
+def prefix_cache(model: PreTrainedModel, prompt: PromptOutput, which: int, rows: int) -> DynamicCache:
+    """A cache for `rows` rows that holds the prefix of one prompt. Differentiable in the prefix, which it copies."""
+    assert prompt.prefix is not None
+    cache = DynamicCache(config=model.config)
+    taken = prompt.prefix[0][0].shape[2] if prompt.lengths is None else int(prompt.lengths[which])
+    for layer, pair in enumerate(prompt.prefix):
+        key, value = (
+            part[which, :, :taken].to(model.device, model.dtype).expand(rows, -1, -1, -1) for part in pair
+        )  # (G, Hkv, P, D) -> (rows, Hkv, P, D)
+        cache.update(key, value, layer)
+    return cache
+
+
+def warn_of_windows(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> None:
+    """Warn where a row behind a prefix outgrows a sliding window: its end no longer sees the prefix's beginning."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    windowed = sum(kind == "sliding_attention" for kind in kinds)
+    if prompt.prefix is None or not window or not windowed:
+        return
+    key = prompt.prefix[0][0]
+    lengths = [key.shape[2]] * key.shape[0] if prompt.lengths is None else prompt.lengths.tolist()
+    for row in rows:
+        before = lengths[row.prompt]
+        answer = max(map(len, row.targets), default=1) - 1
+        if before and before + len(row.context) + answer > window:
+            warnings.warn(
+                f"{windowed} of {len(kinds)} layers attend to the last {window} tokens only: in long rows they do not "
+                f"see all of a prefix of {before} positions. Use a shorter prefix or shorter rows (max_tokens)",
+                SoftpromptWarning,
+                stacklevel=4,
+            )
+            return
