@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from transformers import (
-    BertConfig,
-    BertForMaskedLM,
+    BertForTokenClassification,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -21,6 +19,7 @@ from transformers import (
 
 from softprompt import load_backbone
 from tests.tiny import ARCHITECTURES, Architecture, tiny_causal_lm, tiny_tokenizer
+from tests.tiny_encoders import Encoder, encoder_tokenizer, tiny_encoder
 
 
 def folder_of(path: Path, model: PreTrainedModel) -> Path:
@@ -76,15 +75,42 @@ def test_a_source_that_is_nowhere_is_said_with_the_carriers_there_are(tmp_path: 
         load_backbone(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("size", [{}, {"is_decoder": False}])
-def test_an_encoder_is_refused(tmp_path: Path, size: dict[str, Any]) -> None:
-    config = BertConfig(
-        vocab_size=len(tiny_tokenizer()), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=32, **size,
-    )  # fmt: skip
-    folder = folder_of(tmp_path, BertForMaskedLM(config))
-    with pytest.raises(ValueError, match="model of type 'bert', which belongs to no family"):
-        load_backbone(folder)
+def saved_encoder(path: Path, architecture: Encoder, *, head: bool) -> Path:
+    tiny_encoder(architecture, head=head, dtype=torch.float32).save_pretrained(path)
+    encoder_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert", "distilbert", "albert"])
+@pytest.mark.parametrize(("head", "family"), [(True, "masked-lm"), (False, "text-encoder")])
+def test_an_encoder_is_what_its_checkpoint_says(
+    tmp_path: Path, architecture: Encoder, head: bool, family: str
+) -> None:
+    backbone = load_backbone(saved_encoder(tmp_path, architecture, head=head), dtype="float32", device="cpu")
+    assert backbone.spec.family == family
+    assert backbone.spec.closed
+    model = tiny_encoder(architecture, head=head, dtype=torch.float32)
+    found = backbone.model.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in model.state_dict().items())
+    assert load_backbone(model, tokenizer=encoder_tokenizer()).spec.family == family
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_checkpoint_without_bert_s_pooler_is_whole(tmp_path: Path) -> None:
+    config = tiny_encoder("bert").config
+    BertForTokenClassification(config).save_pretrained(tmp_path)
+    encoder_tokenizer().save_pretrained(tmp_path)
+    assert load_backbone(tmp_path).spec.family == "text-encoder"
+
+
+def test_a_masked_model_that_lacks_its_head_is_an_error(tmp_path: Path) -> None:
+    saved_encoder(tmp_path, "bert", head=False)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"BertModel"', '"BertForMaskedLM"'))
+    with pytest.raises(
+        ValueError, match=r"weights are not in the file .* whole model of the family masked-lm"
+    ):
+        load_backbone(tmp_path)
 
 
 def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:

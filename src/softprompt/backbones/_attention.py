@@ -9,8 +9,8 @@ Letters: H query heads, Hkv key-value heads, R = H / Hkv, D head size; see _tree
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -67,27 +67,27 @@ def pick_tokens(x: Tensor, slots: Tensor) -> Tensor:
     return picked
 
 
-def _grid(x: Tensor, level: Level) -> Tensor:
+def to_grid(x: Tensor, level: Level) -> Tensor:
     """Tokens of a level as a padded grid, (H, n, D) -> (H, S, T, D)."""
     size = level.segments * level.width
     x = x if level.slots is None else place_tokens(x, level.slots, size)
     return x.reshape(x.shape[0], level.segments, level.width, x.shape[-1])
 
 
-def _flat(x: Tensor, level: Level) -> Tensor:
-    """The inverse of _grid, (H, S, T, D) -> (H, n, D)."""
+def from_grid(x: Tensor, level: Level) -> Tensor:
+    """The inverse of to_grid, (H, S, T, D) -> (H, n, D)."""
     x = x.flatten(1, 2)
     return x if level.slots is None else pick_tokens(x, level.slots)
 
 
-def _of_parents(x: Tensor, parents: Tensor) -> Tensor:
+def of_parents(x: Tensor, parents: Tensor) -> Tensor:
     """What each segment's parent has, (H, S_above, K, D) -> (H, S, K, D); a single parent is expanded, not copied."""
     if x.shape[1] == 1:
         return x.expand(-1, parents.shape[0], -1, -1)
     return x.index_select(1, parents)
 
 
-def _prefix_grid(prefix: Tensor) -> Tensor:
+def prefix_grid(prefix: Tensor) -> Tensor:
     return prefix.transpose(0, 1)  # (G, Hkv, P, D) -> (Hkv, G, P, D)
 
 
@@ -104,7 +104,7 @@ def _level_masks(
     for level, positions in zip(tree.levels, tree.level_positions, strict=True):
         lengths = torch.tensor(level.lengths, device=device)
         valid = torch.arange(level.width, device=device) < lengths[:, None]  # (S, T)
-        grid = _grid(positions[None, :, None], level)[0, :, :, 0]  # (n,) -> (S, T)
+        grid = to_grid(positions[None, :, None], level)[0, :, :, 0]  # (n,) -> (S, T)
         keys, keys_valid = grid, valid
         if above is not None:
             parents = level.prompts if level.parents is None else level.parents
@@ -176,29 +176,33 @@ def tree_attention(
     above: tuple[Tensor, Tensor] | None = None
     if prompt_tree.prefix is not None:
         prefix_key, prefix_value = prompt_tree.prefix[module.layer_idx]  # type: ignore[index]
-        above = _prefix_grid(prefix_key.to(key.dtype)), _prefix_grid(prefix_value.to(value.dtype))
+        above = prefix_grid(prefix_key.to(key.dtype)), prefix_grid(prefix_value.to(value.dtype))
     outputs = []
     parts = zip(query[0].split(sizes, 1), key[0].split(sizes, 1), value[0].split(sizes, 1), strict=True)
     for level, mask, (q, k, v) in zip(tree.levels, masks, parts, strict=True):
-        q, k, v = _grid(q, level), _grid(k, level), _grid(v, level)  # (H, S, T, D), (Hkv, S, T, D) twice
+        q, k, v = (
+            to_grid(q, level),
+            to_grid(k, level),
+            to_grid(v, level),
+        )  # (H, S, T, D), (Hkv, S, T, D) twice
         if above is not None:
             parents = level.prompts if level.parents is None else level.parents
-            k = torch.cat([_of_parents(above[0], parents), k], dim=2)  # (Hkv, S, K, D)
-            v = torch.cat([_of_parents(above[1], parents), v], dim=2)
+            k = torch.cat([of_parents(above[0], parents), k], dim=2)  # (Hkv, S, K, D)
+            v = torch.cat([of_parents(above[1], parents), v], dim=2)
         above = k, v
         # The R queries that share a key-value head stand one after the other as longer queries: keys are not repeated.
         q = q.view(kv_heads, ratio, *q.shape[1:]).transpose(1, 2).flatten(2, 3)  # (Hkv, S, R*T, D)
-        out = _attend(q, k, v, mask, scaling, softcap)
+        out = attend(q, k, v, mask, scaling, softcap)
         out = out.unflatten(2, (ratio, level.width)).transpose(1, 2).flatten(0, 1)  # (H, S, T, D)
-        outputs.append(_flat(out, level))
+        outputs.append(from_grid(out, level))
     merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)  # (H, N, D)
     return merged.transpose(0, 1)[None], None
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, softcap: float | None
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None
 ) -> Tensor:
-    """Attention of (Hkv, S, R*T, D) queries over (Hkv, S, K, D) keys under an additive mask."""
+    """Attention of (Hkv, S, R*T, D) queries over (Hkv, S, K, D) keys under an additive mask, if any."""
     half_on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
     if softcap is None and not half_on_cpu:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
@@ -207,24 +211,31 @@ def _attend(
 
 
 def _attend_by_products(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, softcap: float | None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None
 ) -> Tensor:
     """The same by plain products, with Gemma 2's soft cap on the scores."""
     scores = (q * (q.shape[-1] ** -0.5 if scaling is None else scaling)) @ k.transpose(-2, -1)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    return (scores + mask).softmax(dim=-1) @ v
+    return (scores if mask is None else scores + mask).softmax(dim=-1) @ v
+
+
+def tree_implementation(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Within the block the model attends over the tree given as `prompt_tree=`; afterwards its config is as it was."""
+    return attention_implementation(model, IMPLEMENTATION, tree_attention)
 
 
 @contextmanager
-def tree_implementation(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block the model attends over the tree given as `prompt_tree=`; afterwards its config is as it was."""
-    AttentionInterface.register(IMPLEMENTATION, tree_attention)
+def attention_implementation(
+    model: PreTrainedModel, name: str, attention: Callable[..., tuple[Tensor, None]]
+) -> Iterator[None]:
+    """Within the block the model's layers call `attention`, known to transformers by this name."""
+    AttentionInterface.register(name, attention)
     configs = _configs(model)
     before = [config._attn_implementation for config in configs]
     try:
         for config in configs:
-            config._attn_implementation = IMPLEMENTATION
+            config._attn_implementation = name
         with frozen_linears():
             yield
     finally:

@@ -5,8 +5,8 @@ transformers' own switch works only in training mode, which would turn the froze
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,12 +18,18 @@ from softprompt.backbones._attention import tree_implementation
 
 
 @contextmanager
-def checkpointed_layers(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block each layer keeps only its input for backward, which computes it again."""
+def checkpointed_layers(
+    model: PreTrainedModel,
+    implementation: Callable[[PreTrainedModel], AbstractContextManager[None]] = tree_implementation,
+) -> Iterator[None]:
+    """Within the block each layer keeps only its input for backward, which computes it again.
+
+    implementation: the attention that the caller runs the model with.
+    """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def recomputable(forward: Any, *args: Any, **kwargs: Any) -> Any:
-        with tree_implementation(model):  # backward runs outside of the caller's block
+        with implementation(model):  # backward runs outside of the caller's block
             return forward(*args, **kwargs)
 
     try:

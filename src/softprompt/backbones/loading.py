@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -26,6 +29,7 @@ from transformers.models.auto.modeling_auto import (
 from softprompt import carriers
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.masked import MaskedBackbone
 from softprompt.backbones.precision import Precision, resolve_dtype
 
 log = logging.getLogger(__name__)
@@ -55,7 +59,26 @@ def _is_causal(config: PreTrainedConfig) -> bool:
     )
 
 
-FAMILIES: tuple[Family, ...] = (Family("causal-lm", _is_causal, AutoModelForCausalLM, CausalBackbone),)
+def _is_encoder(config: PreTrainedConfig) -> bool:
+    return (
+        config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        and not getattr(config, "is_decoder", False)
+        and not getattr(config, "is_encoder_decoder", False)  # BART and its kin are listed there too
+    )
+
+
+def _is_masked(config: PreTrainedConfig) -> bool:
+    # What a checkpoint holds stands in `architectures` alone: MiniLM and BERT have the same type. The pretraining
+    # head of ELECTRA tells true words from false ones; that of its kin predicts words, among other things.
+    heads = ("ForMaskedLM",) if config.model_type == "electra" else ("ForMaskedLM", "ForPreTraining")
+    return _is_encoder(config) and any(name.endswith(heads) for name in config.architectures or ())
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("causal-lm", _is_causal, AutoModelForCausalLM, CausalBackbone),
+    Family("masked-lm", _is_masked, AutoModelForMaskedLM, MaskedBackbone),
+    Family("text-encoder", _is_encoder, AutoModel, MaskedBackbone),
+)
 """Asked in this order which of them a model belongs to."""
 
 
@@ -81,7 +104,9 @@ def load_backbone(
     for a source that is neither a carrier, nor a folder, nor to be had from the hub.
     """
     if isinstance(source, PreTrainedModel):
-        family = _family_of(source.config, type(source).__name__)
+        described = copy(source.config)
+        described.architectures = [type(source).__name__]  # a config says so only once it is saved
+        family = _family_of(described, type(source).__name__)
         if tokenizer is None:
             raise ValueError("a model object comes without its tokenizer: pass tokenizer=")
         return family.backbone(source.eval().requires_grad_(False), tokenizer, packed=packed)
@@ -106,8 +131,8 @@ def load_backbone(
         raise FileNotFoundError(
             f"{name!r} is not a carrier ({', '.join(carriers.names())}), and as a local folder or hub id it failed: {error}"
         ) from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    # BERT's pooler is for its second pretraining task; nobody reads it here, and many checkpoints lack it.
+    if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
         raise ValueError(
             f"{name}: {len(missing)} weights are not in the file and would be random, such as {missing[0]}: "
             f"this is not a whole model of the family {family.name}"
@@ -128,5 +153,5 @@ def _family_of(config: PreTrainedConfig, name: str) -> Family:
             return family
     raise ValueError(
         f"{name} is a model of type {config.model_type!r}, which belongs to no family that softprompt knows: "
-        f"{', '.join(family.name for family in FAMILIES)} (Llama, Qwen, GPT-2, Gemma ...)"
+        f"{', '.join(family.name for family in FAMILIES)} (Llama, GPT-2, BERT ...)"
     )

@@ -45,9 +45,11 @@ class TextClassification(Task):
     main_metric: ClassVar[str] = "accuracy"
 
     template: str
-    """The row as text, as in "{text}\\nSentiment:"; see `softprompt.tasks.template`."""
+    """The row as text, as in "{text}\\nSentiment:", or "{text} It was {mask}." for a masked language model; see
+    `softprompt.tasks.template`."""
     labels: Mapping[str, str | Sequence[str]]
-    """Label -> its word or words, exactly as they follow the template: usually with a leading space."""
+    """Label -> its word or words, exactly as they follow the template or stand for its mask: usually with a leading
+    space."""
     label_column: str = "label"
     """Column that holds the right label; its values are compared as text, so 1 is "1" and True is "True"."""
     label_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -121,12 +123,14 @@ class TextClassification(Task):
 
     def bind(self, setting: TextSetting) -> TextClassificationEncoder:
         """Raises ValueError where template or label words do not suit the tokenizer or P."""
-        return TextClassificationEncoder(
-            self,
-            setting,
-            Template.parse(self.template, self.cut).bind(setting),
-            bind_verbalizer(self.label_words, setting.tokenizer, length_normalised=self.length_normalised),
+        template = Template.parse(self.template, self.cut).bind(setting)
+        verbalizer = bind_verbalizer(
+            self.label_words,
+            setting.tokenizer,
+            length_normalised=self.length_normalised,
+            masked=template.template.masks > 0,
         )
+        return TextClassificationEncoder(self, setting, template, verbalizer)
 
     def read_label(self, row: Row) -> str:
         """The right label of a row. Raises ValueError if its column is missing or its value is no label."""
@@ -160,10 +164,13 @@ class TextClassification(Task):
         return found
 
     def render(self, row: Row, *, answer: bool = True) -> str:
-        """The row as text, literals exactly as written, then the first word of its label."""
+        """The row as text, literals exactly as written, then (or where the mask is) the first word of its label."""
         template = Template.parse(self.template, self.cut)
-        text = template.fill(read_fields(row, template.fields, self.columns))
-        return text + self.label_words[self.read_label(row)][0] if answer else text
+        values = read_fields(row, template.fields, self.columns)
+        if not answer:
+            return template.fill(values)
+        word = self.label_words[self.read_label(row)][0]
+        return template.fill(values, mask=word.strip()) if template.masks else template.fill(values) + word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,8 +241,10 @@ class TextClassificationEncoder:
         return {}
 
     def _content_free_scores(self, model: Scorer, prompt: int) -> Tensor:
-        fields = self.template.template.fields
-        contexts = [self._context(dict.fromkeys(fields, text)) for text in CONTENT_FREE]
+        template = self.template.template
+        # Beside {mask}, "[MASK]" as a text would be a second gap to fill.
+        texts = [t for t in CONTENT_FREE if not template.masks or t != self.setting.tokenizer.mask_token]
+        contexts = [self._context(dict.fromkeys(template.fields, text)) for text in texts]
         return self.verbalizer.class_scores(
             model.score([EncodedRow(context, self.verbalizer.words, prompt=prompt) for context in contexts])
         )

@@ -3,12 +3,13 @@
     {column}      the value of a column, any name; {column:cut} marks the one that may be shortened
     {soft:N}      a slot for N virtual tokens; {soft} takes what the numbered slots leave
     {bos}         the tokens that the tokenizer puts in front of a text
+    {mask}        the tokenizer's mask token: where a masked language model puts the answer
     {{ and }}     a brace
 
 Everything else is literal, spaces next to a slot included: "{soft:3} {text}" is three virtual tokens, then
 the text with a space in front. What stands between two slots is tokenised as one string, so literals and
-values merge as they would in running text; special tokens written out in it ("<|im_start|>", "[MASK]") are
-read as such.
+values merge as they would in running text; special tokens written out in it ("<|im_start|>", "[SEP]") are
+read as such. So is the mask: a tokenizer that drops the space before it does so here too.
 """
 
 from __future__ import annotations
@@ -47,7 +48,12 @@ class Bos:
     pass
 
 
-Part = Literal | Field | Soft | Bos
+@dataclass(frozen=True)
+class Mask:
+    pass
+
+
+Part = Literal | Field | Soft | Bos | Mask
 
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|[^{}]+")
 
@@ -94,9 +100,11 @@ def _parse_braces(inside: str, source: str, position: int) -> Part:
         return Soft(int(mark))
     if inside == "bos":
         return Bos()
+    if inside == "mask":
+        return Mask()
     if not name.strip():
         raise ValueError(f"{where} names no column; write {{{{}}}} for a pair of braces")
-    if colon and (mark != "cut" or name == "bos"):
+    if colon and (mark != "cut" or name in ("bos", "mask")):
         raise ValueError(f"{where}: unknown mark {mark!r}; a field is {{{name}}} or {{{name}:cut}}")
     return Field(name, cut=bool(colon))
 
@@ -132,9 +140,14 @@ class Template:
         """Names of the fields, each once, in order."""
         return tuple(dict.fromkeys(p.name for p in self.parts if isinstance(p, Field)))
 
-    def fill(self, values: Mapping[str, str]) -> str:
-        """The text of a row, slots left out, literals exactly as written."""
-        return _fill(self.parts, values)
+    @property
+    def masks(self) -> int:
+        """How many `{mask}` it has."""
+        return self.parts.count(Mask())
+
+    def fill(self, values: Mapping[str, str], *, mask: str = "{mask}") -> str:
+        """The text of a row, slots left out, literals exactly as written, `mask` where a mask stands."""
+        return _fill(_with_masks(self.parts, mask), values)
 
     def bind(self, setting: TextSetting) -> BoundTemplate:
         """The template in its normal form, for one tokenizer and P virtual tokens.
@@ -143,10 +156,12 @@ class Template:
         that the tokenizer itself puts in front of a text (none for many) go to the very front. In a closed
         setting the tokens that it puts behind a text stand at the very end.
         Without virtual tokens (P = 0) slots are left out.
-        Raises ValueError if the slots do not take exactly P virtual tokens, or `{bos}` is written and the
-        tokenizer has no such token.
+        Raises ValueError if the slots do not take exactly P virtual tokens, `{bos}` or `{mask}` is written
+        and the tokenizer has no such token, or `{mask}` where the answer follows the text.
         """
         parts = list(self.parts)
+        if self.masks:
+            parts = _with_masks(parts, _mask_token(setting, self.source))
         automatic = automatic_prefix(setting.tokenizer)
         if Bos() not in parts:
             parts.insert(0, Bos())
@@ -211,7 +226,8 @@ class BoundTemplate:
 
         A row of more than `max_tokens - reserved` tokens gets its cut field shortened from the end until it
         fits: the result is what the same row with a shorter value would give. Literals and other fields stay
-        whole. Where the template is closed, nothing is reserved.
+        whole. Where the template is closed, nothing is reserved, except what a single `{mask}` takes when it
+        is widened to an answer of `reserved` tokens.
         Raises ValueError with the numbers if that is not enough, or if the template leaves open which field
         to cut.
         """
@@ -221,7 +237,8 @@ class BoundTemplate:
                 f"template {self.template.source!r} gives no tokens for {reprlib.repr(dict(values))}; put"
                 " some text, {bos} or a soft slot into it, so that there is something to predict from"
             )
-        reserved = 0 if self.closed else reserved
+        if self.closed:
+            reserved = max(reserved - 1, 0) if self.template.masks == 1 else 0
         if max_tokens is None or len(ids) <= max_tokens - reserved:
             return ids
         return self._cut(values, len(ids), max_tokens, reserved)
@@ -316,6 +333,21 @@ def _automatic(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tup
         if full[start : start + len(plain)] == plain:
             return tuple(full[:start]), tuple(full[start + len(plain) :])
     return (), ()
+
+
+def _with_masks(parts: Iterable[Part], mask: str) -> list[Part]:
+    return [Literal(mask) if isinstance(part, Mask) else part for part in parts]
+
+
+def _mask_token(setting: TextSetting, source: str) -> str:
+    if not setting.closed:
+        raise ValueError(
+            f"template {source!r} writes {{mask}}, but a causal language model predicts what follows a text, not"
+            " what is missing in it: drop {mask} and let the template end where the answer begins"
+        )
+    if setting.tokenizer.mask_token is None:
+        raise ValueError(f"template {source!r} writes {{mask}}, but the tokenizer has no mask token; drop it")
+    return str(setting.tokenizer.mask_token)
 
 
 def _begin_token(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[int, ...]:

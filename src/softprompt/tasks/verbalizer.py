@@ -55,11 +55,15 @@ def bind_verbalizer(
     tokenizer: PreTrainedTokenizerBase,
     *,
     length_normalised: bool = False,
+    masked: bool = False,
 ) -> Verbalizer:
     """Tokenise label words exactly as written, a leading space included.
 
+    masked: the words stand where masks are. Each token is then predicted from the text alone, not from the tokens
+    before it, and a word that another one begins with may well be the likelier one.
+
     Raises ValueError for a word of no or unknown tokens, for two words of the same tokens (some tokenizers
-    drop a leading space or fold case), and, unless length-normalised, for a label whose words all begin with
+    drop a leading space or fold case), and, unless length-normalised or masked, for a label whose words all begin with
     the tokens of another label's word: it could never score higher.
     """
     labels = tuple(label_words)
@@ -79,7 +83,7 @@ def bind_verbalizer(
                     f" same tokens {ids} for this tokenizer; take different words"
                 )
             words[ids] = (k, word)
-    if not length_normalised:
+    if not length_normalised and not masked:
         _check_reachable(words, labels)
     return Verbalizer(labels, tuple(words), tuple(k for k, _ in words.values()), length_normalised)
 

@@ -1,0 +1,254 @@
+"""Any encoder of transformers that reads text both ways: masked language models, and text encoders without a head.
+
+A prompt's virtual tokens stand among a row's tokens, and what they become depends on that row, so they are run for
+each. Rows are packed without padding, and the output layer sees the masks only. Exact: a batch gives the logits and
+gradients of plain concatenation, one row at a time. Models whose attention cannot be reached (DeBERTa, MPNet) run the
+rows of each length together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
+
+from softprompt.backbones._cloze import read_cloze
+from softprompt.backbones._linear import frozen_linears
+from softprompt.backbones._packed import CompiledPrompt
+from softprompt.backbones._rows import Encoder, Place
+from softprompt.backbones.base import BackboneSpec
+from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
+
+log = logging.getLogger(__name__)
+
+
+class MaskedBackbone:
+    """An encoder with its tokenizer. Its family is "masked-lm", or "text-encoder" if it has no head over words.
+
+    packed  True: rows are packed; False: rows of each length are run together; None: found out by a trial
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        packed: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name or model.config.name_or_path or type(model).__name__
+        self.family = "text-encoder" if model.get_output_embeddings() is None else "masked-lm"
+        self._can_pack = packed
+        self._encoder = _encoder(model, tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.table.dtype
+
+    @property
+    def table(self) -> Tensor:
+        """The input embedding table, (V, d)."""
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows are packed; tried out when it is first asked for."""
+        if self._can_pack is None:
+            self._can_pack = _can_pack(self._encoder, self.name)
+        return self._can_pack
+
+    @cached_property
+    def spec(self) -> BackboneSpec:
+        config = self.model.config
+        embedding = self.model.get_input_embeddings()
+
+        def embed(ids: Tensor) -> Tensor:
+            with torch.no_grad():
+                return embedding(ids.to(self.table.device)).float().cpu().clone()
+
+        def tokenize(text: str) -> list[int]:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        def key_values_of(ids: Tensor) -> tuple[KeyValue, ...]:
+            return self._encoder.key_values(ids.tolist())
+
+        vocabulary, width = self.table.shape
+        sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
+        head = (config.num_attention_heads, config.hidden_size // config.num_attention_heads)
+        return BackboneSpec(
+            name=self.name,
+            family=self.family,
+            width=width,
+            vocabulary=vocabulary,
+            key_values=(head,) * config.num_hidden_layers if self.packed else (),
+            positions=self._encoder.positions,
+            embedding_std=embed(sample).std().item(),
+            embed=embed,
+            tokenize=tokenize,
+            special_ids=frozenset(self.tokenizer.all_special_ids),
+            key_values_of=key_values_of if self.packed else None,
+            closed=True,
+            state_width=config.hidden_size,
+        )
+
+    def with_model(self, model: PreTrainedModel) -> MaskedBackbone:
+        """The same backbone around another copy of its model."""
+        return MaskedBackbone(model, self.tokenizer, name=self.name, packed=self.packed)
+
+    def with_settings(
+        self, *, gradient_checkpointing: bool = False, compiled: bool = False
+    ) -> MaskedBackbone:
+        """The same model, run to save memory or through torch.compile (with dynamic shapes)."""
+        other = self.with_model(self.model)
+        trunk = other._encoder.trunk
+        forward = torch.compile(trunk, dynamic=True) if compiled else trunk
+        other._encoder = replace(other._encoder, forward=forward, checkpointing=gradient_checkpointing)
+        return other
+
+    def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> TargetLogits:
+        """Logits of the masks that targets stand for. Differentiable in the prompt.
+
+        A row with one mask and a target of n tokens is read with n masks in its place, once for each n. Each token is
+        predicted from the text and the prompt alone: a target's log-likelihood is the sum over its masks.
+        Raises ValueError for rows whose masks and targets do not fit, for virtual tokens that a prompt does not have,
+        for rows longer than the model's positions, and for a text encoder, which predicts no words.
+        """
+        if self.family == "text-encoder":
+            raise ValueError(
+                f"{self.name} is a text encoder without a head over words: it cannot score label words. Use a task"
+                " with a trained head, or a checkpoint of the whole masked language model"
+            )
+        mask = self.tokenizer.mask_token_id
+        if mask is None:
+            raise ValueError(f"the tokenizer of {self.name} has no mask token: it is not the model's own")
+        cloze = read_cloze(rows, mask, self.tokenizer.mask_token)
+        logits = self._logits(self._states(cloze.rows, prompt, cloze.places))
+
+        def tensor(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=logits.device)
+
+        return TargetLogits(
+            logits, tensor(cloze.position), tensor(cloze.token), tensor(cloze.target), cloze.counts
+        )
+
+    def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> Tensor:
+        """Last hidden states at the rows' `read` positions, (n, d), in order. Differentiable in the prompt.
+
+        Raises ValueError for virtual tokens that a prompt does not have, and for rows too long for the model.
+        """
+        return self._states(rows, prompt, [(b, i) for b, row in enumerate(rows) for i in row.read])
+
+    def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> CompiledPrompt:
+        """The prompt as it is: in a model that reads both ways, nothing but key-value prefixes is common to rows."""
+        return CompiledPrompt(((),) * prompt.count, prompt)
+
+    def generate(
+        self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt, **options: Any
+    ) -> list[list[int]]:
+        """Raises ValueError: an encoder does not write."""
+        raise ValueError(
+            f"{self.name} ({self.family}) reads a text from both sides and cannot go on writing it: use a task with"
+            " label words and a {mask}, or one with a trained head; for free text take a causal language model"
+        )
+
+    def _states(
+        self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt, places: Sequence[Place]
+    ) -> Tensor:
+        plain = prompt.prompt if isinstance(prompt, CompiledPrompt) else prompt
+        if self.packed:
+            return self._encoder.packed_states(rows, plain, places)
+        return self._encoder.states_by_length(rows, plain, places)
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """The model's own head over these states alone, (U, d) -> (U, V)."""
+        with _trunk_gives(self._encoder.trunk, states[None]), frozen_linears():
+            logits: Tensor = self.model(inputs_embeds=states[None]).logits[0]
+        return logits
+
+
+@contextmanager
+def _trunk_gives(trunk: nn.Module, states: Tensor) -> Iterator[None]:
+    """Within the block the trunk returns these states (1, U, d) unseen, so that its model computes the head alone."""
+
+    def known(*args: Any, **kwargs: Any) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=states)
+
+    before = trunk.__dict__.get("forward")
+    try:
+        trunk.forward = (
+            known  # an instance attribute hides the class's forward, and is gone when it is deleted
+        )
+        yield
+    finally:
+        del trunk.__dict__["forward"]
+        if before is not None:
+            trunk.__dict__["forward"] = before
+
+
+def _encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    trunk, config = model.base_model, model.config
+    assert isinstance(trunk, nn.Module)
+    first = 0
+    for name, module in trunk.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:  # RoBERTa's, after fairseq
+            first = padding + 1
+    limit = getattr(config, "max_position_embeddings", None)
+    types = min(getattr(config, "type_vocab_size", 1) or 1, _types_of_a_pair(tokenizer))
+    return Encoder(
+        model=model,
+        trunk=trunk,
+        forward=trunk,
+        first=first,
+        positions=None if limit is None else limit - first,
+        separator=tokenizer.sep_token_id if types > 1 else None,
+        types=types,
+    )
+
+
+def _types_of_a_pair(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many types of tokens the tokenizer tells apart in a pair of texts: BERT's two, RoBERTa's one."""
+    return 1 + max(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"])
+
+
+@torch.no_grad()
+def _can_pack(encoder: Encoder, name: str) -> bool:
+    """Whether packed states equal those of each row alone."""
+    table = encoder.model.get_input_embeddings().weight
+    assert isinstance(table, Tensor)
+    ids = [(7 * i + 3) % len(table) for i in range(9)]
+    rows = [EncodedRow((ids[0], -1, *ids[1:4])), EncodedRow((ids[0], -1, *ids[4:]))]
+    tokens = table[ids[1]][None, None]
+    places = [(b, i) for b, row in enumerate(rows) for i in range(len(row.context))]
+    expected = encoder.states_by_length(rows, PromptOutput(tokens=tokens), places)
+    try:
+        found = encoder.packed_states(rows, PromptOutput(tokens=tokens), places)
+    except (TypeError, NotImplementedError, AttributeError, RuntimeError, ValueError, KeyError) as error:
+        return _say(name, f"{type(error).__name__}: {error}")
+    # In bfloat16 the trial finds wrong attention; the test suite proves the rest.
+    tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
+    difference = (found - expected).abs().max().item()
+    if not difference <= tolerance * max(1.0, expected.abs().max().item()):
+        return _say(name, f"packed rows differ by {difference:.2g}")
+    return True
+
+
+def _say(name: str, reason: str) -> bool:
+    log.warning("%s: rows of each length are run apart, without key-value prefixes, because %s", name, reason)
+    return False
