@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from softprompt.prompts import PrefixTuning, PromptTuning, PTuningV2, methods
     from softprompt.recipe import Recipe
     from softprompt.store import PromptFileError, WrongBackboneError
-    from softprompt.tasks import ClassPrediction, TextClassification, TextGeneration
+    from softprompt.tasks import (
+        ClassPrediction,
+        Regression,
+        SequenceClassification,
+        SpanExtraction,
+        SpanPrediction,
+        TextClassification,
+        TextGeneration,
+        TokenClassification,
+    )
     from softprompt.tuned import TunedPrompt, from_peft, load
 
 # Name -> where it is defined. Imported at first use: torch and transformers take seconds, and the command line's
@@ -41,8 +50,13 @@ _HOMES = {
     "PromptFileError": "softprompt.store",
     "WrongBackboneError": "softprompt.store",
     "ClassPrediction": "softprompt.tasks",
+    "Regression": "softprompt.tasks",
+    "SequenceClassification": "softprompt.tasks",
+    "SpanExtraction": "softprompt.tasks",
+    "SpanPrediction": "softprompt.tasks",
     "TextClassification": "softprompt.tasks",
     "TextGeneration": "softprompt.tasks",
+    "TokenClassification": "softprompt.tasks",
     "TunedPrompt": "softprompt.tuned",
     "from_peft": "softprompt.tuned",
     "load": "softprompt.tuned",
@@ -60,9 +74,14 @@ __all__ = [
     "PromptFileError",
     "PromptTuning",
     "Recipe",
+    "Regression",
+    "SequenceClassification",
     "SoftpromptWarning",
+    "SpanExtraction",
+    "SpanPrediction",
     "TextClassification",
     "TextGeneration",
+    "TokenClassification",
     "TrainingDiverged",
     "TunedPrompt",
     "WrongBackboneError",

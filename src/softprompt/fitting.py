@@ -96,9 +96,9 @@ def fit(
         rows=rows_as_text,
         generator=generator,
     )
-    module = method.build(context).to(prepared.device)
-    head = new_head(method, task, spec, generator)
+    head = new_head(method, task, spec, generator)  # first: whatever the method, it starts the same
     head = None if head is None else head.to(prepared.device)
+    module = method.build(context).to(prepared.device)
     encoder = bind(prepared, task, module.length, recipe.max_tokens, module.prefix_length)
     model = PromptedModel(prepared, [module], [head])
     parameters = trained_tensors(module, prepared.model, head)

@@ -18,7 +18,7 @@ from tests.tiny_task import tiny_backbone
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 
-# Read in the shared front (twice the same place), in the row's own part, at its end, nowhere, out of order; a label word beside a head.
+# Read in the shared front (one place twice), in the row's own part, at its end, nowhere, out of order; label words too.
 ROWS = [
     EncodedRow((-1, -2, -3, 20, 21, 30, 31), read=(6, 3)),
     EncodedRow((-1, -2, -3, 20, 21, 40), read=(4, 5)),

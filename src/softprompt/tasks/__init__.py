@@ -3,15 +3,36 @@
 from softprompt.tasks.base import Row, Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.classification import ClassPrediction, TextClassification, TextClassificationEncoder
 from softprompt.tasks.generation import TextGeneration, TextGenerationEncoder
+from softprompt.tasks.regression import Regression, RegressionEncoder
+from softprompt.tasks.sequence_classification import SequenceClassification, SequenceClassificationEncoder
+from softprompt.tasks.span_extraction import SpanExtraction, SpanExtractionEncoder, SpanPrediction
+from softprompt.tasks.token_classification import TokenClassification, TokenClassificationEncoder
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (TextClassification, TextGeneration)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (
+        TextClassification,
+        TextGeneration,
+        SequenceClassification,
+        TokenClassification,
+        SpanExtraction,
+        Regression,
+    )
+}
 """Task name, as configs and files write it -> its class."""
 
 __all__ = [
     "TASKS",
     "ClassPrediction",
+    "Regression",
+    "RegressionEncoder",
     "Row",
     "Scorer",
+    "SequenceClassification",
+    "SequenceClassificationEncoder",
+    "SpanExtraction",
+    "SpanExtractionEncoder",
+    "SpanPrediction",
     "Task",
     "TaskEncoder",
     "TextClassification",
@@ -19,4 +40,6 @@ __all__ = [
     "TextGeneration",
     "TextGenerationEncoder",
     "TextSetting",
+    "TokenClassification",
+    "TokenClassificationEncoder",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +15,8 @@ from torch.nn import functional
 from softprompt.data import by_length
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Row, Scorer, Task, TextSetting
-from softprompt.tasks.columns import check_columns, read_column, read_fields
+from softprompt.tasks.columns import check_columns, read_fields
+from softprompt.tasks.labels import label_concerns, read_label
 from softprompt.tasks.metrics import classification_metrics
 from softprompt.tasks.template import BoundTemplate, Template
 from softprompt.tasks.verbalizer import Verbalizer, bind_verbalizer, calibrate
@@ -134,15 +134,7 @@ class TextClassification(Task):
 
     def read_label(self, row: Row) -> str:
         """The right label of a row. Raises ValueError if its column is missing or its value is no label."""
-        value = str(read_column(row, self.label_column, self.columns))
-        label = self.label_values.get(value, value)
-        if label not in self.labels:
-            raise ValueError(
-                f"label {value!r} is not among the labels {list(self.labels)}, in row"
-                f" {reprlib.repr(dict(row))}; add it to labels, or say what it means, as in"
-                f" label_values={{{value!r}: {next(iter(self.labels))!r}}}"
-            )
-        return label
+        return read_label(row, self.label_column, self.columns, self.label_values, self.labels)
 
     def evaluate(self, predictions: Sequence[ClassPrediction], rows: Sequence[Row]) -> dict[str, Any]:
         """See `classification_metrics`."""
@@ -151,17 +143,7 @@ class TextClassification(Task):
 
     def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
         """Labels without a training row; a model that gives all rows the same label."""
-        found = []
-        seen = {self.read_label(row) for row in train}
-        if unseen := [label for label in self.labels if label not in seen]:
-            found.append(f"no training row has the labels {unseen}: they cannot be learned")
-        used = [label for label, count in metrics.get("predicted", {}).items() if count]
-        if len(used) == 1 and len(seen) > 1:
-            found.append(
-                f"every validation row was given the label {used[0]!r}: nothing but the majority was learned;"
-                " try more steps or another learning_rate"
-            )
-        return found
+        return label_concerns({self.read_label(row) for row in train}, self.labels, metrics)
 
     def render(self, row: Row, *, answer: bool = True) -> str:
         """The row as text, literals exactly as written, then (or where the mask is) the first word of its label."""

@@ -1,12 +1,16 @@
-"""Metrics of classes and of generated texts: plain functions over plain values."""
+"""Metrics of classes, numbers, tags, spans and generated texts: plain functions over plain values."""
 
 from __future__ import annotations
 
 import math
 import re
+import string
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+
+OUTSIDE = "O"
+"""The tag of words that are in no entity."""
 
 
 def classification_metrics(
@@ -43,6 +47,141 @@ def classification_metrics(
         "predicted": {label: guesses[label] for label in labels},
         "confusion": {g: {p: pairs[g, p] for p in labels} for g in labels},
     }
+
+
+def regression_metrics(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, Any]:
+    """Metrics over pairs of a right and a predicted number.
+
+    pearson   linear correlation, 0 where gold or prediction is constant
+    spearman  the same of their ranks; equal numbers share the mean of their ranks
+    mse       mean squared error
+    mean_mse  that of always answering the mean of these very rows
+    rows      how many rows
+
+    Raises ValueError if there are no pairs or the lengths differ.
+    """
+    _check_lengths(gold, predicted)
+    n, mean = len(gold), sum(gold) / len(gold)
+    return {
+        "pearson": _correlation(gold, predicted),
+        "spearman": _correlation(_ranks(gold), _ranks(predicted)),
+        "mse": sum((g - p) ** 2 for g, p in zip(gold, predicted, strict=True)) / n,
+        "mean_mse": sum((g - mean) ** 2 for g in gold) / n,
+        "rows": n,
+    }
+
+
+def _correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    a = [x - sum(a) / len(a) for x in a]
+    b = [x - sum(b) / len(b) for x in b]
+    spread = math.sqrt(sum(x * x for x in a) * sum(x * x for x in b))
+    return sum(x * y for x, y in zip(a, b, strict=True)) / spread if spread else 0.0
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    counts = Counter(values)
+    rank, below = {}, 0
+    for value in sorted(counts):
+        rank[value] = below + (counts[value] + 1) / 2
+        below += counts[value]
+    return [rank[value] for value in values]
+
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Entities of a row of IOB tags: type, first word, one behind the last.
+
+    One begins at a B, and at an I that continues no entity of its type (IOB1, and predictions that forget the B).
+    """
+    found: set[tuple[str, int, int]] = set()
+    kind, start = "", 0
+    for i, tag in enumerate([*tags, OUTSIDE]):
+        mark, _, name = tag.partition("-")
+        if kind and (mark != "I" or name != kind):
+            found.add((kind, start, i))
+            kind = ""
+        if mark in ("B", "I") and name and not kind:
+            kind, start = name, i
+    return found
+
+
+def tag_metrics(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Metrics over rows of right and predicted tags, as seqeval counts them.
+
+    f1                 of whole entities: type and both ends must be right; over all rows together (micro)
+    precision, recall  likewise; where the tags name no entities (parts of speech), f1 is the words' accuracy
+    accuracy           share of words with the right tag
+    majority_accuracy  accuracy of always answering the most frequent tag of these very rows
+    by_type            entity type -> its f1
+    predicted          tag -> how many words were given it; tags that occur, as gold or as prediction
+    rows, words        how many
+
+    Raises ValueError if there are no words, or a row has another number of tags than of words.
+    """
+    _check_lengths(gold, predicted)
+    for i, (tags, guesses) in enumerate(zip(gold, predicted, strict=True)):
+        if len(tags) != len(guesses):
+            raise ValueError(f"row {i} has {len(tags)} words and {len(guesses)} predicted tags")
+    words = [pair for rows in zip(gold, predicted, strict=True) for pair in zip(*rows, strict=True)]
+    if not words:
+        raise ValueError("no words to evaluate")
+    right = {(i, *entity) for i, tags in enumerate(gold) for entity in entities(tags)}
+    guessed = {(i, *entity) for i, tags in enumerate(predicted) for entity in entities(tags)}
+    accuracy = sum(g == p for g, p in words) / len(words)
+    kinds = sorted({entity[1] for entity in right | guessed})
+    scores = {"f1": accuracy, "precision": accuracy, "recall": accuracy}
+    if kinds:
+        hits = len(right & guessed)
+        scores = {
+            "f1": 2 * hits / (len(right) + len(guessed)),
+            "precision": hits / len(guessed) if guessed else 0.0,
+            "recall": hits / len(right) if right else 0.0,
+        }
+    golds, answers = Counter(g for g, _ in words), Counter(p for _, p in words)
+    return scores | {
+        "accuracy": accuracy,
+        "majority_accuracy": max(golds.values()) / len(words),
+        "by_type": {
+            kind: 2
+            * sum(e[1] == kind for e in right & guessed)
+            / sum((e[1] == kind) for group in (right, guessed) for e in group)
+            for kind in kinds
+        },
+        "predicted": {tag: answers[tag] for tag in sorted(golds | answers)},
+        "rows": len(gold),
+        "words": len(words),
+    }
+
+
+def normalise_answer(text: str) -> str:
+    """SQuAD's: lower case, no ASCII punctuation, no English articles, every run of white space one space."""
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def span_metrics(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """SQuAD's metrics over predicted answers and the right ones of each row, of which the best counts.
+
+    exact_match  share of answers equal to a right one after `normalise_answer`
+    f1           mean F1 of the words that answer and right answer share, after `normalise_answer`
+    rows         how many rows
+
+    Raises ValueError if there are no rows, the lengths differ, or a row has no right answer.
+    """
+    _check_lengths(references, predicted)
+    if not all(references):
+        raise ValueError("a row has no right answer to compare with")
+    exact = f1 = 0.0
+    for guess, right in zip(predicted, references, strict=True):
+        exact += max(normalise_answer(guess) == normalise_answer(text) for text in right)
+        f1 += max(_shared_words(normalise_answer(guess).split(), normalise_answer(t).split()) for t in right)
+    n = len(references)
+    return {"exact_match": exact / n, "f1": f1 / n, "rows": n}
+
+
+def _shared_words(a: Sequence[str], b: Sequence[str]) -> float:
+    if not a or not b:
+        return float(a == b)
+    return 2 * sum((Counter(a) & Counter(b)).values()) / (len(a) + len(b))
 
 
 def normalise_text(text: str) -> str:
@@ -84,7 +223,7 @@ class _Words:
         return re.findall(r"[^\W_]+", text.lower())
 
 
-def _check_lengths(gold: Sequence[str], predicted: Sequence[str]) -> None:
+def _check_lengths(gold: Sequence[Any], predicted: Sequence[Any]) -> None:
     if len(gold) != len(predicted):
         raise ValueError(f"{len(predicted)} predictions for {len(gold)} rows; there must be one for each")
     if not gold:

@@ -1,0 +1,90 @@
+"""Which characters of a field each token of a row stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from softprompt.tasks.template import BoundTemplate, Field, Literal, Run
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A row as tokens.
+
+    context    token ids, virtual token k as -1 - k
+    positions  where tokens of the field stand in `context`
+    spans      of each of them, the characters of the field that it covers: first, and one behind the last
+    """
+
+    context: tuple[int, ...]
+    positions: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
+def check_alignable(template: BoundTemplate, field: str) -> None:
+    """Raises ValueError unless the field stands in the template once, and the tokenizer can tell places."""
+    times = sum(
+        isinstance(part, Field) and part.name == field
+        for piece in template.pieces
+        if isinstance(piece, Run)
+        for part in piece.parts
+    )
+    if times != 1:
+        raise ValueError(
+            f"template {template.template.source!r} has {{{field}}} {times} times, expected once: its tokens are labelled"
+        )
+    if not template.tokenizer.is_fast:
+        raise ValueError(
+            f"{type(template.tokenizer).__name__} does not say which characters a token covers; load a fast tokenizer"
+        )
+
+
+def align(template: BoundTemplate, values: Mapping[str, str], field: str, max_tokens: int | None) -> Aligned:
+    """A row as tokens, with the characters of `field` that they stand for.
+
+    A row of more than `max_tokens` tokens gets this field shortened from its end until it fits.
+    Raises ValueError with the numbers where the rest of the row takes all the room.
+    """
+    found = _align(template, values, field)
+    whole = len(found.context)
+    while max_tokens is not None and len(found.context) > max_tokens:
+        keep = len(found.spans) - (len(found.context) - max_tokens)
+        if not found.spans:
+            raise ValueError(
+                f"a row takes {whole} tokens, max_tokens is {max_tokens}, and without {field!r} it still takes"
+                f" {len(found.context)}; raise max_tokens, shorten the template, or use fewer virtual tokens"
+            )
+        end = found.spans[keep - 1][1] if keep > 0 else 0
+        # Tokens may merge otherwise at the new end: at least one character goes each time.
+        end = min(end, len(values[field]) - 1)
+        values = {**values, field: values[field][:end]}
+        found = _align(template, values, field)
+    return found
+
+
+def _align(template: BoundTemplate, values: Mapping[str, str], field: str) -> Aligned:
+    context: list[int] = []
+    positions: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for piece in template.pieces:
+        if not isinstance(piece, Run):
+            context += piece
+            continue
+        text, start, stop = "", 0, 0
+        for part in piece.parts:
+            if isinstance(part, Field) and part.name == field:
+                start, stop = len(text), len(text) + len(values[field])
+            if isinstance(part, Literal | Field):
+                text += part.text if isinstance(part, Literal) else values[part.name]
+        if not text:
+            continue
+        encoding = template.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        for token, (first, behind) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
+            if max(first, start) < min(behind, stop):
+                positions.append(len(context))
+                spans.append((max(first, start) - start, min(behind, stop) - start))
+            context.append(token)
+    return Aligned(tuple(context), tuple(positions), tuple(spans))

@@ -1,0 +1,52 @@
+"""Class labels: how the data writes them, and what makes it doubtful that they were learned."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from softprompt.tasks.base import Row
+from softprompt.tasks.columns import read_column
+
+
+def label_names(labels: Any) -> Any:
+    """Labels of a config as text; what is no list is left for pydantic to refuse. Raises ValueError for two alike."""
+    if isinstance(labels, str) or not isinstance(labels, Sequence):
+        return labels
+    names = tuple(str(label) for label in labels)
+    if len(set(names)) < len(names):
+        raise ValueError(f"labels {list(labels)} are compared as text, and two of them are the same text")
+    return names
+
+
+def read_label(
+    row: Row, column: str, columns: Mapping[str, str], values: Mapping[str, str], labels: Iterable[str]
+) -> str:
+    """The right label of a row; `values` leads from what the data writes to the label.
+
+    Raises ValueError if its column is missing or its value is no label.
+    """
+    labels = list(labels)
+    value = str(read_column(row, column, columns))
+    label = values.get(value, value)
+    if label not in labels:
+        raise ValueError(
+            f"label {value!r} is not among the labels {labels}, in row {reprlib.repr(dict(row))}; add it to labels, or"
+            f" say what it means, as in label_values={{{value!r}: {labels[0]!r}}}"
+        )
+    return label
+
+
+def label_concerns(seen: set[str], labels: Iterable[str], metrics: Mapping[str, Any]) -> list[str]:
+    """Labels without a training row; a model that gives all rows the same label."""
+    found = []
+    if unseen := [label for label in labels if label not in seen]:
+        found.append(f"no training row has the labels {unseen}: they cannot be learned")
+    used = [label for label, count in metrics.get("predicted", {}).items() if count]
+    if len(used) == 1 and len(seen) > 1:
+        found.append(
+            f"every validation row was given the label {used[0]!r}: nothing but the majority was learned;"
+            " try more steps or another learning_rate"
+        )
+    return found

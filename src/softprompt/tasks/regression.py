@@ -1,0 +1,178 @@
+"""A number for a text (similarity, quality, a rating), by a trained head. B rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import ConfigDict, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from softprompt.outputs import EncodedRow
+from softprompt.tasks.base import Row, Scorer, Task, TextSetting
+from softprompt.tasks.columns import check_columns, read_column, read_fields
+from softprompt.tasks.metrics import regression_metrics
+from softprompt.tasks.reading import (
+    Pooling,
+    check_answered,
+    check_pooling,
+    default_pooling,
+    outputs_of,
+    pooled_positions,
+)
+from softprompt.tasks.template import BoundTemplate, Template
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False))
+class Regression(Task):
+    """A number for a text, by a head that is trained with the prompt on the squared error.
+
+    Raises ValueError (pydantic's) for a template that does not parse, a range that is empty, a `columns` key that
+    nothing reads, and for an unknown setting.
+    """
+
+    name: ClassVar[str] = "regression"
+    main_metric: ClassVar[str] = "pearson"
+
+    template: str
+    """The row as text, as in "{first} {second:cut}"; see `softprompt.tasks.template`."""
+    low: float = 0.0
+    """Lowest value in the data, with `high`: the head works in halves of this range around its middle, so that it
+    starts in the middle and learns as fast whatever the unit. Predictions may lie outside."""
+    high: float = 1.0
+    """Highest value in the data."""
+    value_column: str = "value"
+    """Column that holds the right value."""
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Name in the template -> column of the data, where the two differ."""
+    cut: str | None = None
+    """Field that is shortened from its end where a row is too long; by default the only field."""
+    pooling: Pooling | None = None
+    """As in SequenceClassification."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Regression:
+        template = Template.parse(self.template, self.cut)
+        check_columns(self.columns, [*template.fields, self.value_column])
+        if not self.low < self.high:
+            raise ValueError(f"low is {self.low} and high is {self.high}: low must be below high")
+        return self
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the template's fields."""
+        return Template.parse(self.template, self.cut).fields
+
+    @property
+    def outputs(self) -> int:
+        """One number."""
+        return 1
+
+    def bind(self, setting: TextSetting) -> RegressionEncoder:
+        """Raises ValueError where the template does not suit the tokenizer or P, or `pooling` the family."""
+        pooling = self.pooling or default_pooling(setting)
+        check_pooling(pooling, setting)
+        return RegressionEncoder(
+            self, setting, Template.parse(self.template, self.cut).bind(setting), pooling
+        )
+
+    def read_value(self, row: Row) -> float:
+        """The right value of a row. Raises ValueError if its column is missing or holds no number."""
+        found = read_column(row, self.value_column, self.columns)
+        try:
+            return float(found)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"the value of row {reprlib.repr(dict(row))} is {found!r}, expected a number"
+            ) from error
+
+    def evaluate(self, predictions: Sequence[float], rows: Sequence[Row]) -> dict[str, Any]:
+        """See `regression_metrics`."""
+        return regression_metrics([self.read_value(row) for row in rows], predictions)
+
+    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
+        """Values outside of the range; one training value; predictions no better than the mean."""
+        found = []
+        values = [self.read_value(row) for row in train]
+        if outside := sum(not self.low <= value <= self.high for value in values):
+            found.append(
+                f"{outside} of {len(values)} training values lie outside of {self.low} to {self.high}: set low and high"
+            )
+        if len(set(values)) == 1:
+            found.append(f"every training row has the value {values[0]}: there is nothing to learn")
+        if metrics and metrics["mse"] >= metrics["mean_mse"]:
+            found.append(
+                "the validation error is not below that of always answering the mean; try more steps or another"
+                " learning_rate"
+            )
+        return found
+
+    def render(self, row: Row, *, answer: bool = True) -> str:
+        """The row as text, literals exactly as written, then its value on a line of its own."""
+        template = Template.parse(self.template, self.cut)
+        text = template.fill(read_fields(row, template.fields, self.columns))
+        return f"{text}\n{self.read_value(row):g}" if answer else text
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressionEncoder:
+    """A `Regression` bound to a tokenizer; see `TaskEncoder`."""
+
+    task: Regression
+    setting: TextSetting
+    template: BoundTemplate
+    pooling: Pooling
+
+    @property
+    def _middle(self) -> float:
+        return (self.task.low + self.task.high) / 2
+
+    @property
+    def _unit(self) -> float:
+        return (self.task.high - self.task.low) / 2
+
+    def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
+        """Tokens of a row and where the head reads them; `answer` is the value in halves of the range.
+
+        Raises ValueError for a missing column or value, and a row too long to be cut.
+        """
+        values = read_fields(row, self.template.template.fields, self.task.columns)
+        context = self.template.encode(values, max_tokens=self.setting.max_tokens)
+        return EncodedRow(
+            context,
+            read=pooled_positions(context, self.pooling),
+            pooled=self.pooling == "mean",
+            answer=((self.task.read_value(row) - self._middle) / self._unit,) if answer else (),
+        )
+
+    def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
+        """Squared error of each row, (B,), in halves of the range. answers: (B, 1)."""
+        check_answered(rows)
+        right = torch.tensor([row.answer[0] for row in rows], device=answers.device, dtype=answers.dtype)
+        return (answers[:, 0] - right).square()  # (B, 1) -> (B,)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        model: Scorer,
+        rows: Sequence[EncodedRow],
+        *,
+        batch_size: int = 16,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[float]:
+        """The value of each row, in order."""
+        found = {
+            i: output.item() * self._unit + self._middle
+            for i, output in outputs_of(model, rows, batch_size, on_batch)
+        }
+        return [found[i] for i in range(len(rows))]
+
+    def likelihood_metrics(
+        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
+    ) -> dict[str, float]:
+        """None: predictions say it all."""
+        return {}

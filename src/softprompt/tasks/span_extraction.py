@@ -1,0 +1,225 @@
+"""Answers that are a part of a text, as in SQuAD (Rajpurkar et al., EMNLP 2016). B rows, T tokens of the context."""
+
+from __future__ import annotations
+
+import dataclasses
+import reprlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from softprompt.errors import SoftpromptWarning
+from softprompt.outputs import EncodedRow
+from softprompt.tasks.alignment import Aligned, align, check_alignable
+from softprompt.tasks.base import Row, Scorer, Task, TextSetting
+from softprompt.tasks.columns import check_columns, read_column, read_fields
+from softprompt.tasks.metrics import span_metrics
+from softprompt.tasks.reading import check_answered, outputs_of, split_outputs
+from softprompt.tasks.template import BoundTemplate, Template
+
+CONTEXT = "context"
+"""The template's field that answers are taken from."""
+_CUT_OFF = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class SpanPrediction:
+    """The likeliest span of the context: its text, its characters (first, one behind the last), its probability."""
+
+    text: str
+    characters: tuple[int, int]
+    probability: float
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+class SpanExtraction(Task):
+    """Start and end of an answer in a context, by a head that reads every token of the context.
+
+    A context that is too long is cut at its end. A training row whose answer is cut off trains nothing, and is warned
+    of; in an evaluation it counts, and cannot be right.
+    Raises ValueError (pydantic's) for a template without {context}, a `columns` key that nothing reads, and for an
+    unknown setting.
+    """
+
+    name: ClassVar[str] = "span-extraction"
+    main_metric: ClassVar[str] = "f1"
+
+    template: str = "{question}\n{context}"
+    """The row as text; {context} stands for the text that answers are taken from."""
+    answer_column: str = "answers"
+    """Column that holds the right answers as SQuAD has them: {"text": [...], "answer_start": [...]}, characters from 0.
+    Training takes the first, an evaluation the best of them."""
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Name in the template -> column of the data, where the two differ."""
+    longest_answer: int = Field(default=30, gt=0)
+    """Longest predicted answer, in tokens."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SpanExtraction:
+        template = Template.parse(self.template, CONTEXT)
+        check_columns(self.columns, [*template.fields, self.answer_column])
+        return self
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the template's fields."""
+        return Template.parse(self.template).fields
+
+    @property
+    def outputs(self) -> int:
+        """Two logits: an answer starts here, an answer ends here."""
+        return 2
+
+    def bind(self, setting: TextSetting) -> SpanExtractionEncoder:
+        """Raises ValueError where the template does not suit the tokenizer or P, or the tokenizer tells no places."""
+        template = Template.parse(self.template, CONTEXT).bind(setting)
+        check_alignable(template, CONTEXT)
+        return SpanExtractionEncoder(self, setting, template)
+
+    def read_answers(self, row: Row) -> list[tuple[str, int]]:
+        """The right answers of a row and the characters where they start.
+
+        Raises ValueError if the column is missing, holds none, or one does not stand where it is said to.
+        """
+        found = read_column(row, self.answer_column, self.columns)
+        shown = reprlib.repr(found)
+        if not isinstance(found, Mapping) or not {"text", "answer_start"} <= found.keys():
+            raise ValueError(f'answers are {shown}, expected {{"text": [...], "answer_start": [...]}}')
+        answers = list(zip(map(str, found["text"]), map(int, found["answer_start"]), strict=True))
+        if not answers:
+            raise ValueError(
+                f"a row has no answer: questions that cannot be answered are not supported; drop them ({shown})"
+            )
+        context = str(read_column(row, CONTEXT, self.columns))
+        for text, start in answers:
+            if not text or context[start : start + len(text)] != text:
+                raise ValueError(
+                    f"answer {text!r} is said to start at character {start}, where the context has"
+                    f" {context[start : start + len(text)]!r}"
+                )
+        return answers
+
+    def evaluate(self, predictions: Sequence[SpanPrediction], rows: Sequence[Row]) -> dict[str, Any]:
+        """See `span_metrics`."""
+        references = [[text for text, _ in self.read_answers(row)] for row in rows]
+        return span_metrics([prediction.text for prediction in predictions], references)
+
+    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
+        """Predictions that share no word with any answer."""
+        if metrics and not metrics["f1"]:
+            return [
+                "no predicted answer shares a word with a right one; try more steps or another learning_rate"
+            ]
+        return []
+
+    def render(self, row: Row, *, answer: bool = True) -> str:
+        """The row as text, literals exactly as written, then its first answer on a line of its own."""
+        template = Template.parse(self.template)
+        text = template.fill(read_fields(row, template.fields, self.columns))
+        return f"{text}\n{self.read_answers(row)[0][0]}" if answer else text
+
+
+@dataclasses.dataclass(frozen=True)
+class SpanExtractionEncoder:
+    """A `SpanExtraction` bound to a tokenizer; see `TaskEncoder`."""
+
+    task: SpanExtraction
+    setting: TextSetting
+    template: BoundTemplate
+
+    def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
+        """Tokens of a row, read at all tokens of the context; `answer`: the first and the last of them in the answer.
+
+        Raises ValueError for a missing column or value, an answer that is not in the context, and a row whose question
+        alone is too long or whose context is empty. Warns of an answer that was cut off.
+        """
+        values = read_fields(row, self.task.fields, self.task.columns)
+        aligned = align(self.template, values, CONTEXT, self.setting.max_tokens)
+        if not aligned.positions:
+            raise ValueError(
+                f"no token of the context is left, max_tokens is {self.setting.max_tokens}: raise it, or drop"
+                f" row {reprlib.repr(dict(row))}"
+            )
+        gold: tuple[int, ...] = ()
+        if answer:
+            text, start = self.task.read_answers(row)[0]
+            gold = _tokens_of(aligned, start, start + len(text.rstrip()))
+            if _CUT_OFF in gold:
+                warnings.warn(
+                    "an answer stands behind the place where its context is cut, and trains nothing: raise max_tokens",
+                    SoftpromptWarning,
+                    stacklevel=2,
+                )
+        return EncodedRow(
+            aligned.context, read=aligned.positions, answer=gold, origin=(values[CONTEXT], aligned.spans)
+        )
+
+    def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
+        """Mean of the cross-entropies of start and end over the context's tokens, (B,), nats. answers: (T of all rows, 2).
+
+        0 for a row whose answer was cut off. Raises ValueError for a row without its answer.
+        """
+        check_answered(rows)
+        losses = []
+        for row, logits in zip(rows, split_outputs(answers, rows), strict=True):
+            start, end = map(int, row.answer)
+            if start == _CUT_OFF:
+                losses.append(logits.sum() * 0)
+            else:
+                likelihoods = logits.log_softmax(dim=0)  # (T, 2)
+                losses.append(-(likelihoods[start, 0] + likelihoods[end, 1]) / 2)
+        return torch.stack(losses)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        model: Scorer,
+        rows: Sequence[EncodedRow],
+        *,
+        batch_size: int = 16,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[SpanPrediction]:
+        """The likeliest span of each row, in order: not backwards, and no longer than `longest_answer`."""
+        predictions: dict[int, SpanPrediction] = {}
+        for i, logits in outputs_of(model, rows, batch_size, on_batch):
+            start, end, probability = best_span(logits, self.task.longest_answer)
+            context, spans = rows[i].origin
+            first, behind = spans[start][0], spans[end][1]
+            text = context[first:behind]
+            # Byte-level tokens carry the space in front of them.
+            first += len(text) - len(text.lstrip())
+            behind -= len(text) - len(text.rstrip())
+            predictions[i] = SpanPrediction(context[first:behind], (first, max(first, behind)), probability)
+        return [predictions[i] for i in range(len(rows))]
+
+    def likelihood_metrics(
+        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
+    ) -> dict[str, float]:
+        """None: predictions say it all."""
+        return {}
+
+
+def best_span(logits: Tensor, longest: int) -> tuple[int, int, float]:
+    """First and last token of the likeliest span of at most `longest` tokens, and its probability. logits: (T, 2)."""
+    start, end = logits.double().log_softmax(dim=0).unbind(dim=1)
+    scores = start[:, None] + end[None]  # (T, T)
+    allowed = torch.ones_like(scores).triu().tril(longest - 1)
+    best = int(scores.masked_fill(allowed == 0, float("-inf")).argmax())
+    first, last = divmod(best, len(logits))
+    return first, last, scores[first, last].exp().item()
+
+
+def _tokens_of(aligned: Aligned, start: int, stop: int) -> tuple[int, int]:
+    """The first and the last of the aligned tokens that cover a range of characters; cut off: `_CUT_OFF` for both."""
+    inside = [i for i, (first, behind) in enumerate(aligned.spans) if first < stop and behind > start]
+    if not inside or aligned.spans[-1][1] < stop:
+        return _CUT_OFF, _CUT_OFF
+    return inside[0], inside[-1]

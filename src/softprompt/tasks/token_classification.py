@@ -1,0 +1,207 @@
+"""A tag for each word: named entities, parts of speech, slots. B rows, W words, K tags."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any, ClassVar
+
+import torch
+from pydantic import ConfigDict, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+from torch.nn import functional
+
+from softprompt.outputs import EncodedRow
+from softprompt.tasks.alignment import align, check_alignable
+from softprompt.tasks.base import Row, Scorer, Task, TextSetting
+from softprompt.tasks.columns import check_columns, read_column, read_fields
+from softprompt.tasks.labels import label_names
+from softprompt.tasks.metrics import OUTSIDE, tag_metrics
+from softprompt.tasks.reading import check_answered, outputs_of, split_outputs
+from softprompt.tasks.template import BoundTemplate, Template
+
+WORDS = "words"
+"""The template's field that holds the words."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+class TokenClassification(Task):
+    """A tag for each word of a row, by a head that reads the first token of the word.
+
+    The row's words are a list (or a text, which is split at spaces); they stand in the template joined by spaces. Where
+    a row is too long its last words are cut off. They take no part in training, and are predicted as "O".
+    Raises ValueError (pydantic's) for a template without {words}, fewer than two tags, a `columns` key that nothing
+    reads, and for an unknown setting.
+    """
+
+    name: ClassVar[str] = "token-classification"
+    main_metric: ClassVar[str] = "f1"
+
+    tags: Sequence[str]
+    """The tags; their order is that of the head's outputs. Entities are written B-TYPE, I-TYPE and O (IOB)."""
+    template: str = "{words}"
+    """The row as text; {words} stands for the words."""
+    tag_column: str = "tags"
+    """Column that holds a tag for each word: a name, or a number counting from 0 in `tags`."""
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Name in the template -> column of the data, where the two differ, as in {"words": "tokens"}."""
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _tags_to_text(cls, tags: Any) -> Any:
+        return label_names(tags)
+
+    @model_validator(mode="after")
+    def _check(self) -> TokenClassification:
+        template = Template.parse(self.template, WORDS)
+        check_columns(self.columns, [*template.fields, self.tag_column])
+        if len(self.tags) < 2:
+            raise ValueError(f"tags are {list(self.tags)}: two or more are needed")
+        if any(re.match("[BI]-", tag) for tag in self.tags) and OUTSIDE not in self.tags:
+            raise ValueError(
+                f'tags are {list(self.tags)}: entities need the tag "O" for words that are in none'
+            )
+        return self
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the template's fields."""
+        return Template.parse(self.template).fields
+
+    @property
+    def outputs(self) -> int:
+        """K: one logit for each tag."""
+        return len(self.tags)
+
+    def bind(self, setting: TextSetting) -> TokenClassificationEncoder:
+        """Raises ValueError where the template does not suit the tokenizer or P, or the tokenizer tells no places."""
+        template = Template.parse(self.template, WORDS).bind(setting)
+        check_alignable(template, WORDS)
+        return TokenClassificationEncoder(self, setting, template)
+
+    def read_words(self, row: Row) -> list[str]:
+        """The words of a row. Raises ValueError if its column is missing or holds neither a list nor a text."""
+        found = read_column(row, WORDS, self.columns)
+        if isinstance(found, str):
+            return found.split()
+        try:
+            return [str(word) for word in found]
+        except TypeError as error:
+            raise ValueError(
+                f"the words of row {reprlib.repr(dict(row))} are {found!r}, expected a list"
+            ) from error
+
+    def read_tags(self, row: Row) -> list[str]:
+        """The tags of a row's words. Raises ValueError for an unknown tag, or another number of them than of words."""
+        found = read_column(row, self.tag_column, self.columns)
+        given = found.split() if isinstance(found, str) else list(found)
+        known = {tag: tag for tag in self.tags} | {str(i): tag for i, tag in enumerate(self.tags)}
+        if unknown := [tag for tag in given if str(tag) not in known]:
+            raise ValueError(
+                f"tag {unknown[0]!r} is not among the tags {list(self.tags)}, in row {reprlib.repr(dict(row))}"
+            )
+        if len(given) != (words := len(self.read_words(row))):
+            raise ValueError(
+                f"a row has {words} words and {len(given)} tags: each word needs one, in {reprlib.repr(dict(row))}"
+            )
+        return [known[str(tag)] for tag in given]
+
+    def evaluate(self, predictions: Sequence[Sequence[str]], rows: Sequence[Row]) -> dict[str, Any]:
+        """See `tag_metrics`."""
+        return tag_metrics([self.read_tags(row) for row in rows], predictions)
+
+    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
+        """Tags without a training word; a model that gives all words the same tag."""
+        found = []
+        seen = {tag for row in train for tag in self.read_tags(row)}
+        if unseen := [tag for tag in self.tags if tag not in seen]:
+            found.append(f"no training word has the tags {unseen}: they cannot be learned")
+        used = [tag for tag, count in metrics.get("predicted", {}).items() if count]
+        if len(used) == 1 and len(seen) > 1:
+            found.append(
+                f"every validation word was given the tag {used[0]!r}: nothing but the majority was learned; try more"
+                " steps or another learning_rate"
+            )
+        return found
+
+    def render(self, row: Row, *, answer: bool = True) -> str:
+        """The row as text, literals exactly as written, then its tags on a line of their own."""
+        text = Template.parse(self.template).fill(self.values(row))
+        return f"{text}\n{' '.join(self.read_tags(row))}" if answer else text
+
+    def values(self, row: Row) -> dict[str, str]:
+        """The template's fields as text."""
+        others = [name for name in self.fields if name != WORDS]
+        return {WORDS: " ".join(self.read_words(row)), **read_fields(row, others, self.columns)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenClassificationEncoder:
+    """A `TokenClassification` bound to a tokenizer; see `TaskEncoder`."""
+
+    task: TokenClassification
+    setting: TextSetting
+    template: BoundTemplate
+
+    def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
+        """Tokens of a row, read at the first token of each word that has one; `answer` are the numbers of its tags.
+
+        Raises ValueError for a missing column or value, an unknown tag, and a row too long to be cut.
+        """
+        words = self.task.read_words(row)
+        aligned = align(self.template, self.task.values(row), WORDS, self.setting.max_tokens)
+        starts = [0, *accumulate(len(word) + 1 for word in words)]  # a word, a space
+        found: dict[int, int] = {}  # word -> its first token
+        number = 0
+        for position, (first, behind) in zip(aligned.positions, aligned.spans, strict=True):
+            while number < len(words) and starts[number] + len(words[number]) <= first:
+                number += 1
+            if number < len(words) and behind > starts[number]:  # not only the space in front of it
+                found.setdefault(number, position)
+        tags = self.task.read_tags(row) if answer else []
+        return EncodedRow(
+            aligned.context,
+            read=tuple(found.values()),
+            answer=tuple(self.task.tags.index(tags[word]) for word in found) if answer else (),
+            origin=(len(words), tuple(found)),
+        )
+
+    def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
+        """Mean cross-entropy over the words of each row, (B,), nats; 0 for one without any. answers: (W of all rows, K).
+
+        Raises ValueError for a row without its tags.
+        """
+        check_answered(rows)
+        right = torch.tensor([int(tag) for row in rows for tag in row.answer], device=answers.device).long()
+        losses = functional.cross_entropy(answers, right, reduction="none")[:, None]
+        return torch.stack([part.sum() / max(1, len(part)) for part in split_outputs(losses, rows)])
+
+    @torch.no_grad()
+    def predict(
+        self,
+        model: Scorer,
+        rows: Sequence[EncodedRow],
+        *,
+        batch_size: int = 16,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[list[str]]:
+        """A tag for each word of each row, in order; words that were cut off are "O" (the first tag where there is none)."""
+        outside = OUTSIDE if OUTSIDE in self.task.tags else self.task.tags[0]
+        predictions: dict[int, list[str]] = {}
+        for i, logits in outputs_of(model, rows, batch_size, on_batch):
+            count, read = rows[i].origin
+            tags = [outside] * count
+            for word, tag in zip(read, logits.argmax(dim=-1).tolist(), strict=True):  # (W, K) -> (W,)
+                tags[word] = self.task.tags[tag]
+            predictions[i] = tags
+        return [predictions[i] for i in range(len(rows))]
+
+    def likelihood_metrics(
+        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
+    ) -> dict[str, float]:
+        """None: predictions say it all."""
+        return {}
