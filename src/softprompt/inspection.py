@@ -187,6 +187,8 @@ def inspect_prompt(tuned: TunedPrompt, k: int = 5) -> PromptReport:
         beside.append(f"prompts of {len(output.layers)} layers")
     if output.offset is not None:
         beside.append(f"an offset on the first {output.offset.shape[1]} text tokens")
+    if output.token_offset is not None:
+        beside.append("an offset on each text token, a function of its embedding")
     norms = table_norms(table_chunks(spec))
     vocabulary_norm = norms.mean().item(), norms.std().item()
     if output.tokens is None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from softprompt.backbones.base import Backbone
-from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
+from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits, TokenOffset
 from softprompt.prompts.base import PromptModule
 
 
@@ -148,7 +148,9 @@ def stack_prompts(outputs: Sequence[PromptOutput]) -> PromptOutput:
         lengths = torch.tensor(
             [0 if o.tokens is None else o.tokens.shape[1] for o in outputs], device=tokens.device
         )
-    return PromptOutput(tokens=tokens, prefix=prefix, offset=offset, lengths=lengths)
+    return PromptOutput(
+        tokens=tokens, prefix=prefix, offset=offset, lengths=lengths, token_offset=_token_offsets(outputs)
+    )
 
 
 def _stack_tokens(outputs: Sequence[PromptOutput]) -> Tensor | None:
@@ -169,6 +171,12 @@ def _stack_offsets(outputs: Sequence[PromptOutput]) -> Tensor | None:
     return pad_sequence(
         [none if o.offset is None else o.offset[0] for o in outputs], batch_first=True
     )  # (G, s, d)
+
+
+def _token_offsets(outputs: Sequence[PromptOutput]) -> tuple[TokenOffset | None, ...] | None:
+    if all(o.token_offset is None for o in outputs):
+        return None
+    return tuple(None if o.token_offset is None else o.token_offset[0] for o in outputs)
 
 
 def _stack_prefixes(outputs: Sequence[PromptOutput]) -> tuple[tuple[KeyValue, ...], Tensor]:

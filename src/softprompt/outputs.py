@@ -6,7 +6,7 @@ V vocabulary, U scored positions, M target tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
@@ -16,6 +16,9 @@ from torch import Tensor
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of one layer, each (G, Hkv, P, D), as they lie in a key-value cache (rotary embedding applied)."""
+
+TokenOffset = Callable[[Tensor], Tensor]
+"""Input embeddings of text tokens, (n, d), to what is added to them, (n, d): alike for the same token anywhere."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,11 @@ class PromptOutput:
     tokens   (G, P, d)  virtual tokens for the soft slots of the template, padded to the longest prompt
     prefix   per layer, keys and values (G, Hkv, P, D) in front of everything
     layers   per layer (G, P, d), hidden-state prompts (VPT-Deep)
-    offset   (G, s, d)  added to the input embeddings of text token i (DePT)
+    offset   (G, s, d)  added to the input embeddings of text token i (DePT); nothing beyond its s rows
     lengths  (G,)       virtual tokens of each prompt, where they differ; where there is a prefix, its positions (0 for
                         a prompt without one); None: all P
     rows     (B,)       which prompt each row carries; None: every row carries prompt 0
+    token_offset        per prompt, what is added to a text token whatever its place (ADePT); None: nothing
     """
 
     tokens: Tensor | None = None
@@ -39,6 +43,7 @@ class PromptOutput:
     offset: Tensor | None = None
     lengths: Tensor | None = None
     rows: Tensor | None = None
+    token_offset: tuple[TokenOffset | None, ...] | None = None
 
     @property
     def count(self) -> int:
@@ -50,7 +55,7 @@ class PromptOutput:
             return self.prefix[0][0].shape[0]
         if self.layers is not None:
             return self.layers[0].shape[0]
-        return 1
+        return 1 if self.token_offset is None else len(self.token_offset)
 
     def for_rows(self, rows: Tensor | None) -> PromptOutput:
         """The same prompts, carried by other rows."""

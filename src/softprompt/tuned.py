@@ -317,7 +317,12 @@ def front_tokens(tuned: TunedPrompt) -> Tensor:
             f"PEFT's prompt-tuning format holds no head, and {tuned.task.name} is answered by one"
         )
     output = tuned.module.bake()()
-    if output.tokens is None or output.prefix is not None or output.offset is not None:
+    if output.offset is not None or output.token_offset is not None:
+        raise ValueError(
+            f"{tuned.method.name} adds an offset to the embeddings of the text, and PEFT has no format that holds one: "
+            "save it in softprompt's own"
+        )
+    if output.tokens is None or output.prefix is not None:
         raise ValueError(
             f"PEFT's prompt-tuning format holds virtual tokens only; {tuned.method.name} has more to it"
         )

@@ -112,6 +112,65 @@ def test_offsets_follow_the_text_not_the_prompt(architecture: str) -> None:
     assert_same(backbone, INLINE, virtual_tokens(backbone), offset)
 
 
+def doubled_tanh(embeds: Tensor) -> Tensor:
+    """A function of each token alone."""
+    return 2 * torch.tanh(embeds)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_offsets_of_tokens_are_added_wherever_the_token_stands(packed: bool) -> None:
+    backbone = backbone_of("gemma3_text")
+    backbone = CausalBackbone(backbone.model, backbone.tokenizer, packed=packed)
+    tokens, offset = (
+        virtual_tokens(backbone, prompts=2),
+        virtual_tokens(backbone, prompts=2, length=6, seed=2),
+    )
+    rows = FRONT + [front(20, 30, n, prompt=1, targets=LABELS) for n in (7, 30)]
+    for functions in ((doubled_tanh, None), (torch.sin, doubled_tanh)):
+        prompt = PromptOutput(tokens=tokens, offset=offset, token_offset=functions)
+        found = backbone.score(rows, prompt).token_log_likelihoods()
+        expected = torch.cat([
+            naive.target_log_likelihood(
+                backbone.model, row, t, tokens[row.prompt], offset[row.prompt], functions[row.prompt]
+            )
+            for row in rows for t in row.targets
+        ])  # fmt: skip
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
+def test_generated_tokens_are_shifted_as_in_training(architecture: str, packed: bool) -> None:
+    backbone = backbone_of(architecture)
+    backbone = CausalBackbone(backbone.model, backbone.tokenizer, packed=packed)
+    tokens = virtual_tokens(backbone).detach()
+    offset = virtual_tokens(backbone, length=7, seed=2).detach()  # ends among the new tokens
+    rows = [front(20, 21, 30), front(20, 21, 31, 32, 33), front(20, 90)]
+    prompt = PromptOutput(tokens=tokens, offset=offset, token_offset=(doubled_tanh,))
+    found = backbone.generate(rows, prompt, max_new_tokens=6, do_sample=False, eos_token_id=-1)
+    shifts = {"offset": offset[0], "token_offset": doubled_tanh}
+    assert found == [naive.greedy(backbone.model, row.context, tokens[0], 6, **shifts) for row in rows]
+    without = backbone.generate(
+        rows, PromptOutput(tokens=tokens), max_new_tokens=6, do_sample=False, eos_token_id=-1
+    )
+    assert found != without
+    beams = {"max_new_tokens": 5, "num_beams": 3, "num_return_sequences": 2, "do_sample": False}
+    together = backbone.generate(rows, prompt, **beams)
+    assert together == [sequence for row in rows for sequence in backbone.generate([row], prompt, **beams)]
+    hooks = backbone.model.get_input_embeddings()._forward_hooks
+    assert not hooks
+
+
+def test_generation_goes_on_behind_virtual_tokens_at_the_end() -> None:
+    backbone = backbone_of("llama")
+    tokens = virtual_tokens(backbone).detach()
+    rows = [EncodedRow((-1, -2, 20, 21, -3, -4, -5)), EncodedRow((-1, -2, 25, -3, -4, -5))]
+    found = backbone.generate(
+        rows, PromptOutput(tokens=tokens), max_new_tokens=6, do_sample=False, eos_token_id=-1
+    )
+    assert found == [naive.greedy(backbone.model, row.context, tokens[0], 6) for row in rows]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_compiled_prompt_gives_the_same_logits_in_every_later_call(architecture: str) -> None:
     backbone = backbone_of(architecture)

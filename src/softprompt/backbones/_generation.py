@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.backbones._key_values import prefix_cache
-from softprompt.backbones._packed import CompiledPrompt, PackedModel, pack, split_prompt
+from softprompt.backbones._offsets import decoding
+from softprompt.backbones._packed import CompiledPrompt, PackedModel, embed_tree, pack, split_prompt
 from softprompt.backbones._padded import embed_atoms
 from softprompt.backbones._tree import Atoms, PrefixTree
 from softprompt.outputs import EncodedRow, PromptOutput
@@ -65,8 +66,16 @@ def generate(
         keys, values = (_gather(part, old, held) for part, old in zip(new, prefix, strict=True))
         cache.update(keys, values, layer)
     ids = _visible_ids(rows, mask)
-    output = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)  # type: ignore[operator]
+    last = embed_tree(model, tree, plain)[0, tree.ends]  # (N, d) -> (B, d)
+    with decoding(model, plain, *_counts(rows, model.device), first=last):
+        output = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)  # type: ignore[operator]
     return _new_tokens(output, mask.shape[1], options)
+
+
+def _counts(rows: Sequence[EncodedRow], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Text tokens of each row's context, and its prompt, (B,) each."""
+    texts = [sum(atom >= 0 for atom in row.context) for row in rows]
+    return torch.tensor(texts, device=device), torch.tensor([row.prompt for row in rows], device=device)
 
 
 def _left_padded_places(
@@ -129,7 +138,8 @@ def _generate_padded(
     longest = max(map(len, sequences))
     embeds = torch.stack([torch.nn.functional.pad(s, (0, 0, longest - len(s), 0)) for s in sequences])
     mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=model.device)
-    output = model.generate(inputs_embeds=embeds, attention_mask=mask, **options)  # type: ignore[operator]
+    with decoding(model, prompt, *_counts(rows, model.device)):
+        output = model.generate(inputs_embeds=embeds, attention_mask=mask, **options)  # type: ignore[operator]
     return _new_tokens(output, 0, options)
 
 
@@ -139,15 +149,16 @@ def _generate_behind_prefix(
     """One row by itself: padding between prefix and text would move the text."""
     cache = prefix_cache(model, prompt, row.prompt, 1)
     before = cache.get_seq_length()
+    embeds = embed_atoms(model, row.context, prompt, row.prompt)  # (T, d)
     if len(row.context) > 1:  # generate() feeds the last token itself
-        embeds = embed_atoms(model, row.context[:-1], prompt, row.prompt)[None]
-        mask = torch.ones(1, before + embeds.shape[1], dtype=torch.long, device=model.device)
-        model(inputs_embeds=embeds, attention_mask=mask, past_key_values=cache, use_cache=True)
+        mask = torch.ones(1, before + len(embeds) - 1, dtype=torch.long, device=model.device)
+        model(inputs_embeds=embeds[None, :-1], attention_mask=mask, past_key_values=cache, use_cache=True)
     cache.batch_repeat_interleave(_copies(model, options))
     mask = torch.ones(1, before + len(row.context), dtype=torch.long, device=model.device)
-    output = model.generate(  # type: ignore[operator]
-        input_ids=_visible_ids([row], mask), attention_mask=mask, past_key_values=cache, **options
-    )
+    with decoding(model, prompt, *_counts([row], model.device), first=embeds[-1:]):
+        output = model.generate(  # type: ignore[operator]
+            input_ids=_visible_ids([row], mask), attention_mask=mask, past_key_values=cache, **options
+        )
     return _new_tokens(output, mask.shape[1], options)
 
 

@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from softprompt.backbones._attention import TreeCall, tree_implementation
 from softprompt.backbones._checkpointing import checkpointed_layers
 from softprompt.backbones._last_layer import last_mlp_only_at
+from softprompt.backbones._offsets import shifted
 from softprompt.backbones._tree import Atoms, PrefixTree, build_tree, shared_heads
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
 
@@ -23,7 +24,7 @@ class CompiledPrompt:
     """Prompts whose heads are already keys and values.
 
     heads   per prompt, the atoms that the keys and values stand for: rows must begin with them
-    prompt  `prefix` and `lengths` for the heads; `tokens`, `offset` for whatever a row holds beyond its head
+    prompt  `prefix` and `lengths` for the heads; `tokens` and offsets for whatever a row holds beyond its head
     """
 
     heads: tuple[Atoms, ...]
@@ -148,19 +149,11 @@ def _behind(row: EncodedRow, head: int) -> EncodedRow:
 def embed_tree(model: PreTrainedModel, tree: PrefixTree, prompt: PromptOutput) -> Tensor:
     """Input embeddings of the packed tokens, (1, N, d), in the model's dtype."""
     embeds = model.get_input_embeddings()(tree.ids)  # (N, d)
-    if prompt.offset is not None:
-        embeds = embeds + _text_offsets(prompt.offset, tree).to(embeds.dtype)
+    embeds = shifted(embeds, tree.text, tree.prompts, prompt)
     if prompt.tokens is not None and len(tree.soft):
         virtual = prompt.tokens.flatten(0, 1).index_select(0, tree.slot)  # (G, P, d) -> (n, d)
         embeds = embeds.index_copy(0, tree.soft, virtual.to(embeds.dtype))
     return embeds[None]
-
-
-def _text_offsets(offset: Tensor, tree: PrefixTree) -> Tensor:
-    """DePT's offset for each packed token, zero beyond its length: (G, s, d) -> (N, d)."""
-    beyond = tree.text >= offset.shape[1]
-    found = offset[tree.prompts, tree.text.clamp(max=offset.shape[1] - 1)]
-    return found.masked_fill(beyond[:, None], 0.0)
 
 
 def prefix_lengths(prompt: PromptOutput) -> Tensor | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt.backbones._key_values import prefix_cache
+from softprompt.backbones._offsets import shifted
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
 
@@ -17,16 +18,9 @@ def embed_atoms(model: PreTrainedModel, atoms: Sequence[int], prompt: PromptOutp
     """Input embeddings of one sequence of atoms carrying prompt `which`, (T, d)."""
     ids = torch.tensor([max(atom, 0) for atom in atoms], device=model.device)
     embeds = model.get_input_embeddings()(ids)
-    if prompt.offset is not None:
-        number = torch.tensor([a >= 0 for a in atoms], device=model.device).long().cumsum(0) - 1
-        offset = prompt.offset[which]  # (s, d)
-        inside = (
-            (number >= 0)
-            & (number < offset.shape[0])
-            & torch.tensor([a >= 0 for a in atoms], device=number.device)
-        )
-        shift = offset[number.clamp(0, offset.shape[0] - 1)]
-        embeds = embeds + torch.where(inside[:, None], shift, torch.zeros_like(shift)).to(embeds.dtype)
+    is_text = torch.tensor([atom >= 0 for atom in atoms], device=model.device).long()
+    number = is_text.cumsum(0) - is_text
+    embeds = shifted(embeds, number, torch.full_like(number, which), prompt)
     soft = [i for i, atom in enumerate(atoms) if atom < 0]
     if soft and prompt.tokens is not None:
         slots = torch.tensor([-1 - atoms[i] for i in soft], device=model.device)
