@@ -1,6 +1,6 @@
 """Initial virtual tokens, at the scale of the embedding table they join.
 
-Every function takes the facts of the backbone and returns (P, d) float32. Paper: Lester et al. 2021 (arXiv 2104.08691),
+Every start takes the facts of the backbone and returns (P, d) float32. Paper: Lester et al. 2021 (arXiv 2104.08691),
 section 3.2: drawing from the vocabulary or the class labels beats uniform noise, except for the largest models.
 """
 
@@ -8,16 +8,56 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from softprompt.backbones.base import BackboneSpec
 from softprompt.errors import SoftpromptWarning
+from softprompt.prompts.base import BuildContext
+
+Init = Literal["auto", "vocab", "uniform", "text", "labels", "prompt"]
+"""The class labels where the task has some, else common words; common words; noise of the table's scale; a text; the
+class labels; another prompt."""
 
 COMMON_TOKENS = 5000  # the vocabulary's most common pieces, as in the paper; ids are in order of frequency
+
+
+def start(
+    context: BuildContext, length: int, init: Init, init_text: str | None, init_prompt: Path | None
+) -> Tensor:
+    """Virtual tokens by the settings of a method, which `check_start` has looked at."""
+    spec, generator = context.spec, context.generator
+    match init:
+        case "auto" if context.labels:
+            return from_labels(spec, length, context.labels, generator)
+        case "auto" | "vocab":
+            return sampled_vocabulary(spec, length, generator)
+        case "uniform":
+            return uniform(spec, length, generator)
+        case "text":
+            assert init_text is not None
+            return from_text(spec, length, init_text)
+        case "labels":
+            return from_labels(spec, length, context.labels, generator)
+        case "prompt":
+            from softprompt.store import load_tokens
+
+            assert init_prompt is not None
+            return from_tokens(spec, length, load_tokens(init_prompt))
+
+
+@contextmanager
+def seeded(generator: torch.Generator) -> Iterator[None]:
+    """Modules built within draw their weights by this generator; torch's own is put back afterwards."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def uniform(spec: BackboneSpec, length: int, generator: torch.Generator) -> Tensor:

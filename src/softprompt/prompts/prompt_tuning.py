@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
+import torch
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class PromptTuning(Method):
 
     length: int = Field(default=20, gt=0)
     """P, virtual tokens. Above 20 little is won, above 100 large models lose (Lester et al., figure 3a)."""
-    init: Literal["auto", "vocab", "uniform", "text", "labels", "prompt"] = "auto"
+    init: initial.Init = "auto"
     """Where they start: common words, noise of the table's scale, a text, the class labels, another prompt; auto: the
     class labels where the task has some, else common words, as in the paper."""
     init_text: str | None = None
@@ -41,30 +41,11 @@ class PromptTuning(Method):
         return self
 
     def build(self, context: BuildContext) -> PromptModule:
-        return VirtualTokens(self._start(context))
+        tokens = initial.start(context, self.length, self.init, self.init_text, self.init_prompt)
+        return VirtualTokens(tokens)
 
     def restore(self, spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> PromptModule:
         return VirtualTokens(tensors["tokens"])
-
-    def _start(self, context: BuildContext) -> Tensor:
-        spec, generator = context.spec, context.generator
-        match self.init:
-            case "auto" if context.labels:
-                return initial.from_labels(spec, self.length, context.labels, generator)
-            case "auto" | "vocab":
-                return initial.sampled_vocabulary(spec, self.length, generator)
-            case "uniform":
-                return initial.uniform(spec, self.length, generator)
-            case "text":
-                assert self.init_text is not None
-                return initial.from_text(spec, self.length, self.init_text)
-            case "labels":
-                return initial.from_labels(spec, self.length, context.labels, generator)
-            case "prompt":
-                from softprompt.store import load_tokens
-
-                assert self.init_prompt is not None
-                return initial.from_tokens(spec, self.length, load_tokens(self.init_prompt))
 
     def learning_rate(self, spec: BackboneSpec) -> float:
         """A tenth of the embedding table's standard deviation: AdamW moves each number by about this much a step.
@@ -84,3 +65,11 @@ class VirtualTokens(PromptModule):
 
     def forward(self) -> PromptOutput:
         return PromptOutput(tokens=self.tokens[None])  # (P, d) -> (1, P, d)
+
+
+def baked(module: PromptModule) -> VirtualTokens:
+    """The virtual tokens that a module makes, without what makes them."""
+    with torch.no_grad():
+        tokens = module().tokens
+    assert tokens is not None
+    return VirtualTokens(tokens[0].clone())

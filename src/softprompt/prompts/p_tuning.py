@@ -1,0 +1,99 @@
+"""P-tuning: virtual tokens anywhere in the template, made by a small encoder. Liu et al. 2021 (arXiv 2103.10385).
+
+h = MLP(biLSTM(P_emb)),   P_emb (P, d), bi-LSTM of two layers; or h = MLP(P_emb)                 (section 3.3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from softprompt.backbones.base import BackboneSpec
+from softprompt.outputs import PromptOutput
+from softprompt.prompts import initialization as initial
+from softprompt.prompts.base import BuildContext, Method, PromptModule
+from softprompt.prompts.prompt_tuning import VirtualTokens, baked
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class PTuning(Method):
+    """Virtual tokens that come out of an LSTM or an MLP, which is dropped when training is over.
+
+    The template says where they stand: "{soft:3} {text} {soft:3} It was". Their start is scaled to the embedding
+    table by a constant factor; the authors' code leaves it at whatever the encoder gives.
+    """
+
+    length: int = Field(default=20, gt=0)
+    """P, virtual tokens."""
+    encoder: Literal["lstm", "mlp"] = "lstm"
+    """What makes them: bi-LSTM and MLP, or the MLP alone."""
+    hidden: int | None = Field(default=None, gt=0)
+    """Width of the encoder, with the LSTM both directions together; by default that of the backbone."""
+
+    name = "p-tuning"
+
+    @model_validator(mode="after")
+    def _two_directions_share_the_width(self) -> PTuning:
+        if self.encoder == "lstm" and self.hidden is not None and self.hidden % 2:
+            raise ValueError(
+                f'hidden is {self.hidden} and encoder is "lstm", whose two directions have half of it each: give an even '
+                'number, or encoder="mlp"'
+            )
+        return self
+
+    def build(self, context: BuildContext) -> PromptModule:
+        width = context.spec.width
+        hidden = self.hidden or width + width % 2
+        with initial.seeded(context.generator):
+            module = PromptEncoder(self.length, width, hidden, lstm=self.encoder == "lstm")
+        with torch.no_grad():
+            module.scale.copy_(context.spec.embedding_std / module.encode().std())
+        return module
+
+    def restore(self, spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> PromptModule:
+        return VirtualTokens(tensors["tokens"])
+
+    def learning_rate(self, spec: BackboneSpec) -> float:
+        """0.4 / hidden: 1e-4 at the 4096 of the paper's ALBERT, where the authors' scripts have 1e-4.
+
+        If all weights of the last layer move by lr, a virtual token moves by lr times the sum of its inputs, some 0.23
+        for each of the hidden ones: about a tenth of the table's standard deviation, as in Prompt Tuning.
+        """
+        return 0.4 / (self.hidden or spec.width)
+
+
+class PromptEncoder(PromptModule):
+    """P embeddings (P, d), the layers behind them, and `scale`, a constant."""
+
+    scale: Tensor
+
+    def __init__(self, length: int, width: int, hidden: int, *, lstm: bool) -> None:
+        super().__init__()
+        self.length = length
+        self.embedding = nn.Parameter(torch.randn(length, width))
+        self.lstm = None
+        if lstm:
+            self.lstm = nn.LSTM(width, hidden // 2, num_layers=2, bidirectional=True)
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden if lstm else width, hidden), nn.ReLU(), nn.Linear(hidden, width)
+        )
+        self.register_buffer("scale", torch.ones(()))
+
+    def encode(self) -> Tensor:
+        """The virtual tokens before they are scaled, (P, d)."""
+        states = self.embedding
+        if self.lstm is not None:
+            states, _ = self.lstm(states)  # (P, d) -> (P, hidden)
+        output: Tensor = self.mlp(states)
+        return output
+
+    def forward(self) -> PromptOutput:
+        return PromptOutput(tokens=(self.scale * self.encode())[None])
+
+    def bake(self) -> PromptModule:
+        return baked(self)
