@@ -192,9 +192,6 @@ def run_all(study: Study, backbone: Backbone, names: Sequence[str]) -> None:
                 f"{name}/8-shot/{seed}", one_run, backbone, name, sp.FewShot(8), seed=seed, on=("test",)
             )
     for name in names:
-        for seed in SEEDS:
-            study.run(f"{name}/peft/{seed}", peft_defaults, backbone, name, seed=seed)
-    for name in names:
         for factor in set(GRID) - {DEFAULT}:  # the default's seed 0 is above
             lr = factor * backbone.spec.embedding_std
             key = f"{name}/grid/{factor}"
@@ -205,6 +202,9 @@ def run_all(study: Study, backbone: Backbone, names: Sequence[str]) -> None:
         for seed in SEEDS:
             key = f"{FULL_TUNING_ON}/full-tuning/{seed}"
             study.run(key, one_run, backbone, FULL_TUNING_ON, sp.FullTuning(), seed=seed, on=("test",))
+    for seed in SEEDS:
+        for name in names:
+            study.run(f"{name}/peft/{seed}", peft_defaults, backbone, name, seed=seed)
 
 
 def table(runs: Mapping[str, Mapping[str, Any]]) -> str:
