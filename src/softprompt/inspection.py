@@ -142,6 +142,13 @@ def logit_lens(tokens: Tensor, norm: Callable[[Tensor], Tensor] | None, head: nn
     return Nearest(*reversed(logits.topk(min(k, logits.shape[-1]), dim=-1)))
 
 
+def drift_in_words(token: TokenReport) -> str:
+    """How far a token is from its start, in words; empty where that is unknown."""
+    if token.started_as is None or token.drift_l2 is None:
+        return ""
+    return f"{token.started_as.text} cos {token.drift_cosine:.2f} L2 {token.drift_l2:.2g}"
+
+
 def final_norm(model: PreTrainedModel) -> tuple[str, nn.Module] | None:
     """Name and module of the norm between the last layer and the output head, None if none is found."""
     for base in (model.base_model, getattr(model.base_model, "decoder", None)):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from softprompt.cli.inspect import moved
-from softprompt.inspection import PromptReport, TokenReport, Word
+from softprompt.inspection import PromptReport, TokenReport, Word, drift_in_words
 
 _STYLE = """
 :root { color-scheme: light dark;
@@ -94,7 +93,7 @@ def _row(number: int, token: TokenReport) -> str:
         f"{percentile}</meter> {percentile}%"
     )
     cells = [norm, *(_words(token.nearest[m]) for m in ("cosine", "l2", "dot")), _words(token.lens or ())]
-    cells.append(f"<bdi>{escape(moved(token))}</bdi>" if moved(token) else "unknown")
+    cells.append(f"<bdi>{escape(drift_in_words(token))}</bdi>" if drift_in_words(token) else "unknown")
     body = "".join(f"<td>{cell}</td>" for cell in cells)
     return f'<tr><th scope="row">{number}{_strip(number, token)}</th>{body}</tr>'
 

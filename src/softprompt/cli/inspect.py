@@ -13,7 +13,7 @@ from softprompt.cli._files import write_text
 from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, PromptDir, open_prompt
 
 if TYPE_CHECKING:
-    from softprompt.inspection import PromptReport, TokenReport, Word
+    from softprompt.inspection import PromptReport, Word
 
 
 def inspect(
@@ -46,6 +46,8 @@ def _show(report: Report, found: PromptReport) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from softprompt.inspection import drift_in_words
+
     mean, deviation = found.vocabulary_norm
     facts = [
         f"{found.method} on {found.backbone}",
@@ -67,17 +69,10 @@ def _show(report: Report, found: PromptReport) -> None:
             f"{token.norm:.3g} ({token.norm_percentile:.0f})",
             *(_words(token.nearest[measure]) for measure in ("cosine", "l2", "dot")),
             _words(token.lens or ()),
-            moved(token),
+            drift_in_words(token),
         ]
         table.add_row(*(Text(cell, overflow="fold") for cell in cells))
     report.human.print(table)
-
-
-def moved(token: TokenReport) -> str:
-    """How far a token is from its start, in words; empty where that is unknown."""
-    if token.started_as is None or token.drift_l2 is None:
-        return ""
-    return f"{token.started_as.text} cos {token.drift_cosine:.2f} L2 {token.drift_l2:.2g}"
 
 
 def _words(words: tuple[Word, ...]) -> str:

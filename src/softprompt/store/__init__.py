@@ -1,9 +1,16 @@
 """The saved prompt on disk: our own folder, and PEFT's."""
 
 from softprompt.store.errors import PromptFileError
-from softprompt.store.fingerprint import BackboneIdentity, WrongBackboneError, check_backbone, fingerprint
-from softprompt.store.format import FORMAT_VERSION, SavedPrompt, library_versions, load, save
+from softprompt.store.fingerprint import BackboneIdentity, fingerprint
+from softprompt.store.format import load, save
 from softprompt.store.peft import PeftPrompt, read_peft, write_peft
+from softprompt.store.saved import (
+    FORMAT_VERSION,
+    SavedPrompt,
+    WrongBackboneError,
+    check_backbone,
+    library_versions,
+)
 from softprompt.store.tokens import load_prefix, load_tokens
 
 __all__ = [

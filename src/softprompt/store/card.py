@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from softprompt.store.format import SavedPrompt
+from softprompt.store.saved import SavedPrompt
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

@@ -9,16 +9,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from softprompt.store._json import digest
-
-if TYPE_CHECKING:
-    from softprompt.store.format import SavedPrompt
 
 # What may differ between two loadings of one model without changing what its frozen trunk computes: precision
 # and kernels, the head that was put on, and ids that only generation and padding look at (people set
@@ -31,10 +28,6 @@ _VOLATILE = frozenset({
 })  # fmt: skip
 
 _ROWS = 4096  # of the table hashed at a time: a large one is not copied whole
-
-
-class WrongBackboneError(ValueError):
-    """The prompt was trained on another backbone."""
 
 
 @dataclass(frozen=True)
@@ -118,51 +111,6 @@ def table_digest(table: Tensor) -> str:
 def tokenizer_digest(vocabulary: Mapping[str, int]) -> str:
     """Digest of a tokenizer's pieces and their ids, `tokenizer.get_vocab()`."""
     return digest(dict(vocabulary), ordered=False)
-
-
-def check_backbone(saved: SavedPrompt, identity: BackboneIdentity) -> None:
-    """Raise WrongBackboneError unless the prompt was trained on this backbone. Names may differ."""
-    trained, found = saved.backbone, identity
-    differences = []
-    if trained.family != found.family:
-        differences.append(f"family {found.family!r}, trained on {trained.family!r}")
-    if trained.width != found.width:
-        differences.append(f"width {found.width}, trained on {trained.width}")
-    if trained.vocabulary != found.vocabulary:
-        differences.append(f"{found.vocabulary} rows in the embedding table, trained on {trained.vocabulary}")
-    elif trained.width == found.width and trained.table_digest != found.table_digest:
-        differences.append(
-            f"other weights in the embedding table (digest {found.table_digest[:12]}, trained on "
-            f"{trained.table_digest[:12]})"
-        )
-    if trained.config_digest != found.config_digest:
-        differences.append(
-            f"another config (digest {found.config_digest[:12]}, trained on {trained.config_digest[:12]})"
-        )
-    both = trained.tokenizer_digest is not None and found.tokenizer_digest is not None
-    if both and trained.tokenizer_digest != found.tokenizer_digest:
-        differences.append("another tokenizer vocabulary")
-    if differences:
-        raise WrongBackboneError(
-            f"the prompt was trained on {trained.name!r}, and {found.name!r} differs from it:\n  - "
-            + "\n  - ".join(differences)
-            + f"\nLoad {trained.name!r} instead, or train a new prompt on {found.name!r}."
-            + _hint(saved, identity)
-        )
-
-
-def _hint(saved: SavedPrompt, found: BackboneIdentity) -> str:
-    trained = saved.backbone
-    if trained.table_digest == found.table_digest:
-        transformers = saved.versions.get("transformers", "an unknown version")
-        return (
-            " The embedding tables are equal: this may be a fine-tuned or edited copy, or one model whose "
-            f"config was read differently by transformers {transformers}, with which the prompt was trained. "
-            "If you know that it is the same model, dataclasses.replace(saved, backbone=identity) says so."
-        )
-    if trained.width == found.width and trained.vocabulary != found.vocabulary:
-        return " Was the vocabulary resized? A prompt must be loaded before or after it, as it was trained."
-    return ""
 
 
 def _distinctive(config: PreTrainedConfig) -> dict[str, Any]:

@@ -4,92 +4,24 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import safetensors.torch
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from softprompt.store._folders import replace_folder, standing
-from softprompt.store._json import digest, dumps, parse_object, plain
+from softprompt.store._json import digest, dumps, parse_object
 from softprompt.store.card import model_card
 from softprompt.store.errors import PromptFileError
 from softprompt.store.fingerprint import BackboneIdentity
+from softprompt.store.saved import FORMAT_VERSION, SavedPrompt
 from softprompt.version import __version__
-
-FORMAT_VERSION = 1
 
 _JSON, _TENSORS, _CARD = "prompt.json", "prompt.safetensors", "README.md"
 _PEFT_CONFIG = "adapter_config.json"
-
-
-def library_versions() -> dict[str, str]:
-    """Versions that a result may depend on, by name."""
-    return {
-        "softprompt": __version__,
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "python": platform.python_version(),
-    }
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SavedPrompt:
-    """What is kept of a tuned prompt. Everything but the tensors is plain JSON, copied from what is given.
-
-    method          {"name": ..., and its settings}
-    task            {"name": ..., and its settings}: template, labels ...
-    backbone        the backbone that the prompt was trained on
-    tensors         a module's `state_dict()`, copied to the CPU; floating-point tensors are float32
-    recipe          how it was trained: data, optimizer, steps, seed
-    metrics         results by name; nested by data split, say; undefined numbers (nan) become None
-    versions        of the libraries it was made with
-    notes           whatever else is worth keeping
-    format_version  of the file it came from, or will be written as
-
-    Raises TypeError or ValueError for what cannot be saved and read back.
-    """
-
-    method: Mapping[str, Any]
-    task: Mapping[str, Any]
-    backbone: BackboneIdentity
-    tensors: Mapping[str, Tensor]
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, Any] = field(default_factory=library_versions)
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
-
-    def __post_init__(self) -> None:
-        for name in ("method", "task", "recipe", "metrics", "versions", "notes"):
-            object.__setattr__(self, name, plain(getattr(self, name), name))
-        for name in ("method", "task"):
-            if not isinstance(getattr(self, name).get("name"), str):
-                raise ValueError(f"{name} has no name: give {{'name': ..., and its settings}}")
-        object.__setattr__(self, "tensors", {key: _kept(key, value) for key, value in self.tensors.items()})
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, SavedPrompt):
-            return NotImplemented
-        rest = [entry.name for entry in fields(self) if entry.name != "tensors"]
-        return (
-            all(getattr(self, name) == getattr(other, name) for name in rest)
-            and self.tensors.keys() == other.tensors.keys()
-            and all(_same(value, other.tensors[key]) for key, value in self.tensors.items())
-        )
-
-    __hash__ = None  # type: ignore[assignment]  # it holds dictionaries
-
-    @property
-    def parameter_count(self) -> int:
-        """Floating-point numbers in `tensors`."""
-        return sum(tensor.numel() for tensor in self.tensors.values() if tensor.is_floating_point())
 
 
 def save(folder: str | Path, saved: SavedPrompt, *, overwrite: bool = False) -> None:
@@ -280,18 +212,3 @@ def _description(tensor: Tensor) -> dict[str, Any]:
 
 def _dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _kept(name: str, tensor: Tensor) -> Tensor:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"tensors[{name!r}] is a {type(tensor).__name__}; give a module's state_dict()")
-    if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype != torch.float32:
-        raise ValueError(
-            f"tensors[{name!r}] is {_dtype_name(tensor)}; prompts are saved in float32: call .float()"
-        )
-    # Each its own memory: safetensors refuses tensors that share it, and training may go on in the original.
-    return tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
