@@ -182,7 +182,7 @@ def test_inspect_writes_one_page_that_needs_nothing_else(trained: Path, tmp_path
 def test_inspect_prints_a_table_with_the_words(trained: Path) -> None:
     result = softprompt("inspect", trained, *CPU)
     assert result.exit_code == 0
-    assert "vocab, built again from seed 1" in result.stdout
+    assert "auto, built again from seed 1" in result.stdout
     assert "logit lens" in result.stdout
 
 
