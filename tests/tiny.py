@@ -1,4 +1,4 @@
-"""Tiny random causal language models and their tokenizer, built in process: no file, no network.
+"""Tiny random language models and their tokenizer, built in process: no file, no network.
 
 Every weight is random, biases and norms too, and wide enough that logits differ visibly, so that a wrong
 position, mask or layer shows in the output. Shape letters: d width, H and Hkv query and key-value heads.
@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -24,10 +26,19 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    T5Config,
+    T5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 Architecture = Literal["llama", "qwen3", "gpt2", "opt", "gpt_neox", "mistral", "gemma3_text"]
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
+
+Seq2Seq = Literal["t5", "bart", "whisper"]
+SEQ2SEQ: tuple[Seq2Seq, ...] = get_args(Seq2Seq)
+FRAMES = 20  # of a spectrogram that the tiny whisper hears, MELS bins each
+MELS = 8
 
 POSITIONS = 128  # tokens; also the tokenizer's model_max_length
 WINDOW = 8  # tokens a sliding-window layer sees, in mistral and in gemma3_text
@@ -72,10 +83,59 @@ def tiny_causal_lm(
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, attn_implementation=attention, dtype=torch.float32
         )
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() == 1:  # biases start at 0 and norms at 1: a wrong one would not show
-                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        return _prepared(model, dtype)
+
+
+def tiny_seq2seq(
+    architecture: Seq2Seq,
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    attention: str = "sdpa",
+    layers: tuple[int, int] = (2, 2),
+) -> PreTrainedModel:
+    """A random encoder-decoder in eval mode, with the vocabulary of `tiny_tokenizer(closed=True)`; see `tiny_causal_lm`.
+
+    layers: of the encoder and of the decoder. T5 has relative positions and scores its heads' products unscaled, bart
+    learned positions, scaled embeddings and a forced BOS; whisper hears MELS x FRAMES spectrograms.
+    """
+    vocabulary = Tokenizer.from_str(_trained_bpe()).get_vocab_size()
+    ids = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    sides = {
+        f"{side}_{name}": value
+        for side, count in zip(("encoder", "decoder"), layers, strict=True)
+        for name, value in {"layers": count, "attention_heads": 4, "ffn_dim": 64}.items()
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel
+        if architecture == "t5":
+            shape = {"d_model": 48, "d_kv": 10, "num_heads": 4, "d_ff": 64}
+            depth = {"num_layers": layers[0], "num_decoder_layers": layers[1]}
+            model = T5ForConditionalGeneration(T5Config(**ids, **shape, **depth, decoder_start_token_id=0))
+            # Tied, random weights would say one word again and again.
+            model.lm_head.weight = nn.Parameter(torch.randn(vocabulary, 48))
+        elif architecture == "bart":
+            more = {"max_position_embeddings": POSITIONS, "init_std": 0.2, "scale_embedding": True}
+            start = {"decoder_start_token_id": 2}
+            model = BartForConditionalGeneration(BartConfig(**ids, **sides, d_model=48, **more, **start))
+            model.generation_config.forced_bos_token_id = 1
+            model.generation_config.forced_eos_token_id = None
+        else:
+            sound = {"num_mel_bins": MELS, "max_source_positions": FRAMES // 2}
+            more = {"max_target_positions": POSITIONS, "init_std": 0.2, "decoder_start_token_id": 1}
+            model = WhisperForConditionalGeneration(
+                WhisperConfig(**ids, **sides, d_model=48, **sound, **more)
+            )
+        model.config._attn_implementation = attention
+        return _prepared(model, dtype)
+
+
+def _prepared(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # biases start at 0 and norms at 1: a wrong one would not show
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
     model = model.to(dtype)
     if dtype == torch.float64:
         _keep_float64_in_norms(model)
@@ -83,18 +143,22 @@ def tiny_causal_lm(
 
 
 def tiny_tokenizer(
-    *, bos: bool = False, padding_side: Literal["left", "right"] = "right"
+    *, bos: bool = False, closed: bool = False, padding_side: Literal["left", "right"] = "right"
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of about 700 pieces, trained here on WORDS.
 
     Every word of WORDS is one token, alone and after a space (two different tokens, as in GPT-2); other words
     fall into several. Any text round-trips. No special token is added unless `bos`, which puts `<s>` before
-    every text, as Llama does. Each call gives a fresh object, which its test may change.
+    every text, as Llama does; `closed` puts `</s>` behind it, as T5 does. Each call gives a fresh object, which
+    its test may change.
     """
     tokenizer = Tokenizer.from_str(_trained_bpe())
-    if bos:
+    if bos or closed:
+        single = " ".join(["<s>"] * bos + ["$A"] + ["</s>"] * closed)
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", SPECIAL_TOKENS.index("<s>"))]
+            single=single,
+            pair=single.replace("$A", "$A $B"),
+            special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in ("<s>", "</s>")],
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -171,7 +235,7 @@ def _keep_float64_in_norms(model: nn.Module) -> None:
     """Replace each RMS norm by torch's: through float32, equality would hold to 1e-7 at best."""
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
-            if not type(norm).__name__.endswith("RMSNorm"):
+            if not type(norm).__name__.endswith(("RMSNorm", "T5LayerNorm")):
                 continue
             gain = norm.weight.detach()
             exact = nn.RMSNorm(

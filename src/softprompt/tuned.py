@@ -130,14 +130,20 @@ class TunedPrompt:
         Raises ValueError where PEFT could not give them: virtual tokens that are not all in front, or stand after a BOS
         that the tokenizer adds; and for methods that PEFT does not know.
         """
+        spec, config = self.backbone.spec, self.backbone.model.config.get_text_config()
+        two_sided = spec.family == "encoder-decoder"
+        if two_sided and not spec.closed:
+            raise ValueError(
+                "PEFT puts virtual tokens into the encoder only, this prompt stands in the decoder"
+            )
         tokens = front_tokens(self)
-        spec = self.backbone.spec
         store.write_peft(
             folder,
             tokens,
             base_model_name=self.backbone.name,
-            num_layers=len(spec.key_values),
-            num_attention_heads=self.backbone.model.config.get_text_config().num_attention_heads,
+            num_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            task_type="SEQ_2_SEQ_LM" if two_sided else "CAUSAL_LM",
             overwrite=overwrite,
         )
         return Path(folder)
@@ -257,8 +263,9 @@ def bind(
             f"{virtual_tokens} virtual tokens{prefix} leave no room for text: a row may have {limit} tokens "
             f"(max_tokens={max_tokens}, the backbone's limit is {backbone.spec.positions})"
         )
+    spec = backbone.spec
     return task.bind(
-        TextSetting(backbone.tokenizer, virtual_tokens, limit, backbone.spec.closed, backbone.spec.family)
+        TextSetting(backbone.tokenizer, virtual_tokens, limit, spec.closed, spec.family, spec.read_media)
     )
 
 

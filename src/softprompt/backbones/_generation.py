@@ -45,7 +45,7 @@ def generate(
     if found := SET_HERE & options.keys():
         raise ValueError(f"generate() sets {sorted(found)} itself; remove them from the options")
     if found := NOT_WITH_A_FILLED_CACHE & options.keys():
-        raise ValueError(f"{sorted(found)} cannot be used behind a prompt; give the length as max_new_tokens")
+        raise ValueError(f"{sorted(found)} cannot be used behind a prompt; give the length as maxnew_tokens")
     model = runner.model
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     # Without a cache generate() would not see what the rows were read into; with one the tokens are the same.
@@ -58,7 +58,7 @@ def generate(
     tree = pack(rows, plain, model.device, compiled=heads)
     where, mask = _left_padded_places(rows, heads, plain, tree)
     held = where[:, :-1].repeat_interleave(
-        _copies(model, options), 0
+        copies_of(model, options), 0
     )  # generate() feeds the last token itself
     cache = DynamicCache(config=model.config)
     for layer, new in enumerate(runner.key_values(tree, plain)):
@@ -67,12 +67,12 @@ def generate(
         cache.update(keys, values, layer)
     ids = _visible_ids(rows, mask)
     last = embed_tree(model, tree, plain)[0, tree.ends]  # (N, d) -> (B, d)
-    with decoding(model, plain, *_counts(rows, model.device), first=last):
+    with decoding(model, plain, *counts(rows, model.device), first=last):
         output = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)  # type: ignore[operator]
-    return _new_tokens(output, mask.shape[1], options)
+    return new_tokens(output, mask.shape[1], options)
 
 
-def _counts(rows: Sequence[EncodedRow], device: torch.device) -> tuple[Tensor, Tensor]:
+def counts(rows: Sequence[EncodedRow], device: torch.device) -> tuple[Tensor, Tensor]:
     """Text tokens of each row's context, and its prompt, (B,) each."""
     texts = [sum(atom >= 0 for atom in row.context) for row in rows]
     return torch.tensor(texts, device=device), torch.tensor([row.prompt for row in rows], device=device)
@@ -138,9 +138,9 @@ def _generate_padded(
     longest = max(map(len, sequences))
     embeds = torch.stack([torch.nn.functional.pad(s, (0, 0, longest - len(s), 0)) for s in sequences])
     mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=model.device)
-    with decoding(model, prompt, *_counts(rows, model.device)):
+    with decoding(model, prompt, *counts(rows, model.device)):
         output = model.generate(inputs_embeds=embeds, attention_mask=mask, **options)  # type: ignore[operator]
-    return _new_tokens(output, 0, options)
+    return new_tokens(output, 0, options)
 
 
 def _generate_behind_prefix(
@@ -153,16 +153,16 @@ def _generate_behind_prefix(
     if len(row.context) > 1:  # generate() feeds the last token itself
         mask = torch.ones(1, before + len(embeds) - 1, dtype=torch.long, device=model.device)
         model(inputs_embeds=embeds[None, :-1], attention_mask=mask, past_key_values=cache, use_cache=True)
-    cache.batch_repeat_interleave(_copies(model, options))
+    cache.batch_repeat_interleave(copies_of(model, options))
     mask = torch.ones(1, before + len(row.context), dtype=torch.long, device=model.device)
-    with decoding(model, prompt, *_counts([row], model.device), first=embeds[-1:]):
+    with decoding(model, prompt, *counts([row], model.device), first=embeds[-1:]):
         output = model.generate(  # type: ignore[operator]
             input_ids=_visible_ids([row], mask), attention_mask=mask, past_key_values=cache, **options
         )
-    return _new_tokens(output, mask.shape[1], options)
+    return new_tokens(output, mask.shape[1], options)
 
 
-def _copies(model: PreTrainedModel, options: dict[str, Any]) -> int:
+def copies_of(model: PreTrainedModel, options: dict[str, Any]) -> int:
     """How many sequences each row is decoded as."""
     named = (
         options.get(n) or getattr(model.generation_config, n, None) or 1
@@ -171,7 +171,7 @@ def _copies(model: PreTrainedModel, options: dict[str, Any]) -> int:
     return max(named)
 
 
-def _new_tokens(output: Any, start: int, options: dict[str, Any]) -> list[list[int]]:
+def new_tokens(output: Any, start: int, options: dict[str, Any]) -> list[list[int]]:
     """Generated ids up to and with the first end mark, padding behind it dropped."""
     sequences = output if isinstance(output, Tensor) else output.sequences
     pad = options["pad_token_id"]

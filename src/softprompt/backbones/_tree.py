@@ -96,7 +96,7 @@ def common_prefix(sequences: Sequence[Atoms]) -> int:
 
 
 @lru_cache(maxsize=256)
-def _continuations(targets: tuple[Atoms, ...]) -> tuple[tuple[Atoms, ...], tuple[int, ...]]:
+def continuations(targets: tuple[Atoms, ...]) -> tuple[tuple[Atoms, ...], tuple[int, ...]]:
     """The distinct token runs that must be fed to score all targets, and which of them each target reads (-1: none).
 
     The last token of a target is only predicted, never fed. A run that begins a longer one is part of it.
@@ -185,7 +185,7 @@ def build_tree(
             reads.append((last, (-2,), []))
             continue
         stem = stems.add(own, g, start)
-        runs, read = _continuations(row.targets)
+        runs, read = continuations(row.targets)
         after = (start[0] + len(own), start[1] + _texts(own), g)
         reads.append((last, read, [leaves.add(run, stem, after) for run in runs]))
 

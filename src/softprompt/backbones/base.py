@@ -32,6 +32,8 @@ class BackboneSpec:
     closed            its texts end with the tokens that the tokenizer puts behind them, and what is predicted does not
                       follow them: it stands in a decoder or where a mask is
     state_width       of the last hidden states; None: d
+    read_media        what a row's media column holds -> what `EncodedRow.media` is (a waveform -> log-mel features);
+                      None where the backbone reads nothing but text
     """
 
     name: str
@@ -48,6 +50,7 @@ class BackboneSpec:
     key_values_of: Callable[[Tensor], tuple[KeyValue, ...]] | None = None
     closed: bool = False
     state_width: int | None = None
+    read_media: Callable[[Any], Tensor] | None = None
 
 
 class Backbone(Protocol):

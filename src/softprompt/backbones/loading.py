@@ -16,6 +16,8 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -24,12 +26,14 @@ from transformers import (
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
 from softprompt import carriers
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.causal import CausalBackbone
 from softprompt.backbones.masked import MaskedBackbone
+from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
 from softprompt.backbones.precision import Precision, resolve_dtype
 
 log = logging.getLogger(__name__)
@@ -74,10 +78,22 @@ def _is_masked(config: PreTrainedConfig) -> bool:
     return _is_encoder(config) and any(name.endswith(heads) for name in config.architectures or ())
 
 
+def _reads_text_writes_text(config: PreTrainedConfig) -> bool:
+    return config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and bool(
+        getattr(config, "is_encoder_decoder", False)
+    )
+
+
+def _hears(config: PreTrainedConfig) -> bool:
+    return config.model_type == "whisper"
+
+
 FAMILIES: tuple[Family, ...] = (
     Family("causal-lm", _is_causal, AutoModelForCausalLM, CausalBackbone),
     Family("masked-lm", _is_masked, AutoModelForMaskedLM, MaskedBackbone),
     Family("text-encoder", _is_encoder, AutoModel, MaskedBackbone),
+    Family("encoder-decoder", _hears, AutoModelForSpeechSeq2Seq, EncoderDecoderBackbone),
+    Family("encoder-decoder", _reads_text_writes_text, AutoModelForSeq2SeqLM, EncoderDecoderBackbone),
 )
 """Asked in this order which of them a model belongs to."""
 

@@ -81,6 +81,13 @@ class FewShot(Untrained):
 
     name = "few-shot"
 
+    def unsupported(self, spec: BackboneSpec) -> str | None:
+        return (
+            None
+            if spec.read_media is None
+            else "demonstrations are text, and this backbone reads sound or pictures"
+        )
+
     def build(self, context: BuildContext) -> PromptModule:
         rows = _in_turn(context.rows(), context.generator)
         if len(rows) < self.shots:
@@ -92,6 +99,9 @@ class FewShot(Untrained):
             text = [atom for atom in row.context if atom >= 0]
             if text and text[0] in context.spec.special_ids:
                 text = text[1:]  # a BOS: the template of the row they are shown to has it already
+            if context.spec.closed:
+                while text and text[-1] in context.spec.special_ids:
+                    text.pop()
             answer = [token for token in row.targets[row.gold] if token not in context.spec.special_ids]
             ids += [*text, *answer, *gap]
         return Words(context.spec.embed(torch.tensor(ids)))

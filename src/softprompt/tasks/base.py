@@ -33,6 +33,7 @@ class TextSetting:
     closed          texts end with the tokens that the tokenizer itself puts behind them (</s>, [SEP]), and the answer
                     does not follow the text: no room is kept for it
     family          of the backbone, as in BackboneSpec
+    read_media      makes of a row's media column what the backbone reads; None: it reads text alone
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -40,6 +41,7 @@ class TextSetting:
     max_tokens: int | None = None
     closed: bool = False
     family: str = "causal-lm"
+    read_media: Callable[[Any], Tensor] | None = None
 
 
 class TaskEncoder(Protocol):

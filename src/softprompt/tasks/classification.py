@@ -15,7 +15,7 @@ from torch.nn import functional
 from softprompt.data import by_length
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Row, Scorer, Task, TextSetting
-from softprompt.tasks.columns import check_columns, read_fields
+from softprompt.tasks.columns import check_columns, read_fields, read_media
 from softprompt.tasks.labels import label_concerns, read_label
 from softprompt.tasks.metrics import classification_metrics
 from softprompt.tasks.template import BoundTemplate, Template
@@ -58,6 +58,8 @@ class TextClassification(Task):
     """Name in the template -> column of the data, where the two differ."""
     cut: str | None = None
     """Field that is shortened from its end where a row is too long; by default the only field."""
+    media: str | None = None
+    """Column of what the backbone reads beside the text: for a speech model waveforms of 16,000 samples a second."""
     loss: Literal["labels", "lm"] = "labels"
     """labels: cross-entropy over the class scores. lm: minus the class score of the right label, the
     language model's own loss, in which other words of the vocabulary compete too."""
@@ -89,7 +91,11 @@ class TextClassification(Task):
     @model_validator(mode="after")
     def _check(self) -> TextClassification:
         template = Template.parse(self.template, self.cut)
-        check_columns(self.columns, [*template.fields, self.label_column])
+        check_columns(self.columns, [*template.fields, self.label_column, *filter(None, [self.media])])
+        if self.calibrated and self.media is not None:
+            raise ValueError(
+                "calibrated=True asks for inputs without content, which there are none of beside text"
+            )
         if len(self.labels) < 2:
             raise ValueError(f"labels are {list(self.labels)}: two or more are needed")
         owner: dict[str, str] = {}
@@ -171,7 +177,8 @@ class TextClassificationEncoder:
         """
         values = read_fields(row, self.template.template.fields, self.task.columns)
         gold = self.verbalizer.first_word(self.task.read_label(row)) if answer else None
-        return EncodedRow(self._context(values), self.verbalizer.words, gold)
+        media = read_media(row, self.task.media, self.task.columns, self.setting)
+        return EncodedRow(self._context(values), self.verbalizer.words, gold, media=media)
 
     def _context(self, values: Mapping[str, str]) -> tuple[int, ...]:
         longest = max(map(len, self.verbalizer.words))

@@ -8,7 +8,9 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from softprompt.tasks.base import Row
+from torch import Tensor
+
+from softprompt.tasks.base import Row, TextSetting
 
 
 def guess(name: str, known: Iterable[str]) -> str:
@@ -47,6 +49,22 @@ def read_fields(row: Row, names: Sequence[str], columns: Mapping[str, str]) -> d
     """Field name -> text. Values that are no strings are turned into text with `str`; empty text is
     allowed."""
     return {name: str(read_column(row, name, columns)) for name in names}
+
+
+def read_media(row: Row, name: str | None, columns: Mapping[str, str], setting: TextSetting) -> Tensor | None:
+    """What the backbone reads beside text, from the row's media column; None where there is none.
+
+    Raises ValueError where a task names such a column and the backbone reads text alone, or the other way round.
+    """
+    if name is None and setting.read_media is None:
+        return None
+    if name is None or setting.read_media is None:
+        raise ValueError(
+            "this backbone reads sound or pictures: name their column in the task, as in media='audio'"
+            if name is None
+            else f"media={name!r} names a column of sound or pictures, but this backbone reads text alone: drop it"
+        )
+    return setting.read_media(read_column(row, name, columns))
 
 
 def check_columns(columns: Mapping[str, str], names: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from softprompt.data import by_length
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Row, Scorer, Task, TextSetting
-from softprompt.tasks.columns import check_columns, read_fields
+from softprompt.tasks.columns import check_columns, read_fields, read_media
 from softprompt.tasks.metrics import generation_metrics
 from softprompt.tasks.template import Bos, BoundTemplate, Soft, Template, tokenize
 
@@ -41,6 +41,8 @@ class TextGeneration(Task):
     """Name in the template or target -> column of the data, where the two differ."""
     cut: str | None = None
     """Field that is shortened from its end where a row is too long; by default the template's only field."""
+    media: str | None = None
+    """Column of what the backbone reads beside the text: for a speech model waveforms of 16,000 samples a second."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Longest generated answer in tokens, end mark included; as many are kept free when a row is cut."""
     end: str = Field(default="eos", min_length=1)
@@ -55,7 +57,7 @@ class TextGeneration(Task):
             )
         if not target.fields:
             raise ValueError(f"target {self.target!r} has no field: every row would have the same answer")
-        check_columns(self.columns, [*template.fields, *target.fields])
+        check_columns(self.columns, [*template.fields, *target.fields, *filter(None, [self.media])])
         return self
 
     @property
@@ -114,7 +116,8 @@ class TextGenerationEncoder:
         targets = (self._target(row),) if answer else ()
         reserved = max(self.task.max_new_tokens, *map(len, targets), 0)
         context = self.template.encode(values, max_tokens=self.setting.max_tokens, reserved=reserved)
-        return EncodedRow(context, targets, 0 if answer else None)
+        media = read_media(row, self.task.media, self.task.columns, self.setting)
+        return EncodedRow(context, targets, 0 if answer else None, media=media)
 
     def _target(self, row: Row) -> tuple[int, ...]:
         text = self.target.fill(read_fields(row, self.target.fields, self.task.columns))

@@ -1,0 +1,238 @@
+"""Rows through an encoder-decoder: plain functions over the model.
+
+The encoder reads each row once, rows of similar length together; the decoder scores all targets of a row against the
+same encoder states. Targets that are single tokens, as most label words are, share one step of the decoder; others
+are one decoder sequence for each distinct beginning.
+
+A row's context is the encoder's input. A speech model reads `media` there instead, and the context begins the decoder.
+
+Letters: S sequences, T encoder tokens, M decoder tokens, U scored positions, P prefix positions; see outputs.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from softprompt.backbones._checkpointing import checkpointed_layers
+from softprompt.backbones._linear import frozen_linears
+from softprompt.backbones._prefixed import EncoderCall, encoder_prefix_implementation, standing_cache
+from softprompt.backbones._sequences import FULL, by_similar_length, embed_sequences
+from softprompt.backbones._tree import Atoms, continuations
+from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
+
+
+@dataclass(frozen=True)
+class Seq2SeqModel:
+    """A model and how it is run.
+
+    places         where each of its key-value prefixes goes
+    stem           what the decoder begins with before any target, () for a speech model: its rows say it themselves
+    speech         the encoder reads `media`
+    encode, decode forwards of encoder and whole model, or what torch.compile made of them
+    checkpointing  layers are recomputed in backward
+    """
+
+    model: PreTrainedModel
+    places: tuple[str, ...]
+    stem: Atoms
+    speech: bool
+    encode: Callable[..., Any]
+    decode: Callable[..., Any]
+    checkpointing: bool = False
+
+    def prefix(self, prompt: PromptOutput, place: str, carried: Sequence[int]) -> tuple[KeyValue, ...]:
+        """Per layer at a place, keys and values (S, H, P, D) of each sequence's prompt; empty without a prefix.
+
+        All these prompts must be of one length; P may be 0 at a place.
+        Raises ValueError if the prompt has another number of layers than the model.
+        """
+        if prompt.prefix is None:
+            return ()
+        if len(prompt.prefix) != len(self.places):
+            raise ValueError(
+                f"the prompt has keys and values for {len(prompt.prefix)} layers, this model takes "
+                f"{len(self.places)}: those of the encoder, the decoder and the cross-attention"
+            )
+        rows = torch.tensor(carried, device=self.model.device)
+        taken = prefix_length(prompt, carried[0])
+
+        def of_sequences(part: Tensor) -> Tensor:
+            part = part[:, :, :taken].to(self.model.dtype)
+            return part.index_select(0, rows)  # (G, H, P, D) -> (S, H, P, D)
+
+        return tuple(
+            (of_sequences(keys), of_sequences(values))
+            for (keys, values), where in zip(prompt.prefix, self.places, strict=True)
+            if where == place
+        )
+
+    def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> tuple[Tensor, Tensor]:
+        """What the encoder makes of rows whose prefixes are of one length: (S, T, d), and the mask (S, T)."""
+        encoder = self.model.get_encoder()
+        carried = [row.prompt for row in rows]
+        inputs: dict[str, Any] = {}
+        if self.speech:
+            inputs["input_features"] = _features(rows, self.model)
+            mask = None
+        else:
+            contexts = [row.context for row in rows]
+            inputs["inputs_embeds"], mask = embed_sequences(
+                encoder.get_input_embeddings(), contexts, carried, prompt
+            )
+            inputs["attention_mask"] = mask
+        implementation = _plain
+        call = None
+        prefix = self.prefix(prompt, "encoder", carried)
+        if prefix and prefix[0][0].shape[2]:
+            call = inputs["prompt_prefix"] = EncoderCall(encoder, prefix)
+            implementation = encoder_prefix_implementation
+            if mask is not None:
+                inputs["attention_mask"] = widened(mask, prefix)
+        with ExitStack() as stack:
+            stack.enter_context(implementation(encoder))
+            if self.checkpointing and torch.is_grad_enabled():
+                stack.enter_context(checkpointed_layers(encoder, implementation))
+            states: Tensor = self.encode(**inputs).last_hidden_state
+        if call is not None:
+            call.check()
+        return states, states.new_ones(states.shape[:2], dtype=torch.long) if mask is None else mask
+
+    def logits(
+        self,
+        states: Tensor,
+        mask: Tensor,
+        sequences: Sequence[Atoms],
+        carried: Sequence[int],
+        prompt: PromptOutput,
+    ) -> Tensor:
+        """Next-token logits of decoder sequences, each with its own encoder states, (S, M, V)."""
+        decoder = self.model.get_decoder()
+        # For a text model virtual tokens and offsets were the encoder's.
+        own = prompt if self.speech else PromptOutput()
+        embeds, _ = embed_sequences(decoder.get_input_embeddings(), sequences, carried, own)
+        inner, cross = (self.prefix(prompt, place, carried) for place in ("decoder", "cross"))
+        cache = standing_cache(inner, cross) if prompt.prefix is not None else None
+        with ExitStack() as stack:
+            stack.enter_context(_plain(decoder))
+            if self.checkpointing and torch.is_grad_enabled():
+                stack.enter_context(checkpointed_layers(decoder, _plain))
+            output = self.decode(
+                **self.encoded(states, widened(mask, cross)),
+                decoder_inputs_embeds=embeds,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        logits: Tensor = output.logits
+        return logits
+
+    def encoded(self, states: Tensor, mask: Tensor) -> dict[str, Any]:
+        """The arguments by which the model takes finished encoder states."""
+        outputs = {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
+        return outputs if self.speech else {**outputs, "attention_mask": mask}
+
+
+def _plain(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Attention as the model has it."""
+    return frozen_linears()
+
+
+def widened(mask: Tensor, prefix: tuple[KeyValue, ...]) -> Tensor:
+    """A mask (S, T) with the positions of a prefix in front, (S, P + T)."""
+    if not prefix:
+        return mask
+    return torch.cat([mask.new_ones(mask.shape[0], prefix[0][0].shape[2]), mask], dim=1)
+
+
+def prefix_length(prompt: PromptOutput, which: int) -> int | None:
+    """Positions that one prompt's prefix takes; None: all there are."""
+    return None if prompt.prefix is None or prompt.lengths is None else int(prompt.lengths[which])
+
+
+def batches_of(rows: Sequence[EncodedRow], prompt: PromptOutput, *, most: float) -> list[list[int]]:
+    """Indices of rows that go through the encoder together: prefixes of one length, inputs of similar length."""
+    groups: dict[int | None, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(prefix_length(prompt, row.prompt), []).append(i)
+    return [
+        [group[i] for i in bucket]
+        for group in groups.values()
+        for bucket in by_similar_length([len(rows[i].context) for i in group], most)
+    ]
+
+
+def score(runner: Seq2SeqModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> TargetLogits:
+    """Logits of the positions that predict target tokens. Differentiable in the prompt."""
+    first = [0, *accumulate(len(row.targets) for row in rows)]  # number of each row's first target
+    parts: list[Tensor] = []
+    entries: list[tuple[int, int, int]] = []  # target, scored position, token
+    offset = 0
+    asked = [i for i, row in enumerate(rows) if row.targets]
+    for bucket in batches_of([rows[i] for i in asked], prompt, most=0.0 if runner.speech else FULL):
+        numbers = [asked[i] for i in bucket]
+        chosen = [rows[i] for i in numbers]
+        layout = _lay_out(chosen, runner.stem)
+        states, mask = runner.states(chosen, prompt)
+        owners = torch.tensor(layout.owners, device=states.device)
+        if len(owners) > len(chosen):
+            states, mask = states.index_select(0, owners), mask.index_select(0, owners)
+        carried = [chosen[b].prompt for b in layout.owners]
+        logits = runner.logits(states, mask, layout.sequences, carried, prompt)  # (S, M, V)
+        where = torch.tensor(layout.scored, device=logits.device)
+        parts.append(logits[where[:, 0], where[:, 1]])  # (S, M, V) -> (U, V)
+        entries += [(first[numbers[b]] + t, offset + place, token) for b, t, place, token in layout.read]
+        offset += len(layout.scored)
+    entries.sort(key=lambda entry: entry[0])
+    target, position, token = torch.tensor(entries, device=runner.model.device).unbind(1)
+    return TargetLogits(torch.cat(parts), position, token, target, tuple(len(row.targets) for row in rows))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Decoder sequences of a bucket.
+
+    owners  the row of each sequence
+    scored  (sequence, place) of each scored position
+    read    for each target token: row, its target, scored position, token
+    """
+
+    sequences: list[Atoms]
+    owners: list[int]
+    scored: list[tuple[int, int]]
+    read: list[tuple[int, int, int, int]]
+
+
+def _lay_out(rows: Sequence[EncodedRow], stem: Atoms) -> _Layout:
+    sequences: list[Atoms] = []
+    owners: list[int] = []
+    scored: dict[tuple[int, int], int] = {}
+    read: list[tuple[int, int, int, int]] = []
+    for b, row in enumerate(rows):
+        begin = stem or row.context
+        runs, of_run = continuations(row.targets)
+        start = len(sequences)
+        sequences += [begin + run for run in runs or ((),)]
+        owners += [b] * (len(sequences) - start)
+        for t, (target, run) in enumerate(zip(row.targets, of_run, strict=True)):
+            for j, token in enumerate(target):
+                place = (start + (run if j else 0), len(begin) - 1 + j)
+                read.append((b, t, scored.setdefault(place, len(scored)), token))
+    return _Layout(sequences, owners, list(scored), read)
+
+
+def _features(rows: Sequence[EncodedRow], model: PreTrainedModel) -> Tensor:
+    """Spectrograms of rows, (S, mel bins, frames)."""
+    media = [row.media for row in rows]
+    if any(features is None for features in media):
+        raise ValueError(
+            "a row has no sound: this backbone reads speech, name its column in the task's `media`"
+        )
+    return torch.stack([f for f in media if f is not None]).to(model.device, model.dtype)

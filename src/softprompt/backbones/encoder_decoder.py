@@ -1,0 +1,202 @@
+"""Any encoder-decoder of transformers: T5, BART, Whisper and their kin.
+
+A row's context is the encoder's input, virtual tokens where the template has them, and the tokenizer's closing tokens
+at its end. The decoder carries no virtual tokens, unlike in PEFT, whose T5 prompts have P dead rows for it. A speech
+model's encoder reads a spectrogram instead; there the context, prompt included, is the beginning of the decoder.
+
+Exact: a batch gives the logits and gradients of plain concatenation, one row and one target at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from softprompt.backbones import _seq2seq_generation as generation
+from softprompt.backbones._prefixed import EncoderCall, encoder_prefix_implementation
+from softprompt.backbones._seq2seq import Seq2SeqModel, score
+from softprompt.backbones._sound import spectrogram
+from softprompt.backbones._tree import Atoms
+from softprompt.backbones.base import BackboneSpec
+from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
+
+
+@dataclass(frozen=True)
+class KeptPrompt:
+    """Prompts run once and kept for later calls. Nothing of a row can be computed without it: `heads` is empty."""
+
+    prompt: PromptOutput
+    heads: tuple[Atoms, ...] = ()
+
+
+class EncoderDecoderBackbone:
+    """An encoder and a decoder with their tokenizer.
+
+    packed  for the other families' sake: nothing is packed here
+    """
+
+    family = "encoder-decoder"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        packed: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name or model.config.name_or_path or type(model).__name__
+        self._runner = Seq2SeqModel(
+            model, _places(model), _stem(model), self.speech, model.get_encoder(), model
+        )
+
+    @property
+    def speech(self) -> bool:
+        """Whether the encoder reads sound, and the context begins the decoder."""
+        return self.model.main_input_name == "input_features"
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.table.dtype
+
+    @property
+    def embedding(self) -> nn.Module:
+        """What turns the context's token ids into vectors: the encoder's table, in a speech model the decoder's."""
+        part = self.model.get_decoder() if self.speech else self.model.get_encoder()
+        return part.get_input_embeddings()
+
+    @property
+    def table(self) -> Tensor:
+        """The embedding table that virtual tokens stand beside, (V, d), unscaled."""
+        weight = self.embedding.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @cached_property
+    def spec(self) -> BackboneSpec:
+        config = self.model.config
+
+        def embed(ids: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self.embedding(ids.to(self.table.device)).float().cpu().clone()
+
+        def tokenize(text: str) -> list[int]:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        vocabulary, width = self.table.shape
+        sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
+        limits = ("max_target_positions",) if self.speech else ("max_position_embeddings",)
+        places = _places(self.model)
+        return BackboneSpec(
+            name=self.name,
+            family=self.family,
+            width=width,
+            vocabulary=vocabulary,
+            key_values=tuple(_heads(config, place) for place in places),
+            positions=next((n for name in limits if (n := getattr(config, name, None))), None),
+            embedding_std=embed(sample).std().item(),
+            embed=embed,
+            tokenize=tokenize,
+            special_ids=frozenset(self.tokenizer.all_special_ids),
+            places=places,
+            key_values_of=None if self.speech else self._key_values_of,
+            closed=not self.speech,
+            read_media=partial(spectrogram, config=config) if self.speech else None,
+        )
+
+    def with_model(self, model: PreTrainedModel) -> EncoderDecoderBackbone:
+        """The same backbone around another copy of its model."""
+        return EncoderDecoderBackbone(model, self.tokenizer, name=self.name)
+
+    def with_settings(
+        self, *, gradient_checkpointing: bool = False, compiled: bool = False
+    ) -> EncoderDecoderBackbone:
+        """The same model, run to save memory or through torch.compile (with dynamic shapes)."""
+        other = self.with_model(self.model)
+        other._runner = replace(other._runner, checkpointing=gradient_checkpointing)
+        if compiled:
+            encode, decode = (torch.compile(m, dynamic=True) for m in (self.model.get_encoder(), self.model))
+            other._runner = replace(other._runner, encode=encode, decode=decode)
+        return other
+
+    def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput | KeptPrompt) -> TargetLogits:
+        """Logits of the positions that predict target tokens, each once. Differentiable in the prompt.
+
+        Raises ValueError for virtual tokens that a prompt does not have, and for a row without sound in a speech model.
+        """
+        return score(self._runner, rows, _plain(prompt))
+
+    def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> KeptPrompt:
+        """The prompts for later calls. An encoder's states depend on the whole row: they are not kept."""
+        return KeptPrompt(prompt)
+
+    def generate(
+        self, rows: Sequence[EncodedRow], prompt: PromptOutput | KeptPrompt, **options: Any
+    ) -> list[list[int]]:
+        """New token ids for each row: greedy, sampled or by beams, with the options of transformers' `generate`.
+
+        Several `num_return_sequences` come one after the other, row by row.
+        Raises ValueError for options that are set here, and for a speech model's context that ends in a virtual token.
+        """
+        return generation.generate(self._runner, self.tokenizer, rows, _plain(prompt), options)
+
+    @torch.no_grad()
+    def _key_values_of(self, ids: Tensor) -> tuple[KeyValue, ...]:
+        """See BackboneSpec: the text is what the encoder reads and what the decoder begins with."""
+        encoder = self.model.get_encoder()
+        ids = ids.to(self.device)[None]
+        call = EncoderCall(encoder, listen=True)
+        with encoder_prefix_implementation(encoder):
+            states = encoder(input_ids=ids, prompt_prefix=call)
+        call.check()
+        output = self.model(encoder_outputs=states, decoder_input_ids=ids, use_cache=True)
+        cache = output.past_key_values
+        found = [call.heard[layer] for layer in sorted(call.heard)]
+        for part in (cache.self_attention_cache, cache.cross_attention_cache):
+            found += [(layer.keys, layer.values) for layer in part.layers]
+        return tuple((keys.float().clone(), values.float().clone()) for keys, values in found)
+
+
+def _plain(prompt: PromptOutput | KeptPrompt) -> PromptOutput:
+    return prompt.prompt if isinstance(prompt, KeptPrompt) else prompt
+
+
+def _places(model: PreTrainedModel) -> tuple[str, ...]:
+    """Where key-value prefixes go: each layer of the encoder, each of the decoder, and these again for the cross."""
+    config = model.config
+    encoder = getattr(config, "encoder_layers", None) or config.num_layers
+    decoder = getattr(config, "decoder_layers", None) or config.num_decoder_layers
+    return ("encoder",) * encoder + ("decoder",) * decoder + ("cross",) * decoder
+
+
+def _heads(config: Any, place: str) -> tuple[int, int]:
+    """(H, D) of the attention at a place."""
+    side = "encoder" if place == "encoder" else "decoder"
+    heads = getattr(config, f"{side}_attention_heads", None) or config.num_heads
+    return heads, getattr(config, "d_kv", None) or config.d_model // heads
+
+
+def _stem(model: PreTrainedModel) -> Atoms:
+    """What the decoder of a text model begins with: its start token, and the BOS that BART's kin are made to emit."""
+    if model.main_input_name == "input_features":
+        return ()
+    start = model.generation_config.decoder_start_token_id
+    start = model.config.decoder_start_token_id if start is None else start
+    if start is None:
+        raise ValueError(
+            f"{type(model).__name__} does not say what its decoder starts with: set model.config.decoder_start_token_id"
+        )
+    forced = model.generation_config.forced_bos_token_id
+    return (start,) if forced is None else (start, forced)
