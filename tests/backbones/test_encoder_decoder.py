@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -120,6 +121,16 @@ def test_prompts_of_different_lengths_in_one_batch_equal_each_alone(architecture
     assert gradient[0].abs().max() == gradient[2].abs().max() == 0
     with pytest.raises(ValueError, match="asks for virtual token 2, prompt 1 has 2"):
         backbone.score([front(20, prompt=1)], prompt)
+
+
+@pytest.mark.parametrize("architecture", SEQ2SEQ)
+def test_states_are_those_of_plain_concatenation_wherever_they_are_read(architecture: str) -> None:
+    backbone = backbone_of(architecture)
+    tokens = virtual_tokens(backbone)
+    rows = [replace(r, read=read) for r, read in zip(FRONT, [(0, 7), (7,), (), (3, 3)], strict=True)]
+    found = backbone.states(rows, PromptOutput(tokens=tokens))
+    expected = torch.cat([naive.states(backbone.model, r, tokens[0])[list(r.read)] for r in rows])
+    assert_same(found.flatten(), expected.flatten(), [tokens])
 
 
 @pytest.mark.parametrize("architecture", SEQ2SEQ)

@@ -51,6 +51,17 @@ def logits(
     ).logits[0]
 
 
+def states(model: PreTrainedModel, row: EncodedRow, tokens: Tensor) -> Tensor:
+    """Last hidden states of a row's context, (T, d): the encoder's, in a speech model the decoder's."""
+    part = model.get_decoder() if model.main_input_name == "input_features" else model.get_encoder()
+    read = embed(part.get_input_embeddings(), row.context, tokens)[None]
+    if part is model.get_encoder():
+        return part(inputs_embeds=read).last_hidden_state[0]
+    assert row.media is not None
+    heard = model.get_encoder()(row.media[None]).last_hidden_state
+    return part(inputs_embeds=read, encoder_hidden_states=heard, use_cache=False).last_hidden_state[0]
+
+
 def target_log_likelihood(
     model: PreTrainedModel,
     row: EncodedRow,

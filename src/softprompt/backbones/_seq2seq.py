@@ -11,15 +11,15 @@ Letters: S sequences, T encoder tokens, M decoder tokens, U scored positions, P 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from softprompt.backbones._checkpointing import checkpointed_layers
@@ -119,20 +119,50 @@ class Seq2SeqModel:
         # For a text model virtual tokens and offsets were the encoder's.
         own = prompt if self.speech else PromptOutput()
         embeds, _ = embed_sequences(decoder.get_input_embeddings(), sequences, carried, own)
-        inner, cross = (self.prefix(prompt, place, carried) for place in ("decoder", "cross"))
-        cache = standing_cache(inner, cross) if prompt.prefix is not None else None
-        with ExitStack() as stack:
-            stack.enter_context(_plain(decoder))
-            if self.checkpointing and torch.is_grad_enabled():
-                stack.enter_context(checkpointed_layers(decoder, _plain))
+        cache, mask = self._in_front(mask, carried, prompt)
+        with self._layers_of(decoder):
             output = self.decode(
-                **self.encoded(states, widened(mask, cross)),
+                **self.encoded(states, mask),
                 decoder_inputs_embeds=embeds,
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
         logits: Tensor = output.logits
         return logits
+
+    def decoder_states(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
+        """Last hidden states of a speech model's decoder over the rows' contexts, (S, M, d)."""
+        decoder, carried = self.model.get_decoder(), [row.prompt for row in rows]
+        states, mask = self.states(rows, prompt)
+        contexts = [row.context for row in rows]
+        embeds, _ = embed_sequences(decoder.get_input_embeddings(), contexts, carried, prompt)
+        cache, _ = self._in_front(mask, carried, prompt)
+        with self._layers_of(decoder):
+            output = decoder(
+                inputs_embeds=embeds,
+                encoder_hidden_states=states,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        found: Tensor = output.last_hidden_state
+        return found
+
+    def _in_front(
+        self, mask: Tensor, carried: Sequence[int], prompt: PromptOutput
+    ) -> tuple[EncoderDecoderCache | None, Tensor]:
+        """The decoder's prefixes as a cache, and the encoder's mask with room for those of the cross-attention."""
+        if prompt.prefix is None:
+            return None, mask
+        inner, cross = (self.prefix(prompt, place, carried) for place in ("decoder", "cross"))
+        return standing_cache(inner, cross), widened(mask, cross)
+
+    @contextmanager
+    def _layers_of(self, decoder: PreTrainedModel) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(_plain(decoder))
+            if self.checkpointing and torch.is_grad_enabled():
+                stack.enter_context(checkpointed_layers(decoder, _plain))
+            yield
 
     def encoded(self, states: Tensor, mask: Tensor) -> dict[str, Any]:
         """The arguments by which the model takes finished encoder states."""
@@ -226,6 +256,16 @@ def _lay_out(rows: Sequence[EncodedRow], stem: Atoms) -> _Layout:
                 place = (start + (run if j else 0), len(begin) - 1 + j)
                 read.append((b, t, scored.setdefault(place, len(scored)), token))
     return _Layout(sequences, owners, list(scored), read)
+
+
+def read_states(runner: Seq2SeqModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
+    """Last hidden states at the rows' `read` positions, (n, d): the encoder's, in a speech model the decoder's."""
+    found: dict[int, Tensor] = {}
+    for bucket in batches_of(rows, prompt, most=0.0 if runner.speech else FULL):
+        chosen = [rows[i] for i in bucket]
+        states = runner.decoder_states(chosen, prompt) if runner.speech else runner.states(chosen, prompt)[0]
+        found |= {i: states[b, list(rows[i].read)] for b, i in enumerate(bucket)}
+    return torch.cat([found[i] for i in range(len(rows))])
 
 
 def _features(rows: Sequence[EncodedRow], model: PreTrainedModel) -> Tensor:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.backbones import _seq2seq_generation as generation
 from softprompt.backbones._prefixed import EncoderCall, encoder_prefix_implementation
-from softprompt.backbones._seq2seq import Seq2SeqModel, score
+from softprompt.backbones._seq2seq import Seq2SeqModel, read_states, score
 from softprompt.backbones._sound import spectrogram
 from softprompt.backbones._tree import Atoms
 from softprompt.backbones.base import BackboneSpec
@@ -138,6 +138,13 @@ class EncoderDecoderBackbone:
         """
         return score(self._runner, rows, _plain(prompt))
 
+    def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput | KeptPrompt) -> Tensor:
+        """The encoder's last hidden states at the rows' `read` positions, (n, d), in order; a speech model's decoder's.
+
+        Differentiable in the prompt. Raises ValueError as `score` does.
+        """
+        return read_states(self._runner, rows, _plain(prompt))
+
     def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> KeptPrompt:
         """The prompts for later calls. An encoder's states depend on the whole row: they are not kept."""
         return KeptPrompt(prompt)
@@ -166,7 +173,7 @@ class EncoderDecoderBackbone:
         found = [call.heard[layer] for layer in sorted(call.heard)]
         for part in (cache.self_attention_cache, cache.cross_attention_cache):
             found += [(layer.keys, layer.values) for layer in part.layers]
-        return tuple((keys.float().clone(), values.float().clone()) for keys, values in found)
+        return tuple((keys.float().cpu().clone(), values.float().cpu().clone()) for keys, values in found)
 
 
 def _plain(prompt: PromptOutput | KeptPrompt) -> PromptOutput:
