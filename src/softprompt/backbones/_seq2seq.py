@@ -89,7 +89,7 @@ class Seq2SeqModel:
                 encoder.get_input_embeddings(), contexts, carried, prompt
             )
             inputs["attention_mask"] = mask
-        implementation = _plain
+        implementation: Callable[[PreTrainedModel], AbstractContextManager[None]] = _plain
         call = None
         prefix = self.prefix(prompt, "encoder", carried)
         if prefix and prefix[0][0].shape[2]:

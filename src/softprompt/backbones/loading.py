@@ -32,8 +32,8 @@ from transformers.models.auto.modeling_auto import (
 from softprompt import carriers
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.causal import CausalBackbone
-from softprompt.backbones.masked import MaskedBackbone
 from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
+from softprompt.backbones.masked import MaskedBackbone
 from softprompt.backbones.precision import Precision, resolve_dtype
 
 log = logging.getLogger(__name__)
