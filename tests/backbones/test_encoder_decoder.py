@@ -169,13 +169,32 @@ def test_generation_refuses_options_that_are_set_behind_a_prompt() -> None:
         backbone.generate(FRONT, prompt, encoder_outputs=torch.ones(1, 1))
 
 
-def test_a_speech_model_says_what_its_generation_cannot_begin_with() -> None:
+def test_a_speech_models_generation_carries_offsets_on_and_may_begin_behind_virtual_tokens() -> None:
     backbone = backbone_of("whisper")
-    prompt = PromptOutput(tokens=virtual_tokens(backbone).detach())
-    with pytest.raises(ValueError, match=r"\{soft\}\{bos\}"):
-        backbone.generate([front()], prompt, max_new_tokens=2)
+    tokens, offset = virtual_tokens(backbone).detach(), virtual_tokens(backbone, length=5, seed=2).detach()
+    rows = [front(), front(1, 20), row(1, 20, 21, -1, -2, -3, -4, -5), row(7)]
+    prompt = PromptOutput(tokens=tokens, offset=offset)
+    found = backbone.generate(rows, prompt, max_new_tokens=6, do_sample=False, eos_token_id=699)
+    assert found == [naive.greedy(backbone.model, r, tokens[0], 6, start=(), offset=offset[0]) for r in rows]
+
+
+def test_a_row_without_sound_is_an_error_in_a_speech_model() -> None:
+    backbone = backbone_of("whisper")
     with pytest.raises(ValueError, match="a row has no sound"):
-        backbone.score([EncodedRow((1,), ((5,),))], prompt)
+        backbone.score([EncodedRow((1,), ((5,),))], PromptOutput())
+
+
+def test_what_is_added_to_a_word_whatever_its_place_is_added_in_the_encoder() -> None:
+    backbone = backbone_of("t5")
+    plain = PromptOutput(tokens=virtual_tokens(backbone).detach())
+    doubled = replace(plain, token_offset=(lambda embeds: embeds,))
+    found = scored(backbone, INLINE, doubled)
+    with torch.no_grad():
+        backbone.model.get_encoder().embed_tokens = double = torch.nn.Embedding(*backbone.table.shape)
+        double.weight.copy_(2 * backbone.model.shared.weight)
+        double.double()
+        double.weight.copy_(2 * backbone.model.shared.weight)
+    torch.testing.assert_close(found, scored(backbone, INLINE, plain))
 
 
 @pytest.mark.parametrize("architecture", SEQ2SEQ)

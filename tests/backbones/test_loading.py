@@ -18,7 +18,16 @@ from transformers import (
 )
 
 from softprompt import load_backbone
-from tests.tiny import ARCHITECTURES, Architecture, tiny_causal_lm, tiny_tokenizer
+from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
+from tests.tiny import (
+    ARCHITECTURES,
+    SEQ2SEQ,
+    Architecture,
+    Seq2Seq,
+    tiny_causal_lm,
+    tiny_seq2seq,
+    tiny_tokenizer,
+)
 from tests.tiny_encoders import Encoder, encoder_tokenizer, tiny_encoder
 
 
@@ -113,15 +122,29 @@ def test_a_masked_model_that_lacks_its_head_is_an_error(tmp_path: Path) -> None:
         load_backbone(tmp_path)
 
 
-def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", SEQ2SEQ)
+def test_an_encoder_decoder_is_loaded_from_a_folder_and_taken_as_it_is(
+    architecture: Seq2Seq, tmp_path: Path
+) -> None:
+    model = tiny_seq2seq(architecture, dtype=torch.float32)
+    backbone = load_backbone(folder_of(tmp_path, model), dtype="float32")
+    taken = load_backbone(model, tokenizer=tiny_tokenizer())
+    for found in (backbone, taken):
+        assert isinstance(found, EncoderDecoderBackbone)
+        assert found.spec.family == "encoder-decoder"
+        assert found.speech == (architecture == "whisper")
+        torch.testing.assert_close(
+            found.table, model.get_output_embeddings().weight if architecture != "t5" else model.shared.weight
+        )
+    assert not any(p.requires_grad for p in taken.model.parameters())
+
+
+def test_an_encoder_decoder_that_does_not_say_what_its_decoder_starts_with_is_refused() -> None:
     config = T5Config(
         vocab_size=len(tiny_tokenizer()), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2
     )
-    model = T5ForConditionalGeneration(config)
-    with pytest.raises(ValueError, match=r"type 't5', which belongs to no family"):
-        load_backbone(folder_of(tmp_path, model))
-    with pytest.raises(ValueError, match="T5ForConditionalGeneration is a model of type 't5'"):
-        load_backbone(model, tokenizer=tiny_tokenizer())
+    with pytest.raises(ValueError, match="decoder_start_token_id"):
+        load_backbone(T5ForConditionalGeneration(config), tokenizer=tiny_tokenizer())
 
 
 def test_a_model_of_images_is_refused() -> None:

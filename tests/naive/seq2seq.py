@@ -77,10 +77,16 @@ def target_log_likelihood(
 
 
 def greedy(
-    model: PreTrainedModel, row: EncodedRow, tokens: Tensor, new: int, *, start: Sequence[int]
+    model: PreTrainedModel,
+    row: EncodedRow,
+    tokens: Tensor,
+    new: int,
+    *,
+    start: Sequence[int],
+    offset: Tensor | None = None,
 ) -> list[int]:
     """Greedy continuation, everything computed again for each token."""
     written = list(start)
     for _ in range(new):
-        written.append(int(logits(model, row, written, tokens)[-1].argmax()))
+        written.append(int(logits(model, row, written, tokens, offset)[-1].argmax()))
     return written[len(start) :]

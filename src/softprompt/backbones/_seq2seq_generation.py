@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from transformers import EncoderDecoderCache, GenerationMixin, PreTrainedTokenizerBase
 
-from softprompt.backbones._generation import NOT_WITH_A_FILLED_CACHE, SET_HERE, new_tokens
+from softprompt.backbones._generation import (
+    NOT_WITH_A_FILLED_CACHE,
+    SET_HERE,
+    copies_of,
+    counts,
+    new_tokens,
+)
+from softprompt.backbones._offsets import decoding
 from softprompt.backbones._prefixed import growing_cache
 from softprompt.backbones._seq2seq import Seq2SeqModel, batches_of, widened
 from softprompt.backbones._sequences import FULL, embed_sequences
@@ -58,28 +65,22 @@ def _generate(
     inner, cross = (runner.prefix(prompt, place, carried) for place in ("decoder", "cross"))
     mask = widened(mask, cross)
     cache = growing_cache(inner, cross) if prompt.prefix is not None else None
-    stems = [list(runner.stem or row.context) for row in rows]
-    if len(stems[0]) > 1 and runner.speech:
-        cache = _filled(runner, rows, prompt, states, mask, cache)
-        stems = [stem[-1:] for stem in stems]
-    if any(stem[-1] < 0 for stem in stems):
-        raise ValueError(
-            "generation goes on from the last token of the decoder's beginning, here a virtual token: let the template "
-            'end in text or in {bos}, as in "{soft}{bos}"'
-        )
+    stems = [list(runner.stem)] * len(rows)
+    first = None
+    if runner.speech:
+        cache, first = _filled(runner, rows, prompt, states, mask, cache)
+        stems = [[max(row.context[-1], 0)] for row in rows]  # fed again: `decoding` embeds it, whatever it is
     if cache is not None:
-        copies = max(
-            options.get(name) or getattr(model.generation_config, name, None) or 1
-            for name in ("num_beams", "num_return_sequences")
+        _repeat(cache, copies_of(model, options))
+    own = prompt if runner.speech else PromptOutput()
+    with decoding(model.get_decoder(), own, *counts(rows, model.device), first=first):
+        output = GenerationMixin.generate(  # Whisper's own, for files of any length, knows no prompts
+            model,  # type: ignore[arg-type]
+            decoder_input_ids=torch.tensor(stems, device=model.device),
+            past_key_values=cache,
+            **runner.encoded(states, mask),
+            **options,
         )
-        _repeat(cache, copies)
-    output = GenerationMixin.generate(  # Whisper's own, for files of any length, knows no prompts
-        model,  # type: ignore[arg-type]
-        decoder_input_ids=torch.tensor(stems, device=model.device),
-        past_key_values=cache,
-        **runner.encoded(states, mask),
-        **options,
-    )
     return new_tokens(output, len(stems[0]), options)
 
 
@@ -109,19 +110,22 @@ def _filled(
     states: Tensor,
     mask: Tensor,
     cache: EncoderDecoderCache | None,
-) -> EncoderDecoderCache:
-    """A cache that holds all of the decoder's beginning but its last token; contexts of one length."""
+) -> tuple[EncoderDecoderCache | None, Tensor]:
+    """A cache that holds all of the decoder's beginning but its last place, and what stands there, (B, d)."""
     embeds, _ = embed_sequences(
         runner.model.get_decoder().get_input_embeddings(),
-        [row.context[:-1] for row in rows],
+        [row.context for row in rows],  # of one length
         [row.prompt for row in rows],
         prompt,
     )
-    output = runner.model(
-        **runner.encoded(states, mask), decoder_inputs_embeds=embeds, past_key_values=cache, use_cache=True
-    )
-    filled: EncoderDecoderCache = output.past_key_values
-    return filled
+    if embeds.shape[1] > 1:
+        cache = runner.model(
+            **runner.encoded(states, mask),
+            decoder_inputs_embeds=embeds[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+        ).past_key_values
+    return cache, embeds[:, -1]
 
 
 def _repeat(cache: EncoderDecoderCache, copies: int) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from softprompt.backbones._offsets import shifted
 from softprompt.outputs import PromptOutput
 
 FULL = 0.75
@@ -43,34 +44,32 @@ def embed_sequences(
     assert isinstance(table, Tensor)
     device = table.device
     size = len(sequences), max(map(len, sequences))
-    ids, text = torch.zeros(size, dtype=torch.long), torch.full(size, -1)
+    ids, number = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
     mask = torch.zeros(size, dtype=torch.long)
     soft: list[int] = []
     slot: list[int] = []
     available = _tokens_of_prompts(prompt)
     for b, (atoms, g) in enumerate(zip(sequences, carried, strict=True)):
         row = torch.tensor(atoms, dtype=torch.long)
-        real = row >= 0
+        is_text = (row >= 0).long()
         ids[b, : len(atoms)] = row.clamp(min=0)
-        text[b, : len(atoms)] = torch.where(real, real.cumsum(0) - 1, -1)
+        number[b, : len(atoms)] = is_text.cumsum(0) - is_text
         mask[b, : len(atoms)] = 1
-        for i in (~real).nonzero()[:, 0].tolist():
-            k = -1 - atoms[i]
-            if k >= available[g]:
-                raise ValueError(f"a row asks for virtual token {k}, prompt {g} has {available[g]}")
-            soft.append(b * size[1] + i)
-            slot.append(g * max(available) + k)
+        for i, atom in enumerate(atoms):
+            if atom < 0:
+                if (k := -1 - atom) >= available[g]:
+                    raise ValueError(f"a row asks for virtual token {k}, prompt {g} has {available[g]}")
+                soft.append(b * size[1] + i)
+                slot.append(g * max(available) + k)
 
     embeds = embedding(ids.to(device))  # (S, T, d)
-    if prompt.offset is not None:
-        shift = _text_offsets(prompt.offset, text.to(device), torch.tensor(carried, device=device))
-        embeds = embeds + shift.to(embeds.dtype)
+    which = torch.tensor(carried, device=device).repeat_interleave(size[1])
+    flat = shifted(embeds.flatten(0, 1), number.flatten().to(device), which, prompt)  # (S * T, d)
     if prompt.tokens is not None and soft:
-        flat = prompt.tokens[:, : max(available)].flatten(0, 1)  # (G, P, d) -> (G * P, d)
-        virtual = flat.index_select(0, torch.tensor(slot, device=device))
-        places = torch.tensor(soft, device=device)
-        embeds = embeds.flatten(0, 1).index_copy(0, places, virtual.to(embeds.dtype)).view(embeds.shape)
-    return embeds, mask.to(device)
+        tokens = prompt.tokens[:, : max(available)].flatten(0, 1)  # (G, P, d) -> (G * P, d)
+        virtual = tokens.index_select(0, torch.tensor(slot, device=device))
+        flat = flat.index_copy(0, torch.tensor(soft, device=device), virtual.to(flat.dtype))
+    return flat.view(embeds.shape), mask.to(device)
 
 
 def _tokens_of_prompts(prompt: PromptOutput) -> list[int]:
@@ -80,10 +79,3 @@ def _tokens_of_prompts(prompt: PromptOutput) -> list[int]:
     if prompt.lengths is not None and prompt.prefix is None:
         return [int(length) for length in prompt.lengths]
     return [prompt.tokens.shape[1]] * prompt.tokens.shape[0]
-
-
-def _text_offsets(offset: Tensor, text: Tensor, carried: Tensor) -> Tensor:
-    """DePT's offset of each place, zero at virtual tokens and beyond its length: (G, s, d) -> (S, T, d)."""
-    outside = (text < 0) | (text >= offset.shape[1])
-    found = offset[carried[:, None], text.clamp(0, offset.shape[1] - 1)]
-    return found.masked_fill(outside[..., None], 0.0)

@@ -155,7 +155,7 @@ class EncoderDecoderBackbone:
         """New token ids for each row: greedy, sampled or by beams, with the options of transformers' `generate`.
 
         Several `num_return_sequences` come one after the other, row by row.
-        Raises ValueError for options that are set here, and for a speech model's context that ends in a virtual token.
+        Raises ValueError for options that are set here.
         """
         return generation.generate(self._runner, self.tokenizer, rows, _plain(prompt), options)
 
@@ -200,7 +200,8 @@ def _stem(model: PreTrainedModel) -> Atoms:
     if model.main_input_name == "input_features":
         return ()
     start = model.generation_config.decoder_start_token_id
-    start = model.config.decoder_start_token_id if start is None else start
+    if start is None:
+        start = getattr(model.config, "decoder_start_token_id", None)
     if start is None:
         raise ValueError(
             f"{type(model).__name__} does not say what its decoder starts with: set model.config.decoder_start_token_id"
