@@ -14,7 +14,18 @@ if TYPE_CHECKING:
     from softprompt.errors import CheckpointError, SoftpromptWarning, TrainingDiverged
     from softprompt.fitting import fit
     from softprompt.mixed import MixedPrompts
-    from softprompt.prompts import PrefixTuning, PromptTuning, PTuningV2, methods
+    from softprompt.prompts import (
+        ULPT,
+        ADePT,
+        DePT,
+        LowRankPromptTuning,
+        PrefixTuning,
+        PromptTuning,
+        PTuning,
+        PTuningV2,
+        ResidualPromptTuning,
+        methods,
+    )
     from softprompt.recipe import Recipe
     from softprompt.store import PromptFileError, WrongBackboneError
     from softprompt.tasks import (
@@ -43,6 +54,12 @@ _HOMES = {
     "fit": "softprompt.fitting",
     "MixedPrompts": "softprompt.mixed",
     "PTuningV2": "softprompt.prompts",
+    "ADePT": "softprompt.prompts",
+    "DePT": "softprompt.prompts",
+    "LowRankPromptTuning": "softprompt.prompts",
+    "PTuning": "softprompt.prompts",
+    "ResidualPromptTuning": "softprompt.prompts",
+    "ULPT": "softprompt.prompts",
     "PrefixTuning": "softprompt.prompts",
     "PromptTuning": "softprompt.prompts",
     "methods": "softprompt.prompts",
@@ -63,18 +80,24 @@ _HOMES = {
 }
 
 __all__ = [
+    "ULPT",
+    "ADePT",
     "CheckpointError",
     "ClassPrediction",
+    "DePT",
     "FewShot",
     "FullTuning",
+    "LowRankPromptTuning",
     "ManualPrompt",
     "MixedPrompts",
+    "PTuning",
     "PTuningV2",
     "PrefixTuning",
     "PromptFileError",
     "PromptTuning",
     "Recipe",
     "Regression",
+    "ResidualPromptTuning",
     "SequenceClassification",
     "SoftpromptWarning",
     "SpanExtraction",

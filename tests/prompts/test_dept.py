@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,30 @@ def test_the_offset_follows_the_text_whatever_the_padding_is() -> None:
         alone = torch.cat([backbone.next_token_logits([row], output) for row in rows])
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(found, alone, rtol=1e-10, atol=1e-10)
+
+
+def test_heads_read_states_of_shifted_words() -> None:
+    backbone = tiny_backbone()
+    rows = [replace(row, targets=(), read=(len(row.context) - 1,)) for row in rows_in_front(3)]
+    with torch.no_grad():
+        output = moved(built(DePT(length=3, rank=2, positions=6)))()
+        assert output.tokens is not None
+        assert output.offset is not None
+        found = backbone.states(rows, output)
+        for row, state in zip(rows, found, strict=True):
+            embeds = naive_causal.embed(backbone.model, row.context, output.tokens[0], output.offset[0])
+            expected = backbone.model.base_model(inputs_embeds=embeds[None]).last_hidden_state[0, -1]
+            torch.testing.assert_close(state, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_layers_that_are_computed_again_in_backward_give_the_same_gradients() -> None:
+    module, backbone = moved(built(DePT(length=3, rank=2, positions=6))), tiny_backbone()
+    gradients = []
+    for checkpointing in (False, True):
+        own = backbone.with_settings(gradient_checkpointing=checkpointing)
+        loss = own.score(rows_in_front(3), module()).token_log_likelihoods().sum()
+        gradients.append(torch.autograd.grad(loss, list(module.parameters())))
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
 def test_text_beyond_the_offset_gets_none_and_unused_rows_no_gradient() -> None:

@@ -19,10 +19,13 @@ from softprompt import (
     fit,
     load,
 )
+from softprompt.outputs import EncodedRow
 from softprompt.progress import Record, Silent
 from softprompt.prompts import Method
 from softprompt.prompts.prompt_tuning import VirtualTokens
-from tests.prompts.against_naive import built, rows_in_front
+from tests.naive import causal as naive
+from tests.prompts.against_naive import built, moved, rows_in_front
+from tests.tiny_encoders import CLS, SEP, encoder_backbone
 from tests.tiny_task import ROWS, TASK, tiny_backbone
 
 FOLDED: list[Method] = [
@@ -124,3 +127,20 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(method: Method, tmp_
     resumed = trained(method, folder=tmp_path)
     assert len(resumed.history) == 12
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.module.state_dict().items())
+
+
+@pytest.mark.parametrize("method", WITH_OFFSETS, ids=str)
+def test_an_encoder_s_words_are_shifted_too(method: Method) -> None:
+    backbone = encoder_backbone("bert")
+    mask = int(backbone.tokenizer.mask_token_id)
+    rows = [EncodedRow((CLS, -1, -2, *words, -3, -4, mask, SEP), ((40,),)) for words in ((20, 21, 22), (23,))]
+    with torch.no_grad():
+        output = moved(built(method, backbone))()
+        found = backbone.score(rows, output).token_log_likelihoods()
+        assert output.tokens is not None
+        offset = None if output.offset is None else output.offset[0]
+        function = None if output.token_offset is None else output.token_offset[0]
+        for row, value in zip(rows, found, strict=True):
+            embeds = naive.embed(backbone.model, row.context, output.tokens[0], offset, function)
+            logits = backbone.model(inputs_embeds=embeds[None]).logits[0, row.context.index(mask)]
+            torch.testing.assert_close(value, logits.log_softmax(-1)[40], rtol=1e-10, atol=1e-10)

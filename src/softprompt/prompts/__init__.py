@@ -6,12 +6,32 @@ import importlib
 import pkgutil
 from functools import cache
 
+from softprompt.prompts.adept import ADePT
 from softprompt.prompts.base import BuildContext, Method, PromptModule
+from softprompt.prompts.dept import DePT
+from softprompt.prompts.low_rank import LowRankPromptTuning
+from softprompt.prompts.p_tuning import PTuning
 from softprompt.prompts.p_tuning_v2 import PTuningV2
 from softprompt.prompts.prefix_tuning import PrefixTuning
 from softprompt.prompts.prompt_tuning import PromptTuning
+from softprompt.prompts.residual import ResidualPromptTuning
+from softprompt.prompts.ulpt import ULPT
 
-__all__ = ["BuildContext", "Method", "PTuningV2", "PrefixTuning", "PromptModule", "PromptTuning", "methods"]
+__all__ = [
+    "ULPT",
+    "ADePT",
+    "BuildContext",
+    "DePT",
+    "LowRankPromptTuning",
+    "Method",
+    "PTuning",
+    "PTuningV2",
+    "PrefixTuning",
+    "PromptModule",
+    "PromptTuning",
+    "ResidualPromptTuning",
+    "methods",
+]
 
 
 @cache

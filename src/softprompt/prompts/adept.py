@@ -58,9 +58,9 @@ class ADePT(Method):
         return self
 
     def unsupported(self, spec: BackboneSpec) -> str | None:
-        if spec.family == "causal-lm":
-            return None
-        return "it shifts each word by a function of its embedding, which only causal language models are given here"
+        if spec.family == "encoder-decoder":
+            return "it shifts each word by a function of its embedding, which is not built for the encoder's input"
+        return None
 
     def build(self, context: BuildContext) -> PromptModule:
         """Raises ValueError where the budget leaves nothing for the network."""
