@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -183,7 +184,7 @@ def test_no_states_are_asked_for_no_states_come(packed: bool) -> None:
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])
 def test_text_behind_a_prefix_keeps_its_positions(architecture: Encoder) -> None:
-    """transformers itself moves it by P, unless it is told not to: so does PEFT, which does not tell."""
+    """transformers moves it by P unless it is told not to; PEFT does not tell it."""
     from transformers import DynamicCache
 
     backbone = encoder_backbone(architecture)
@@ -314,3 +315,42 @@ def test_torch_compile_gives_the_same() -> None:
         assert_close(
             compiled.score(ROWS[:2], prompt).logits, backbone.score(ROWS[:2], prompt).logits, **CLOSE
         )
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_peft_s_virtual_tokens_give_the_same_and_its_prefixes_move_the_text(architecture: Encoder) -> None:
+    from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+
+    backbone = encoder_backbone(architecture, head=False)
+    ids = torch.tensor([[CLS, 20, 21, 30, SEP], [CLS, 22, SEP, 0, 0]])
+    mask = (ids > 0).long()
+    rows = [EncodedRow(tuple(row[row > 0].tolist())) for row in ids]
+
+    def theirs(config: Any) -> tuple[Any, list[Tensor]]:
+        model = get_peft_model(encoder_backbone(architecture, head=False).model, config).eval().double()
+        with torch.no_grad():
+            model.get_parameter("prompt_encoder.default.embedding.weight").normal_()
+            states = model(input_ids=ids, attention_mask=mask).last_hidden_state
+            prompt = model.get_prompt(1)
+        start = states.shape[1] - ids.shape[1]
+        return prompt, [state[start : start + len(row.context)] for state, row in zip(states, rows, strict=True)]
+
+    def ours(start: tuple[int, ...], prompt: PromptOutput) -> list[Tensor]:
+        whole = [start + row.context for row in rows]
+        read = [EncodedRow(c, read=tuple(range(len(start), len(c)))) for c in whole]
+        return list(backbone.states(read, prompt).split([len(row.read) for row in read]))
+
+    common: dict[str, Any] = {"task_type": "FEATURE_EXTRACTION", "num_virtual_tokens": 3}
+    prompt, expected = theirs(PromptTuningConfig(**common))
+    # PEFT puts them before the first token.
+    for a, b in zip(ours((-1, -2, -3), PromptOutput(tokens=prompt)), expected, strict=True):
+        assert_close(a, b, **CLOSE)
+
+    prompt, expected = theirs(PrefixTuningConfig(**common))
+    prefix = tuple((layer.keys, layer.values) for layer in prompt.layers)
+    assert all((a - b).abs().max() > 0.01 for a, b in zip(ours((), PromptOutput(prefix=prefix)), expected, strict=True))
+    moved = replace(backbone._encoder, first=backbone._encoder.first + 3)
+    backbone._encoder = moved
+    for a, b in zip(ours((), PromptOutput(prefix=prefix)), expected, strict=True):
+        assert_close(a, b, **CLOSE)

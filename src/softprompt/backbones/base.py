@@ -34,6 +34,7 @@ class BackboneSpec:
     state_width       of the last hidden states; None: d
     read_media        what a row's media column holds -> what `EncodedRow.media` is (a waveform -> log-mel features);
                       None where the backbone reads nothing but text
+    mask              id of the mask token where words are predicted in its place; None where they are not
     """
 
     name: str
@@ -51,6 +52,7 @@ class BackboneSpec:
     closed: bool = False
     state_width: int | None = None
     read_media: Callable[[Any], Tensor] | None = None
+    mask: int | None = None
 
 
 class Backbone(Protocol):

@@ -105,6 +105,7 @@ class MaskedBackbone:
             key_values_of=key_values_of if self.packed else None,
             closed=True,
             state_width=config.hidden_size,
+            mask=self.tokenizer.mask_token_id if self.family == "masked-lm" else None,
         )
 
     def with_model(self, model: PreTrainedModel) -> MaskedBackbone:

@@ -97,14 +97,25 @@ class FewShot(Untrained):
         for row in rows[: self.shots]:
             assert row.gold is not None
             text = [atom for atom in row.context if atom >= 0]
-            if text and text[0] in context.spec.special_ids:
+            edges = context.spec.special_ids - {context.spec.mask}
+            if text and text[0] in edges:
                 text = text[1:]  # a BOS: the template of the row they are shown to has it already
-            if context.spec.closed:
-                while text and text[-1] in context.spec.special_ids:
-                    text.pop()
+            while context.spec.closed and text and text[-1] in edges:
+                text.pop()
             answer = [token for token in row.targets[row.gold] if token not in context.spec.special_ids]
-            ids += [*text, *answer, *gap]
+            ids += [*_answered(text, answer, context.spec.mask), *gap]
         return Words(context.spec.embed(torch.tensor(ids)))
+
+
+def _answered(text: list[int], answer: list[int], mask: int | None) -> list[int]:
+    """The answer where the masks are, or behind a text without any."""
+    places = [i for i, token in enumerate(text) if token == mask]
+    if not places:
+        return text + answer
+    if len(places) == 1:
+        return text[: places[0]] + answer + text[places[0] + 1 :]
+    filled = dict(zip(places, answer, strict=True))
+    return [filled.get(i, token) for i, token in enumerate(text)]
 
 
 def _in_turn(rows: Sequence[EncodedRow], generator: torch.Generator) -> list[EncodedRow]:
