@@ -87,9 +87,7 @@ def test_tags_and_spans_are_read_where_the_words_are(method: Any) -> None:
 def test_full_tuning_learns_a_cloze_task_on_a_copy() -> None:
     backbone = encoder_backbone(dtype=torch.float32)
     before = {key: tensor.clone() for key, tensor in backbone.model.state_dict().items()}
-    tuned = fit(
-        backbone, CLOZE, FullTuning(), ROWS, ROWS, steps=60, learning_rate=0.003, progress=False
-    )
+    tuned = fit(backbone, CLOZE, FullTuning(), ROWS, ROWS, steps=60, learning_rate=0.003, progress=False)
     assert tuned.metrics["validation"]["accuracy"] == 1.0
     assert all(torch.equal(tensor, before[key]) for key, tensor in backbone.model.state_dict().items())
 

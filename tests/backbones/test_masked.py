@@ -334,7 +334,9 @@ def test_peft_s_virtual_tokens_give_the_same_and_its_prefixes_move_the_text(arch
             states = model(input_ids=ids, attention_mask=mask).last_hidden_state
             prompt = model.get_prompt(1)
         start = states.shape[1] - ids.shape[1]
-        return prompt, [state[start : start + len(row.context)] for state, row in zip(states, rows, strict=True)]
+        return prompt, [
+            state[start : start + len(row.context)] for state, row in zip(states, rows, strict=True)
+        ]
 
     def ours(start: tuple[int, ...], prompt: PromptOutput) -> list[Tensor]:
         whole = [start + row.context for row in rows]
@@ -349,7 +351,10 @@ def test_peft_s_virtual_tokens_give_the_same_and_its_prefixes_move_the_text(arch
 
     prompt, expected = theirs(PrefixTuningConfig(**common))
     prefix = tuple((layer.keys, layer.values) for layer in prompt.layers)
-    assert all((a - b).abs().max() > 0.01 for a, b in zip(ours((), PromptOutput(prefix=prefix)), expected, strict=True))
+    assert all(
+        (a - b).abs().max() > 0.01
+        for a, b in zip(ours((), PromptOutput(prefix=prefix)), expected, strict=True)
+    )
     moved = replace(backbone._encoder, first=backbone._encoder.first + 3)
     backbone._encoder = moved
     for a, b in zip(ours((), PromptOutput(prefix=prefix)), expected, strict=True):

@@ -20,7 +20,9 @@ def convert_text_encoder(archive: Path, target: Path, *, folder: str) -> None:
             extract_member(archive, f"{folder}/{name}", Path(source) / name)
         model, report = AutoModel.from_pretrained(source, output_loading_info=True)
         if report["missing_keys"]:
-            raise ValueError(f"{archive.name}: the encoder lacks the weights {sorted(report['missing_keys'])}")
+            raise ValueError(
+                f"{archive.name}: the encoder lacks the weights {sorted(report['missing_keys'])}"
+            )
         tokenizer = AutoTokenizer.from_pretrained(source)
         # Sentence encoders store the padding and the length of their own training; other users must not get it.
         tokenizer.backend_tokenizer.no_padding()
