@@ -10,7 +10,17 @@ from softprompt.version import __version__
 
 if TYPE_CHECKING:
     from softprompt.backbones.loading import load_backbone
-    from softprompt.baselines import FewShot, FullTuning, ManualPrompt, ZeroShot
+    from softprompt.baselines import (
+        Adapter,
+        BitFit,
+        FewShot,
+        FullTuning,
+        LinearProbe,
+        LoRA,
+        ManualPrompt,
+        MLPProbe,
+        ZeroShot,
+    )
     from softprompt.errors import CheckpointError, SoftpromptWarning, TrainingDiverged
     from softprompt.fitting import fit
     from softprompt.mixed import MixedPrompts
@@ -44,7 +54,12 @@ if TYPE_CHECKING:
 # --help needs neither.
 _HOMES = {
     "load_backbone": "softprompt.backbones.loading",
+    "Adapter": "softprompt.baselines",
+    "BitFit": "softprompt.baselines",
     "FewShot": "softprompt.baselines",
+    "LinearProbe": "softprompt.baselines",
+    "LoRA": "softprompt.baselines",
+    "MLPProbe": "softprompt.baselines",
     "FullTuning": "softprompt.baselines",
     "ManualPrompt": "softprompt.baselines",
     "ZeroShot": "softprompt.baselines",
@@ -82,12 +97,17 @@ _HOMES = {
 __all__ = [
     "ULPT",
     "ADePT",
+    "Adapter",
+    "BitFit",
     "CheckpointError",
     "ClassPrediction",
     "DePT",
     "FewShot",
     "FullTuning",
     "LowRankPromptTuning",
+    "LinearProbe",
+    "LoRA",
+    "MLPProbe",
     "ManualPrompt",
     "MixedPrompts",
     "PTuning",

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from softprompt import store
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.backbones.loading import load_backbone
+from softprompt.baselines.lora import LoRA
 from softprompt.data import load_rows
 from softprompt.model import PromptedModel
 from softprompt.prompts import Method, PromptModule, methods
 from softprompt.prompts.prompt_tuning import PromptTuning, VirtualTokens
+from softprompt.store.lora import is_lora, read_lora, write_lora
 from softprompt.tasks import TASKS, TextClassification, TextGeneration
 from softprompt.tasks.base import Row, Task, TaskEncoder, TextSetting
 from softprompt.tasks.template import slot_in_front
@@ -113,7 +115,7 @@ class TunedPrompt:
             method={"name": self.method.name, **settings_of(self.method)},
             task={"name": self.task.name, **settings_of(self.task)},
             backbone=self.identity or identity_of(self.backbone),
-            tensors=module | self._head() | self._changed(),
+            tensors=module | self._head() | {name: t.float() for name, t in self._changed().items()},
             recipe=dict(self.recipe),
             metrics=dict(self.metrics),
             notes={
@@ -130,6 +132,9 @@ class TunedPrompt:
         Raises ValueError where PEFT could not give them: virtual tokens that are not all in front, or stand after a BOS
         that the tokenizer adds; and for methods that PEFT does not know.
         """
+        if isinstance(self.method, LoRA) and self.head is None:
+            write_lora(folder, self.backbone, overwrite=overwrite)
+            return Path(folder)
         spec, config = self.backbone.spec, self.backbone.model.config.get_text_config()
         two_sided = spec.family == "encoder-decoder"
         if two_sided and not spec.closed:
@@ -157,6 +162,10 @@ def from_peft(
     PEFT puts its virtual tokens before everything, BOS included: a template without slots is read that way.
     Raises PromptFileError for a folder that cannot be read, ValueError for a prompt of another width.
     """
+    if is_lora(folder):
+        lora, own = read_lora(folder, backbone)
+        module = lora.restore(own.spec, {"tokens": torch.zeros(0, own.spec.width)}).to(own.device)
+        return TunedPrompt(own, task, lora, module, max_tokens, identity=identity_of(backbone))
     read = store.read_peft(folder)
     if read.tokens.shape[1] != backbone.spec.width:
         raise ValueError(

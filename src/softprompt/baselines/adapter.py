@@ -1,0 +1,155 @@
+"""Bottleneck adapters. Houlsby et al., ICML 2019 (arXiv 1902.00751); Pfeiffer et al., EMNLP 2020 (arXiv 2007.07779).
+
+h <- h + W_up gelu(W_down h + b_down) + b_up,   W_down in R^(m x d), W_up in R^(d x m)
+
+behind the last projection of a sublayer, before its residual connection.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from softprompt.backbones.base import Backbone, BackboneSpec
+from softprompt.baselines._copies import NoPrompt, sharing_copy, trained_dtype
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Adapter(NoPrompt):
+    """Bottlenecks in every layer of a copy, whose other weights are shared with the given backbone.
+
+    The original also trains the layer norms; here they stay frozen.
+    Raises ValueError for a model whose sublayers are not found (a mixture of experts, a state-space model).
+    """
+
+    bottleneck: int = Field(default=16, gt=0)
+    """m, width of the bottleneck."""
+    places: Literal["houlsby", "pfeiffer"] = "pfeiffer"
+    """houlsby: behind attention (and cross-attention) and behind the feed-forward network; pfeiffer: behind the latter."""
+
+    name = "adapter"
+
+    def prepare(self, backbone: Backbone, generator: torch.Generator) -> Backbone:
+        model = sharing_copy(backbone.model)
+        for layer in transformer_layers(model):
+            attention, feed_forward = sublayer_outputs(layer, width_of(model))
+            for projection in [*attention, feed_forward] if self.places == "houlsby" else [feed_forward]:
+                insert(projection, self.bottleneck, width_of(model), generator)
+        return backbone.with_model(model)
+
+    def learning_rate(self, spec: BackboneSpec) -> float:
+        """In the middle of Houlsby et al.'s search, 3e-5 to 3e-3."""
+        return 1e-3
+
+
+class Bottleneck(nn.Module):
+    """What an adapter adds, (..., d) -> (..., d), computed in float32.
+
+    W_down ~ N(0, 0.01^2) as in the original. W_up = 0: it starts as no change at all, and both can learn, W_up from the
+    first step and W_down from the second on. (With both at zero neither would ever get a gradient.)
+    """
+
+    def __init__(
+        self,
+        width: int,
+        bottleneck: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.down = nn.utils.skip_init(nn.Linear, width, bottleneck, dtype=dtype, device=device)
+        self.up = nn.utils.skip_init(nn.Linear, bottleneck, width, dtype=dtype, device=device)
+        with torch.no_grad():
+            self.down.weight.copy_(torch.randn(bottleneck, width, generator=generator) * 1e-2)
+            for tensor in (self.down.bias, self.up.weight, self.up.bias):
+                tensor.zero_()
+
+    def forward(self, states: Tensor) -> Tensor:
+        own = states.to(self.down.weight.dtype)
+        change: Tensor = self.up(functional.gelu(self.down(own)))
+        return change.to(states.dtype)
+
+
+def insert(projection: nn.Module, bottleneck: int, width: int, generator: torch.Generator) -> None:
+    """Put an adapter behind a projection, as its submodule `adapter`."""
+    weight = projection.weight
+    assert isinstance(weight, Tensor)
+    adapter = Bottleneck(width, bottleneck, trained_dtype(weight.dtype), weight.device, generator)
+    projection.add_module("adapter", adapter)
+    projection.register_forward_hook(_adapted)
+
+
+def _adapted(projection: nn.Module, args: Any, output: Tensor) -> Tensor:
+    adapter = projection.adapter
+    assert isinstance(adapter, Bottleneck)
+    return output + adapter(output)
+
+
+def transformer_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers of a model, encoder's and decoder's: elements of the outermost lists that hold attention.
+
+    Raises ValueError where there are none.
+    """
+    found: list[nn.Module] = []
+    lists: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or any(name.startswith(f"{outer}.") for outer in lists):
+            continue
+        if len(module) and all(_attention_parts(layer) for layer in module):
+            lists.append(name)
+            found += module
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no list of layers with attention")
+    return found
+
+
+def sublayer_outputs(layer: nn.Module, width: int) -> tuple[list[nn.Module], nn.Module]:
+    """The last projections of a layer's attentions, and of its feed-forward network; each (..., d) at its output.
+
+    Raises ValueError where they are not found.
+    """
+    parts = _attention_parts(layer)
+    attention = [_projections(part)[-1] for part in parts]
+    inside = {id(module) for part in parts for module in part.modules()}
+    others = [module for module in _projections(layer) if id(module) not in inside]
+    found = [*attention, *others[-1:]]
+    if not others or any(_outputs(module) != width for module in found):
+        raise ValueError(
+            f"{type(layer).__name__}: its attention ({len(attention)} parts) and feed-forward network should end in linear "
+            f"layers with {width} outputs, found {[_outputs(module) for module in found]}; adapters cannot be placed"
+        )
+    return attention, others[-1]
+
+
+def width_of(model: PreTrainedModel) -> int:
+    """d, of the hidden states between layers."""
+    return int(model.config.get_text_config().hidden_size)
+
+
+def _attention_parts(layer: nn.Module) -> list[nn.Module]:
+    """The outermost submodules that are called attention in one way or another and hold projections."""
+    names: list[str] = []
+    parts: list[nn.Module] = []
+    for name, module in layer.named_modules():
+        if "att" not in name.rpartition(".")[2].lower() or any(name.startswith(f"{n}.") for n in names):
+            continue
+        if _projections(module):
+            names.append(name)
+            parts.append(module)
+    return parts
+
+
+def _projections(module: nn.Module) -> list[nn.Module]:
+    return [part for part in module.modules() if isinstance(part, nn.Linear | Conv1D)]
+
+
+def _outputs(module: nn.Module) -> int:
+    return int(module.out_features if isinstance(module, nn.Linear) else module.nf)  # type: ignore[arg-type]

@@ -1,0 +1,55 @@
+"""BitFit: every bias of the model, and nothing else. Ben Zaken, Goldberg, Ravfogel, ACL 2022 (arXiv 2106.10199)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from softprompt.backbones.base import Backbone, BackboneSpec
+from softprompt.baselines._copies import NoPrompt, sharing_copy, trained_dtype
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class BitFit(NoPrompt):
+    """Trains all biases of a copy, those of the norms too; the other weights are shared with the given backbone.
+
+    Raises ValueError for a model without biases, as Llama and its kin are.
+    """
+
+    name = "bitfit"
+
+    def prepare(self, backbone: Backbone, generator: torch.Generator) -> Backbone:
+        model = sharing_copy(backbone.model)
+        own: dict[Tensor, nn.Parameter] = {}  # a bias may belong to two modules
+        for module in list(model.modules()):
+            for name, bias in list(module.named_parameters(recurse=False)):
+                if name == "bias" or name.endswith("_bias"):
+                    dtype = trained_dtype(bias.dtype)
+                    if bias not in own:
+                        own[bias] = nn.Parameter(bias.detach().to(dtype, copy=True))
+                    setattr(module, name, own[bias])
+                    if dtype != bias.dtype:
+                        parametrize.register_parametrization(module, name, _Cast(bias.dtype), unsafe=True)
+        if not own:
+            raise ValueError(
+                f"{backbone.name} has no biases, so there is nothing that {self.name} could train"
+            )
+        return backbone.with_model(model)
+
+    def learning_rate(self, spec: BackboneSpec) -> float:
+        """The upper end of the paper's search (1e-4 to 1e-3 for BERT)."""
+        return 1e-3
+
+
+class _Cast(nn.Module):
+    """The float32 bias in the precision that the model computes in."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, bias: Tensor) -> Tensor:
+        return bias.to(self.dtype)

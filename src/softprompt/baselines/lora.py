@@ -1,0 +1,99 @@
+"""LoRA: low-rank changes of linear layers. Hu et al., ICLR 2022 (arXiv 2106.09685), by the library peft.
+
+W <- W + (alpha / r) B A,   A in R^(r x in), B in R^(out x r)
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from softprompt.backbones.base import Backbone, BackboneSpec
+from softprompt.baselines._copies import NoPrompt, sharing_copy, trained_dtype
+
+_TASK_TYPES = {"causal-lm": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class LoRA(NoPrompt):
+    """Low-rank changes in a copy whose other weights are shared with the given backbone. Needs peft (extra `lora`)."""
+
+    rank: int = Field(default=8, gt=0)
+    """r."""
+    alpha: float = Field(default=16, gt=0)
+    """Scale of the change, divided by r (by its root with `rank_stabilised`)."""
+    targets: str | tuple[str, ...] | None = None
+    """Names of the layers, "all-linear", or by default those that peft takes for this kind of model: query and value."""
+    rank_stabilised: bool = False
+    """Divide by the root of r (Kalajdzievski 2023, arXiv 2312.03732)."""
+
+    name = "lora"
+
+    def prepare(self, backbone: Backbone, generator: torch.Generator) -> Backbone:
+        model = _injected(self, backbone)
+        for name, parameter in lora_parameters(model).items():
+            parameter.data = parameter.data.to(trained_dtype(backbone.dtype))
+            with torch.no_grad():
+                if "lora_B" in name:
+                    parameter.zero_()
+                else:  # as peft does, from our own source of randomness
+                    bound = 1 / math.sqrt(parameter.shape[1])
+                    drawn = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
+                    parameter.copy_(drawn)
+        return backbone.with_model(model)
+
+    def learning_rate(self, spec: BackboneSpec) -> float:
+        """That of the original on GPT-2 (2e-4), rounded up to what later work found good."""
+        return 3e-4
+
+
+def lora_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The trained tensors of a copy that `LoRA.prepare` made, by their names in it."""
+    return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+
+
+def _injected(method: LoRA, backbone: Backbone) -> PreTrainedModel:
+    """A copy with low-rank layers in it, which alone require a gradient."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError("LoRA needs the package peft: pip install 'softprompt[lora]'") from error
+    targets = list(method.targets) if isinstance(method.targets, tuple) else method.targets
+    config = LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,  # type: ignore[arg-type]  # peft says int, and divides
+        target_modules=targets,
+        use_rslora=method.rank_stabilised,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in backbone.model.modules()),
+        task_type=_TASK_TYPES.get(backbone.spec.family),
+    )
+    model = sharing_copy(backbone.model)
+    # peft draws from the global generator; what it draws is drawn again.
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(config, model)
+    return model
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A plain model of transformers with the changes added to its weights: for `save_pretrained` and other tools.
+
+    The given model stays as it is. Logits differ by rounding where the model is not float32.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    whole = copy.deepcopy(model).requires_grad_(False)
+    for name, module in list(whole.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge(safe_merge=True)
+            parent, _, last = name.rpartition(".")
+            setattr(whole.get_submodule(parent), last, module.get_base_layer())
+    if hasattr(whole, "peft_config"):
+        del whole.peft_config
+    return whole

@@ -1,0 +1,121 @@
+"""LoRA against PEFT's own: the same logits from its folder and from ours; merged weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from softprompt import LoRA, SequenceClassification, fit, from_peft
+from softprompt.baselines import merged
+from softprompt.store import PromptFileError
+from tests.tiny import Architecture, tiny_causal_lm
+from tests.tiny_task import ROWS, TASK, tiny_backbone
+
+SHORT: dict[str, Any] = {"steps": 4, "batch_size": 8, "learning_rate": 1e-2, "progress": False}
+IDS = torch.tensor([[20, 21, 30, 31, 40]])
+# PEFT 0.21.2 reads this property of transformers 5.23.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model(input_ids=IDS).logits
+    return found
+
+
+def random_lora(architecture: Architecture, **settings: Any) -> Any:
+    """PEFT's LoRA of a tiny model, none of its tensors zero."""
+    config = peft.LoraConfig(r=3, lora_alpha=5, task_type="CAUSAL_LM", **settings)
+    model = peft.get_peft_model(tiny_causal_lm(architecture), config)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("llama", {}),
+        ("llama", {"target_modules": "all-linear", "use_rslora": True}),
+        ("gpt2", {"fan_in_fan_out": True}),
+    ],
+)
+def test_a_folder_of_peft_gives_its_logits(architecture: Architecture, settings: Any, tmp_path: Path) -> None:
+    theirs = random_lora(architecture, **settings)
+    theirs.save_pretrained(tmp_path / "lora")
+    backbone = tiny_backbone(architecture)
+    tuned = from_peft(tmp_path / "lora", backbone, TASK)
+    assert isinstance(tuned.method, LoRA)
+    assert_close(logits(tuned.backbone.model), logits(theirs), rtol=0, atol=1e-10)
+    assert (logits(backbone.model) - logits(theirs)).abs().max() > 1e-3
+    assert len(tuned.predict(["film"])) == 1
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_what_we_trained_gives_the_same_logits_in_peft(architecture: Architecture, tmp_path: Path) -> None:
+    tuned = fit(tiny_backbone(architecture), TASK, LoRA(rank=3, alpha=5), ROWS, **SHORT)
+    tuned.export_peft(tmp_path / "lora")
+    theirs = peft.PeftModel.from_pretrained(tiny_causal_lm(architecture), str(tmp_path / "lora")).eval()
+    assert_close(logits(theirs), logits(tuned.backbone.model), rtol=0, atol=1e-7)
+    back = from_peft(tmp_path / "lora", tiny_backbone(architecture), TASK)
+    assert_close(logits(back.backbone.model), logits(tuned.backbone.model), rtol=0, atol=1e-7)
+    assert back.method == LoRA(rank=3, alpha=5, targets=back.method.targets)  # type: ignore[attr-defined]
+
+
+def test_merged_weights_are_a_plain_model_with_the_same_logits(tmp_path: Path) -> None:
+    backbone = tiny_backbone("llama")
+    tuned = fit(backbone, TASK, LoRA(rank=3), ROWS, **SHORT)
+    whole = merged(tuned.backbone.model)
+    assert dict(whole.named_parameters()).keys() == dict(backbone.model.named_parameters()).keys()
+    assert type(whole) is type(backbone.model)
+    assert_close(logits(whole), logits(tuned.backbone.model), rtol=0, atol=1e-7)
+    assert (logits(whole) - logits(backbone.model)).abs().max() > 1e-3
+    changed = {
+        n
+        for n, p in whole.named_parameters()
+        if not torch.equal(p, dict(backbone.model.named_parameters())[n])
+    }
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "v_proj"}
+    assert tuned.predict(["film"])  # the unmerged copy is as it was
+    assert any(".lora_" in name for name in tuned.trained())
+
+
+def test_an_option_that_is_not_supported_is_named(tmp_path: Path) -> None:
+    random_lora("llama", use_dora=True).save_pretrained(tmp_path / "dora")
+    with pytest.raises(PromptFileError, match="use_dora=True is an option of PEFT that is not supported"):
+        from_peft(tmp_path / "dora", tiny_backbone("llama"), TASK)
+
+
+def test_lora_of_another_model_is_refused(tmp_path: Path) -> None:
+    random_lora("llama").save_pretrained(tmp_path / "lora")
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    (tmp_path / "lora" / "adapter_config.json").write_text(
+        json.dumps(config | {"target_modules": ["q_proj"]})
+    )
+    with pytest.raises(PromptFileError, match="only on one side"):
+        from_peft(tmp_path / "lora", tiny_backbone("llama"), TASK)
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config | {"r": 2}))
+    with pytest.raises(PromptFileError, match="has shape"):
+        from_peft(tmp_path / "lora", tiny_backbone("llama"), TASK)
+    (tmp_path / "lora" / "adapter_config.json").write_text(
+        json.dumps(config | {"target_modules": ["nowhere"]})
+    )
+    with pytest.raises(PromptFileError, match="nowhere"):
+        from_peft(tmp_path / "lora", tiny_backbone("llama"), TASK)
+
+
+def test_lora_with_a_head_does_not_go_to_peft(tmp_path: Path) -> None:
+    task = SequenceClassification("{text}", labels=["neg", "pos"])
+    tuned = fit(tiny_backbone("llama"), task, LoRA(rank=2), ROWS, **SHORT)
+    with pytest.raises(ValueError, match="holds no head"):
+        tuned.export_peft(tmp_path / "lora")
