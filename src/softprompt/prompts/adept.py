@@ -57,11 +57,6 @@ class ADePT(Method):
         initial.check_start(self.init, self.init_text, self.init_prompt)
         return self
 
-    def unsupported(self, spec: BackboneSpec) -> str | None:
-        if spec.family == "encoder-decoder":
-            return "it shifts each word by a function of its embedding, which is not built for the encoder's input"
-        return None
-
     def build(self, context: BuildContext) -> PromptModule:
         """Raises ValueError where the budget leaves nothing for the network."""
         tokens = initial.start(context, self.length, self.init, self.init_text, self.init_prompt)
