@@ -16,9 +16,9 @@ from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.backbones.loading import load_backbone
 from softprompt.baselines.lora import LoRA
 from softprompt.data import load_rows
+from softprompt.exchange import read_peft_folder, write_peft_folder
 from softprompt.model import PromptedModel
 from softprompt.prompts import Method, PromptModule, methods
-from softprompt.prompts.prompt_tuning import PromptTuning, VirtualTokens
 from softprompt.store.lora import is_lora, read_lora, write_lora
 from softprompt.tasks import TASKS, TextClassification, TextGeneration
 from softprompt.tasks.base import Row, Task, TaskEncoder, TextSetting
@@ -129,26 +129,24 @@ class TunedPrompt:
     def export_peft(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the prompt in PEFT's format: the same logits there, for text without padding on the left.
 
-        Raises ValueError where PEFT could not give them: virtual tokens that are not all in front, or stand after a BOS
-        that the tokenizer adds; and for methods that PEFT does not know.
+        Virtual tokens are written as PROMPT_TUNING, a key-value prefix as PREFIX_TUNING, with frozen positions as CARTRIDGE.
+        Raises ValueError where PEFT could not give the same logits: virtual tokens that are not all in front, or stand
+        after a BOS that the tokenizer adds; and for methods that PEFT does not know.
         """
         if isinstance(self.method, LoRA) and self.head is None:
             write_lora(folder, self.backbone, overwrite=overwrite)
             return Path(folder)
-        spec, config = self.backbone.spec, self.backbone.model.config.get_text_config()
-        two_sided = spec.family == "encoder-decoder"
-        if two_sided and not spec.closed:
+        if self.head is not None:
             raise ValueError(
-                "PEFT puts virtual tokens into the encoder only, this prompt stands in the decoder"
+                f"PEFT's format of a prompt holds no head, and {self.task.name} is answered by one"
             )
-        tokens = front_tokens(self)
-        store.write_peft(
+        texts = {self.task.columns.get(name, name): "a" for name in self.task.fields}
+        write_peft_folder(
             folder,
-            tokens,
-            base_model_name=self.backbone.name,
-            num_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            task_type="SEQ_2_SEQ_LM" if two_sided else "CAUSAL_LM",
+            self.module.bake(),
+            self.backbone,
+            method=self.method.name,
+            probe=self.encoder.encode(texts, answer=False),
             overwrite=overwrite,
         )
         return Path(folder)
@@ -166,17 +164,11 @@ def from_peft(
         lora, own = read_lora(folder, backbone)
         module = lora.restore(own.spec, {"tokens": torch.zeros(0, own.spec.width)}).to(own.device)
         return TunedPrompt(own, task, lora, module, max_tokens, identity=identity_of(backbone))
-    read = store.read_peft(folder)
-    if read.tokens.shape[1] != backbone.spec.width:
-        raise ValueError(
-            f"{folder}: its virtual tokens have width {read.tokens.shape[1]}, {backbone.name} has {backbone.spec.width}: "
-            f"load the backbone it was trained on ({read.base_model_name or 'the file does not say which'})"
-        )
-    if isinstance(task, TextClassification | TextGeneration):
+    method, module = read_peft_folder(folder, backbone.spec)
+    if module.length and isinstance(task, TextClassification | TextGeneration):
         task = replace(task, template=slot_in_front(task.template, backbone.tokenizer))
-    module = VirtualTokens(read.tokens).to(backbone.device)
-    method = PromptTuning(length=len(read.tokens))
-    return TunedPrompt(backbone, task, method, module.requires_grad_(False), max_tokens)
+    module = module.to(backbone.device).requires_grad_(False)
+    return TunedPrompt(backbone, task, method, module, max_tokens)
 
 
 def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
@@ -260,11 +252,13 @@ def evaluate(
 def bind(
     backbone: Backbone, task: Task, virtual_tokens: int, max_tokens: int | None, prefix_length: int = 0
 ) -> TaskEncoder:
-    """The task's encoder for this backbone, `prefix_length` of whose positions are taken.
+    """The task's encoder for this backbone, behind a key-value prefix of `prefix_length` positions.
 
     Raises ValueError if the prompt leaves no room for any text.
     """
-    positions = None if backbone.spec.positions is None else backbone.spec.positions - prefix_length
+    positions = backbone.spec.positions
+    if positions is not None and backbone.spec.prefix_counts:
+        positions -= prefix_length
     limit = min((n for n in (max_tokens, positions) if n is not None), default=None)
     if limit is not None and virtual_tokens >= limit:
         prefix = f" and a prefix of {prefix_length}" if prefix_length else ""
@@ -324,32 +318,6 @@ def identity_of(backbone: Backbone) -> store.BackboneIdentity:
         family=backbone.spec.family,
         vocabulary=backbone.tokenizer.get_vocab(),
     )
-
-
-def front_tokens(tuned: TunedPrompt) -> Tensor:
-    """The virtual tokens (P, d) of a prompt that stands in front of everything. Raises ValueError for any other."""
-    if tuned.head is not None:
-        raise ValueError(
-            f"PEFT's prompt-tuning format holds no head, and {tuned.task.name} is answered by one"
-        )
-    output = tuned.module.bake()()
-    if output.offset is not None or output.token_offset is not None:
-        raise ValueError(
-            f"{tuned.method.name} adds an offset to the embeddings of the text, and PEFT has no format that holds one: "
-            "save it in softprompt's own"
-        )
-    if output.tokens is None or output.prefix is not None:
-        raise ValueError(
-            f"PEFT's prompt-tuning format holds virtual tokens only; {tuned.method.name} has more to it"
-        )
-    probe = tuned.encoder.encode({tuned.task.columns.get(n, n): "a" for n in tuned.task.fields}, answer=False)
-    length = output.tokens.shape[1]
-    if probe.context[:length] != tuple(-1 - k for k in range(length)):
-        raise ValueError(
-            "PEFT puts virtual tokens before everything, in this template they stand elsewhere: train with a template "
-            "that begins with {soft}, and writes {bos} after it if the tokenizer adds one"
-        )
-    return output.tokens[0].detach()
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -9,11 +9,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt import MixedPrompts, PrefixTuning, PromptFileError, PromptTuning, PTuningV2, fit, load
+from softprompt import (
+    MixedPrompts,
+    PrefixTuning,
+    PromptFileError,
+    PromptTuning,
+    PTuningV2,
+    SequenceClassification,
+    TextClassification,
+    TextGeneration,
+    TokenClassification,
+    fit,
+    load,
+)
 from softprompt.outputs import EncodedRow, PromptOutput
 from softprompt.prompts import BuildContext, Method, PromptModule
 from softprompt.prompts import _prefix as prefix
 from tests.tiny import Architecture
+from tests.tiny_encoders import encoder_backbone
 from tests.tiny_task import ROWS, TASK, tiny_backbone
 
 METHODS: dict[str, Method] = {
@@ -240,6 +253,59 @@ def test_a_prefix_takes_its_positions_from_the_text() -> None:
         ValueError, match="a prefix of 128 positions leaves no room for text: tiny/llama has 128"
     ):
         fit(backbone, TASK, PTuningV2(length=128), ROWS, steps=1, progress=False)
+
+
+WORDS = [
+    {
+        **row,
+        "words": row["text"].split(),
+        "tags": ["B-X" if w == "film" else "O" for w in row["text"].split()],
+    }
+    for row in ROWS
+]
+
+
+@pytest.mark.parametrize("method", [PTuningV2(length=6), PrefixTuning(length=6)], ids=["v2", "mlp"])
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [
+        (TextClassification("{text} sentiment{mask}", labels=TASK.labels), "accuracy"),
+        (SequenceClassification("{text}", labels=["neg", "pos"]), "accuracy"),
+        (TokenClassification(["O", "B-X"]), "f1"),
+    ],
+    ids=["cloze", "head", "tags"],
+)
+def test_an_encoder_learns_by_a_prefix_with_a_verbalizer_or_a_head(
+    method: Method, task: Any, metric: str, tmp_path: Path
+) -> None:
+    backbone = encoder_backbone(dtype=torch.float32)
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    tuned = fit(backbone, task, method, WORDS, steps=100, batch_size=8, progress=False)
+    assert tuned.evaluate(WORDS)[metric] == 1.0, [r["loss"] for r in tuned.history][::10]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.model.state_dict().items())
+    again = load(tuned.save(tmp_path / "p"), backbone)
+    assert torch.equal(rows_of(again.module), rows_of(tuned.module))
+    assert again.evaluate(WORDS) == tuned.evaluate(WORDS)
+
+
+def test_the_positions_of_a_prefix_are_not_taken_where_they_do_not_count() -> None:
+    backbone = encoder_backbone()
+    task = SequenceClassification("{text}", labels=["neg", "pos"])
+    tuned = fit(backbone, task, PTuningV2(length=100), ROWS, steps=1, progress=False)
+    row = tuned.encoder.encode({"text": "film " * 200, "label": "pos"})
+    assert len(row.context) == backbone.spec.positions
+    with pytest.raises(ValueError, match=r"PEFT's format of a prompt holds no head"):
+        tuned.export_peft("nowhere")
+
+
+def test_a_model_that_generates_learns_by_a_prefix() -> None:
+    task = TextGeneration("{text} is", target=" {label}", max_new_tokens=2)
+    rows = [{**row, "label": {"pos": "good", "neg": "bad"}[row["label"]]} for row in ROWS]
+    backbone = tiny_backbone(dtype=torch.float32)
+    tuned = fit(
+        backbone, task, PTuningV2(length=6, dropout=0.0), rows, steps=200, batch_size=8, progress=False
+    )
+    assert tuned.predict([row["text"] for row in rows[:6]]) == ["good", "bad"] * 3
 
 
 @pytest.mark.parametrize(

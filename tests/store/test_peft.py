@@ -226,7 +226,6 @@ def test_folders_that_hold_no_peft_prompt_are_told_apart(tmp_path: Path, folder:
         (torch.zeros(0, 48), {}, r"shape \(0, 48\)"),
         (torch.zeros(2, 48, dtype=torch.int64), {}, "int64"),
         (torch.zeros(2, 48), {"task_type": "CAUSAL"}, "task_type is 'CAUSAL'; PEFT knows CAUSAL_LM"),
-        (torch.zeros(2, 48), {"peft_type": "LORA"}, "can be written are: PROMPT_TUNING"),
     ],
 )
 def test_what_peft_could_not_read_is_not_written(
@@ -259,6 +258,7 @@ def test_damage_gives_an_error_or_a_prompt(
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     try:
-        assert read_peft(folder).tokens.dim() == 2
+        read = read_peft(folder)
+        assert (read.prefix if read.tokens is None else read.tokens).dim() == 2
     except PromptFileError:
         return

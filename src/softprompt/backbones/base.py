@@ -35,6 +35,7 @@ class BackboneSpec:
     read_media        what a row's media column holds -> what `EncodedRow.media` is (a waveform -> log-mel features);
                       None where the backbone reads nothing but text
     mask              id of the mask token where words are predicted in its place; None where they are not
+    prefix_counts     the positions of a key-value prefix count: a row's context behind it begins at position P, not at 0
     """
 
     name: str
@@ -53,6 +54,7 @@ class BackboneSpec:
     state_width: int | None = None
     read_media: Callable[[Any], Tensor] | None = None
     mask: int | None = None
+    prefix_counts: bool = True
 
 
 class Backbone(Protocol):

@@ -113,6 +113,7 @@ class EncoderDecoderBackbone:
             places=places,
             key_values_of=None if self.speech else self._key_values_of,
             closed=not self.speech,
+            prefix_counts=self.speech,
             read_media=partial(spectrogram, config=config) if self.speech else None,
         )
 

@@ -106,6 +106,7 @@ class MaskedBackbone:
             closed=True,
             state_width=config.hidden_size,
             mask=self.tokenizer.mask_token_id if self.family == "masked-lm" else None,
+            prefix_counts=False,
         )
 
     def with_model(self, model: PreTrainedModel) -> MaskedBackbone:

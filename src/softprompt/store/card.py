@@ -87,6 +87,21 @@ without them.
 """
 
 
+def peft_prefix_card(base_model_name: str | None, positions: int, layers: int) -> str:
+    """The card of a key-value prefix in PEFT's format."""
+    base = f"`{_shown(base_model_name)}`" if base_model_name else "the model it was trained on (not recorded)"
+    return f"""\
+{_head("peft", base_model_name, ["softprompt", "prefix-tuning"])}
+# A key-value prefix of {positions} positions
+
+Keys and values of {positions} positions that are put in front of those of the text in each of the {layers} layers of {base},
+whose weights are unchanged. Written by softprompt in PEFT's format; load it with `peft.PeftModel.from_pretrained`.
+
+The template and the label words that it was trained with are not part of this format, and it is of little use
+without them.
+"""
+
+
 def _head(library: str, base_model: str | None, tags: list[str]) -> str:
     base = f"base_model: {json.dumps(base_model)}\n" if base_model and _HUB_ID.fullmatch(base_model) else ""
     # A JSON string is a YAML string.

@@ -18,7 +18,10 @@ def load_tokens(folder: str | Path) -> Tensor:
     Raises PromptFileError if the folder is neither, is damaged, or holds a prompt without virtual tokens.
     """
     if (Path(folder) / "adapter_config.json").exists():
-        return read_peft(folder).tokens
+        read = read_peft(folder)
+        if read.tokens is None:
+            raise PromptFileError(f"{folder}: a {read.peft_type} prompt has no virtual tokens to start from")
+        return read.tokens
     saved = load(folder)
     tokens = saved.tensors.get("prompt.tokens")
     if tokens is None or not len(tokens):
@@ -33,6 +36,11 @@ def load_prefix(folder: str | Path) -> Tensor:
 
     Raises PromptFileError if the folder is neither, is damaged, or holds a prompt that is no prefix.
     """
+    if (Path(folder) / "adapter_config.json").exists():
+        read = read_peft(folder)
+        if read.prefix is None:
+            raise PromptFileError(f"{folder}: a {read.peft_type} prompt has no keys and values to start from")
+        return read.prefix
     saved = load(folder)
     rows, frozen = saved.tensors.get("prompt.rows.weight"), saved.tensors.get("prompt.frozen")
     if rows is None:

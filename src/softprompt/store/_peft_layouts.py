@@ -1,0 +1,153 @@
+"""What the tensor file of each of PEFT's prompt types holds, and the fields of its config.
+
+Letters: P virtual tokens or prefix positions, S blocks of them (2 for encoder-decoders, only the first is used), d width,
+W numbers of a prefix's row, Hkv key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from softprompt.store.errors import PromptFileError
+
+PROMPT = "prompt_embeddings"
+CONFIG = "adapter_config.json"
+
+# The release whose complete set of fields is written here, and against which both directions are tested.
+_PEFT_VERSION = "0.21.2"
+
+
+@dataclass(frozen=True, eq=False)
+class PeftContent:
+    """What was learned: virtual tokens (P, d), or keys and values (P, W) of which the first `frozen` were not trained."""
+
+    tokens: Tensor | None = None
+    prefix: Tensor | None = None
+    frozen: int = 0
+
+
+@dataclass(frozen=True)
+class PeftShape:
+    """What a writer must know of the model: for a prefix its key-value heads, else its query heads."""
+
+    task_type: str
+    num_layers: int
+    num_attention_heads: int
+
+
+def _read_tokens(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: str) -> PeftContent:
+    length, prompt = _prompt(config, tensors, folder)
+    blocks = config.get("num_transformer_submodules")
+    if blocks is None:
+        blocks = 2 if config.get("task_type") == "SEQ_2_SEQ_LM" else 1
+    if blocks not in (1, 2):
+        raise PromptFileError(
+            f"{folder}: num_transformer_submodules is {blocks!r} in {CONFIG}; expected 1 or 2"
+        )
+    width = config.get("token_dim") or (prompt.shape[-1] if prompt.dim() else 0)
+    if tuple(prompt.shape) != (length * blocks, width) or not prompt.is_floating_point() or not width:
+        raise PromptFileError(
+            f"{folder}: {PROMPT} is {prompt.dtype} of shape {tuple(prompt.shape)}, where {CONFIG} asks for "
+            f"floating point of shape ({length * blocks}, {width or 'd'}): {length} virtual tokens"
+            + (" for encoder and decoder each" if blocks == 2 else "")
+            + "; config and tensors are of different prompts"
+        )
+    # PEFT puts only the first block in front of an encoder-decoder's input; the second is never used.
+    return PeftContent(tokens=prompt[:length].float().clone())
+
+
+def _read_prefix(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: str) -> PeftContent:
+    length, prompt = _prompt(config, tensors, folder)
+    layers, size = config.get("num_layers"), config.get("token_dim")
+    width, where = (prompt.shape[-1] if prompt.dim() else 0), ""
+    if type(layers) is int and type(size) is int:
+        width, where = 2 * layers * size, f" in {layers} layers"
+    if tuple(prompt.shape) != (length, width) or not prompt.is_floating_point() or not width:
+        raise PromptFileError(
+            f"{folder}: {PROMPT} is {prompt.dtype} of shape {tuple(prompt.shape)}, where {CONFIG} asks for floating "
+            f"point of shape ({length}, {width or '2 * layers * key-value width'}): {length} positions of keys and "
+            f"values{where}; config and tensors are of different prompts"
+        )
+    return PeftContent(prefix=prompt.float().clone())
+
+
+def _read_cartridge(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: str) -> PeftContent:
+    rows = _read_prefix(config, tensors, folder).prefix
+    assert rows is not None
+    frozen = config.get("num_frozen_tokens", 1)
+    if type(frozen) is not int or not 0 <= frozen <= len(rows):
+        raise PromptFileError(
+            f"{folder}: num_frozen_tokens is {frozen!r} in {CONFIG}; expected 0 to {len(rows)}, its virtual tokens"
+        )
+    return PeftContent(prefix=rows, frozen=frozen)
+
+
+def _prompt(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: str) -> tuple[int, Tensor]:
+    """P and the prompt's tensor, of whatever shape."""
+    length = config.get("num_virtual_tokens")
+    if type(length) is not int or length < 1:
+        raise PromptFileError(
+            f"{folder}: num_virtual_tokens is {length!r} in {CONFIG}; expected a whole number above 0"
+        )
+    prompt = tensors.get(PROMPT)
+    if prompt is None:
+        found = ", ".join(sorted(tensors)[:5]) or "nothing"
+        raise PromptFileError(f"{folder} holds no tensor {PROMPT!r}, only {found}")
+    return length, prompt
+
+
+def _write_tokens(content: PeftContent, shape: PeftShape) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    assert content.tokens is not None
+    length, width = content.tokens.shape
+    own = {
+        "prompt_tuning_init": "RANDOM",  # any other makes PEFT look for a text or a tokenizer
+        "prompt_tuning_init_text": None,
+        "tokenizer_kwargs": None,
+        "tokenizer_name_or_path": None,
+    }
+    fields = _common(shape, length, width)
+    return fields | own, {PROMPT: content.tokens.repeat(fields["num_transformer_submodules"], 1)}
+
+
+def _write_prefix(content: PeftContent, shape: PeftShape) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    assert content.prefix is not None
+    width = content.prefix.shape[1] // (2 * shape.num_layers)
+    own = {"encoder_hidden_size": width, "init_weights": None, "prefix_projection": False}
+    return _common(shape, len(content.prefix), width) | own, {PROMPT: content.prefix}
+
+
+def _write_cartridge(content: PeftContent, shape: PeftShape) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    assert content.prefix is not None
+    width = content.prefix.shape[1] // (2 * shape.num_layers)
+    own = {"num_frozen_tokens": content.frozen}
+    return _common(shape, len(content.prefix), width) | own, {PROMPT: content.prefix}
+
+
+def _common(shape: PeftShape, length: int, width: int) -> dict[str, Any]:
+    """Fields of every prompt type. width: d, or Hkv * D for keys and values."""
+    return {
+        "auto_mapping": None,
+        "inference_mode": True,
+        "modules_to_save": None,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_layers": shape.num_layers,
+        "num_transformer_submodules": 2 if shape.task_type == "SEQ_2_SEQ_LM" else 1,
+        "num_virtual_tokens": length,
+        "peft_version": _PEFT_VERSION,
+        "revision": None,
+        "task_type": shape.task_type,
+        "token_dim": width,
+    }
+
+
+_Reader = Callable[[Mapping[str, Any], Mapping[str, Tensor], str], PeftContent]
+_Writer = Callable[[PeftContent, PeftShape], tuple[dict[str, Any], dict[str, Tensor]]]
+LAYOUTS: dict[str, tuple[_Reader, _Writer]] = {
+    "PROMPT_TUNING": (_read_tokens, _write_tokens),
+    "PREFIX_TUNING": (_read_prefix, _write_prefix),
+    "CARTRIDGE": (_read_cartridge, _write_cartridge),
+}
