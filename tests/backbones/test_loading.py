@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from transformers import (
+    BertForPreTraining,
     BertForTokenClassification,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
+    FNetConfig,
+    FNetForMaskedLM,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -110,6 +117,32 @@ def test_a_checkpoint_without_bert_s_pooler_is_whole(tmp_path: Path) -> None:
     BertForTokenClassification(config).save_pretrained(tmp_path)
     encoder_tokenizer().save_pretrained(tmp_path)
     assert load_backbone(tmp_path).spec.family == "text-encoder"
+
+
+def test_a_pretraining_checkpoint_gives_its_words_and_its_model_object_says_how(tmp_path: Path) -> None:
+    model = BertForPreTraining(tiny_encoder("bert").config)
+    with pytest.raises(ValueError, match=r"BertForPreTraining has a second head .* pass BertForMaskedLM"):
+        load_backbone(model, tokenizer=encoder_tokenizer())
+    model.save_pretrained(tmp_path)
+    encoder_tokenizer().save_pretrained(tmp_path)
+    assert load_backbone(tmp_path).spec.family == "masked-lm"
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "family"),
+    [
+        (FNetConfig, FNetForMaskedLM, "masked-lm"),  # mixes tokens without attention
+        (ElectraConfig, ElectraForMaskedLM, "masked-lm"),
+        (ElectraConfig, ElectraForPreTraining, "text-encoder"),  # tells true words from false ones
+    ],
+)
+def test_other_encoders_are_what_they_are(config: Any, model: Any, family: str) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32}
+    settings = config(vocab_size=len(encoder_tokenizer()), **sizes)
+    if config is ElectraConfig:
+        settings.embedding_size = 16
+    spec = load_backbone(model(settings), tokenizer=encoder_tokenizer()).spec
+    assert (spec.family, bool(spec.key_values)) == (family, config is ElectraConfig)
 
 
 def test_a_masked_model_that_lacks_its_head_is_an_error(tmp_path: Path) -> None:

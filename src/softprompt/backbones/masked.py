@@ -44,9 +44,15 @@ class MaskedBackbone:
         name: str | None = None,
         packed: bool | None = None,
     ) -> None:
+        kind = type(model).__name__
+        if kind.endswith("ForPreTraining") and model.get_output_embeddings() is not None:
+            raise ValueError(
+                f"{kind} has a second head beside the one over words: pass"
+                f" {kind.replace('ForPreTraining', 'ForMaskedLM')} instead, or the checkpoint's folder"
+            )
         self.model = model
         self.tokenizer = tokenizer
-        self.name = name or model.config.name_or_path or type(model).__name__
+        self.name = name or model.config.name_or_path or kind
         self.family = "text-encoder" if model.get_output_embeddings() is None else "masked-lm"
         self._can_pack = packed
         self._encoder = _encoder(model, tokenizer)
@@ -90,13 +96,16 @@ class MaskedBackbone:
 
         vocabulary, width = self.table.shape
         sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
-        head = (config.num_attention_heads, config.hidden_size // config.num_attention_heads)
+        shapes: tuple[tuple[int, int], ...] = ()
+        if self.packed:  # a model without attention has none to count
+            heads = config.num_attention_heads
+            shapes = ((heads, config.hidden_size // heads),) * config.num_hidden_layers
         return BackboneSpec(
             name=self.name,
             family=self.family,
             width=width,
             vocabulary=vocabulary,
-            key_values=(head,) * config.num_hidden_layers if self.packed else (),
+            key_values=shapes,
             positions=self._encoder.positions,
             embedding_std=embed(sample).std().item(),
             embed=embed,
