@@ -23,7 +23,14 @@ def blocks(document: str, language: str) -> list[str]:
 
 @pytest.mark.real
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/how-to.md", "docs/encoder-decoders.md", "docs/methods/virtual-tokens.md"]
+    "document",
+    [
+        "README.md",
+        "docs/how-to.md",
+        "docs/encoder-decoders.md",
+        "docs/methods/virtual-tokens.md",
+        "docs/methods/prefixes.md",
+    ],
 )
 def test_the_python_of_a_document_runs(
     document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

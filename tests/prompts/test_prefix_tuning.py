@@ -25,6 +25,7 @@ from softprompt import (
 from softprompt.outputs import EncodedRow, PromptOutput
 from softprompt.prompts import BuildContext, Method, PromptModule
 from softprompt.prompts import _prefix as prefix
+from tests.backbones.test_encoder_decoder import backbone_of
 from tests.tiny import Architecture
 from tests.tiny_encoders import encoder_backbone
 from tests.tiny_task import ROWS, TASK, tiny_backbone
@@ -286,6 +287,28 @@ def test_an_encoder_learns_by_a_prefix_with_a_verbalizer_or_a_head(
     again = load(tuned.save(tmp_path / "p"), backbone)
     assert torch.equal(rows_of(again.module), rows_of(tuned.module))
     assert again.evaluate(WORDS) == tuned.evaluate(WORDS)
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+@pytest.mark.parametrize("method", [PTuningV2(length=3), PrefixTuning(length=3, hidden=8)], ids=["v2", "mlp"])
+def test_an_encoder_decoder_trains_three_prefixes(architecture: str, method: Any, tmp_path: Path) -> None:
+    backbone = backbone_of(architecture, layers=(2, 3))
+    task = TextGeneration("{text} is", target=" {label}", max_new_tokens=2)
+    start = rows_of(
+        method.build(BuildContext(spec=backbone.spec, generator=torch.Generator().manual_seed(0)))
+    )
+    tuned = fit(backbone, task, method, ROWS, steps=3, progress=False, warmup=0)
+    prefix_of = prefix.split_rows(rows_of(tuned.module), backbone.spec.key_values)
+    before = prefix.split_rows(start, backbone.spec.key_values)
+    assert backbone.spec.places == ("encoder",) * 2 + ("decoder",) * 3 + ("cross",) * 3
+    for ours, old in zip(prefix_of, before, strict=True):
+        assert all((a != b).any() for a, b in zip(ours, old, strict=True))
+    again = load(tuned.save(tmp_path / "p"), backbone)
+    assert again.predict(["film", "dog"]) == tuned.predict(["film", "dog"])
+    with pytest.raises(
+        ValueError, match=r"decoder's self-attention only, this one of \['cross', 'decoder', 'encoder'\]"
+    ):
+        tuned.export_peft(tmp_path / "peft")
 
 
 def test_the_positions_of_a_prefix_are_not_taken_where_they_do_not_count() -> None:
