@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from softprompt.backbones.base import Backbone
 from softprompt.backbones.causal import CausalBackbone
 from softprompt.backbones.loading import load_backbone
 from softprompt.outputs import EncodedRow, PromptOutput
@@ -45,11 +46,15 @@ def random_llama(sizes: dict[str, Any], dtype: torch.dtype, device: torch.device
     with torch.random.fork_rng(), device:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return load_backbone(model.to(device), tokenizer=word_tokenizer())
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that knows no words: rows are made of ids."""
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, unk_token="<pad>"))
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<pad>"
     )
-    return load_backbone(model.to(device), tokenizer=tokenizer)
 
 
 def random_rows(count: int, shortest: int, longest: int, vocabulary: int, seed: int = 0) -> list[Ids]:
@@ -59,7 +64,7 @@ def random_rows(count: int, shortest: int, longest: int, vocabulary: int, seed: 
     return [tuple(torch.randint(3, vocabulary, (n,), generator=generator).tolist()) for n in lengths]
 
 
-def random_prompt(backbone: CausalBackbone, length: int) -> Tensor:
+def random_prompt(backbone: Backbone, length: int) -> Tensor:
     """A prompt of the embedding table's scale, (P, d) float32."""
     generator = torch.Generator().manual_seed(1)
     prompt = torch.randn(length, backbone.spec.width, generator=generator) * backbone.spec.embedding_std

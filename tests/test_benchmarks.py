@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import causal_prompt_tuning, gpu_prompt_tuning, harness
+from benchmarks import causal_prompt_tuning, dept, gpu_prompt_tuning, harness
 from benchmarks.harness import Row
 
 CPU = torch.device("cpu")
@@ -61,6 +61,17 @@ def test_the_gpu_benchmark_can_be_tried_on_a_cpu(tmp_path: Path) -> None:
 def test_the_gpu_benchmark_says_that_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_prompt_tuning.main([]) == 0
     assert "needs a GPU" in capsys.readouterr().out
+
+
+def test_the_dept_benchmark_compares_equal_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    path = tmp_path / "dept.json"
+    assert dept.main(["--tiny", "--json", str(path)]) == 0
+    rows = read(path)
+    for shape in ("t5", "causal"):
+        assert max(rows[f"dense {shape}"]["relative_difference"].values()) < 1e-4
+        assert rows[f"prompt tuning {shape} m=60"]["peer"] > 0
+        assert not harness.measures_memory(CPU) or rows[f"dense {shape} memory"]["unit"] == "MiB"
 
 
 def test_only_names_the_cases_that_run(tmp_path: Path) -> None:
