@@ -7,17 +7,21 @@ from pathlib import Path
 from softprompt import store
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.outputs import EncodedRow
-from softprompt.prompts import Method, PrefixTuning, PromptModule
+from softprompt.prompts import Method, PrefixTuning, PromptModule, PTuning
 from softprompt.prompts._prefix import FreeRows, KeyValuePrefix, check_width, join_rows
 from softprompt.prompts.prompt_tuning import PromptTuning, VirtualTokens
 
 
-def read_peft_folder(folder: str | Path, spec: BackboneSpec) -> tuple[Method, PromptModule]:
+def read_peft_folder(
+    folder: str | Path, spec: BackboneSpec, peft_task: int | None = None
+) -> tuple[Method, PromptModule]:
     """What PEFT wrote as a method of ours and its module, for a backbone with these facts.
+
+    peft_task: see store.read_peft.
 
     Raises PromptFileError for a folder that cannot be read, ValueError for a prompt of another width.
     """
-    read = store.read_peft(folder)
+    read = store.read_peft(folder, peft_task=peft_task)
     whose = read.base_model_name or "the file does not say which"
     if read.tokens is not None:
         if read.tokens.shape[1] != spec.width:
@@ -103,6 +107,7 @@ def write_peft_folder(
         num_layers=config.num_hidden_layers,
         num_attention_heads=config.num_attention_heads,
         task_type="SEQ_2_SEQ_LM" if two_sided else "CAUSAL_LM",
+        peft_type="P_TUNING" if method == PTuning.name else "PROMPT_TUNING",
         overwrite=overwrite,
     )
 

@@ -153,9 +153,16 @@ class TunedPrompt:
 
 
 def from_peft(
-    folder: str | Path, backbone: Backbone, task: Task, *, max_tokens: int | None = None
+    folder: str | Path,
+    backbone: Backbone,
+    task: Task,
+    *,
+    max_tokens: int | None = None,
+    peft_task: int | None = None,
 ) -> TunedPrompt:
     """A prompt that PEFT wrote, for a task of ours.
+
+    peft_task: which of a multitask prompt's tasks, from 0; found alone if there is just one.
 
     PEFT puts its virtual tokens before everything, BOS included: a template without slots is read that way.
     Raises PromptFileError for a folder that cannot be read, ValueError for a prompt of another width.
@@ -164,7 +171,7 @@ def from_peft(
         lora, own = read_lora(folder, backbone)
         module = lora.restore(own.spec, {"tokens": torch.zeros(0, own.spec.width)}).to(own.device)
         return TunedPrompt(own, task, lora, module, max_tokens, identity=identity_of(backbone))
-    method, module = read_peft_folder(folder, backbone.spec)
+    method, module = read_peft_folder(folder, backbone.spec, peft_task)
     if module.length and isinstance(task, TextClassification | TextGeneration):
         task = replace(task, template=slot_in_front(task.template, backbone.tokenizer))
     module = module.to(backbone.device).requires_grad_(False)

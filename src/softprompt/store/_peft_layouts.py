@@ -23,7 +23,10 @@ _PEFT_VERSION = "0.21.2"
 
 @dataclass(frozen=True, eq=False)
 class PeftContent:
-    """What was learned: virtual tokens (P, d), or keys and values (P, W) of which the first `frozen` were not trained."""
+    """What was learned: virtual tokens (P, d), or keys and values (P, W) of which the first `frozen` were not trained.
+
+    A file for K tasks gives tokens of each, (K, P, d).
+    """
 
     tokens: Tensor | None = None
     prefix: Tensor | None = None
@@ -58,6 +61,31 @@ def _read_tokens(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folde
         )
     # PEFT puts only the first block in front of an encoder-decoder's input; the second is never used.
     return PeftContent(tokens=prompt[:length].float().clone())
+
+
+def _read_multitask(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: str) -> PeftContent:
+    """Task k has the shared tokens, number by number times the low-rank product of its columns and rows."""
+    shared = _read_tokens(config, tensors, folder).tokens
+    columns, rows = tensors.get("prefix_task_cols"), tensors.get("prefix_task_rows")
+    assert shared is not None
+    if (
+        columns is None
+        or rows is None
+        or columns.dim() != 3
+        or columns.shape[1] != len(tensors[PROMPT])
+        or tuple(rows.shape) != (len(columns), columns.shape[2], shared.shape[1])
+        or not len(columns)
+    ):
+        found = {
+            key: None if tensor is None else tuple(tensor.shape)
+            for key, tensor in (("prefix_task_cols", columns), ("prefix_task_rows", rows))
+        }
+        raise PromptFileError(
+            f"{folder}: a multitask prompt of shape {tuple(tensors[PROMPT].shape)} needs prefix_task_cols (tasks, "
+            f"{len(tensors[PROMPT])}, rank) and prefix_task_rows (tasks, rank, {shared.shape[1]}); found {found}"
+        )
+    factors = columns[:, : len(shared)].float() @ rows.float()  # (K, P, r) x (K, r, d) -> (K, P, d)
+    return PeftContent(tokens=shared * factors)
 
 
 def _read_prefix(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: str) -> PeftContent:
@@ -113,6 +141,19 @@ def _write_tokens(content: PeftContent, shape: PeftShape) -> tuple[dict[str, Any
     return fields | own, {PROMPT: content.tokens.repeat(fields["num_transformer_submodules"], 1)}
 
 
+def _write_p_tuning(content: PeftContent, shape: PeftShape) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    assert content.tokens is not None
+    length, width = content.tokens.shape
+    own = {  # of the encoder, which PEFT neither saves nor builds for inference
+        "encoder_dropout": 0.0,
+        "encoder_hidden_size": width,
+        "encoder_num_layers": 2,
+        "encoder_reparameterization_type": "MLP",
+    }
+    fields = _common(shape, length, width)
+    return fields | own, {PROMPT: content.tokens.repeat(fields["num_transformer_submodules"], 1)}
+
+
 def _write_prefix(content: PeftContent, shape: PeftShape) -> tuple[dict[str, Any], dict[str, Tensor]]:
     assert content.prefix is not None
     width = content.prefix.shape[1] // (2 * shape.num_layers)
@@ -146,8 +187,10 @@ def _common(shape: PeftShape, length: int, width: int) -> dict[str, Any]:
 
 _Reader = Callable[[Mapping[str, Any], Mapping[str, Tensor], str], PeftContent]
 _Writer = Callable[[PeftContent, PeftShape], tuple[dict[str, Any], dict[str, Tensor]]]
-LAYOUTS: dict[str, tuple[_Reader, _Writer]] = {
+LAYOUTS: dict[str, tuple[_Reader, _Writer | None]] = {
     "PROMPT_TUNING": (_read_tokens, _write_tokens),
+    "P_TUNING": (_read_tokens, _write_p_tuning),
+    "MULTITASK_PROMPT_TUNING": (_read_multitask, None),  # a prompt of one task is PROMPT_TUNING
     "PREFIX_TUNING": (_read_prefix, _write_prefix),
     "CARTRIDGE": (_read_cartridge, _write_cartridge),
 }

@@ -54,11 +54,12 @@ class PeftPrompt:
     other_tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def read_peft(folder: str | Path, *, adapter: str | None = None) -> PeftPrompt:
+def read_peft(folder: str | Path, *, adapter: str | None = None, peft_task: int | None = None) -> PeftPrompt:
     """Read a prompt in PEFT's format. Nothing that the files name is loaded or run.
 
     The config may hold no more than `peft_type`, `task_type` and `num_virtual_tokens`.
     adapter: which sub-folder, where PEFT saved several adapters; found alone if there is just one.
+    peft_task: which of a multitask prompt's tasks, from 0; found alone if there is just one.
     Raises PromptFileError, saying what was found, if there is no such prompt, its type is unknown here, or
     the files are damaged or disagree.
     """
@@ -76,7 +77,7 @@ def read_peft(folder: str | Path, *, adapter: str | None = None) -> PeftPrompt:
     return PeftPrompt(
         peft_type,
         config,
-        content.tokens,
+        _of_task(content.tokens, peft_task, str(folder)),
         content.prefix,
         content.frozen,
         base if isinstance(base, str) and base else None,
@@ -92,6 +93,7 @@ def write_peft(
     num_layers: int,
     num_attention_heads: int,
     task_type: TaskType = "CAUSAL_LM",
+    peft_type: Literal["PROMPT_TUNING", "P_TUNING"] = "PROMPT_TUNING",
     overwrite: bool = False,
 ) -> None:
     """Write virtual tokens so that `peft.PeftModel.from_pretrained(model, folder)` uses them.
@@ -99,6 +101,7 @@ def write_peft(
     tokens: (P, d), in the space of the embedding module's output; written as float32.
     base_model_name, num_layers, num_attention_heads: of the model, written because other tools read them
     (PEFT would find them in the model). For an encoder-decoder, the encoder's.
+    peft_type: both hold the same tokens. PEFT trains PROMPT_TUNING on, but not P_TUNING, whose encoder is not saved.
     The folder is written whole or not at all. Raises ValueError for tokens of another shape or an unknown
     task type, FileExistsError and OSError as `softprompt.store.save` does.
     """
@@ -109,7 +112,7 @@ def write_peft(
     content = PeftContent(tokens=tokens.detach().to("cpu", torch.float32).contiguous())
     shape = PeftShape(task_type, num_layers, num_attention_heads)
     card = peft_card(base_model_name, *tokens.shape)
-    _write(Path(folder), "PROMPT_TUNING", content, shape, base_model_name, card, overwrite)
+    _write(Path(folder), peft_type, content, shape, base_model_name, card, overwrite)
 
 
 def write_peft_prefix(
@@ -156,7 +159,10 @@ def _write(
 ) -> None:
     if shape.task_type not in get_args(TaskType):
         raise ValueError(f"task_type is {shape.task_type!r}; PEFT knows {', '.join(get_args(TaskType))}")
-    _, write = LAYOUTS[peft_type]
+    _, write = LAYOUTS.get(peft_type, (None, None))
+    if write is None:
+        writable = ", ".join(name for name, (_, writer) in LAYOUTS.items() if writer)
+        raise ValueError(f"peft_type is {peft_type!r}; the types that can be written are: {writable}")
     fields, tensors = write(content, shape)
     config = {**fields, "base_model_name_or_path": base_model_name, "peft_type": peft_type}
     files = {
@@ -165,6 +171,19 @@ def _write(
         _CARD: card.encode(),
     }
     replace_folder(folder, files, overwrite=overwrite)
+
+
+def _of_task(tokens: Tensor | None, task: int | None, folder: str) -> Tensor | None:
+    """One task's virtual tokens: (K, P, d) -> (P, d)."""
+    if tokens is None or tokens.dim() == 2:
+        if task is not None:
+            raise PromptFileError(f"{folder} holds one prompt, not one for each task; leave peft_task out")
+        return tokens
+    if (task is None and len(tokens) > 1) or (task is not None and not 0 <= task < len(tokens)):
+        raise PromptFileError(
+            f"{folder} holds prompts for {len(tokens)} tasks and peft_task is {task}; expected 0 to {len(tokens) - 1}"
+        )
+    return tokens[task or 0].clone()
 
 
 def _known() -> str:
