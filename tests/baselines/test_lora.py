@@ -16,6 +16,7 @@ from softprompt import LoRA, SequenceClassification, fit, from_peft
 from softprompt.baselines import merged
 from softprompt.store import PromptFileError
 from tests.tiny import Architecture, tiny_causal_lm
+from tests.tiny_encoders import encoder_backbone
 from tests.tiny_task import ROWS, TASK, tiny_backbone
 
 SHORT: dict[str, Any] = {"steps": 4, "batch_size": 8, "learning_rate": 1e-2, "progress": False}
@@ -119,3 +120,11 @@ def test_lora_with_a_head_does_not_go_to_peft(tmp_path: Path) -> None:
     tuned = fit(tiny_backbone("llama"), task, LoRA(rank=2), ROWS, **SHORT)
     with pytest.raises(ValueError, match="holds no head"):
         tuned.export_peft(tmp_path / "lora")
+
+
+def test_a_model_that_peft_has_no_layers_for_needs_names() -> None:
+    backbone = encoder_backbone("modernbert")
+    with pytest.raises(ValueError, match=r'peft finds no layers by default in .*targets="all-linear"'):
+        LoRA().prepare(backbone, torch.Generator())
+    prepared = LoRA(targets="all-linear").prepare(backbone, torch.Generator())
+    assert any(".lora_" in name for name, _ in prepared.model.named_parameters())

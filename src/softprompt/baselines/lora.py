@@ -77,7 +77,14 @@ def _injected(method: LoRA, backbone: Backbone) -> PreTrainedModel:
     model = sharing_copy(backbone.model)
     # peft draws from the global generator; what it draws is drawn again.
     with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(config, model)
+        try:
+            inject_adapter_in_model(config, model)
+        except ValueError as error:
+            asked = "by default" if method.targets is None else f"for targets={method.targets!r}"
+            raise ValueError(
+                f'peft finds no layers {asked} in {backbone.name}: name them, as in targets=("query", "value"), or take '
+                f'targets="all-linear" ({error})'
+            ) from error
     return model
 
 

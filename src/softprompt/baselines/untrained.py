@@ -35,6 +35,11 @@ class Untrained(Method):
     def restore(self, spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> PromptModule:
         return Words(tensors["tokens"])
 
+    def unsupported(self, spec: BackboneSpec) -> str | None:
+        if spec.family == "text-encoder":
+            return "a text encoder has no words to answer with, and this method trains no head"
+        return None
+
     def head(self, width: int, outputs: int, generator: torch.Generator) -> nn.Module:
         raise ValueError(
             f"{self.name} trains nothing, and this task is answered by a head that must be trained: take LinearProbe()"
@@ -82,11 +87,9 @@ class FewShot(Untrained):
     name = "few-shot"
 
     def unsupported(self, spec: BackboneSpec) -> str | None:
-        return (
-            None
-            if spec.read_media is None
-            else "demonstrations are text, and this backbone reads sound or pictures"
-        )
+        if spec.read_media is not None:
+            return "demonstrations are text, and this backbone reads sound or pictures"
+        return super().unsupported(spec)
 
     def build(self, context: BuildContext) -> PromptModule:
         rows = _in_turn(context.rows(), context.generator)
