@@ -20,7 +20,7 @@ from benchmarks.gemm import forward_products, gemm_rate
 from benchmarks.harness import Row
 from benchmarks.inference import our_first_token, our_scores, peft_first_token, peft_scores
 from benchmarks.sides import Ids, Outcome
-from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.base import Backbone
 from softprompt.backbones.loading import load_backbone
 from softprompt.backbones.precision import resolve_dtype
 
@@ -51,7 +51,7 @@ class Setting:
     def wants(self, case: str) -> bool:
         return self.only in case
 
-    def backbone(self, dtype: torch.dtype) -> CausalBackbone:
+    def backbone(self, dtype: torch.dtype) -> Backbone:
         return backbone(self.tiny, dtype)
 
     def rows(self, count: int) -> list[Ids]:
@@ -63,7 +63,7 @@ class Setting:
 
 
 @cache
-def backbone(tiny: bool, dtype: torch.dtype) -> CausalBackbone:
+def backbone(tiny: bool, dtype: torch.dtype) -> Backbone:
     """The model both sides share."""
     if tiny:
         return sides.random_llama(sides.TINY, dtype, CPU)

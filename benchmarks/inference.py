@@ -13,12 +13,12 @@ from peft import PeftModel
 from torch import Tensor
 
 from benchmarks.sides import Ids, encoded, padded
-from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.base import Backbone
 from softprompt.outputs import EncodedRow, PromptOutput
 
 
 def our_scores(
-    backbone: CausalBackbone, prompt: Tensor, rows: Sequence[Ids], labelled: int, batch: int
+    backbone: Backbone, prompt: Tensor, rows: Sequence[Ids], labelled: int, batch: int
 ) -> Callable[[], Tensor]:
     """Log-likelihoods of the labelled ends of all rows; compiling the prompt and packing are part of it."""
     ready = encoded(rows, len(prompt), labelled)
@@ -54,7 +54,7 @@ def peft_scores(
     return scores
 
 
-def our_first_token(backbone: CausalBackbone, prompt: Tensor, ids: Ids) -> Callable[[], Tensor]:
+def our_first_token(backbone: Backbone, prompt: Tensor, ids: Ids) -> Callable[[], Tensor]:
     """The first token after a row; the prompt is compiled, as when it serves."""
     row = EncodedRow((*range(-1, -1 - len(prompt), -1), *ids))
     compiled = backbone.compile([row], PromptOutput(tokens=prompt[None]))

@@ -141,7 +141,7 @@ def encoder(tiny: bool) -> Backbone:
 def encoder_steps(setting: Setting, length: int) -> Steps:
     """Training steps of virtual tokens in front of everything; the loss is the mean of the class tokens' states.
 
-    PEFT's rows are sorted by length and run in padded batches of 16, ours are one packed batch.
+    Rows are sorted by length and run in batches of 16, PEFT's padded.
     """
     backbone = encoder(setting.tiny)
     longest = 24 if setting.tiny else 128
@@ -151,15 +151,20 @@ def encoder_steps(setting: Setting, length: int) -> Steps:
     # A direction to read the states along: their plain mean is what the last norm makes constant.
     reader = torch.randn(backbone.spec.width, generator=generator)
 
+    ordered = sorted(rows, key=len)
+    buckets = [ordered[i : i + BUCKET] for i in range(0, ENCODER_BATCH, BUCKET)]
     virtual = tuple(range(-1, -1 - length, -1))
-    batch = [EncodedRow(virtual + ids, read=(length,)) for ids in rows]
+    encoded = [[EncodedRow(virtual + ids, read=(length,)) for ids in bucket] for bucket in buckets]
 
     def ours() -> Outcome:
         tokens = prompt[None].clone().requires_grad_()  # (P, d) -> (1, P, d)
-        loss = (backbone.states(batch, PromptOutput(tokens=tokens)) @ reader).mean()
-        loss.backward()
+        total = 0.0
+        for batch in encoded:
+            loss = (backbone.states(batch, PromptOutput(tokens=tokens)) @ reader).sum() / ENCODER_BATCH
+            loss.backward()
+            total += loss.item()
         assert tokens.grad is not None
-        return Outcome(loss.item(), tokens.grad[0])
+        return Outcome(total, tokens.grad[0])
 
     tuned = sides.peft_model(
         backbone.model, PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=length)
@@ -167,13 +172,12 @@ def encoder_steps(setting: Setting, length: int) -> Steps:
     weight = sides.prompt_weight(tuned)
     with torch.no_grad():
         weight.copy_(prompt)
-    ordered = sorted(rows, key=len)
-    buckets = [sides.padded(ordered[i : i + BUCKET], 1, CPU) for i in range(0, ENCODER_BATCH, BUCKET)]
+    padded = [sides.padded(bucket, 1, CPU) for bucket in buckets]
 
     def peer() -> Outcome:
-        weight.grad = None
+        tuned.zero_grad()
         total = 0.0
-        for bucket in buckets:
+        for bucket in padded:
             loss = _class_tokens(tuned, bucket, length, reader) / ENCODER_BATCH
             loss.backward()
             total += loss.item()

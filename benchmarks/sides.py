@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from softprompt.backbones.base import Backbone
-from softprompt.backbones.causal import CausalBackbone
 from softprompt.backbones.loading import load_backbone
 from softprompt.outputs import EncodedRow, PromptOutput
 
@@ -40,7 +39,7 @@ TINY: dict[str, Any] = {
 }
 
 
-def random_llama(sizes: dict[str, Any], dtype: torch.dtype, device: torch.device) -> CausalBackbone:
+def random_llama(sizes: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Backbone:
     """A Llama-shaped model with random weights and a tied head; equal sizes give equal weights."""
     config = LlamaConfig(**sizes, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     with torch.random.fork_rng(), device:
@@ -80,9 +79,7 @@ def encoded(rows: Sequence[Ids], length: int, labelled: int) -> list[EncodedRow]
     return [EncodedRow(virtual + ids[:-labelled], (ids[-labelled:],)) for ids in rows]
 
 
-def our_step(
-    backbone: CausalBackbone, prompt: Tensor, rows: Sequence[Ids], labelled: int
-) -> Callable[[], Outcome]:
+def our_step(backbone: Backbone, prompt: Tensor, rows: Sequence[Ids], labelled: int) -> Callable[[], Outcome]:
     """Forward and backward of softprompt; packing the rows is part of it."""
     batch = encoded(rows, len(prompt), labelled)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import causal_prompt_tuning, dept, gpu_prompt_tuning, harness
+from benchmarks import causal_prompt_tuning, dept, gpu_prompt_tuning, harness, language_methods
 from benchmarks.harness import Row
 
 CPU = torch.device("cpu")
@@ -47,6 +47,18 @@ def test_the_causal_benchmark_measures_every_case(tmp_path: Path, monkeypatch: p
     for case in ("P=20 float32", "P=100 float32", "batch inference P=100 float32"):
         assert max(rows[case]["relative_difference"].values()) < 1e-4
     assert rows["first token P=100 float32"]["relative_difference"] == {"result": 0.0}
+
+
+def test_the_benchmark_of_language_methods_does_the_same_on_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    path = tmp_path / "language.json"
+    assert language_methods.main(["--tiny", "--json", str(path)]) == 0
+    rows = read(path)
+    for method in ("prefix-tuning", "p-tuning v2", "encoder prompt tuning"):
+        for length in (20, 100):
+            assert max(rows[f"{method} P={length} float32"]["relative_difference"].values()) < 1e-4
 
 
 def test_the_gpu_benchmark_can_be_tried_on_a_cpu(tmp_path: Path) -> None:
