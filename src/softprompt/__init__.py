@@ -36,6 +36,16 @@ if TYPE_CHECKING:
         ResidualPromptTuning,
         methods,
     )
+    from softprompt.protocols.domain_shift import Domain, DomainShift, evaluate_domains
+    from softprompt.protocols.ensembling import EnsembleMetrics, PromptEnsemble
+    from softprompt.protocols.few_shot import FewShotSplit, few_shot_runs, few_shot_splits
+    from softprompt.protocols.recycling import port_prompt
+    from softprompt.protocols.transfer import (
+        combine_prompts,
+        prompt_similarity,
+        rank_sources,
+        similarity_matrix,
+    )
     from softprompt.recipe import Recipe
     from softprompt.store import PromptFileError, WrongBackboneError
     from softprompt.tasks import (
@@ -78,6 +88,19 @@ _HOMES = {
     "PrefixTuning": "softprompt.prompts",
     "PromptTuning": "softprompt.prompts",
     "methods": "softprompt.prompts",
+    "Domain": "softprompt.protocols.domain_shift",
+    "DomainShift": "softprompt.protocols.domain_shift",
+    "evaluate_domains": "softprompt.protocols.domain_shift",
+    "EnsembleMetrics": "softprompt.protocols.ensembling",
+    "PromptEnsemble": "softprompt.protocols.ensembling",
+    "FewShotSplit": "softprompt.protocols.few_shot",
+    "few_shot_runs": "softprompt.protocols.few_shot",
+    "few_shot_splits": "softprompt.protocols.few_shot",
+    "port_prompt": "softprompt.protocols.recycling",
+    "combine_prompts": "softprompt.protocols.transfer",
+    "prompt_similarity": "softprompt.protocols.transfer",
+    "rank_sources": "softprompt.protocols.transfer",
+    "similarity_matrix": "softprompt.protocols.transfer",
     "Recipe": "softprompt.recipe",
     "PromptFileError": "softprompt.store",
     "WrongBackboneError": "softprompt.store",
@@ -102,7 +125,11 @@ __all__ = [
     "CheckpointError",
     "ClassPrediction",
     "DePT",
+    "Domain",
+    "DomainShift",
+    "EnsembleMetrics",
     "FewShot",
+    "FewShotSplit",
     "FullTuning",
     "LinearProbe",
     "LoRA",
@@ -113,6 +140,7 @@ __all__ = [
     "PTuning",
     "PTuningV2",
     "PrefixTuning",
+    "PromptEnsemble",
     "PromptFileError",
     "PromptTuning",
     "Recipe",
@@ -130,11 +158,19 @@ __all__ = [
     "WrongBackboneError",
     "ZeroShot",
     "__version__",
+    "combine_prompts",
+    "evaluate_domains",
+    "few_shot_runs",
+    "few_shot_splits",
     "fit",
     "from_peft",
     "load",
     "load_backbone",
     "methods",
+    "port_prompt",
+    "prompt_similarity",
+    "rank_sources",
+    "similarity_matrix",
 ]
 
 

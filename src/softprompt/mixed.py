@@ -37,7 +37,7 @@ class MixedPrompts:
                 "load the backbone once and pass it to every load()"
             )
         self.prompts = tuple(prompts)
-        self._model = PromptedModel(
+        self.model = PromptedModel(
             prompts[0].backbone, [p.module for p in prompts], [p.head for p in prompts]
         )
 
@@ -60,7 +60,7 @@ class MixedPrompts:
             rows += carrying([tuned.encoder.encode(as_row(tuned.task, value), answer=False)], n)
         answers: dict[int, Any] = {}
         for batch in by_length([len(row.context) for row in rows], batch_size):
-            scored = _ScoredBatch(self._model, [rows[i] for i in batch])
+            scored = ScoredBatch(self.model, [rows[i] for i in batch])
             for n in {prompts[i] for i in batch}:
                 mine = [i for i in batch if prompts[i] == n]
                 found = self.prompts[n].encoder.predict(scored, [rows[i] for i in mine], batch_size=len(mine))
@@ -68,11 +68,11 @@ class MixedPrompts:
         return [answers[i] for i in range(len(rows))]
 
 
-class _ScoredBatch:
+class ScoredBatch:
     """The model for one batch: its rows were scored together, whoever asks for some of them."""
 
     def __init__(self, model: PromptedModel, rows: list[EncodedRow]) -> None:
-        self._model = model
+        self.model = model
         self._place = {id(row): i for i, row in enumerate(rows)}
         self._scores: TargetLogits | None = None
         self._states: Tensor | None = None
@@ -87,14 +87,14 @@ class _ScoredBatch:
         if self._scores is None or any(
             id(row) not in self._place for row in rows
         ):  # content-free rows of a calibration
-            return self._model.score(rows)
+            return self.model.score(rows)
         return self._scores.of_rows([self._place[id(row)] for row in rows])
 
     def outputs(self, rows: Sequence[EncodedRow]) -> Tensor:
         assert self._states is not None
         places = [self._place[id(row)] for row in rows]
         read = [i for b in places for i in range(self._starts[b], self._starts[b + 1])]
-        return self._model.apply_heads(rows, self._states[read])
+        return self.model.apply_heads(rows, self._states[read])
 
     def generate(self, rows: Sequence[EncodedRow], **options: Any) -> list[list[int]]:
-        return self._model.generate(rows, **options)
+        return self.model.generate(rows, **options)

@@ -1,0 +1,144 @@
+"""Domain shift: a prompt that was tuned on one data set, judged on others of the same task.
+
+Lester, Al-Rfou, Constant, EMNLP 2021 (arXiv 2104.08691), section 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from softprompt.backbones.base import Backbone
+from softprompt.baselines import ZeroShot
+from softprompt.prompts import BuildContext
+from softprompt.tasks.base import Row, Task
+from softprompt.tuned import Rows, TunedPrompt, read_rows, settings_of
+
+READING = frozenset({"columns", "label_column", "label_values"})
+"""Settings of a task that say how a data set is read, and may differ from one to the next."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A data set to be judged on.
+
+    rows   test rows, as in TunedPrompt.evaluate; split: which, where they have a name
+    task   the prompt's task with `columns`, `label_column` and `label_values` of this data; None: the prompt's own
+    """
+
+    name: str
+    rows: Rows
+    split: str | None = None
+    task: Task | None = None
+
+
+@dataclass(frozen=True)
+class DomainScores:
+    """What a prompt reached on one data set, and what that is to be read beside, over the same rows.
+
+    metrics    the task's
+    zero_shot  the task's metrics of the backbone without a prompt; None: it was left out, or a head answers
+    majority   accuracy of always giving the commonest label of these rows; None: a task without labels
+    """
+
+    name: str
+    metrics: Mapping[str, Any]
+    zero_shot: Mapping[str, Any] | None
+    majority: float | None
+
+
+@dataclass(frozen=True)
+class DomainShift:
+    """A prompt at home and abroad; `metric` is the task's main one."""
+
+    metric: str
+    in_domain: DomainScores
+    out_of_domain: tuple[DomainScores, ...]
+
+    @property
+    def drop(self) -> float:
+        """In-domain metric less the mean of the others: what the move costs, in the metric's own unit."""
+        outside = [scores.metrics[self.metric] for scores in self.out_of_domain]
+        return float(self.in_domain.metrics[self.metric] - sum(outside) / len(outside))
+
+    def records(self) -> list[dict[str, Any]]:
+        """A flat record per data set, in-domain first: for tables."""
+        return [
+            {
+                "domain": scores.name,
+                "in_domain": scores is self.in_domain,
+                "metric": self.metric,
+                "score": scores.metrics[self.metric],
+                "zero_shot": None if scores.zero_shot is None else scores.zero_shot[self.metric],
+                "majority": scores.majority,
+                "rows": scores.metrics.get("rows"),
+            }
+            for scores in (self.in_domain, *self.out_of_domain)
+        ]
+
+
+def evaluate_domains(
+    tuned: TunedPrompt,
+    source: Domain,
+    targets: Sequence[Domain],
+    *,
+    zero_shot: bool = True,
+    backbone: Backbone | None = None,
+    batch_size: int = 16,
+) -> DomainShift:
+    """Evaluate a tuned prompt on the data set it was tuned on, and on others.
+
+    zero_shot  also evaluate the backbone without a prompt; False where it is known from another prompt's run
+    backbone   the frozen one, for zero-shot beside a method that changed its own copy
+
+    Raises ValueError for no targets, two domains of one name, a domain whose task is another one, and for zero-shot
+    without `backbone` where the method changed its own copy.
+    """
+    domains = [source, *targets]
+    names = [domain.name for domain in domains]
+    if not targets or len(set(names)) < len(names):
+        raise ValueError(f"domains are {names}: give one target or more, each domain with a name of its own")
+    prompts = [_reading(tuned, domain) for domain in domains]
+    plain = [_without_prompt(prompt, backbone) if zero_shot else None for prompt in prompts]
+    found = [
+        _scores(domain.name, read_rows(domain.rows, domain.split), prompt, base, batch_size)
+        for domain, prompt, base in zip(domains, prompts, plain, strict=True)
+    ]
+    return DomainShift(tuned.task.main_metric, found[0], tuple(found[1:]))
+
+
+def _scores(
+    name: str, rows: Sequence[Row], tuned: TunedPrompt, plain: TunedPrompt | None, batch_size: int
+) -> DomainScores:
+    metrics = tuned.evaluate(rows, batch_size=batch_size)
+    zero_shot = None if plain is None else plain.evaluate(rows, batch_size=batch_size)
+    return DomainScores(name, metrics, zero_shot, metrics.get("majority_accuracy"))
+
+
+def _reading(tuned: TunedPrompt, domain: Domain) -> TunedPrompt:
+    """The prompt with a task that reads this domain's rows."""
+    if domain.task is None:
+        return tuned
+    ours, theirs = ({"name": task.name, **settings_of(task)} for task in (tuned.task, domain.task))
+    differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    if other := [key for key in differing if key not in READING]:
+        raise ValueError(
+            f"the task of domain {domain.name!r} differs from the prompt's in {', '.join(other)}: it may differ in "
+            f"{', '.join(sorted(READING))} only, as in dataclasses.replace(tuned.task, columns=...)"
+        )
+    return replace(tuned, task=domain.task)
+
+
+def _without_prompt(tuned: TunedPrompt, backbone: Backbone | None) -> TunedPrompt | None:
+    if tuned.task.outputs is not None:
+        return None
+    if backbone is None and tuned.identity is not None:
+        raise ValueError(
+            f"{tuned.method.name} changed its copy of the backbone, which is no zero-shot model any more: pass the frozen "
+            "one as backbone=, or zero_shot=False"
+        )
+    backbone = backbone or tuned.backbone
+    method = ZeroShot()
+    module = method.build(BuildContext(backbone.spec)).to(backbone.device)
+    return TunedPrompt(backbone, tuned.task, method, module, tuned.max_tokens)

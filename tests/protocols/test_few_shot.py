@@ -1,0 +1,162 @@
+"""k rows per class: splits that can be repeated, and runs that can go on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import softprompt as sp
+from softprompt.protocols import few_shot, started_from
+from tests.tiny_task import ROWS, TASK, tiny_backbone
+
+pytestmark = pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
+
+QUICK = sp.Recipe(steps=2, batch_size=4, warmup=0)
+SMALL: dict[str, Any] = {"shots": (1, 2), "seeds": (0, 1), "recipes": (QUICK,)}
+
+
+def labels(ids: tuple[int, ...]) -> Counter[str]:
+    return Counter(ROWS[i]["label"] for i in ids)
+
+
+def test_a_split_has_k_rows_per_class_to_train_on_and_k_others_to_choose_by() -> None:
+    for split in sp.few_shot_splits(ROWS, TASK, shots=(1, 4), seeds=(0, 1)):
+        assert labels(split.train) == labels(split.validation) == {"pos": split.shots, "neg": split.shots}
+        assert not set(split.train) & set(split.validation)
+
+
+def test_splits_repeat_nest_and_differ_by_seed() -> None:
+    splits = sp.few_shot_splits(ROWS, TASK, shots=(2, 4), seeds=(0, 1))
+    assert splits == sp.few_shot_splits(ROWS, TASK, shots=(2, 4), seeds=(0, 1))
+    assert set(splits[0].train) < set(splits[2].train)
+    assert splits[0].train != splits[1].train
+
+
+def test_splits_are_read_from_their_file_and_new_ones_are_added(tmp_path: Path) -> None:
+    file = tmp_path / "splits.json"
+    first = sp.few_shot_splits(ROWS, TASK, shots=(2,), seeds=(0,), file=file)
+    kept = json.loads(file.read_text())
+    kept["splits"]["2/0"]["train"] = [0, 1, 2, 3]  # a split that somebody shared
+    file.write_text(json.dumps(kept))
+    found = sp.few_shot_splits(ROWS, TASK, shots=(2,), seeds=(0, 1), file=file)
+    assert found[0].train == (0, 1, 2, 3)
+    assert found[0].validation == first[0].validation
+    assert set(json.loads(file.read_text())["splits"]) == {"2/0", "2/1"}
+    with pytest.raises(ValueError, match="holds splits of other rows"):
+        sp.few_shot_splits(ROWS[:-1], TASK, shots=(2,), seeds=(0,), file=file)
+
+
+def test_a_class_with_too_few_rows_is_said() -> None:
+    with pytest.raises(ValueError, match="k=9 rows per class were asked for"):
+        sp.few_shot_splits(ROWS, TASK, shots=(9,), seeds=(0,))
+    with pytest.raises(ValueError, match="k=5 rows per class were asked for"):
+        sp.few_shot_splits(ROWS, TASK, shots=(5,), seeds=(0,))
+    with pytest.raises(ValueError, match=r"k=8: no row is left to choose by for the labels \['neg', 'pos'\]"):
+        sp.few_shot_splits(ROWS, TASK, shots=(8,), seeds=(0,))
+    with pytest.raises(ValueError, match="text-generation has no classes"):
+        sp.few_shot_splits(ROWS, sp.TextGeneration("{text}", target=" {label}"), shots=(1,), seeds=(0,))
+
+
+def test_a_run_for_every_k_and_seed_with_flat_records() -> None:
+    records = sp.few_shot_runs(tiny_backbone(), TASK, sp.PromptTuning(length=2), ROWS, ROWS[:6], **SMALL)
+    assert [(r["shots"], r["seed"]) for r in records] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    for record in records:
+        assert not any(isinstance(value, dict | list) for value in record.values())
+        assert record["method"] == "prompt-tuning"
+        assert (record["majority"], record["test_rows"], record["trained_parameters"]) == (0.5, 6, 2 * 48)
+        assert record["test"] == record["test_accuracy"]
+
+
+def test_validation_chooses_the_recipe_and_the_test_rows_are_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluate, read = sp.TunedPrompt.evaluate, []
+
+    def counted(self: sp.TunedPrompt, rows: Any, **options: Any) -> dict[str, Any]:
+        read.append(rows)
+        return evaluate(self, rows, **options)
+
+    monkeypatch.setattr(sp.TunedPrompt, "evaluate", counted)
+    still = sp.Recipe(steps=1, learning_rate=1e-9)
+    learning = sp.Recipe(steps=30, batch_size=4, learning_rate=0.05)
+    (record,) = sp.few_shot_runs(
+        tiny_backbone(),
+        TASK,
+        sp.PromptTuning(length=2),
+        ROWS,
+        ROWS[:6],
+        shots=(4,),
+        seeds=(0,),
+        recipes=(still, learning),
+    )
+    assert record["recipe"] == 1
+    assert record["learning_rate"] == 0.05
+    assert record["validation"] > 0.5
+    assert read == [ROWS[:6]]
+
+
+def test_finished_runs_are_read_from_the_file_and_a_killed_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, method, file = tiny_backbone(), sp.PromptTuning(length=2), tmp_path / "runs.json"
+    done, run = [], few_shot._run
+
+    def killed(*args: Any) -> Any:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(args)
+        return run(*args)
+
+    monkeypatch.setattr(few_shot, "_run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sp.few_shot_runs(backbone, TASK, method, ROWS, ROWS[:6], file=file, **SMALL)
+    done.clear()
+    records = sp.few_shot_runs(backbone, TASK, method, ROWS, ROWS[:6], file=file, **SMALL)
+    assert (len(done), len(records)) == (2, 4)
+    monkeypatch.setattr(few_shot, "_run", None)
+    assert sp.few_shot_runs(backbone, TASK, method, ROWS, ROWS[:6], file=file, **SMALL) == records
+    with pytest.raises(
+        ValueError, match=r"runs\.json has a run 'prompt-tuning/scratch/1/0' with other settings \(method\)"
+    ):
+        sp.few_shot_runs(backbone, TASK, sp.PromptTuning(length=3), ROWS, ROWS[:6], file=file, **SMALL)
+    with pytest.raises(ValueError, match=r"with other settings \(test rows\)"):
+        sp.few_shot_runs(backbone, TASK, method, ROWS, ROWS[:4], file=file, **SMALL)
+
+
+@pytest.mark.parametrize("name", ["prompt-tuning", "dept"])
+def test_runs_start_from_a_source_prompt(tmp_path: Path, name: str) -> None:
+    backbone = tiny_backbone()
+    method = sp.methods()[name](length=2)  # type: ignore[call-arg]
+    source = sp.fit(backbone, TASK, method, ROWS, steps=30, learning_rate=0.05, progress=False)
+    folder = source.save(tmp_path / "source")
+    still = sp.Recipe(steps=1, learning_rate=1e-9)
+    (record,) = sp.few_shot_runs(
+        backbone, TASK, method, ROWS, ROWS, shots=(2,), seeds=(0,), source=folder, recipes=(still,)
+    )
+    assert record["source"] == str(folder)
+    assert record["test_accuracy"] == source.evaluate(ROWS)["accuracy"]
+
+
+def test_a_method_starts_from_a_prompt_whatever_it_started_from(tmp_path: Path) -> None:
+    method = started_from(sp.PromptTuning(length=3, init="text", init_text="film"), tmp_path)
+    assert method == sp.PromptTuning(length=3, init="prompt", init_prompt=tmp_path)
+    with pytest.raises(ValueError, match="zero-shot cannot start from a prompt"):
+        started_from(sp.ZeroShot(), tmp_path)
+
+
+def test_untrained_baselines_run_in_the_same_table() -> None:
+    (record,) = sp.few_shot_runs(
+        tiny_backbone(), TASK, sp.FewShot(shots=2), ROWS, ROWS[:6], shots=(2,), seeds=(0,), recipes=(QUICK,)
+    )
+    assert (record["method"], record["trained_parameters"], record["best_step"]) == ("few-shot", 0, None)
+
+
+def test_a_file_that_holds_no_runs_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "runs.json"
+    file.write_text("[1]")
+    with pytest.raises(ValueError, match="holds a JSON list, expected an object"):
+        sp.few_shot_runs(tiny_backbone(), TASK, sp.PromptTuning(length=2), ROWS, ROWS[:6], file=file, **SMALL)
