@@ -31,6 +31,7 @@ def blocks(document: str, language: str) -> list[str]:
         "docs/methods/heads-and-baselines.md",
         "docs/methods/prefixes.md",
         "docs/methods/virtual-tokens.md",
+        "docs/protocols.md",
     ],
 )
 def test_the_python_of_a_document_runs(

@@ -103,7 +103,8 @@ def test_finished_runs_are_read_from_the_file_and_a_killed_study_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone, method, file = tiny_backbone(), sp.PromptTuning(length=2), tmp_path / "runs.json"
-    done, run = [], few_shot._run
+    run = few_shot._run
+    done: list[Any] = []
 
     def killed(*args: Any) -> Any:
         if len(done) == 2:

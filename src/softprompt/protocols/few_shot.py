@@ -7,7 +7,7 @@ without a source task's prompt as the start.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +137,13 @@ def few_shot_runs(
 
 def started_from(method: Method, folder: str | Path) -> Method:
     """The same method, starting from a saved prompt. Raises ValueError if it cannot."""
-    if not is_dataclass(method) or "init_prompt" not in (known := {entry.name for entry in fields(method)}):
+    known = settings_of(method)
+    if "init_prompt" not in known:
         raise ValueError(f"{method.name} cannot start from a prompt: it has no setting init_prompt")
     changes: dict[str, Any] = {"init": "prompt", "init_prompt": Path(folder)}
     if "init_text" in known:
         changes["init_text"] = None
-    return replace(method, **changes)
+    return type(method)(**known | changes)
 
 
 def _run(
