@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,30 +64,36 @@ def _show(report: Report, task: Task, inputs: Sequence[Any], predictions: Sequen
     from rich.table import Table
     from rich.text import Text
 
-    from softprompt.tasks import ClassPrediction
+    from softprompt.tasks import ClassPrediction, SpanPrediction
 
-    table = Table(
-        "input", "label" if task.label_words else "text", *(["probabilities"] if task.label_words else [])
-    )
+    answered = "text" if task.outputs is None else "answer"
+    table = Table("input", *(["label", "probabilities"] if task.label_words else [answered]))
     answers = []
     for value, prediction in zip(inputs, predictions, strict=True):
         shown = (
             value
             if isinstance(value, str)
-            else " | ".join(str(value[task.columns.get(n, n)]) for n in task.fields)
+            else " | ".join(_text(value[task.columns.get(n, n)]) for n in task.fields)
         )
         row: dict[str, Any] = {
-            "input": value if isinstance(value, str) else {k: str(v) for k, v in value.items()}
+            "input": value if isinstance(value, str) else {k: _text(v) for k, v in value.items()}
         }
         if isinstance(prediction, ClassPrediction):
             row |= {"label": prediction.label, "probabilities": prediction.probabilities}
             ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
             cells = [prediction.label, "  ".join(f"{label} {p:.3f}" for label, p in ranked)]
-        else:
-            row["text"] = str(prediction)
-            cells = [str(prediction)]
+        elif isinstance(prediction, str):
+            row["text"] = prediction
+            cells = [prediction]
+        else:  # a number, tags, a span
+            row["answer"] = asdict(prediction) if isinstance(prediction, SpanPrediction) else prediction
+            cells = [" ".join(prediction) if isinstance(prediction, list) else str(prediction)]
         answers.append(row)
         # Text, not str: brackets in it are no mark-up.
         table.add_row(*(Text(cell, overflow="fold") for cell in (shown, *cells)))
     report.values["predictions"] = answers
     report.human.print(table)
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
