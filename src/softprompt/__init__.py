@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from softprompt.store import PromptFileError, WrongBackboneError
     from softprompt.tasks import (
         ClassPrediction,
+        LanguageModeling,
         Regression,
         SequenceClassification,
         SpanExtraction,
@@ -105,6 +106,7 @@ _HOMES = {
     "PromptFileError": "softprompt.store",
     "WrongBackboneError": "softprompt.store",
     "ClassPrediction": "softprompt.tasks",
+    "LanguageModeling": "softprompt.tasks",
     "Regression": "softprompt.tasks",
     "SequenceClassification": "softprompt.tasks",
     "SpanExtraction": "softprompt.tasks",
@@ -131,6 +133,7 @@ __all__ = [
     "FewShot",
     "FewShotSplit",
     "FullTuning",
+    "LanguageModeling",
     "LinearProbe",
     "LoRA",
     "LowRankPromptTuning",

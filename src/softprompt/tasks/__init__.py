@@ -1,5 +1,6 @@
 """Tasks: what is asked, and how the answer is read and judged."""
 
+from softprompt.tasks.adaptation import LanguageModeling, LanguageModelingEncoder
 from softprompt.tasks.base import Row, Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.classification import ClassPrediction, TextClassification, TextClassificationEncoder
 from softprompt.tasks.generation import TextGeneration, TextGenerationEncoder
@@ -17,6 +18,7 @@ TASKS: dict[str, type[Task]] = {
         TokenClassification,
         SpanExtraction,
         Regression,
+        LanguageModeling,
     )
 }
 """Task name, as configs and files write it -> its class."""
@@ -24,6 +26,8 @@ TASKS: dict[str, type[Task]] = {
 __all__ = [
     "TASKS",
     "ClassPrediction",
+    "LanguageModeling",
+    "LanguageModelingEncoder",
     "Regression",
     "RegressionEncoder",
     "Row",
