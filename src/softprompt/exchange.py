@@ -97,8 +97,6 @@ def write_peft_folder(
             "that begins with {soft}, and writes {bos} after it if the tokenizer adds one"
         )
     two_sided = backbone.spec.family == "encoder-decoder"
-    if two_sided and not backbone.spec.closed:
-        raise ValueError("PEFT puts virtual tokens into the encoder only, this prompt stands in the decoder")
     config = backbone.model.config.get_text_config()
     store.write_peft(
         folder,

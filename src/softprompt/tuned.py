@@ -140,6 +140,10 @@ class TunedPrompt:
             raise ValueError(
                 f"PEFT's format of a prompt holds no head, and {self.task.name} is answered by one"
             )
+        if self.backbone.spec.read_media is not None:
+            raise ValueError(
+                f"PEFT puts prompts in front of text; {self.backbone.name} reads sound, and its prompt stands in the decoder"
+            )
         texts = {self.task.columns.get(name, name): "a" for name in self.task.fields}
         write_peft_folder(
             folder,
