@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from softprompt.errors import CheckpointError, SoftpromptWarning, TrainingDiverged
     from softprompt.fitting import fit
     from softprompt.mixed import MixedPrompts
+    from softprompt.projection import FoundPrompt, project_prompt
     from softprompt.prompts import (
+        PEZ,
         ULPT,
         ADePT,
         DePT,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
         PTuning,
         PTuningV2,
         ResidualPromptTuning,
+        TriggerSearch,
         methods,
     )
     from softprompt.protocols.domain_shift import Domain, DomainShift, evaluate_domains
@@ -78,13 +81,17 @@ _HOMES = {
     "SoftpromptWarning": "softprompt.errors",
     "TrainingDiverged": "softprompt.errors",
     "fit": "softprompt.fitting",
+    "FoundPrompt": "softprompt.projection",
+    "project_prompt": "softprompt.projection",
     "MixedPrompts": "softprompt.mixed",
     "PTuningV2": "softprompt.prompts",
     "ADePT": "softprompt.prompts",
     "DePT": "softprompt.prompts",
     "LowRankPromptTuning": "softprompt.prompts",
+    "PEZ": "softprompt.prompts",
     "PTuning": "softprompt.prompts",
     "ResidualPromptTuning": "softprompt.prompts",
+    "TriggerSearch": "softprompt.prompts",
     "ULPT": "softprompt.prompts",
     "PrefixTuning": "softprompt.prompts",
     "PromptTuning": "softprompt.prompts",
@@ -120,6 +127,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "PEZ",
     "ULPT",
     "ADePT",
     "Adapter",
@@ -132,6 +140,7 @@ __all__ = [
     "EnsembleMetrics",
     "FewShot",
     "FewShotSplit",
+    "FoundPrompt",
     "FullTuning",
     "LanguageModeling",
     "LinearProbe",
@@ -157,6 +166,7 @@ __all__ = [
     "TextGeneration",
     "TokenClassification",
     "TrainingDiverged",
+    "TriggerSearch",
     "TunedPrompt",
     "WrongBackboneError",
     "ZeroShot",
@@ -171,6 +181,7 @@ __all__ = [
     "load_backbone",
     "methods",
     "port_prompt",
+    "project_prompt",
     "prompt_similarity",
     "rank_sources",
     "similarity_matrix",

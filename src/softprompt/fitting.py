@@ -20,6 +20,7 @@ from softprompt.outputs import EncodedRow
 from softprompt.progress import ConsoleProgress, Progress, Silent
 from softprompt.prompts import BuildContext, Method
 from softprompt.recipe import Recipe
+from softprompt.search import SearchProblem
 from softprompt.tasks.base import Task
 from softprompt.tasks.columns import guess
 from softprompt.tuned import (
@@ -144,9 +145,21 @@ def fit(
         )
 
     evaluations: list[dict[str, Any]] = []
+    watcher = ConsoleProgress() if progress is True else Silent() if progress is False else progress
     if not parameters:
-        tuned = result([])
-        _warn(task.concerns(train_rows, {}))
+        problem = SearchProblem(
+            prepared,
+            task,
+            lambda task, virtual_tokens: bind(prepared, task, virtual_tokens, recipe.max_tokens),
+            encoder,
+            train_rows,
+            recipe,
+            validate if validation_rows else None,
+            watcher,
+        )
+        found = method.search(problem, module)
+        tuned = result([]) if found is None else result(found.history, found.metrics, **found.facts)
+        _warn(task.concerns(train_rows, tuned.metrics.get("validation", {}) if found else {}))
         return tuned
 
     groups = method.parameter_groups(module, peak)
@@ -169,7 +182,7 @@ def fit(
             main_metric=task.main_metric if validation_rows else None,
             folder=None if folder is None else Path(folder),
             resume=resume,
-            progress=ConsoleProgress() if progress is True else Silent() if progress is False else progress,
+            progress=watcher,
         )
     except TrainingDiverged as error:
         error.last_good = result([], diverged_at=error.step)

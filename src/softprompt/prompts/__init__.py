@@ -12,12 +12,15 @@ from softprompt.prompts.dept import DePT
 from softprompt.prompts.low_rank import LowRankPromptTuning
 from softprompt.prompts.p_tuning import PTuning
 from softprompt.prompts.p_tuning_v2 import PTuningV2
+from softprompt.prompts.pez import PEZ
 from softprompt.prompts.prefix_tuning import PrefixTuning
 from softprompt.prompts.prompt_tuning import PromptTuning
 from softprompt.prompts.residual import ResidualPromptTuning
+from softprompt.prompts.trigger_search import TriggerSearch
 from softprompt.prompts.ulpt import ULPT
 
 __all__ = [
+    "PEZ",
     "ULPT",
     "ADePT",
     "BuildContext",
@@ -30,6 +33,7 @@ __all__ = [
     "PromptModule",
     "PromptTuning",
     "ResidualPromptTuning",
+    "TriggerSearch",
     "methods",
 ]
 

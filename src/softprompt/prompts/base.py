@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.outputs import EncodedRow, PromptOutput
+from softprompt.search.problem import SearchProblem, SearchResult
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ class Method(ABC):
         Then a copy of it, in which exactly the weights that are trained require a gradient. generator: for new weights.
         """
         return backbone
+
+    def search(self, problem: SearchProblem, module: PromptModule) -> SearchResult | None:
+        """Find the prompt and leave it in the module, where that is not done by training parameters; None: nothing to do.
+
+        Asked only if neither the module, nor a head, nor the prepared backbone has a parameter that requires a gradient.
+        """
+        return None
 
     def head(self, width: int, outputs: int, generator: torch.Generator) -> nn.Module:
         """The head for a task that needs one: states (n, width) -> (n, outputs), float32. By default one linear layer.

@@ -1,0 +1,64 @@
+"""What a search is given, and what it gives back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from softprompt.backbones.base import Backbone
+from softprompt.data import batches
+from softprompt.outputs import EncodedRow
+from softprompt.progress import Progress, Silent
+from softprompt.recipe import Recipe
+from softprompt.tasks.base import Row, Task, TaskEncoder
+
+
+@dataclass(frozen=True)
+class SearchProblem:
+    """A task on a frozen backbone, for a method whose prompt is searched for instead of trained.
+
+    bind          (task, virtual tokens) -> its encoder on this backbone
+    encoder       of `task`, with the slots of the prompt's P words
+    data          the training rows as they came; `rows` is what they are encoded, with their answers
+    recipe        steps, rows of a batch, micro-batches, seed, when to evaluate: what it says of optimizers is not used
+    evaluate      metrics of the prompt that now stands in the method's module; None: there are no validation rows
+    """
+
+    backbone: Backbone
+    task: Task
+    bind: Callable[[Task, int], TaskEncoder]
+    encoder: TaskEncoder
+    data: Sequence[Row]
+    recipe: Recipe
+    evaluate: Callable[[], Mapping[str, float]] | None = None
+    progress: Progress = field(default_factory=Silent)
+
+    @cached_property
+    def rows(self) -> list[EncodedRow]:
+        return [self.encoder.encode(row) for row in self.data]
+
+    def batch(self, number: int, count: int = 1) -> list[EncodedRow]:
+        """The rows of `count` batches from batch `number` on, counted through all epochs; a function of the seed."""
+        size, found = self.recipe.batch_size, []
+        per_epoch = math.ceil(len(self.rows) / size)
+        for k in range(number, number + count):
+            epoch, i = divmod(k, per_epoch)
+            found += [self.rows[j] for j in batches(len(self.rows), size, self.recipe.seed, epoch)[i]]
+        return found
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """How a search went; its prompt is in the method's module.
+
+    history  a record for each step, as plain JSON, each with the text after it
+    metrics  of the prompt that was kept, empty without validation rows
+    facts    what is written into the tuned prompt's recipe: the text, the step it was found in ...
+    """
+
+    history: Sequence[Mapping[str, Any]]
+    metrics: Mapping[str, float]
+    facts: Mapping[str, Any]

@@ -1,0 +1,125 @@
+"""A prompt of words written out: into a template, and the proof that the tokenizer reads the same words again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from softprompt.outputs import EncodedRow
+from softprompt.search.scoring import substituted
+from softprompt.search.words import Survives
+from softprompt.tasks.base import Row, Task, TaskEncoder
+from softprompt.tasks.template import Bos, Field, Literal, Mask, Part, Soft, parse_template, tokenize
+
+_PROBES = 8  # rows, with different neighbours of the slots, that a written prompt is tried on
+_LOOKED_AT = 256  # rows that these are chosen among
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of token ids, exactly: nothing skipped, no spaces cleaned up."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def write_into(template: str, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template with words in the place of its soft slots: an ordinary template, for any method and tool.
+
+    Without a slot they stand at the front, behind a `{bos}`, as virtual tokens do.
+    Raises ValueError if the slots do not take exactly these words.
+    """
+    parts = list(parse_template(template))
+    if not any(isinstance(part, Soft) for part in parts):
+        parts.insert(parts.index(Bos()) + 1 if Bos() in parts else 0, Soft())
+    numbered = sum(part.length or 0 for part in parts if isinstance(part, Soft))
+    rest = len(ids) - numbered
+    if rest < 0 or (rest > 0 and Soft() not in parts):
+        raise ValueError(
+            f"the soft slots of template {template!r} take {numbered} words, the prompt has {len(ids)}"
+        )
+    source, start = "", 0
+    for part in parts:
+        if isinstance(part, Soft):
+            length = rest if part.length is None else part.length
+            source += _escaped(decode(tokenizer, ids[start : start + length]))
+            start += length
+        else:
+            source += _source(part)
+    return source
+
+
+def written_task(task: Task, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Task | None:
+    """The task with the words in its template; None for a task that has no template."""
+    template = getattr(task, "template", None)
+    if not isinstance(template, str):
+        return None
+    settings: Any = task  # tasks are dataclasses, which their abstract class does not say
+    changed: Task = dataclasses.replace(settings, template=write_into(template, ids, tokenizer))
+    return changed
+
+
+def survival_check(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    bind: Callable[[Task, int], TaskEncoder],
+    encoder: TaskEncoder,
+    data: Sequence[Row],
+) -> Survives:
+    """A check that words, written as text, are read as these words: alone, and inside the template.
+
+    bind: (task, virtual tokens) -> encoder; encoder: of the task with its P virtual tokens. The template is filled with
+    up to eight of the first 256 rows, such that the tokens next to the slots differ.
+    """
+    rows = [encoder.encode(row, answer=False) for row in data[:_LOOKED_AT]]
+    probes = _different_neighbours(rows)
+    length = 1 + max((-1 - atom for row in rows[:1] for atom in row.context if atom < 0), default=-1)
+
+    def survives(ids: Sequence[int]) -> bool:
+        if tokenize(tokenizer, decode(tokenizer, ids)) != list(ids):
+            return False
+        if len(ids) != length:  # the beginning of a prompt fills no template
+            return True
+        written = written_task(task, ids, tokenizer)
+        if written is None:
+            return True
+        plain = bind(written, 0)
+        return all(
+            plain.encode(data[i], answer=False).context == substituted(rows[i].context, ids) for i in probes
+        )
+
+    return survives
+
+
+def _different_neighbours(rows: Sequence[EncodedRow]) -> list[int]:
+    seen: dict[tuple[int, ...], int] = {}
+    for i, row in enumerate(rows):
+        padded = (-1, *row.context, -1)
+        around = tuple(
+            atom
+            for before, here, after in zip(padded, row.context, padded[2:], strict=False)
+            for atom in (before, after)
+            if here < 0 and atom >= 0
+        )
+        seen.setdefault(around, i)
+        if len(seen) == _PROBES:
+            break
+    return list(seen.values())
+
+
+def _source(part: Part) -> str:
+    match part:
+        case Literal(text):
+            return _escaped(text)
+        case Field(name, cut):
+            return f"{{{name}:cut}}" if cut else f"{{{name}}}"
+        case Soft(length):
+            return "{soft}" if length is None else f"{{soft:{length}}}"
+        case Bos():
+            return "{bos}"
+        case Mask():
+            return "{mask}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
