@@ -32,6 +32,7 @@ def blocks(document: str, language: str) -> list[str]:
         "docs/methods/prefixes.md",
         "docs/methods/virtual-tokens.md",
         "docs/protocols.md",
+        "docs/methods/words.md",
     ],
 )
 def test_the_python_of_a_document_runs(

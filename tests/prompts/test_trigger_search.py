@@ -23,6 +23,7 @@ from softprompt import (
     load_backbone,
     project_prompt,
 )
+from softprompt.backbones.base import Backbone
 from softprompt.prompts.base import Method
 from softprompt.search import candidate_losses, searchable_words
 from tests.naive import triggers
@@ -129,7 +130,7 @@ def test_the_result_is_never_worse_on_validation_than_the_words_it_started_from(
 
 
 def test_label_words_are_used_only_where_they_may_be() -> None:
-    start = {"init_text": " film", "top_k": 40, "candidates_per_pass": 64}
+    start: dict[str, Any] = {"init_text": " film", "top_k": 40, "candidates_per_pass": 64}
     backbone = tiny_backbone()
     labels = {backbone.spec.tokenize(word)[0] for word in (" bad", " good")}
     for allowed in (False, True):
@@ -244,6 +245,7 @@ CLOZE = TextClassification("{soft} {text} sentiment {mask}.", labels={"neg": " b
 @pytest.mark.parametrize("method", [TriggerSearch(length=2, top_k=3), PEZ(length=2)], ids=["trigger", "pez"])
 @pytest.mark.parametrize("family", ["masked-lm", "encoder-decoder"])
 def test_words_are_found_for_every_family(method: Any, family: str) -> None:
+    backbone: Backbone
     if family == "masked-lm":
         backbone, task = encoder_backbone("bert"), CLOZE
     else:
