@@ -81,6 +81,11 @@ class Searched(Method):
     def restore(self, spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> PromptModule:
         return FoundWords(tensors["ids"], tensors["tokens"])
 
+    def unsupported(self, spec: BackboneSpec) -> str | None:
+        if spec.family == "text-encoder":
+            return "a text encoder has no words to answer with, and this method trains no head"
+        return None
+
     def head(self, width: int, outputs: int, generator: torch.Generator) -> nn.Module:
         raise ValueError(
             f"{self.name} trains nothing, and this task is answered by a head that must be trained: take a task that is "

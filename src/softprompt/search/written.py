@@ -71,7 +71,9 @@ def survival_check(
     bind: (task, virtual tokens) -> encoder; encoder: of the task with its P virtual tokens. The template is filled with
     up to eight of the first 256 rows, such that the tokens next to the slots differ.
     """
-    rows = [encoder.encode(row, answer=False) for row in data[:_LOOKED_AT]]
+    # Spectrograms are dear, and change no token.
+    looked_at = _PROBES if getattr(task, "media", None) else _LOOKED_AT
+    rows = [encoder.encode(row, answer=False) for row in data[:looked_at]]
     probes = _different_neighbours(rows)
     length = 1 + max((-1 - atom for row in rows[:1] for atom in row.context if atom < 0), default=-1)
 
