@@ -37,6 +37,7 @@ _TWO_SIDED = replace(
 
 KINDS: Mapping[str, BackboneSpec] = {
     "causal LM": _DECODER,
+    "prefix LM": replace(_DECODER, family="prefix-lm"),
     "state-space LM": replace(_DECODER, key_values=()),
     "encoder-decoder": _TWO_SIDED,
     "speech": replace(_TWO_SIDED, closed=False, read_media=torch.as_tensor),

@@ -11,6 +11,13 @@ from softprompt.prompts import Method, PrefixTuning, PromptModule, PTuning
 from softprompt.prompts._prefix import FreeRows, KeyValuePrefix, check_width, join_rows
 from softprompt.prompts.prompt_tuning import PromptTuning, VirtualTokens
 
+_TASK_TYPES: dict[str, store.TaskType] = {
+    "causal-lm": "CAUSAL_LM",
+    "encoder-decoder": "SEQ_2_SEQ_LM",
+    "masked-lm": "FEATURE_EXTRACTION",  # PEFT has none for masked language models
+    "text-encoder": "FEATURE_EXTRACTION",
+}
+
 
 def read_peft_folder(
     folder: str | Path, spec: BackboneSpec, peft_task: int | None = None
@@ -21,6 +28,7 @@ def read_peft_folder(
 
     Raises PromptFileError for a folder that cannot be read, ValueError for a prompt of another width.
     """
+    _check_direction(spec)
     read = store.read_peft(folder, peft_task=peft_task)
     whose = read.base_model_name or "the file does not say which"
     if read.tokens is not None:
@@ -67,6 +75,7 @@ def write_peft_folder(
     method: its name, for errors. probe: some row of its task, to see where virtual tokens stand.
     Raises ValueError for what PEFT has no form for, FileExistsError if the folder is not empty and `overwrite` is False.
     """
+    _check_direction(backbone.spec)
     output = module()
     if output.offset is not None or output.token_offset is not None:
         raise ValueError(
@@ -96,7 +105,6 @@ def write_peft_folder(
             "PEFT puts virtual tokens before everything, in this template they stand elsewhere: train with a template "
             "that begins with {soft}, and writes {bos} after it if the tokenizer adds one"
         )
-    two_sided = backbone.spec.family == "encoder-decoder"
     config = backbone.model.config.get_text_config()
     store.write_peft(
         folder,
@@ -104,10 +112,18 @@ def write_peft_folder(
         base_model_name=backbone.name,
         num_layers=config.num_hidden_layers,
         num_attention_heads=config.num_attention_heads,
-        task_type="SEQ_2_SEQ_LM" if two_sided else "CAUSAL_LM",
+        task_type=_TASK_TYPES[backbone.spec.family],
         peft_type="P_TUNING" if method == PTuning.name else "PROMPT_TUNING",
         overwrite=overwrite,
     )
+
+
+def _check_direction(spec: BackboneSpec) -> None:
+    if spec.family == "prefix-lm":
+        raise ValueError(
+            f"{spec.name} is read as a prefix LM, where prompt and input see each other both ways; PEFT knows causal "
+            "attention only: its answers would be others"
+        )
 
 
 def _checked_heads(spec: BackboneSpec) -> int:

@@ -111,13 +111,14 @@ def _level_masks(
             keys = torch.cat([above[0][parents], grid], dim=1)  # (S, K)
             keys_valid = torch.cat([above[1][parents], valid], dim=1)
         distance = grid[:, :, None] - keys[:, None, :]  # (S, T, K)
-        mask = (distance >= 0) & keys_valid[:, None, :]
+        mask = keys_valid[:, None, :].expand_as(distance)
+        if not level.both_ways:
+            mask = mask & (distance >= 0)
         if window is not None:
-            mask &= distance < window
+            mask = mask & (distance.abs() < window)
         # Padding queries are dropped afterwards, but a row without any key is NaN, and NaN * 0 is NaN in backward.
-        mask[..., -level.width :] |= (
-            torch.eye(level.width, dtype=torch.bool, device=device) & ~valid[:, :, None]
-        )
+        itself = torch.eye(level.width, dtype=torch.bool, device=device) & ~valid[:, :, None]
+        mask = torch.cat([mask[..., : -level.width], mask[..., -level.width :] | itself], dim=2)
         masks.append(mask)
         above = keys, keys_valid
     return masks

@@ -45,7 +45,7 @@ def generate(
     if found := SET_HERE & options.keys():
         raise ValueError(f"generate() sets {sorted(found)} itself; remove them from the options")
     if found := NOT_WITH_A_FILLED_CACHE & options.keys():
-        raise ValueError(f"{sorted(found)} cannot be used behind a prompt; give the length as maxnew_tokens")
+        raise ValueError(f"{sorted(found)} cannot be used behind a prompt; give the length as max_new_tokens")
     model = runner.model
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     # Without a cache generate() would not see what the rows were read into; with one the tokens are the same.
@@ -55,7 +55,7 @@ def generate(
     if not packed:
         return _generate_padded(model, rows, plain, options)
 
-    tree = pack(rows, plain, model.device, compiled=heads)
+    tree = pack(rows, plain, model.device, compiled=heads, both_ways=runner.both_ways)
     where, mask = _left_padded_places(rows, heads, plain, tree)
     held = where[:, :-1].repeat_interleave(
         copies_of(model, options), 0

@@ -38,12 +38,14 @@ class PackedModel:
     forward        the model itself, or what torch.compile made of it
     trunk          the model without its output layer, or what torch.compile made of that
     checkpointing  layers are recomputed in backward
+    both_ways      a row's context is read both ways (prefix LM)
     """
 
     model: PreTrainedModel
     forward: Callable[..., Any]
     trunk: Callable[..., Any]
     checkpointing: bool = False
+    both_ways: bool = False
 
     def run(
         self, tree: PrefixTree, prompt: PromptOutput, keep: Tensor, cache: DynamicCache | None = None
@@ -116,11 +118,13 @@ def pack(
     *,
     compiled: Sequence[Atoms] | None = None,
     heads: Sequence[Atoms] | None = None,
+    both_ways: bool = False,
 ) -> PrefixTree:
     """The tree of these rows.
 
     compiled  per prompt, the atoms that its key-value prefix stands for already
     heads     per prompt, what is to be shared; by default all that its rows have in common
+    both_ways contexts are read both ways, so that what stands in front depends on the row: nothing is shared
     """
     before = prefix_lengths(prompt)
     text = None
@@ -130,13 +134,16 @@ def pack(
     lengths = None
     if prompt.tokens is not None and prompt.lengths is not None and prompt.prefix is None:
         lengths = prompt.lengths.tolist()
+    if heads is None:
+        heads = [()] * prompt.count if both_ways else shared_heads(rows, prompt.count)
     return build_tree(
         rows,
-        shared_heads(rows, prompt.count) if heads is None else heads,
+        heads,
         virtual_tokens=0 if prompt.tokens is None else prompt.tokens.shape[1],
         lengths=lengths,
         offsets=None if before is None else before.tolist(),
         text_offsets=text,
+        both_ways=both_ways,
         device=device,
     )
 

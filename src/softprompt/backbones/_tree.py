@@ -11,7 +11,7 @@ Letters: N packed tokens, S segments of a level, T tokens of its longest segment
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -30,12 +30,14 @@ class Level:
     parents   (S,) segment of the level above that each continues; None at the top
     prompts   (S,) prompt that each segment carries: at the top, the key-value prefix it stands behind
     slots     (n,) where each of the level's n tokens lies in the padded (S, T) grid; None: no padding, n = S * T
+    both_ways whether the tokens of a segment see each other, or only those before them
     """
 
     lengths: tuple[int, ...]
     parents: Tensor | None
     prompts: Tensor
     slots: Tensor | None
+    both_ways: bool = False
 
     @property
     def segments(self) -> int:
@@ -154,6 +156,7 @@ def build_tree(
     lengths: Sequence[int] | None = None,
     offsets: Sequence[int] | None = None,
     text_offsets: Sequence[int] | None = None,
+    both_ways: bool = False,
     device: torch.device | str = "cpu",
 ) -> PrefixTree:
     """Pack rows whose contexts begin with their prompt's head.
@@ -163,6 +166,7 @@ def build_tree(
     lengths         virtual tokens of each prompt, where they differ
     offsets         per prompt, positions that are already taken by key-value prefixes
     text_offsets    per prompt, text tokens that stand in these prefixes
+    both_ways       a row's context is read both ways, its targets are not; no head can be shared then
     Raises ValueError for an empty context or a virtual token that the prompt does not have.
     """
     offsets = offsets or [0] * len(heads)
@@ -180,7 +184,7 @@ def build_tree(
             )
         start = (offsets[g] + len(head), text_offsets[g] + _texts(head), g)
         last = len(own) - 1
-        if len(row.targets) == 1:  # nothing to share: the continuation is part of the row
+        if len(row.targets) == 1 and not both_ways:  # nothing to share: the continuation is part of the row
             stems.add(own + row.targets[0][:-1], g, start)
             reads.append((last, (-2,), []))
             continue
@@ -189,7 +193,7 @@ def build_tree(
         after = (start[0] + len(own), start[1] + _texts(own), g)
         reads.append((last, read, [leaves.add(run, stem, after) for run in runs]))
 
-    return _lay_out(rows, heads, [roots, stems, leaves], reads, virtual_tokens, lengths, device)
+    return _lay_out(rows, heads, [roots, stems, leaves], reads, virtual_tokens, lengths, both_ways, device)
 
 
 def _lay_out(
@@ -199,6 +203,7 @@ def _lay_out(
     reads: list[tuple[int, tuple[int, ...], list[int]]],
     virtual_tokens: int,
     lengths: Sequence[int] | None,
+    both_ways: bool,
     device: torch.device | str,
 ) -> PrefixTree:
     if not any(packers[0].atoms):  # no prompt shares anything: the rows are the top
@@ -235,7 +240,8 @@ def _lay_out(
                 number += atom >= 0
                 ids.append(max(atom, 0))
                 prompts.append(g)
-        levels.append(_level(packer, top=depth == 0, device=device))
+        level = _level(packer, top=depth == 0, device=device)
+        levels.append(replace(level, both_ways=both_ways and depth == stem_level))
 
     scored: dict[int, int] = {}
     position_of: list[int] = []

@@ -28,10 +28,10 @@ from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 class CausalBackbone:
     """A decoder with its tokenizer.
 
-    packed  True: rows are packed and prompts shared; False: the padded path; None: found out by a trial
+    packed     True: rows are packed and prompts shared; False: the padded path; None: found out by a trial
+    prefix_lm  prompt and input see each other both ways, as in UniLM (Dong et al. 2019, arXiv 1905.03197), the answer
+               looks back only. The family is "prefix-lm" then, and a prompt is run for each row
     """
-
-    family = "causal-lm"
 
     def __init__(
         self,
@@ -40,12 +40,14 @@ class CausalBackbone:
         *,
         name: str | None = None,
         packed: bool | None = None,
+        prefix_lm: bool = False,
     ) -> None:
+        self.family = "prefix-lm" if prefix_lm else "causal-lm"
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
         self._can_pack = packed
-        self._runner = PackedModel(model, model, model.base_model)
+        self._runner = PackedModel(model, model, model.base_model, both_ways=prefix_lm)
 
     @property
     def device(self) -> torch.device:
@@ -67,6 +69,10 @@ class CausalBackbone:
         """Whether rows are packed and prompts shared; tried out when it is first asked for."""
         if self._can_pack is None:
             self._can_pack = can_pack(self.model, self.name)
+        if self._runner.both_ways and not self._can_pack:
+            raise ValueError(
+                f"{self.name} cannot be a prefix LM: its attention cannot be reached; load it without prefix_lm"
+            )
         return self._can_pack
 
     @cached_property
@@ -100,7 +106,9 @@ class CausalBackbone:
 
     def with_model(self, model: PreTrainedModel) -> CausalBackbone:
         """The same backbone around another copy of its model."""
-        return CausalBackbone(model, self.tokenizer, name=self.name, packed=self.packed)
+        return CausalBackbone(
+            model, self.tokenizer, name=self.name, packed=self.packed, prefix_lm=self._runner.both_ways
+        )
 
     def with_settings(
         self, *, gradient_checkpointing: bool = False, compiled: bool = False
@@ -111,7 +119,9 @@ class CausalBackbone:
             torch.compile(module, dynamic=True) if compiled else module
             for module in (self.model, self.model.base_model)
         )
-        other._runner = PackedModel(self.model, forward, trunk, gradient_checkpointing)
+        other._runner = PackedModel(
+            self.model, forward, trunk, gradient_checkpointing, self._runner.both_ways
+        )
         return other
 
     def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> TargetLogits:
@@ -125,7 +135,7 @@ class CausalBackbone:
             warn_of_windows(self.model, rows, plain)
         if not self.packed:
             return padded_logits(self.model, rows, plain)
-        tree = pack(rows, plain, self.device, compiled=heads)
+        tree = pack(rows, plain, self.device, compiled=heads, both_ways=self._runner.both_ways)
         logits = self._runner.run(tree, plain, tree.scored)
         return TargetLogits(logits, tree.position, tree.token, tree.target, tree.counts)
 
@@ -139,7 +149,8 @@ class CausalBackbone:
             warn_of_windows(self.model, rows, plain)
         if not self.packed:
             return padded_states(self.model, rows, plain)
-        return self._runner.states(pack(rows, plain, self.device, compiled=heads), plain)
+        tree = pack(rows, plain, self.device, compiled=heads, both_ways=self._runner.both_ways)
+        return self._runner.states(tree, plain)
 
     def next_token_logits(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> Tensor:
         """Logits after each row's context, (B, V)."""
@@ -152,7 +163,7 @@ class CausalBackbone:
         Later rows must begin as these rows do.
         """
         warn_of_windows(self.model, rows, prompt)
-        if not self.packed:
+        if not self.packed or self._runner.both_ways:  # behind a context read both ways nothing is as before
             return CompiledPrompt(((),) * prompt.count, prompt)
         return compile_prompt(self._runner, rows, prompt)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def load_backbone(
     device: str | torch.device | None = None,
     revision: str | None = None,
     packed: bool | None = None,
+    prefix_lm: bool = False,
 ) -> Backbone:
     """A frozen model with its tokenizer.
 
@@ -115,6 +117,7 @@ def load_backbone(
     device    where to; by default the first GPU, else the CPU
     revision  of a hub model
     packed    False runs the plain padded path instead of sharing prompts; by default found out by a trial
+    prefix_lm a decoder whose prompt and input see each other both ways (UniLM), where its attention can be reached
 
     Raises ValueError for a model of no known family, one that misses weights or has damaged ones, FileNotFoundError
     for a source that is neither a carrier, nor a folder, nor to be had from the hub.
@@ -122,7 +125,7 @@ def load_backbone(
     if isinstance(source, PreTrainedModel):
         described = copy(source.config)
         described.architectures = [type(source).__name__]  # a config says so only once it is saved
-        family = _family_of(described, type(source).__name__)
+        family = _family_of(described, type(source).__name__, prefix_lm)
         if tokenizer is None:
             raise ValueError("a model object comes without its tokenizer: pass tokenizer=")
         return family.backbone(source.eval().requires_grad_(False), tokenizer, packed=packed)
@@ -133,7 +136,7 @@ def load_backbone(
     wanted = resolve_dtype(dtype, where)
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision)
-        family = _family_of(config, name)
+        family = _family_of(config, name, prefix_lm)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, revision=revision)
         loaded: Any = family.auto.from_pretrained(
             folder, revision=revision, dtype=wanted, output_loading_info=True, ignore_mismatched_sizes=True
@@ -163,10 +166,16 @@ def load_backbone(
     return family.backbone(model.to(where).eval().requires_grad_(False), tokenizer, name=name, packed=packed)
 
 
-def _family_of(config: PreTrainedConfig, name: str) -> Family:
+def _family_of(config: PreTrainedConfig, name: str, prefix_lm: bool) -> Family:
     for family in FAMILIES:
         if family.holds(config):
-            return family
+            if not prefix_lm:
+                return family
+            if family.name == "causal-lm":
+                return replace(family, backbone=partial(CausalBackbone, prefix_lm=True))
+            raise ValueError(
+                f"{name} is of the family {family.name}: only a decoder can be read as a prefix LM"
+            )
     raise ValueError(
         f"{name} is a model of type {config.model_type!r}, which belongs to no family that softprompt knows: "
         f"{', '.join(family.name for family in FAMILIES)} (Llama, GPT-2, BERT ...)"

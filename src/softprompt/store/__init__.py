@@ -3,7 +3,7 @@
 from softprompt.store.errors import PromptFileError
 from softprompt.store.fingerprint import BackboneIdentity, fingerprint
 from softprompt.store.format import load, save
-from softprompt.store.peft import PeftPrompt, read_peft, write_peft, write_peft_prefix
+from softprompt.store.peft import PeftPrompt, TaskType, read_peft, write_peft, write_peft_prefix
 from softprompt.store.saved import (
     FORMAT_VERSION,
     SavedPrompt,
@@ -19,6 +19,7 @@ __all__ = [
     "PeftPrompt",
     "PromptFileError",
     "SavedPrompt",
+    "TaskType",
     "WrongBackboneError",
     "check_backbone",
     "fingerprint",
