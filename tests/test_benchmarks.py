@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import causal_prompt_tuning, dept, gpu_prompt_tuning, harness, language_methods
+from benchmarks import (
+    causal_prompt_tuning,
+    dept,
+    gpu_prompt_tuning,
+    harness,
+    language_methods,
+    vision_prompts,
+)
 from benchmarks.harness import Row
 
 CPU = torch.device("cpu")
@@ -67,6 +74,17 @@ def test_the_gpu_benchmark_can_be_tried_on_a_cpu(tmp_path: Path) -> None:
     rows = read(path)
     assert set(rows) == {"B=2 P=100 against prompt tuning", "B=2 P=100 against LoRA"}
     assert all(row["unit"] == "tokens/s" for row in rows.values())
+
+
+def test_the_vision_benchmark_measures_every_length(tmp_path: Path) -> None:
+    path = tmp_path / "vision.json"
+    assert vision_prompts.main(["--tiny", "--json", str(path)]) == 0
+    rows = read(path)
+    assert set(rows) == {f"VPT-Deep p={length}" for length in (50, 100, 200)}
+    for row in rows.values():
+        assert (row["unit"], row["batch"], row["dtype"]) == ("s", 2, "float32")
+        # 1e-4: float32 sums of some hundred terms, in another order on each side.
+        assert max(row["relative_difference"].values()) < 1e-4
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

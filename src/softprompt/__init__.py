@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     )
     from softprompt.errors import CheckpointError, SoftpromptWarning, TrainingDiverged
     from softprompt.fitting import fit
+    from softprompt.images import ImageRule
     from softprompt.mixed import MixedPrompts
     from softprompt.projection import FoundPrompt, project_prompt
     from softprompt.prompts import (
         PEZ,
         ULPT,
+        VPT,
         ADePT,
         DePT,
         LowRankPromptTuning,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from softprompt.store import PromptFileError, WrongBackboneError
     from softprompt.tasks import (
         ClassPrediction,
+        ImageClassification,
         LanguageModeling,
         Regression,
         SequenceClassification,
@@ -83,6 +86,7 @@ _HOMES = {
     "fit": "softprompt.fitting",
     "FoundPrompt": "softprompt.projection",
     "project_prompt": "softprompt.projection",
+    "ImageRule": "softprompt.images",
     "MixedPrompts": "softprompt.mixed",
     "PTuningV2": "softprompt.prompts",
     "ADePT": "softprompt.prompts",
@@ -93,6 +97,7 @@ _HOMES = {
     "ResidualPromptTuning": "softprompt.prompts",
     "TriggerSearch": "softprompt.prompts",
     "ULPT": "softprompt.prompts",
+    "VPT": "softprompt.prompts",
     "PrefixTuning": "softprompt.prompts",
     "PromptTuning": "softprompt.prompts",
     "methods": "softprompt.prompts",
@@ -114,6 +119,7 @@ _HOMES = {
     "WrongBackboneError": "softprompt.store",
     "ClassPrediction": "softprompt.tasks",
     "LanguageModeling": "softprompt.tasks",
+    "ImageClassification": "softprompt.tasks",
     "Regression": "softprompt.tasks",
     "SequenceClassification": "softprompt.tasks",
     "SpanExtraction": "softprompt.tasks",
@@ -129,6 +135,7 @@ _HOMES = {
 __all__ = [
     "PEZ",
     "ULPT",
+    "VPT",
     "ADePT",
     "Adapter",
     "BitFit",
@@ -142,6 +149,8 @@ __all__ = [
     "FewShotSplit",
     "FoundPrompt",
     "FullTuning",
+    "ImageClassification",
+    "ImageRule",
     "LanguageModeling",
     "LinearProbe",
     "LoRA",

@@ -73,6 +73,8 @@ def run_identity(
             digest.update(f"{row.read} {row.pooled} {row.answer}".encode())
         for tokens in (row.context, *row.targets):
             digest.update(array("q", tokens).tobytes())
+        if row.media is not None:
+            digest.update(row.media.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return {
         "recipe": {name: value for name, value in asdict(recipe).items() if name not in _FREE_SETTINGS},
         "groups": [

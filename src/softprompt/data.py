@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from softprompt.image_folders import has_splits, read_image_folder
+
 RowT = TypeVar("RowT", bound=Mapping[str, Any])
 
 
@@ -29,7 +31,8 @@ def load_rows(
     """Rows of a data set.
 
     source    rows themselves (a list of dictionaries, a `datasets.Dataset`); a .csv, .tsv, .jsonl, .json or
-              .parquet file; the name of a carrier (`softprompt.carriers.names()`); or the id of a data set
+              .parquet file; a folder with a folder of images for each class, or with such folders for each
+              split; the name of a carrier (`softprompt.carriers.names()`); or the id of a data set
               on the hub, "owner/name" or "owner/name:configuration"
     split     "train", "test" ...; rows and files have none
     limit     at most so many rows, drawn with `seed`
@@ -57,13 +60,15 @@ def load_rows(
 
 
 def names_file(source: str | Path) -> bool:
-    """Whether `load_rows` takes this for a file, which has no splits, rather than a carrier or a hub data set."""
+    """Whether `load_rows` takes this for a file or folder without splits, not for a carrier or a hub data set."""
     path = Path(source)
-    return path.suffix in _READERS or path.is_file()
+    return path.suffix in _READERS or path.is_file() or (path.is_dir() and not has_splits(path))
 
 
 def _from_name(source: str | Path, split: str | None, encoding: str) -> list[dict[str, Any]]:
     path = Path(source)
+    if path.is_dir():
+        return read_image_folder(path, split)
     if names_file(path):
         if path.suffix not in _READERS:
             raise ValueError(f"{path}: suffix {path.suffix!r} is not known; known are {', '.join(_READERS)}")

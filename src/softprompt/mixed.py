@@ -12,7 +12,6 @@ from torch import Tensor
 from softprompt.data import by_length
 from softprompt.model import PromptedModel, carrying
 from softprompt.outputs import EncodedRow, TargetLogits
-from softprompt.tasks.base import Row
 from softprompt.tuned import TunedPrompt, as_row
 
 
@@ -41,9 +40,7 @@ class MixedPrompts:
             prompts[0].backbone, [p.module for p in prompts], [p.head for p in prompts]
         )
 
-    def predict(
-        self, inputs: Sequence[str | Row], prompts: Sequence[int], *, batch_size: int = 16
-    ) -> list[Any]:
+    def predict(self, inputs: Sequence[Any], prompts: Sequence[int], *, batch_size: int = 16) -> list[Any]:
         """A prediction for each input by the prompt with that number, in order; see TunedPrompt.predict.
 
         Raises ValueError where inputs and prompts differ in number, or a prompt's number is unknown.

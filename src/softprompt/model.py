@@ -139,7 +139,7 @@ def stack_prompts(outputs: Sequence[PromptOutput]) -> PromptOutput:
     """
     if len(outputs) == 1:
         return outputs[0]
-    if any(output.layers is not None for output in outputs):
+    if any(output.layers is not None or output.entry for output in outputs):
         raise ValueError("hidden-state prompts of layers cannot share a batch: split it by prompt")
     tokens = _stack_tokens(outputs)
     offset = _stack_offsets(outputs)

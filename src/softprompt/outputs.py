@@ -29,12 +29,15 @@ class PromptOutput:
 
     tokens   (G, P, d)  virtual tokens for the soft slots of the template, padded to the longest prompt
     prefix   per layer, keys and values (G, Hkv, P, D) in front of everything
-    layers   per layer (G, P, d), hidden-state prompts (VPT-Deep)
+    layers   per layer (G, P, d), hidden-state prompts (VPT-Deep): what they become is thrown away behind each layer
     offset   (G, s, d)  added to the input embeddings of text token i (DePT); nothing beyond its s rows
     lengths  (G,)       virtual tokens of each prompt, where they differ; where there is a prefix, its positions (0 for
                         a prompt without one); None: all P
     rows     (B,)       which prompt each row carries; None: every row carries prompt 0
     token_offset        per prompt, what is added to a text token whatever its place (ADePT); None: nothing
+    entry               the layer whose input `tokens` join; 0: the embeddings. Image backbones only
+    dropout             share of the numbers of `tokens` and `layers` that each row drops, by a mask of its own, while
+                        gradients are recorded. Image backbones only
     """
 
     tokens: Tensor | None = None
@@ -44,6 +47,8 @@ class PromptOutput:
     lengths: Tensor | None = None
     rows: Tensor | None = None
     token_offset: tuple[TokenOffset | None, ...] | None = None
+    entry: int = 0
+    dropout: float = 0.0
 
     @property
     def count(self) -> int:
@@ -71,11 +76,13 @@ class EncodedRow:
              with a verbalizer, just the reference for generation, none where only a prediction is wanted
     gold     index into `targets` of the right one (classification: the first word of the right label)
     prompt   which of the batch's prompts the row carries
-    read     positions in `context` whose last hidden state a head reads; none for tasks that score words
+    read     positions in `context` whose last hidden state a head reads; none for tasks that score words. Of an image,
+             which has no context, indices into `softprompt.images.POOLINGS`
     pooled   the head reads the mean of these states, one output for the row, instead of one for each
     answer   what the head should say there: numbers of classes or positions, or a value; the task knows
     origin   what the task needs to turn outputs back into its answers; seen by nobody else
-    media    what the model is given beside tokens: a spectrogram (mel bins, frames), pixel values (3, H, W)
+    media    what the model is given beside tokens: a spectrogram (mel bins, frames), pixels (3, H, W),
+             uint8 as they are or floating-point numbers as the model reads them
     """
 
     context: tuple[int, ...]

@@ -65,14 +65,15 @@ class TunedPrompt:
 
     def predict(
         self,
-        inputs: Sequence[str | Row],
+        inputs: Sequence[Any],
         *,
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[Any]:
         """A prediction for each input, in order: see the task for what it is.
 
-        inputs: rows with the template's columns, or plain strings where the template has one column only.
+        inputs: rows with the template's columns, or plain strings where the template has one column only; for a task about
+        images these as paths, bytes, Pillow images or arrays.
         Raises ValueError for a string where several columns are needed, and what the task's `encode` raises.
         """
         rows = [as_row(self.task, value) for value in inputs]
@@ -265,7 +266,8 @@ def bind(
 ) -> TaskEncoder:
     """The task's encoder for this backbone, behind a key-value prefix of `prefix_length` positions.
 
-    Raises ValueError if the prompt leaves no room for any text.
+    Raises ValueError if the prompt leaves no room for any text, and for a task about text on a backbone that reads images
+    or the other way round.
     """
     positions = backbone.spec.positions
     if positions is not None and backbone.spec.prefix_counts:
@@ -278,6 +280,15 @@ def bind(
             f"(max_tokens={max_tokens}, the backbone's limit is {backbone.spec.positions})"
         )
     spec = backbone.spec
+    if task.about_images != (spec.image is not None):
+        asked, given = ("images", "text") if task.about_images else ("text", "images")
+        other = "SequenceClassification" if task.about_images else "ImageClassification"
+        raise ValueError(
+            f"{task.name} asks about {asked}, and {backbone.name} ({spec.family}) reads {given}: take a backbone that reads"
+            f" {asked}, or a task about {given}, such as {other}"
+        )
+    if spec.image is not None:
+        return task.bind(spec.image)
     return task.bind(
         TextSetting(backbone.tokenizer, virtual_tokens, limit, spec.closed, spec.family, spec.read_media)
     )
@@ -288,9 +299,9 @@ def read_rows(source: Rows, split: str | None = None) -> list[Row]:
     return list(load_rows(source, split))
 
 
-def as_row(task: Task, value: str | Row) -> Row:
-    """A string as the row of a template with one field."""
-    if not isinstance(value, str):
+def as_row(task: Task, value: Any) -> Row:
+    """A string, or an image in whatever form, as the row of a task with one field; a row as it is."""
+    if isinstance(value, Mapping):
         return value
     if len(task.fields) != 1:
         raise ValueError(
@@ -321,13 +332,13 @@ def settings_of(value: Any) -> dict[str, Any]:
 
 def identity_of(backbone: Backbone) -> store.BackboneIdentity:
     """The fingerprint that a saved prompt is checked against."""
-    model = backbone.model
+    model, image = backbone.model, backbone.spec.image
     return store.fingerprint(
         model.config,
         backbone.table,
         name=backbone.name,
         family=backbone.spec.family,
-        vocabulary=backbone.tokenizer.get_vocab(),
+        vocabulary=backbone.tokenizer.get_vocab() if image is None else image.rule.as_dict(),
     )
 
 

@@ -18,10 +18,10 @@ from transformers import (
     FNetConfig,
     FNetForMaskedLM,
     PreTrainedModel,
+    SwinConfig,
+    SwinModel,
     T5Config,
     T5ForConditionalGeneration,
-    ViTConfig,
-    ViTModel,
 )
 
 from softprompt import load_backbone
@@ -180,11 +180,9 @@ def test_an_encoder_decoder_that_does_not_say_what_its_decoder_starts_with_is_re
         load_backbone(T5ForConditionalGeneration(config), tokenizer=tiny_tokenizer())
 
 
-def test_a_model_of_images_is_refused() -> None:
-    model = ViTModel(
-        ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    )
-    with pytest.raises(ValueError, match="ViTModel is a model of type 'vit', which belongs to no family"):
+def test_a_model_of_no_family_is_refused() -> None:
+    model = SwinModel(SwinConfig(embed_dim=8, depths=[1], num_heads=[1], image_size=28, window_size=7))
+    with pytest.raises(ValueError, match="SwinModel is a model of type 'swin', which belongs to no family"):
         load_backbone(model, tokenizer=tiny_tokenizer())
 
 

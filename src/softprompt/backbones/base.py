@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from softprompt.images import ImageSetting
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
 
@@ -36,6 +37,8 @@ class BackboneSpec:
                       None where the backbone reads nothing but text
     mask              id of the mask token where words are predicted in its place; None where they are not
     prefix_counts     the positions of a key-value prefix count: a row's context behind it begins at position P, not at 0
+    layers            L, for hidden-state prompts; 0 where they are not defined
+    image             how it reads images; None: it reads text
     """
 
     name: str
@@ -55,10 +58,15 @@ class BackboneSpec:
     read_media: Callable[[Any], Tensor] | None = None
     mask: int | None = None
     prefix_counts: bool = True
+    layers: int = 0
+    image: ImageSetting | None = None
 
 
 class Backbone(Protocol):
-    """A frozen model with its tokenizer, seen through the few calls that the library makes."""
+    """A frozen model with its tokenizer, seen through the few calls that the library makes.
+
+    One that reads images has no tokenizer, and says so with a ValueError; its `table` is the patch embedding.
+    """
 
     @property
     def name(self) -> str: ...

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -36,6 +37,8 @@ from softprompt.backbones.causal import CausalBackbone
 from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
 from softprompt.backbones.masked import MaskedBackbone
 from softprompt.backbones.precision import Precision, resolve_dtype
+from softprompt.backbones.vision import VisionBackbone
+from softprompt.images import ImageRule
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +49,15 @@ class Family:
 
     holds    whether a model with this config is one
     auto     the class of transformers that loads it from a folder or the hub
-    backbone (model, tokenizer, name=, packed=) -> Backbone
+    backbone (model, tokenizer, name=, packed=) -> Backbone; what reads images is given their processor for a tokenizer
+    images   whether it reads images
     """
 
     name: str
     holds: Callable[[PreTrainedConfig], bool]
     auto: Any
     backbone: Callable[..., Backbone]
+    images: bool = False
 
 
 def _is_causal(config: PreTrainedConfig) -> bool:
@@ -89,12 +94,27 @@ def _hears(config: PreTrainedConfig) -> bool:
     return config.model_type == "whisper"
 
 
+def _sees(config: PreTrainedConfig) -> bool:
+    return config.model_type in _VISION_TOWERS
+
+
+_TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+_VISION_TOWERS = (
+    "vit",
+    "deit",
+    "dinov2",
+    "dinov2_with_registers",
+    "clip_vision_model",
+    "siglip_vision_model",
+)
+
 FAMILIES: tuple[Family, ...] = (
     Family("causal-lm", _is_causal, AutoModelForCausalLM, CausalBackbone),
     Family("masked-lm", _is_masked, AutoModelForMaskedLM, MaskedBackbone),
     Family("text-encoder", _is_encoder, AutoModel, MaskedBackbone),
     Family("encoder-decoder", _hears, AutoModelForSpeechSeq2Seq, EncoderDecoderBackbone),
     Family("encoder-decoder", _reads_text_writes_text, AutoModelForSeq2SeqLM, EncoderDecoderBackbone),
+    Family("vision-encoder", _sees, AutoModel, VisionBackbone, images=True),
 )
 """Asked in this order which of them a model belongs to."""
 
@@ -103,16 +123,19 @@ def load_backbone(
     source: str | Path | PreTrainedModel,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    processor: ImageRule | Any | None = None,
     dtype: Precision | torch.dtype = "auto",
     device: str | torch.device | None = None,
     revision: str | None = None,
     packed: bool | None = None,
     prefix_lm: bool = False,
 ) -> Backbone:
-    """A frozen model with its tokenizer.
+    """A frozen model with its tokenizer, or with the rule by which it is given images.
 
     source    a carrier's name (`softprompt fetch --list`), a local folder, a hub id, or a model of transformers, which
               is used as it is: its weights are frozen, its dtype and device kept
+    tokenizer needed for a model object that reads text; else by default the one that lies beside the weights
+    processor the same for images: an ImageRule, an image processor of transformers, or its configuration
     dtype     of the weights; "auto" is bfloat16 where the hardware is good at it, else float32
     device    where to; by default the first GPU, else the CPU
     revision  of a hub model
@@ -126,9 +149,14 @@ def load_backbone(
         described = copy(source.config)
         described.architectures = [type(source).__name__]  # a config says so only once it is saved
         family = _family_of(described, type(source).__name__, prefix_lm)
-        if tokenizer is None:
-            raise ValueError("a model object comes without its tokenizer: pass tokenizer=")
-        return family.backbone(source.eval().requires_grad_(False), tokenizer, packed=packed)
+        reader: Any = processor if family.images else tokenizer
+        if reader is None:
+            raise ValueError(
+                "a model object comes without its image processor: pass processor="
+                if family.images
+                else "a model object comes without its tokenizer: pass tokenizer="
+            )
+        return family.backbone(source.eval().requires_grad_(False), reader, packed=packed)
 
     name = str(source)
     folder = str(carriers.fetch(name)) if name in carriers.names() else name
@@ -137,7 +165,10 @@ def load_backbone(
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision)
         family = _family_of(config, name, prefix_lm)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, revision=revision)
+        if family.images:
+            reader = processor or ImageProcessingMixin.get_image_processor_dict(folder, revision=revision)[0]
+        else:
+            reader = tokenizer or AutoTokenizer.from_pretrained(folder, revision=revision)
         loaded: Any = family.auto.from_pretrained(
             folder, revision=revision, dtype=wanted, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -150,7 +181,7 @@ def load_backbone(
         raise FileNotFoundError(
             f"{name!r} is not a carrier ({', '.join(carriers.names())}), and as a local folder or hub id it failed: {error}"
         ) from error
-    # BERT's pooler is for its second pretraining task; nobody reads it here, and many checkpoints lack it.
+    # BERT's and ViT's poolers are for pretraining; nobody reads them here, and many checkpoints lack them.
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
         raise ValueError(
             f"{name}: {len(missing)} weights are not in the file and would be random, such as {missing[0]}: "
@@ -163,7 +194,7 @@ def load_backbone(
             f"{weight}: found {tuple(found)}, expected {tuple(expected)}; the files are of different models"
         )
     log.info("%s: %s on %s", name, str(wanted).removeprefix("torch."), where)
-    return family.backbone(model.to(where).eval().requires_grad_(False), tokenizer, name=name, packed=packed)
+    return family.backbone(model.to(where).eval().requires_grad_(False), reader, name=name, packed=packed)
 
 
 def _family_of(config: PreTrainedConfig, name: str, prefix_lm: bool) -> Family:
@@ -178,5 +209,11 @@ def _family_of(config: PreTrainedConfig, name: str, prefix_lm: bool) -> Family:
             )
     raise ValueError(
         f"{name} is a model of type {config.model_type!r}, which belongs to no family that softprompt knows: "
-        f"{', '.join(family.name for family in FAMILIES)} (Llama, GPT-2, BERT ...)"
+        f"{', '.join(family.name for family in FAMILIES)} (Llama, GPT-2, BERT, ViT ...)"
+        + (
+            f"; of {config.model_type} load the vision tower alone, as in load_backbone({tower}.from_pretrained(...),"
+            " processor=...)"
+            if (tower := _TOWERS.get(config.model_type))
+            else ""
+        )
     )

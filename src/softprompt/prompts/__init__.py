@@ -18,10 +18,12 @@ from softprompt.prompts.prompt_tuning import PromptTuning
 from softprompt.prompts.residual import ResidualPromptTuning
 from softprompt.prompts.trigger_search import TriggerSearch
 from softprompt.prompts.ulpt import ULPT
+from softprompt.prompts.vpt import VPT
 
 __all__ = [
     "PEZ",
     "ULPT",
+    "VPT",
     "ADePT",
     "BuildContext",
     "DePT",

@@ -58,11 +58,11 @@ def fingerprint(
     *,
     name: str,
     family: str,
-    vocabulary: Mapping[str, int] | None = None,
+    vocabulary: Mapping[str, Any] | None = None,
 ) -> BackboneIdentity:
     """The identity of a backbone from its config and its input embedding table, (V, d), unscaled.
 
-    vocabulary: the tokenizer's `get_vocab()`.
+    vocabulary: the tokenizer's `get_vocab()`; of a backbone that reads images how these are prepared.
     Two models with the same config and the same table are taken for one. A fine-tuned model whose embeddings
     were frozen is thus not told from its origin.
     Raises ValueError if the table is no (V, d) tensor of floating-point numbers.
@@ -108,8 +108,8 @@ def table_digest(table: Tensor) -> str:
     return sha.hexdigest()
 
 
-def tokenizer_digest(vocabulary: Mapping[str, int]) -> str:
-    """Digest of a tokenizer's pieces and their ids, `tokenizer.get_vocab()`."""
+def tokenizer_digest(vocabulary: Mapping[str, Any]) -> str:
+    """Digest of a tokenizer's pieces and their ids, `tokenizer.get_vocab()`, or of how images are prepared."""
     return digest(dict(vocabulary), ordered=False)
 
 

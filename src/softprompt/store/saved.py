@@ -106,7 +106,7 @@ def check_backbone(saved: SavedPrompt, identity: BackboneIdentity) -> None:
         )
     both = trained.tokenizer_digest is not None and found.tokenizer_digest is not None
     if both and trained.tokenizer_digest != found.tokenizer_digest:
-        differences.append("another tokenizer vocabulary")
+        differences.append("another tokenizer vocabulary, or images prepared in another way")
     if differences:
         raise WrongBackboneError(
             f"the prompt was trained on {trained.name!r}, and {found.name!r} differs from it:\n  - "

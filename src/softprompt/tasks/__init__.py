@@ -4,6 +4,7 @@ from softprompt.tasks.adaptation import LanguageModeling, LanguageModelingEncode
 from softprompt.tasks.base import Row, Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.classification import ClassPrediction, TextClassification, TextClassificationEncoder
 from softprompt.tasks.generation import TextGeneration, TextGenerationEncoder
+from softprompt.tasks.image_classification import ImageClassification, ImageClassificationEncoder
 from softprompt.tasks.regression import Regression, RegressionEncoder
 from softprompt.tasks.sequence_classification import SequenceClassification, SequenceClassificationEncoder
 from softprompt.tasks.span_extraction import SpanExtraction, SpanExtractionEncoder, SpanPrediction
@@ -19,6 +20,7 @@ TASKS: dict[str, type[Task]] = {
         SpanExtraction,
         Regression,
         LanguageModeling,
+        ImageClassification,
     )
 }
 """Task name, as configs and files write it -> its class."""
@@ -26,6 +28,8 @@ TASKS: dict[str, type[Task]] = {
 __all__ = [
     "TASKS",
     "ClassPrediction",
+    "ImageClassification",
+    "ImageClassificationEncoder",
     "LanguageModeling",
     "LanguageModelingEncoder",
     "Regression",

@@ -85,6 +85,8 @@ class Task(ABC):
     name: ClassVar[str]
     main_metric: ClassVar[str]
     """The metric that decides which checkpoint is best; higher is better."""
+    about_images: ClassVar[bool] = False
+    """Whether rows are images; else they are text."""
 
     columns: Mapping[str, str]
     """Name in the template -> column of the data, where the two differ."""
@@ -95,7 +97,8 @@ class Task(ABC):
         """What a row must hold to be predicted, as the template names it."""
 
     @abstractmethod
-    def bind(self, setting: TextSetting) -> TaskEncoder: ...
+    def bind(self, setting: Any) -> TaskEncoder:
+        """setting: a TextSetting, or an ImageSetting where the task is about images."""
 
     @abstractmethod
     def evaluate(self, predictions: Sequence[Any], rows: Sequence[Row]) -> dict[str, Any]:

@@ -1,0 +1,155 @@
+"""Visual prompts on a ViT-B/16-shaped random model: prompts as keys and values against concatenation.
+
+Letters: B images, P prompt rows, L layers, d width.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import ViTConfig, ViTModel
+
+from benchmarks import harness, sides
+from benchmarks.harness import Row
+from benchmarks.sides import Outcome
+from softprompt.backbones.precision import resolve_dtype
+from softprompt.backbones.vision import VisionBackbone
+from softprompt.images import POOLINGS, ImageRule
+from softprompt.outputs import EncodedRow, PromptOutput
+
+NAME = "vision_prompts"
+LENGTHS = (50, 100, 200)
+VIT_B16: dict[str, Any] = {
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+    "image_size": 224, "patch_size": 16,
+}  # fmt: skip
+TINY: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64,
+    "image_size": 16, "patch_size": 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the command line asked for."""
+
+    quick: bool
+    tiny: bool
+    only: str
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def repetitions(self) -> int:
+        return 1 if self.tiny else 3 if self.quick else 5
+
+    @property
+    def batch(self) -> int:
+        """B: on a CPU few images already keep it busy."""
+        if self.tiny:
+            return 2
+        return 64 if self.device.type == "cuda" else 4 if self.quick else 16
+
+
+@cache
+def backbone(setting: Setting, packed: bool) -> VisionBackbone:
+    """The random model behind one of the two paths; both share its weights."""
+    size = (TINY if setting.tiny else VIT_B16)["image_size"]
+    rule = ImageRule((size, size), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return VisionBackbone(model(setting), rule, packed=packed)
+
+
+@cache
+def model(setting: Setting) -> ViTModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = ViTModel(ViTConfig(**(TINY if setting.tiny else VIT_B16)), add_pooling_layer=False)
+    return made.to(setting.device, setting.dtype).eval().requires_grad_(False)
+
+
+def images(setting: Setting) -> list[EncodedRow]:
+    """B images of noise, read at their class token."""
+    height, width = backbone(setting, True).rule.size
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (setting.batch, 3, height, width), generator=generator).to(torch.uint8)
+    return [EncodedRow((), read=(POOLINGS.index("class"),), media=image) for image in pixels]
+
+
+def step(setting: Setting, prompts: Tensor, *, packed: bool) -> Callable[[], Outcome]:
+    """Forward and backward of one batch behind deep prompts, (L, P, d)."""
+    tower, rows = backbone(setting, packed), images(setting)
+    direction = torch.randn(prompts.shape[-1], generator=torch.Generator().manual_seed(2)).to(setting.device)
+
+    def run() -> Outcome:
+        own = prompts.clone().requires_grad_()
+        layers = tuple(own[i : i + 1] for i in range(len(own)))
+        # Not their mean square: behind a norm that is always 1.
+        loss = (tower.states(rows, PromptOutput(layers=layers)).float() @ direction).square().mean()
+        loss.backward()
+        assert own.grad is not None
+        return Outcome(loss.item(), own.grad)
+
+    return run
+
+
+def deep(setting: Setting) -> list[Row]:
+    """Seconds a step of VPT-Deep, and on a GPU its memory, by prompt length."""
+    made = []
+    for length in LENGTHS:
+        case = f"VPT-Deep p={length}"
+        if setting.only not in case:
+            continue
+        sizes = TINY if setting.tiny else VIT_B16
+        generator = torch.Generator().manual_seed(1)
+        prompts = torch.randn(sizes["num_hidden_layers"], length, sizes["hidden_size"], generator=generator)
+        prompts = (0.04 * prompts).to(setting.device)  # the spread that VPT starts with
+        steps = {
+            "ours": step(setting, prompts, packed=True),
+            "concatenation": step(setting, prompts, packed=False),
+        }
+        difference: dict[str, float] = {}
+
+        def compare(warm: Mapping[str, Outcome], difference: dict[str, float] = difference) -> None:
+            if len(warm) == 2:
+                ours, peer = warm["ours"], warm["concatenation"]
+                difference["loss"] = abs(ours.loss - peer.loss) / abs(peer.loss)
+                difference["prompt_gradient"] = sides.relative_difference(ours.gradient, peer.gradient)
+
+        seconds = harness.interleaved(steps, setting.repetitions, compare)
+        facts = {
+            "batch": setting.batch,
+            "dtype": str(setting.dtype).removeprefix("torch."),
+            "relative_difference": difference,
+        }
+        made.append(harness.row_of_times(case, seconds["ours"], seconds["concatenation"], **facts))
+        if setting.device.type == "cuda":
+            peak = {name: harness.peak_extra_bytes(run, setting.device) for name, run in steps.items()}
+            made.append(harness.row_of_memory(f"{case}, memory", peak["ours"], peak["concatenation"]))
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = harness.parser(
+        NAME, "VPT-Deep on a ViT-B/16-shaped random model: keys and values against concatenation."
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or auto")
+    options = parser.parse_args(argv)
+    device = torch.device(options.device)
+    setting = Setting(options.quick, options.tiny, options.only, device, resolve_dtype(options.dtype, device))
+    start = time.perf_counter()
+    harness.report(NAME, deep(setting), argv, options.json)
+    print(f"{time.perf_counter() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

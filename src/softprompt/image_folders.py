@@ -1,0 +1,63 @@
+"""Folders of images as rows: one folder for each class, its name the label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+SPLITS = ("train", "validation", "val", "test")
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def has_splits(folder: Path) -> bool:
+    """Whether a folder holds a folder for each split, and these the classes."""
+    return any((folder / split).is_dir() for split in SPLITS)
+
+
+def read_image_folder(folder: Path, split: str | None = None) -> list[dict[str, Any]]:
+    """Rows {"image": path, "label": class} of FOLDER/CLASS/**/FILE or FOLDER/SPLIT/CLASS/**/FILE, in order of name.
+
+    Files that are no images by their suffix, and names that begin with a dot, are passed over.
+    Raises ValueError for a split that is not there, or not named where there are splits; for a folder without classes,
+    a class without images, and images beside the class folders.
+    """
+    if has_splits(folder):
+        found = [name for name in SPLITS if (folder / name).is_dir()]
+        if split is None:
+            raise ValueError(f"{folder} has the splits {found}: say which, as in split={found[0]!r}")
+        if split == "validation" and "validation" not in found:
+            split = "val"
+        if split not in found:
+            raise ValueError(f"{folder} has no split {split!r}; it has {found}")
+        folder = folder / split
+    elif split is not None:
+        raise ValueError(
+            f"split={split!r} was asked for, but {folder} has no folder of this name: leave split out, or put the"
+            f" class folders into {folder / split}"
+        )
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    if loose := [path.name for path in entries if _is_image(path)]:
+        raise ValueError(
+            f"{folder} holds images beside the class folders, such as {loose[0]!r}: put each into the folder of its class"
+        )
+    rows = []
+    for kind in entries:
+        if not kind.is_dir():
+            continue
+        files = sorted(
+            path
+            for path in kind.rglob("*")
+            if _is_image(path) and not any(part.startswith(".") for part in path.relative_to(kind).parts)
+        )
+        if not files:
+            raise ValueError(
+                f"the class folder {kind} holds no image ({', '.join(sorted(SUFFIXES))}): fill or remove it"
+            )
+        rows += [{"image": str(path), "label": kind.name} for path in files]
+    if not rows:
+        raise ValueError(f"{folder} has no class folders: expected FOLDER/CLASS/IMAGE")
+    return rows
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()

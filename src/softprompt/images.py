@@ -1,0 +1,238 @@
+"""Images: from whatever a row holds to pixels of one size. Pillow and torch, nothing else.
+
+H, W height and width.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+ImagePooling = Literal["class", "mean", "mean-with-prompts", "pooler"]
+POOLINGS: tuple[ImagePooling, ...] = ("class", "mean", "mean-with-prompts", "pooler")
+"""What a head can read of an image; an encoded row's `read` holds indices into this."""
+
+_WHITE = (255, 255, 255, 255)  # what transparent images are laid on
+_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+
+@dataclass(frozen=True)
+class ImageRule:
+    """How a model's images are prepared: what its image processor is configured with.
+
+    size      (H, W) in pixels
+    mean      of red, green and blue, in units of the full range
+    std       likewise; 1 where nothing is divided
+    edge      the shorter side is brought to so many pixels, and the centre of `size` is cut out; None: both sides are
+              stretched to `size`
+    resample  Pillow's number of the filter: 2 bilinear, 3 bicubic
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    edge: int | None = None
+    resample: int = 3
+
+    def resized(self, size: tuple[int, int]) -> ImageRule:
+        """The rule for another size, the share that is cut off kept."""
+        edge = None if self.edge is None else max(*size, round(self.edge * min(size) / min(self.size)))
+        return ImageRule(size, self.mean, self.std, edge, self.resample)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, for fingerprints."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ImageSetting:
+    """What an encoder must know to turn images into what a backbone reads.
+
+    rule      how its images are prepared
+    patch     (H, W) of a patch; an image's sides must be multiples of it
+    poolings  what a head can read
+    pooling   what it reads if the task does not say
+    """
+
+    rule: ImageRule
+    patch: tuple[int, int]
+    poolings: tuple[ImagePooling, ...]
+    pooling: ImagePooling
+
+
+def rule_of(config: Mapping[str, Any], default_size: tuple[int, int]) -> ImageRule:
+    """The rule in the configuration of one of transformers' image processors (preprocessor_config.json).
+
+    default_size: for processors that do not resize. Raises ValueError for one that does what no rule can say.
+    """
+    scaled = config.get("do_rescale", True)
+    if scaled and not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+        raise ValueError(
+            f"the image processor multiplies pixels by {config['rescale_factor']}, expected 1/255: pass"
+            " processor=ImageRule(...)"
+        )
+    edge, size = None, default_size
+    if config.get("do_resize", True) and config.get("size") is not None:
+        wanted = config["size"]
+        if isinstance(wanted, int):  # older files
+            cuts = config.get("do_center_crop", False)
+            wanted = {"shortest_edge": wanted} if cuts else {"height": wanted, "width": wanted}
+        if "shortest_edge" in wanted:
+            edge = int(wanted["shortest_edge"])
+            size = (edge, edge)
+        elif {"height", "width"} <= set(wanted):
+            size = (int(wanted["height"]), int(wanted["width"]))
+        else:
+            raise ValueError(
+                f"the image processor's size is {dict(wanted)}, expected height and width, or shortest_edge: pass"
+                " processor=ImageRule(...)"
+            )
+    if config.get("do_center_crop", False) and config.get("crop_size") is not None:
+        crop = config["crop_size"]
+        before = size
+        size = (crop, crop) if isinstance(crop, int) else (int(crop["height"]), int(crop["width"]))
+        edge = edge or max(*before, *size)
+    if config.get("do_normalize", True):
+        mean, std = _three(config, "image_mean"), _three(config, "image_std")
+    else:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return ImageRule(size, mean, std, edge, int(config.get("resample", 2)))
+
+
+def _three(config: Mapping[str, Any], name: str) -> tuple[float, float, float]:
+    values = config.get(name)
+    if not isinstance(values, Sequence) or len(values) != 3:
+        raise ValueError(
+            f"the image processor's {name} is {values}, expected three numbers: pass processor=ImageRule(...)"
+        )
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def to_pixels(value: Any, rule: ImageRule) -> Tensor:
+    """An image as the rule wants it, not yet normalised: (3, H, W) uint8. See `read_image` for what it may be."""
+    image = read_image(value)
+    height, width = rule.size
+    filter_ = Image.Resampling(rule.resample)
+    if rule.edge is None:
+        image = image.resize((width, height), filter_)
+    else:
+        scale = max(rule.edge / min(image.size), height / image.height, width / image.width)
+        if scale * max(image.size) > 32 * max(rule.size, default=1):
+            raise ValueError(
+                f"the image has {image.width} x {image.height} pixels: so long a strip has no centre of"
+                f" {width} x {height} that shows much of it; crop it, or stretch it with an ImageRule without edge"
+            )
+        image = image.resize(
+            (max(width, round(image.width * scale)), max(height, round(image.height * scale))), filter_
+        )
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
+
+
+def normalized(pixels: Tensor, rule: ImageRule, dtype: torch.dtype) -> Tensor:
+    """Pixels (B, 3, H, W) as the model reads them. uint8 is scaled and normalised; anything else is so already."""
+    if pixels.dtype != torch.uint8:
+        return pixels.to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    mean = torch.tensor(rule.mean, dtype=wide, device=pixels.device)[:, None, None]
+    std = torch.tensor(rule.std, dtype=wide, device=pixels.device)[:, None, None]
+    return ((pixels.to(wide) / 255 - mean) / std).to(dtype)
+
+
+def read_image(value: Any) -> Image.Image:
+    """An image in red, green and blue, turned the way its EXIF says, transparent parts laid on white.
+
+    value: a path; the bytes of a file; a Pillow image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8,
+    uint16, bool, or floating-point numbers from 0 to 1; what `datasets` makes of an image column that it does not
+    decode, {"bytes", "path"}.
+    Raises ValueError for what is no image, naming the file; FileNotFoundError.
+    """
+    match value:
+        case Image.Image():
+            return _to_rgb(value)
+        case {"bytes": bytes(content)}:
+            return _from_file(io.BytesIO(content), "the bytes of the image column", len(content))
+        case {"path": str(name)}:
+            return read_image(name)
+        case bytes():
+            return _from_file(io.BytesIO(value), "the bytes that were given", len(value))
+        case str() | Path():
+            path = Path(value)
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"there is no image file {path}; relative paths begin at the working folder, {Path.cwd()}"
+                )
+            return _from_file(path, str(path), path.stat().st_size)
+        case Tensor() | np.ndarray():
+            return _from_array(np.asarray(value))
+        case _:
+            raise ValueError(
+                f"an image is a path, the bytes of a file, a Pillow image or an array; found a {type(value).__name__}"
+            )
+
+
+def _from_file(source: Path | io.BytesIO, name: str, size: int) -> Image.Image:
+    if not size:
+        raise ValueError(f"{name}: the image is empty (0 bytes)")
+    try:
+        with Image.open(source) as image:
+            image.load()
+            return _to_rgb(image)
+    except (
+        UnidentifiedImageError
+    ) as error:  # its message names the file again, or an object that nobody knows
+        raise ValueError(f"{name}: no image that Pillow can read ({size} bytes)") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name}: the image cannot be read ({error}); it is damaged or cut off") from error
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        raise ValueError(
+            f"an image array has shape {array.shape}, expected (H, W), (H, W, 3) or (H, W, 4); colours come last"
+        )
+    if array.dtype == np.bool_:
+        array = array * np.uint8(255)
+    elif array.dtype == np.uint16:
+        array = (array / 257).round().astype(np.uint8)
+    elif np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise ValueError(
+                f"an image array of {array.dtype} has values from {array.min():.3g} to {array.max():.3g}, expected"
+                " finite ones from 0 to 1"
+            )
+        array = (array * 255).round().astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ValueError(
+            f"an image array is of {array.dtype}, expected uint8, uint16, bool or floating-point numbers"
+        )
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _SIXTEEN_BIT:
+        wide = np.asarray(image).astype(np.int64)
+        # Pillow opens 16-bit files in 32-bit mode too; its own conversion to 8 bits would cut at 255.
+        image = Image.fromarray((wide.clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError(
+            "the image holds floating-point numbers: pass it as an array with values from 0 to 1"
+        )
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
+    return image.convert("RGB")

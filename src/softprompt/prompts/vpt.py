@@ -1,0 +1,186 @@
+"""Visual Prompt Tuning: rows among the patches of an image. Jia et al., ECCV 2022 (arXiv 2203.12119).
+
+shallow  [x_1, Z_1, E_1] = L_1([x_0, P, E_0]),   [x_i, Z_i, E_i] = L_i([x_{i-1}, Z_{i-1}, E_{i-1}])
+deep     [x_i,  _ , E_i] = L_i([x_{i-1}, P_{i-1}, E_{i-1}])
+
+x is the class token, E the patches, Z what the prompts become. Prompts carry no positions: they are inserted behind
+the class token once positions are added.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass as plain_dataclass
+from typing import Literal
+
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softprompt.backbones.base import BackboneSpec
+from softprompt.outputs import PromptOutput
+from softprompt.prompts.base import BuildContext, Method, PromptModule
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class VPT(Method):
+    """Prompt rows for every layer, or for the first layer's input alone."""
+
+    length: int = Field(default=10, gt=0)
+    """P, prompt rows in a layer. The paper searches 1, 5, 10, 50, 100 and 200 for each data set."""
+    deep: bool = True
+    """New rows in every layer, what they become thrown away; False: rows in front of the first layer, which stay."""
+    projection: int | None = Field(default=None, gt=0)
+    """d', width in which the rows are trained; one linear layer, shared by all of them, brings them to d. None: d itself."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the rows' numbers, in training. The released runs of the deep form have 0.1, those of the shallow form none."""
+    dropout_mask: Literal["row", "batch"] = "row"
+    """Whether each image has its own mask, as in the paper, or all images of a step share one: the prompts are then
+    still computed once for all of them, which is another noise."""
+    first_layers: int | None = Field(default=None, gt=0)
+    """Deep prompts in so many layers from the first on; those of the last of these stay among the rows."""
+    last_layers: int | None = Field(default=None, gt=0)
+    """Deep prompts in so many layers up to the last one, none before."""
+    dropped_after: bool = False
+    """With first_layers: the last of these throws its prompts away too."""
+    shared: bool = False
+    """One prompt for all layers."""
+
+    name = "vpt"
+
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> VPT:
+        if not self.deep:
+            for setting in ("first_layers", "last_layers", "dropped_after", "shared"):
+                if getattr(self, setting):
+                    raise ValueError(
+                        f"{setting} is about prompts of layers, and deep=False has none: drop it"
+                    )
+        if self.first_layers is not None and self.last_layers is not None:
+            raise ValueError("give first_layers or last_layers, not both")
+        if self.dropped_after and self.first_layers is None:
+            raise ValueError("dropped_after says what happens behind the last of first_layers: give these")
+        return self
+
+    def unsupported(self, spec: BackboneSpec) -> str | None:
+        if spec.image is None or not spec.layers:
+            return "its prompts stand among the patches of an image, for text take PromptTuning or PTuningV2"
+        return None
+
+    def build(self, context: BuildContext) -> PromptModule:
+        """Raises ValueError for more layers than the backbone has."""
+        spec = context.spec
+        plan = self.plan(spec.layers)
+        width = self.projection or spec.width
+        bound = initial_bound(spec, width)
+        prompts = torch.empty(plan.count, self.length, width).uniform_(
+            -bound, bound, generator=context.generator
+        )
+        projection = None
+        if self.projection is not None:
+            projection = nn.utils.skip_init(nn.Linear, width, spec.width)
+            nn.init.kaiming_normal_(projection.weight, a=0, mode="fan_out", generator=context.generator)
+            nn.init.zeros_(projection.bias)
+        return VisualPrompts(prompts, plan, projection, self.dropout, own_masks=self.dropout_mask == "row")
+
+    def restore(self, spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> PromptModule:
+        return VisualPrompts(tensors["prompts"], self.plan(spec.layers))
+
+    def learning_rate(self, spec: BackboneSpec) -> float:
+        """A tenth of the standard deviation that prompts start with, as for other virtual tokens.
+
+        The paper's own are those of SGD, chosen from a grid for each data set.
+        """
+        return 0.1 * initial_bound(spec, self.projection or spec.width) / math.sqrt(3)
+
+    def plan(self, layers: int) -> Plan:
+        """Which prompt stands where in so many layers. Raises ValueError for more layers than there are."""
+        if not self.deep:
+            return Plan((None,) * layers, entry=0, entering=0)
+        count = self.first_layers or self.last_layers or layers
+        if count > layers:
+            raise ValueError(f"prompts were asked for in {count} layers, the backbone has {layers}")
+        numbers: list[int | None] = [0 if self.shared else i for i in range(count)]
+        empty: list[int | None] = [None] * (layers - count)
+        if self.last_layers is not None:
+            return Plan((*empty, *numbers))
+        # In the very last layer the two are the same: nothing comes behind it.
+        if not empty or self.dropped_after:
+            return Plan((*numbers, *empty))
+        return Plan((*numbers[:-1], None, *empty), entry=count - 1, entering=numbers[-1])
+
+
+def initial_bound(spec: BackboneSpec, width: int) -> float:
+    """v of U(-v, v), sqrt(6 / (3 h w + width)) for patches of h x w pixels: 0.0625 for ViT-B/16."""
+    assert spec.image is not None
+    height, breadth = spec.image.patch
+    return math.sqrt(6 / (3 * height * breadth + width))
+
+
+@plain_dataclass(frozen=True)
+class Plan:
+    """Where prompts stand.
+
+    layers    of each layer the number of the prompt that is gone behind it; None: none
+    entry     the layer in front of which a prompt joins the rows for good; None: none does
+    entering  the number of that prompt
+    """
+
+    layers: tuple[int | None, ...]
+    entry: int | None = None
+    entering: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many different prompts there are."""
+        return 1 + max(number for number in (*self.layers, self.entering) if number is not None)
+
+
+class VisualPrompts(PromptModule):
+    """prompts (n, P, d') float32, as many as the plan has; projection d' -> d.
+
+    own_masks: dropout has a mask for each image; else one for all, drawn here.
+    """
+
+    length = 0
+
+    def __init__(
+        self,
+        prompts: Tensor,
+        plan: Plan,
+        projection: nn.Linear | None = None,
+        dropout: float = 0.0,
+        *,
+        own_masks: bool = True,
+    ) -> None:
+        super().__init__()
+        self.prompts = nn.Parameter(prompts.float())
+        self.projection = projection
+        self.plan = plan
+        self.dropout = dropout
+        self.own_masks = own_masks
+
+    def projected(self) -> Tensor:
+        """(n, P, d)."""
+        return self.prompts if self.projection is None else self.projection(self.prompts)
+
+    def forward(self) -> PromptOutput:
+        prompts = self.projected()
+        if self.dropout and not self.own_masks and torch.is_grad_enabled():
+            prompts = functional.dropout(prompts, self.dropout)
+        plan = self.plan
+        none = prompts[:1, :0]  # (1, 0, d)
+        layers = tuple(none if i is None else prompts[i : i + 1] for i in plan.layers)
+        entering = plan.entering
+        return PromptOutput(
+            tokens=None if entering is None else prompts[entering : entering + 1],
+            layers=layers if any(i is not None for i in plan.layers) else None,
+            entry=plan.entry or 0,
+            dropout=self.dropout if self.own_masks else 0.0,
+        )
+
+    def bake(self) -> VisualPrompts:
+        return VisualPrompts(self.projected().detach().clone(), self.plan)

@@ -1,0 +1,176 @@
+"""Classification of images by a trained head. B rows, K labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import ConfigDict, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+from torch.nn import functional
+
+from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, to_pixels
+from softprompt.outputs import EncodedRow
+from softprompt.tasks.base import Row, Scorer, Task
+from softprompt.tasks.classification import ClassPrediction
+from softprompt.tasks.columns import check_columns, read_column
+from softprompt.tasks.labels import label_concerns, label_names, read_label
+from softprompt.tasks.metrics import classification_metrics
+from softprompt.tasks.reading import check_answered, outputs_of
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+class ImageClassification(Task):
+    """One of K labels for an image, by a head that is trained with the prompt.
+
+    Raises ValueError (pydantic's) for fewer than two labels, a `columns` key that nothing reads, an image size that is
+    not positive, and for an unknown setting.
+    """
+
+    name: ClassVar[str] = "image-classification"
+    main_metric: ClassVar[str] = "accuracy"
+    about_images: ClassVar[bool] = True
+
+    labels: Sequence[str]
+    """The labels; their order is that of the head's outputs."""
+    label_column: str = "label"
+    """Column that holds the right label; its values are compared as text, so 1 is "1"."""
+    label_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What the data writes -> label, where the two differ, as in {"0": "cat", "1": "dog"}."""
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """{"image": the column that holds the image}, where it has another name."""
+    image_size: int | tuple[int, int] | None = None
+    """Side, or (height, width), that images are brought to, in pixels; the backbone's positions are interpolated where
+    they were trained for another. By default what its image processor says."""
+    pooling: ImagePooling | None = None
+    """What the head reads: the class token, the mean of the patches, that of prompts and patches together (as the released
+    VPT does on MAE), or the tower's own pooler. By default the pooler where there is one, else the class token."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels_to_text(cls, labels: Any) -> Any:
+        return label_names(labels)
+
+    @field_validator("label_values", mode="before")
+    @classmethod
+    def _label_values_to_text(cls, values: Any) -> Any:
+        return {str(k): str(v) for k, v in values.items()} if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _check(self) -> ImageClassification:
+        check_columns(self.columns, ["image", self.label_column])
+        if len(self.labels) < 2:
+            raise ValueError(f"labels are {list(self.labels)}: two or more are needed")
+        if unknown := [value for value in self.label_values.values() if value not in self.labels]:
+            raise ValueError(
+                f"label_values lead to {unknown}, which are not among the labels {list(self.labels)}"
+            )
+        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
+        if any(side is not None and side < 1 for side in sides):
+            raise ValueError(f"image_size is {self.image_size}: expected pixels, 1 or more")
+        return self
+
+    @property
+    def label_words(self) -> Mapping[str, Sequence[str]]:
+        """Each label stands for itself."""
+        return {label: (label,) for label in self.labels}
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The image alone."""
+        return ("image",)
+
+    @property
+    def outputs(self) -> int:
+        """K: one logit for each label."""
+        return len(self.labels)
+
+    def bind(self, setting: ImageSetting) -> ImageClassificationEncoder:
+        """Raises ValueError for a pooling that the backbone does not have, and a size that is no multiple of its patches."""
+        pooling = self.pooling or setting.pooling
+        if pooling not in setting.poolings:
+            raise ValueError(
+                f"pooling is {pooling!r}, and this backbone can be read as {list(setting.poolings)}"
+            )
+        rule = setting.rule
+        if self.image_size is not None:
+            size = self.image_size
+            rule = rule.resized((size, size) if isinstance(size, int) else size)
+        if any(side % part for side, part in zip(rule.size, setting.patch, strict=True)):
+            height, width = rule.size
+            raise ValueError(
+                f"images of {height} x {width} pixels do not fall into this backbone's patches of {setting.patch[0]} x"
+                f" {setting.patch[1]}: set image_size to a multiple, such as"
+                f" {max(1, round(height / setting.patch[0])) * setting.patch[0]}"
+            )
+        return ImageClassificationEncoder(self, rule, pooling)
+
+    def read_label(self, row: Row) -> str:
+        """The right label of a row. Raises ValueError if its column is missing or its value is no label."""
+        return read_label(row, self.label_column, self.columns, self.label_values, self.labels)
+
+    def evaluate(self, predictions: Sequence[ClassPrediction], rows: Sequence[Row]) -> dict[str, Any]:
+        """See `classification_metrics`."""
+        gold = [self.read_label(row) for row in rows]
+        return classification_metrics(gold, [p.label for p in predictions], list(self.labels))
+
+    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
+        """Labels without a training row; a model that gives all rows the same label."""
+        return label_concerns({self.read_label(row) for row in train}, self.labels, metrics)
+
+    def render(self, row: Row, *, answer: bool = True) -> str:
+        """Where the image comes from, then its label on a line of its own."""
+        image = read_column(row, "image", self.columns)
+        text = str(image) if isinstance(image, str | Path) else f"<{type(image).__name__}>"
+        return f"{text}\n{self.read_label(row)}" if answer else text
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageClassificationEncoder:
+    """An `ImageClassification` bound to a backbone; see `TaskEncoder`."""
+
+    task: ImageClassification
+    rule: ImageRule
+    pooling: ImagePooling
+
+    def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
+        """Pixels of a row, (3, H, W) uint8; `answer` is the number of the right label.
+
+        Raises ValueError for a missing column or value, an unknown label and what is no image.
+        """
+        right = (self.task.labels.index(self.task.read_label(row)),) if answer else ()
+        pixels = to_pixels(read_column(row, "image", self.task.columns), self.rule)
+        return EncodedRow((), read=(POOLINGS.index(self.pooling),), answer=right, media=pixels)
+
+    def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
+        """Cross-entropy of each row, (B,), nats. answers: (B, K). Raises ValueError for a row without its label."""
+        check_answered(rows)
+        right = torch.tensor([int(row.answer[0]) for row in rows], device=answers.device)
+        return functional.cross_entropy(answers, right, reduction="none")
+
+    @torch.no_grad()
+    def predict(
+        self,
+        model: Scorer,
+        rows: Sequence[EncodedRow],
+        *,
+        batch_size: int = 16,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[ClassPrediction]:
+        """The likeliest label of each row, in order."""
+        predictions: dict[int, ClassPrediction] = {}
+        for i, logits in outputs_of(model, rows, batch_size, on_batch):
+            shares = logits[0].double().softmax(dim=-1).tolist()  # (1, K) -> (K,)
+            probabilities = dict(zip(self.task.labels, shares, strict=True))
+            predictions[i] = ClassPrediction(max(probabilities, key=probabilities.__getitem__), probabilities)
+        return [predictions[i] for i in range(len(rows))]
+
+    def likelihood_metrics(
+        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
+    ) -> dict[str, float]:
+        """None: predictions say it all."""
+        return {}
