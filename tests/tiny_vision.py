@@ -66,7 +66,7 @@ def tiny_tower(tower: Tower, *, dtype: torch.dtype = torch.float64, seed: int = 
             for parameter in model.parameters():
                 # Tokens and biases start at 0, norms at 1, CLIP's weights near 0: a wrong one would not show.
                 parameter.add_(torch.randn_like(parameter), alpha=0.15)
-    return model.to(dtype=dtype).eval()
+    return model.to(dtype).eval()
 
 
 def vision_backbone(
