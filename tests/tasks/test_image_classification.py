@@ -12,14 +12,18 @@ from pydantic import ValidationError
 
 from softprompt import (
     VPT,
+    Adapter,
+    BitFit,
     FullTuning,
     ImageClassification,
+    LinearProbe,
+    LoRA,
     MixedPrompts,
+    MLPProbe,
     PromptTuning,
     PTuningV2,
     SequenceClassification,
     SoftpromptWarning,
-    TextClassification,
     WrongBackboneError,
     ZeroShot,
     fit,
@@ -152,7 +156,16 @@ def test_other_weights_and_other_preparation_are_another_backbone(tmp_path: Path
 @quiet
 @pytest.mark.parametrize(
     "method",
-    [PromptTuning(length=3, init="uniform"), PTuningV2(length=3, init="random"), FullTuning()],
+    [
+        PromptTuning(length=3, init="uniform"),
+        PTuningV2(length=3, init="random"),
+        LinearProbe(),
+        MLPProbe(),
+        BitFit(),
+        Adapter(),
+        LoRA(targets=("q_proj", "v_proj")),
+        FullTuning(),
+    ],
     ids=lambda method: method.name,
 )
 def test_methods_that_need_no_words_work_on_images(method: Any, tmp_path: Path) -> None:
@@ -173,7 +186,6 @@ def test_methods_that_start_from_words_say_so() -> None:
         fit(vision_backbone(), TASK, PromptTuning(length=2), ROWS, **SHORT)
     with pytest.raises(ValueError, match="a head that must be trained"):
         fit(vision_backbone(), TASK, ZeroShot(), ROWS, **SHORT)
-    assert not TextClassification.about_images
 
 
 def test_prompts_of_several_tasks_share_a_batch_of_images() -> None:
