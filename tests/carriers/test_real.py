@@ -10,7 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
 import softprompt as sp
+from softprompt import load_backbone
 from softprompt.carriers import CARRIERS, fetch, load_rows
+from softprompt.images import read_image
 from softprompt.outputs import EncodedRow, PromptOutput
 
 pytestmark = pytest.mark.real
@@ -20,6 +22,11 @@ TALE = (
     "foolishness, it was the epoch of belief, it was the epoch of incredulity, it was the season of Light, "
     "it was the season of Darkness."
 )
+
+_EMOJI = {
+    "Symbols": 224, "Activities": 85, "Flags": 270, "Travel & Places": 218, "Food & Drink": 131, "Objects": 264,
+    "Animals & Nature": 159, "People & Body": 386, "Component": 5, "Smileys & Emotion": 169,
+}  # fmt: skip
 
 # Rows after repeats and contradictions are removed, counted from the packages of the table.
 LABELS = {
@@ -33,6 +40,11 @@ LABELS = {
         "Entity": 1988, "Humans": 1197, "Date": 1026, "Quantity": 477, "Event": 438, "Location": 431,
         "Facility": 253, "Organization": 188, "Abbreviation": 151, "Money": 137, "Other": 136,
         "Law": 71, "Time": 7,
+    },
+    "emoji-google": _EMOJI,
+    "emoji-twitter": _EMOJI,
+    "solar-cells": {
+        "functional": 1508, "probably functional": 295, "probably defective": 106, "defective": 715,
     },
     "bbc-news": {"business": 503, "entertainment": 369, "politics": 403, "sports": 505, "tech": 347},
     "spam": {"ham": 4099, "spam": 1648},
@@ -141,3 +153,25 @@ def test_a_prompt_on_whispers_decoder_lowers_the_loss_on_two_tones() -> None:
     assert tuned.history[-1]["loss"] < tuned.history[0]["loss"]
     story = sp.TextGeneration("{soft}{bos}", target=" {label}", media="audio", max_new_tokens=3)
     assert len(sp.fit(backbone, story, sp.ZeroShot(), rows, progress=False).predict(rows[:1])) == 1
+
+
+def test_the_vision_transformer_sees_what_its_onnx_file_saw() -> None:
+    """Figures of the exported file itself, run by onnxruntime."""
+    backbone = load_backbone("vit-s14-saliency", dtype="float32")
+    pixels = torch.linspace(-2, 2, 3 * 84 * 84).reshape(1, 3, 84, 84)
+    with torch.no_grad():
+        output = backbone.model(pixels)
+    assert output.last_hidden_state.abs().mean().item() == pytest.approx(2.0893, abs=1e-3)
+    assert output.pooler_output[0, :3].tolist() == pytest.approx([0.4923, 0.8316, 3.2232], abs=1e-3)
+    row = EncodedRow((), read=(0,), media=pixels[0])
+    with torch.no_grad():
+        assert backbone.states([row], PromptOutput())[0, :3].tolist() == pytest.approx(
+            [0.4923, 0.8316, 3.2232], abs=1e-3
+        )
+
+
+def test_an_emoji_is_in_the_same_split_in_every_style_and_can_be_read() -> None:
+    for split in ("train", "validation", "test"):
+        google, twitter = (load_rows(f"emoji-{vendor}", split) for vendor in ("google", "twitter"))
+        assert {row["code"] for row in google} == {row["code"] for row in twitter}
+        assert read_image(google[0]["image"]).size == read_image(twitter[0]["image"]).size == (64, 64)

