@@ -119,9 +119,19 @@ def scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def one_run(
-    backbone: Backbone, name: str, method: sp.Method, *, seed: int, on: Sequence[str], **recipe: Any
+    backbone: Backbone,
+    name: str,
+    method: sp.Method,
+    *,
+    seed: int,
+    on: Sequence[str],
+    validate: bool = True,
+    **recipe: Any,
 ) -> dict[str, Any]:
-    """Train (where there is something to train) and evaluate on the splits in `on`."""
+    """Train (where there is something to train) and evaluate on validation rows and on the splits in `on`.
+
+    validate: off for what no setting is chosen for.
+    """
     setting = SETTINGS[name]
     task = recipe.pop("task", setting.task)
     settings = {
@@ -130,17 +140,17 @@ def one_run(
         "evaluate_every": setting.steps,
         "seed": seed,
     } | recipe
+    validation = rows(name, "validation") if validate else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sp.SoftpromptWarning)
-        tuned = sp.fit(
-            backbone, task, method, rows(name, "train"), rows(name, "validation"), progress=False, **settings
-        )
+        tuned = sp.fit(backbone, task, method, rows(name, "train"), validation, progress=False, **settings)
     result: dict[str, Any] = {
-        "validation": scores(tuned.metrics["validation"]),
         "trained_parameters": tuned.recipe["trained_parameters"],
         "learning_rate": tuned.recipe["learning_rate"],
         "seconds": round(tuned.recipe.get("seconds", 0.0), 1),
     }
+    if validate:
+        result["validation"] = scores(tuned.metrics["validation"])
     if "test" in on:
         result["test"] = scores(tuned.evaluate(rows(name, "test")))
         result["accuracy"] = result["test"]["accuracy"]
@@ -171,7 +181,15 @@ def peft_defaults(backbone: Backbone, name: str, *, seed: int) -> dict[str, Any]
             init="prompt", init_prompt=peft_start(backbone, seed, Path(folder) / "start")
         )
         return one_run(
-            backbone, name, method, seed=seed, on=("test",), task=task, learning_rate=5e-5, warmup=0
+            backbone,
+            name,
+            method,
+            seed=seed,
+            on=("test",),
+            validate=False,
+            task=task,
+            learning_rate=5e-5,
+            warmup=0,
         )
 
 

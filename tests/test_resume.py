@@ -105,6 +105,7 @@ def test_ctrl_c_in_the_middle_of_an_optimizer_step_waits_for_its_end(tmp_path: P
         if made == 5:
             signal.raise_signal(signal.SIGINT)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore Ctrl-C
     hook = register_optimizer_step_pre_hook(ctrl_c)
     try:
         with pytest.raises(KeyboardInterrupt) as raised:

@@ -119,7 +119,7 @@ def test_an_unfinished_run_is_not_resumed_with_other_settings(
         softprompt("train", config, "--output", run, "--quiet")
     result = softprompt("train", config, "method.init=uniform", "--output", run, "--quiet")
     assert result.exit_code == 1
-    assert "method.init is 'vocab' there and 'uniform' now" in result.stderr
+    assert "method.init is 'auto' there and 'uniform' now" in result.stderr
     assert "--no-resume" in result.stderr
     anew = as_json("train", config, "method.init=uniform", "--output", run, "--quiet", "--no-resume")
     assert anew["steps"] == 6
