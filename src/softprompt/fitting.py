@@ -13,6 +13,16 @@ import torch
 
 from softprompt import training
 from softprompt.backbones.base import Backbone
+from softprompt.binding import (
+    Rows,
+    bind,
+    evaluate,
+    identity_of,
+    new_head,
+    read_rows,
+    settings_of,
+    trained_tensors,
+)
 from softprompt.data import names_file
 from softprompt.errors import SoftpromptWarning, TrainingDiverged
 from softprompt.model import HeadModel, PromptedModel
@@ -23,17 +33,7 @@ from softprompt.recipe import Recipe
 from softprompt.search import SearchProblem
 from softprompt.tasks.base import Task
 from softprompt.tasks.columns import guess
-from softprompt.tuned import (
-    Rows,
-    TunedPrompt,
-    bind,
-    evaluate,
-    identity_of,
-    new_head,
-    read_rows,
-    settings_of,
-    trained_tensors,
-)
+from softprompt.tuned import TunedPrompt
 
 log = logging.getLogger(__name__)
 

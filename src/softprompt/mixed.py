@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt.binding import as_row
 from softprompt.data import by_length
 from softprompt.model import PromptedModel, carrying
 from softprompt.outputs import EncodedRow, TargetLogits
-from softprompt.tuned import TunedPrompt, as_row
+from softprompt.tuned import TunedPrompt
 
 
 class MixedPrompts:

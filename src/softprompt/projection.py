@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from softprompt.binding import Rows, bind, read_rows
 from softprompt.data import by_length
 from softprompt.outputs import EncodedRow, PromptOutput
 from softprompt.search import nearest_surviving, searchable_words, survival_check, written_task
 from softprompt.search.written import decode
 from softprompt.tasks.base import Row, Task, TaskEncoder
-from softprompt.tuned import Rows, TunedPrompt, bind, read_rows
+from softprompt.tuned import TunedPrompt
 
 
 @dataclass(frozen=True)

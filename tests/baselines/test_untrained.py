@@ -22,8 +22,8 @@ from softprompt import (
     load,
 )
 from softprompt.backbones.causal import CausalBackbone
+from softprompt.binding import bind
 from softprompt.prompts.base import BuildContext
-from softprompt.tuned import bind
 from tests.tiny import ARCHITECTURES, Architecture
 from tests.tiny_task import ROWS, TASK, tiny_backbone
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from softprompt import Recipe, TextClassification
 from softprompt.backbones.causal import CausalBackbone
+from softprompt.binding import bind
 from softprompt.search import SearchProblem
 from softprompt.search.words import Survives
 from softprompt.search.written import survival_check
-from softprompt.tuned import bind
 from tests.tiny import Architecture
 from tests.tiny_task import ROWS, TASK, tiny_backbone
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from softprompt import TextClassification, TextGeneration, ZeroShot, fit
+from softprompt.binding import bind
 from softprompt.search import draw_words, nearest_surviving, searchable_words, write_into, written_task
 from softprompt.search.scoring import substituted
-from softprompt.tuned import bind
 from tests.search.problems import BEHIND, FRONT, PARTED, check_of, tiny_problem
 from tests.tiny import SPECIAL_TOKENS
 from tests.tiny_task import ROWS, TASK, tiny_backbone

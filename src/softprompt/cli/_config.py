@@ -23,13 +23,13 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from softprompt.binding import settings_of
 from softprompt.cli._console import explain
 from softprompt.prompts import Method, methods
 from softprompt.recipe import Recipe
 from softprompt.tasks import TASKS
 from softprompt.tasks.base import Task
 from softprompt.tasks.columns import guess
-from softprompt.tuned import settings_of
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 

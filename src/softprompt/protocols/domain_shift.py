@@ -11,9 +11,10 @@ from typing import Any
 
 from softprompt.backbones.base import Backbone
 from softprompt.baselines import ZeroShot
+from softprompt.binding import Rows, read_rows, settings_of
 from softprompt.prompts import BuildContext
 from softprompt.tasks.base import Row, Task
-from softprompt.tuned import Rows, TunedPrompt, read_rows, settings_of
+from softprompt.tuned import TunedPrompt
 
 READING = frozenset({"columns", "label_column", "label_values"})
 """Settings of a task that say how a data set is read, and may differ from one to the next."""

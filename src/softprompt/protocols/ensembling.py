@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from softprompt.binding import Rows, as_row, read_rows
 from softprompt.data import by_length
 from softprompt.mixed import MixedPrompts, ScoredBatch
 from softprompt.model import carrying
 from softprompt.tasks import ClassPrediction, SequenceClassification, TextClassification
 from softprompt.tasks.base import Row
-from softprompt.tuned import Rows, TunedPrompt, as_row, read_rows
+from softprompt.tuned import TunedPrompt
 
 Rule = Literal["probability", "vote", "logit"]
 RULES: tuple[Rule, ...] = get_args(Rule)

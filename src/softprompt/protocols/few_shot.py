@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.backbones.base import Backbone
+from softprompt.binding import Rows, identity_of, read_rows, settings_of
 from softprompt.data import few_shot, names_file
 from softprompt.fitting import fit
 from softprompt.prompts import Method
@@ -19,7 +20,6 @@ from softprompt.protocols._records import Record, folder_digest, once, read_obje
 from softprompt.recipe import Recipe
 from softprompt.tasks import SequenceClassification, TextClassification
 from softprompt.tasks.base import Row, Task
-from softprompt.tuned import Rows, identity_of, read_rows, settings_of
 
 SHOTS = (4, 16, 32)
 SEEDS = (0, 1, 2)

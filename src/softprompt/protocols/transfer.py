@@ -17,10 +17,11 @@ from torch.nn import functional
 
 from softprompt import store
 from softprompt.backbones.base import Backbone
+from softprompt.binding import identity_of
 from softprompt.prompts.prompt_tuning import PromptTuning, VirtualTokens
 from softprompt.store import BackboneIdentity
 from softprompt.tasks.base import Task
-from softprompt.tuned import TunedPrompt, identity_of
+from softprompt.tuned import TunedPrompt
 
 Measure = Literal["per-token", "pooled"]
 Source = TunedPrompt | str | Path
