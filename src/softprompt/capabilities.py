@@ -13,6 +13,7 @@ import torch
 from pydantic.fields import FieldInfo
 
 from softprompt.backbones.base import BackboneSpec
+from softprompt.images import ImageRule, ImageSetting
 from softprompt.prompts import Method, methods
 
 _DECODER = BackboneSpec(
@@ -43,6 +44,13 @@ KINDS: Mapping[str, BackboneSpec] = {
     "speech": replace(_TWO_SIDED, closed=False, read_media=torch.as_tensor),
     "masked LM": replace(_DECODER, family="masked-lm", closed=True, mask=3),
     "text encoder": replace(_DECODER, family="text-encoder", closed=True),
+    "vision transformer": replace(
+        _DECODER,
+        family="vision-encoder",
+        positions=None,
+        layers=2,
+        image=ImageSetting(ImageRule((4, 4), (0.5,) * 3, (0.5,) * 3), (2, 2), ("class", "mean"), "class"),
+    ),
 }
 """Kinds of backbones, each as the facts that a method sees of one."""
 
@@ -58,7 +66,8 @@ Written by `python -m softprompt.capabilities`; a test compares it with the code
 A text encoder has no words to answer with: its tasks are those with a head. Probes need a task with a head; the
 methods that train nothing need one that is answered by words. Some things are seen only when a method is applied, and
 are an error then: BitFit needs biases, which Llama and its kin do not have; adapters need layers of attention and a
-feed-forward network, which state-space models and mixtures of experts do not have.
+feed-forward network, which state-space models and mixtures of experts do not have; on images, prompts cannot start
+from words: set `init="uniform"` (virtual tokens) or `init="random"` (prefixes).
 """
 
 

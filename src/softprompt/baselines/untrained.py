@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from softprompt.backbones.base import BackboneSpec
 from softprompt.outputs import EncodedRow, PromptOutput
-from softprompt.prompts.base import BuildContext, Method, PromptModule
+from softprompt.prompts.base import BuildContext, Method, PromptModule, wordless
 
 
 class Words(PromptModule):
@@ -36,9 +36,7 @@ class Untrained(Method):
         return Words(tensors["tokens"])
 
     def unsupported(self, spec: BackboneSpec) -> str | None:
-        if spec.family == "text-encoder":
-            return "a text encoder has no words to answer with, and this method trains no head"
-        return None
+        return wordless(spec)
 
     def head(self, width: int, outputs: int, generator: torch.Generator) -> nn.Module:
         raise ValueError(

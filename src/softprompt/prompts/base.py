@@ -103,6 +103,15 @@ class Method(ABC):
         return [{"params": [p for p in module.parameters() if p.requires_grad], "lr": lr}]
 
 
+def wordless(spec: BackboneSpec) -> str | None:
+    """Why a method that trains no head is not defined on a backbone that has no words to answer with; None on others."""
+    if spec.image is not None:
+        return "it reads images and has no words to answer with, and this method trains no head"
+    if spec.family == "text-encoder":
+        return "a text encoder has no words to answer with, and this method trains no head"
+    return None
+
+
 def linear_head(width: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """A linear layer with weights of N(0, 0.02^2), as BERT's heads have, and zero biases."""
     head = nn.utils.skip_init(nn.Linear, width, outputs, dtype=torch.float32)

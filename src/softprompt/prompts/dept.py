@@ -112,6 +112,11 @@ class DePT(Method):
         initial.check_start(self.init, self.init_text, self.init_prompt)
         return self
 
+    def unsupported(self, spec: BackboneSpec) -> str | None:
+        if spec.image is not None:
+            return "its offsets are added to the embeddings of words, and this backbone reads images"
+        return None
+
     def build(self, context: BuildContext) -> PromptModule:
         """Raises ValueError where the budget leaves nothing for the offset, or a source prompt has other sizes."""
         tokens = initial.start(context, self.length, self.init, self.init_text, self.init_prompt)

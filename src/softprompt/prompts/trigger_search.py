@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from softprompt.backbones.base import BackboneSpec
 from softprompt.outputs import PromptOutput
-from softprompt.prompts.base import BuildContext, Method, PromptModule
+from softprompt.prompts.base import BuildContext, Method, PromptModule, wordless
 from softprompt.search import (
     SearchProblem,
     SearchResult,
@@ -82,9 +82,7 @@ class Searched(Method):
         return FoundWords(tensors["ids"], tensors["tokens"])
 
     def unsupported(self, spec: BackboneSpec) -> str | None:
-        if spec.family == "text-encoder":
-            return "a text encoder has no words to answer with, and this method trains no head"
-        return None
+        return wordless(spec)
 
     def head(self, width: int, outputs: int, generator: torch.Generator) -> nn.Module:
         raise ValueError(
