@@ -9,15 +9,11 @@ again, so a killed study goes on where it was.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import tempfile
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +24,7 @@ import softprompt as sp
 from softprompt import store
 from softprompt.backbones.base import Backbone
 from softprompt.data import load_rows, subsample
+from studies.runs import Study
 
 SEEDS = (0, 1, 2)
 GRID = (0.03, 0.1, 0.3)  # peak learning rates, in standard deviations of the embedding table
@@ -77,29 +74,6 @@ SETTINGS = {
     ),
 }
 FULL_TUNING_ON = "multiemo-products"
-
-
-class Study:
-    """The file of finished runs."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.runs: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
-        asked = ["git", "rev-parse", "--short", "HEAD"]
-        self.commit = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
-
-    def run(self, name: str, work: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> None:
-        """Do `work(*args, **kwargs)` and keep what it gives, unless the file has it already."""
-        if name in self.runs:
-            return
-        started = time.perf_counter()
-        result = work(*args, **kwargs)
-        seconds = round(time.perf_counter() - started, 1)
-        self.runs[name] = result | {"wall_seconds": seconds, "commit": self.commit}
-        temporary = self.path.with_suffix(".part")
-        temporary.write_text(json.dumps(self.runs, indent=1) + "\n")
-        os.replace(temporary, self.path)
-        print(name, {k: v for k, v in self.runs[name].items() if not isinstance(v, dict)}, flush=True)
 
 
 def rows(name: str, split: str) -> list[dict[str, Any]]:
@@ -303,11 +277,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results/foundation.json"))
     parser.add_argument("--only", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
     arguments = parser.parse_args()
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     study = Study(arguments.output)
     backbone = sp.load_backbone("smollm2-135m-instruct")
     about = {"backbone": backbone.name, "precision": str(backbone.dtype)}
-    study.runs.setdefault("about", about | store.library_versions())
+    if "about" not in study.runs:
+        study.keep("about", about | store.library_versions())
     run_all(study, backbone, arguments.only)
     print(table(study.runs))
     print(grid_table(study.runs))

@@ -1,0 +1,358 @@
+"""The results of docs/results/language-methods.md: methods of the language side beside each other on real data.
+
+    python -m studies.language --output runs/language.json      # several processes may work on one file
+
+Parts, in order: the learning rates (validation rows only), the table of methods, with its prompts carried to other
+domains, ensembles, prompt length, start and steps, and DePT from few rows. A run that is in the file is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import softprompt as sp
+from softprompt import store
+from softprompt.backbones.base import Backbone
+from softprompt.data import load_rows, subsample
+from softprompt.tasks.base import Task
+from studies.runs import Run, Study
+
+SEEDS = (0, 1, 2)
+TRAIN, VALIDATION, TEST = 4000, 200, 300  # rows
+DECODER, ENCODER = "smollm2-135m-instruct", "minilm-l6"
+BACKBONES = (ENCODER, DECODER)
+STEPS = {DECODER: 100, ENCODER: 200}
+BATCH = {DECODER: 8, ENCODER: 16}
+FACTORS = (0.3, 1.0, 3.0)  # of a method's default learning rate
+ABROAD = ("multiemo-products", "multiemo-medicine", "multiemo-reviews")
+HOME = "multiemo-hotels"
+
+MOOD = {"negative": " negative", "positive": " positive", "neutral": " neutral", "ambivalent": " mixed"}
+TYPES = ("Entity", "Humans", "Date", "Quantity", "Event", "Location", "Facility", "Organization")
+TYPES += ("Abbreviation", "Money", "Other", "Law")  # without the two rows of "Time"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """How its rows are read by a decoder, which answers in words, and by an encoder, whose head answers."""
+
+    template: str
+    plain: str
+    labels: Mapping[str, str]
+    words: int = 50
+
+
+SETS = {
+    "multiemo-hotels": DataSet("Review: {text}\nSentiment:", "{text}", MOOD),
+    "vitaminc": DataSet(
+        "Evidence: {evidence}\nClaim: {claim}\nVerdict:",
+        "{claim}[SEP]{evidence}",
+        {"True": " true", "False": " false", "Neither": " unclear"},
+        words=45,
+    ),
+    "question-types": DataSet("{text}\nType of the answer:", "{text}", {t: f" {t.lower()}" for t in TYPES}),
+}
+
+TRAINED: Mapping[str, Mapping[str, sp.Method]] = {
+    DECODER: {
+        "linear-probe": sp.LinearProbe(),
+        "prompt-tuning": sp.PromptTuning(),
+        "p-tuning": sp.PTuning(),
+        "dept": sp.DePT(),
+        "prefix-tuning": sp.PrefixTuning(),
+        "p-tuning-v2": sp.PTuningV2(),
+        "adapter": sp.Adapter(),
+        "lora": sp.LoRA(),
+    },
+    ENCODER: {
+        "linear-probe": sp.LinearProbe(),
+        "mlp-probe": sp.MLPProbe(),
+        "prompt-tuning": sp.PromptTuning(),
+        "p-tuning": sp.PTuning(),
+        "dept": sp.DePT(),
+        "prefix-tuning": sp.PrefixTuning(),
+        "p-tuning-v2": sp.PTuningV2(),
+        "bitfit": sp.BitFit(),
+        "adapter": sp.Adapter(),
+        "lora": sp.LoRA(),
+        "full-tuning": sp.FullTuning(),
+    },
+}
+CARRIED = ("prompt-tuning", "dept", "p-tuning-v2", "lora", "full-tuning")  # to other domains
+FULL_ON_DECODER = HOME
+
+
+@cache
+def backbone_of(name: str) -> Backbone:
+    return sp.load_backbone(name)
+
+
+def task_of(backbone: str, method: str, data: str) -> Task:
+    """Words where the backbone has them, a head where it has none or the method is one."""
+    entry = SETS[data if data in SETS else HOME]
+    if backbone == ENCODER:
+        return sp.SequenceClassification(entry.plain, labels=list(entry.labels))
+    if method == "linear-probe":
+        return sp.SequenceClassification(entry.template, labels=list(entry.labels))
+    return sp.TextClassification(entry.template, labels=dict(entry.labels))
+
+
+@cache
+def rows(name: str, split: str) -> list[dict[str, Any]]:
+    """The rows of a split that are used, the same in every run; long texts cut to their first words.
+
+    Test rows begin behind the 600 that docs/results/foundation.md used or had seen.
+    """
+    entry = SETS[name if name in SETS else HOME]
+    found = [row for row in load_rows(name, split) if row["label"] in entry.labels]
+    if split == "test":
+        seen = {id(row) for row in subsample(found, 600, seed=0)}
+        found = [row for row in found if id(row) not in seen]
+    limit = {"train": TRAIN, "validation": VALIDATION, "test": TEST}[split]
+    found = subsample(found, min(limit, len(found)), seed=0)
+    return [{c: " ".join(str(v).split()[: entry.words]) for c, v in row.items()} for row in found]
+
+
+def scores(metrics: Mapping[str, Any]) -> Run:
+    """What is kept of an evaluation."""
+    return {key: metrics[key] for key in ("accuracy", "macro_f1", "rows")}
+
+
+def train(
+    backbone: str, method: sp.Method, data: str, *, seed: int, task: Task | None = None, **recipe: Any
+) -> tuple[sp.TunedPrompt, Run]:
+    """A tuned prompt and what is known of its training."""
+    gc.collect()
+    own = backbone_of(backbone)
+    settings = {"steps": STEPS[backbone], "batch_size": BATCH[backbone], "seed": seed} | recipe
+    settings.setdefault("evaluate_every", settings["steps"])
+    train_rows, validation_rows = recipe.get("train"), rows(data, "validation")
+    settings.pop("train", None)
+    reset_peak()
+    before = memory("VmRSS")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sp.SoftpromptWarning)
+        tuned = sp.fit(
+            own,
+            task or task_of(backbone, method.name, data),
+            method,
+            train_rows or rows(data, "train"),
+            validation_rows,
+            progress=False,
+            **settings,
+        )
+    return tuned, {
+        "validation": scores(tuned.metrics["validation"]),
+        "trained_parameters": tuned.recipe["trained_parameters"],
+        "learning_rate": tuned.recipe["learning_rate"],
+        "seconds": round(tuned.recipe.get("seconds", 0.0), 1),
+        "peak_extra_mib": round((memory("VmHWM") - before) / 2**20),
+    }
+
+
+def memory(name: str) -> int:
+    """A line of this process's memory, bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {name}")
+
+
+def reset_peak() -> None:
+    """Let the high-water mark of memory fall to what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def chosen_rate(study: Study, backbone: str, method: str) -> float | None:
+    """The rate that was best on validation rows of the home data; none where none was tried, or the default was best."""
+    found: dict[float, float] = {}
+    for factor in FACTORS:
+        if run := study.runs.get(f"{backbone}/rate/{method}/{factor}"):
+            found[factor] = run["validation"]["accuracy"]
+    if not found:
+        return None
+    best = max(found, key=lambda factor: (found[factor], factor == 1.0))
+    rate: float = study.runs[f"{backbone}/rate/{method}/{best}"]["learning_rate"]
+    return rate
+
+
+def rate_run(backbone: str, method: sp.Method, factor: float) -> Run:
+    spec = backbone_of(backbone).spec
+    head_only = type(method).head_only
+    rate = factor * (method.head_learning_rate(spec) if head_only else method.learning_rate(spec))
+    recipe = {"head_learning_rate": rate} if head_only else {}
+    return train(backbone, method, HOME, seed=0, learning_rate=rate, **recipe)[1] | {"learning_rate": rate}
+
+
+def final_run(study: Study, backbone: str, name: str, method: sp.Method, data: str, seed: int) -> Run:
+    """Train with the chosen rate, read the test rows once, at home and, from the home data, abroad."""
+    recipe: dict[str, Any] = {}
+    if rate := chosen_rate(study, backbone, name):
+        recipe = {"learning_rate": rate} | ({"head_learning_rate": rate} if type(method).head_only else {})
+    tuned, result = train(backbone, method, data, seed=seed, **recipe)
+    result["test"] = scores(tuned.evaluate(rows(data, "test")))
+    if data == HOME and name in CARRIED:
+        result["abroad"] = {other: scores(tuned.evaluate(rows(other, "test"))) for other in ABROAD}
+    return result
+
+
+def untrained(backbone: str, method: sp.Method, data: str, seed: int = 0) -> Run:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sp.SoftpromptWarning)
+        task = task_of(backbone, method.name, data)
+        tuned = sp.fit(backbone_of(backbone), task, method, rows(data, "train"), seed=seed, progress=False)
+    return {"test": scores(tuned.evaluate(rows(data, "test")))}
+
+
+def majority(data: str) -> Run:
+    """Always the commonest label of these very rows."""
+    labels = Counter(row["label"] for row in rows(data, "test"))
+    return {"test": {"accuracy": max(labels.values()) / labels.total(), "rows": labels.total()}}
+
+
+def ensemble_run(backbone: str, data: str, first_seed: int, members: int = 5) -> Run:
+    """Five prompts, each with its own seed, in one pass."""
+    method = sp.PromptTuning()
+    prompts = [
+        train(backbone, method, data, seed=seed)[0] for seed in range(first_seed, first_seed + members)
+    ]
+    found = sp.PromptEnsemble(prompts).evaluate(rows(data, "test"))
+    return {
+        "rules": {rule: metrics["accuracy"] for rule, metrics in found.metrics.items()},
+        "members": [metrics["accuracy"] for metrics in found.members],
+        "mean": found.mean["accuracy"],
+    }
+
+
+def few_rows(data: str, per_class: int, seed: int) -> list[dict[str, Any]]:
+    """The first `per_class` rows of each label in an order of their own."""
+    kept: Counter[str] = Counter()
+    found = []
+    for row in subsample(rows(data, "train"), len(rows(data, "train")), seed=seed):
+        if kept[row["label"]] < per_class:
+            kept[row["label"]] += 1
+            found.append(row)
+    return found
+
+
+def few_shot_run(backbone: str, per_class: int, seed: int, source: Path | None) -> Run:
+    """DePT on few rows of product reviews, from its own start or from a prompt of hotel reviews."""
+    method = sp.DePT() if source is None else sp.DePT(init="prompt", init_prompt=source)
+    target = ABROAD[0]
+    task = task_of(backbone, method.name, target)
+    few = few_rows(target, per_class, seed)
+    tuned, result = train(backbone, method, target, seed=seed, task=task, train=few, steps=60)
+    return result | {"test": scores(tuned.evaluate(rows(target, "test")))}
+
+
+def run_rates(study: Study, backbone: str) -> None:
+    for name, method in TRAINED[backbone].items():
+        for factor in FACTORS:
+            study.run(f"{backbone}/rate/{name}/{factor}", rate_run, backbone, method, factor)
+
+
+def run_table(study: Study, backbone: str) -> None:
+    for data in SETS:
+        study.run(f"{data}/majority", majority, data)
+        if backbone == DECODER:
+            study.run(f"{backbone}/{data}/zero-shot", untrained, backbone, sp.ZeroShot(), data)
+            for seed in SEEDS:
+                key = f"{backbone}/{data}/8-shot/{seed}"
+                study.run(key, untrained, backbone, sp.FewShot(8), data, seed)
+    for seed in SEEDS:
+        for data in SETS:
+            for name, method in TRAINED[backbone].items():
+                key = f"{backbone}/{data}/{name}/{seed}"
+                study.run(key, final_run, study, backbone, name, method, data, seed)
+
+
+def run_full_tuning(study: Study) -> None:
+    for seed in SEEDS:
+        key = f"{DECODER}/{FULL_ON_DECODER}/full-tuning/{seed}"
+        study.run(key, final_run, study, DECODER, "full-tuning", sp.FullTuning(), FULL_ON_DECODER, seed)
+
+
+def run_ensembles(study: Study, backbone: str) -> None:
+    for group in range(3):
+        for data in (HOME, "question-types"):
+            study.run(f"{backbone}/{data}/ensemble/{group}", ensemble_run, backbone, data, 10 + 5 * group)
+
+
+def run_ablations(study: Study, backbone: str, seeds: Sequence[int] = SEEDS) -> None:
+    """Length, start and steps of Prompt Tuning; validation rows only."""
+
+    def go(key: str, method: sp.Method, seed: int, **recipe: Any) -> None:
+        study.run(
+            f"{backbone}/ablation/{key}/{seed}",
+            lambda: train(backbone, method, HOME, seed=seed, **recipe)[1],
+        )
+
+    for seed in seeds:
+        for length in (1, 5, 20, 50, 100):
+            go(f"length/{length}", sp.PromptTuning(length=length), seed)
+        for init in ("random", "vocab", "labels"):
+            go(f"init/{init}", sp.PromptTuning(init=init), seed)
+        for factor in (0.3, 1, 3):
+            go(
+                f"steps/{round(factor * STEPS[backbone])}",
+                sp.PromptTuning(),
+                seed,
+                steps=round(factor * STEPS[backbone]),
+            )
+
+
+def run_few_shot(study: Study, backbone: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in SEEDS:
+            keys = {
+                (k, kind): f"{backbone}/few-shot/{k}/{kind}/{seed}"
+                for k in (4, 16, 32)
+                for kind in ("own", "source")
+            }
+            if all(key in study.runs for key in keys.values()):
+                continue
+            source = train(backbone, sp.DePT(), HOME, seed=seed)[0].save(Path(folder) / f"source-{seed}")
+            for (k, kind), key in keys.items():
+                study.run(key, few_shot_run, backbone, k, seed, source if kind == "source" else None)
+
+
+PARTS = ("rates", "table", "full", "few-shot", "ensembles", "ablations")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/language.json"))
+    parser.add_argument("--backbones", nargs="*", default=list(BACKBONES), choices=list(BACKBONES))
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
+    arguments = parser.parse_args()
+    study = Study(arguments.output)
+    if "about" not in study.runs:
+        study.keep("about", {key: str(value) for key, value in store.library_versions().items()})
+    for backbone in arguments.backbones:
+        if "rates" in arguments.parts:
+            run_rates(study, backbone)
+        if "table" in arguments.parts:
+            run_table(study, backbone)
+        if "full" in arguments.parts and backbone == DECODER:
+            run_full_tuning(study)
+        if "few-shot" in arguments.parts:
+            run_few_shot(study, backbone)
+        if "ensembles" in arguments.parts:
+            run_ensembles(study, backbone)
+        if "ablations" in arguments.parts:
+            run_ablations(study, backbone)
+
+
+if __name__ == "__main__":
+    main()
