@@ -31,7 +31,7 @@ TRAIN, VALIDATION, TEST = 4000, 200, 300  # rows
 DECODER, ENCODER = "smollm2-135m-instruct", "minilm-l6"
 BACKBONES = (ENCODER, DECODER)
 STEPS = {DECODER: 100, ENCODER: 200}
-BATCH = {DECODER: 8, ENCODER: 16}
+BATCH = 8
 FACTORS = (0.3, 1.0, 3.0)  # of a method's default learning rate
 ABROAD = ("multiemo-products", "multiemo-medicine", "multiemo-reviews")
 HOME = "multiemo-hotels"
@@ -133,7 +133,7 @@ def train(
     """A tuned prompt and what is known of its training."""
     gc.collect()
     own = backbone_of(backbone)
-    settings = {"steps": STEPS[backbone], "batch_size": BATCH[backbone], "seed": seed} | recipe
+    settings = {"steps": STEPS[backbone], "batch_size": BATCH, "seed": seed} | recipe
     settings.setdefault("evaluate_every", settings["steps"])
     train_rows, validation_rows = recipe.get("train"), rows(data, "validation")
     settings.pop("train", None)
