@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import softprompt as sp
 from softprompt.protocols import few_shot, started_from
+from softprompt.protocols._records import rows_digest
+from tests import tiny_vision as vision
 from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny_vision import vision_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 
@@ -161,3 +167,46 @@ def test_a_file_that_holds_no_runs_is_refused(tmp_path: Path) -> None:
     file.write_text("[1]")
     with pytest.raises(ValueError, match="holds a JSON list, expected an object"):
         sp.few_shot_runs(tiny_backbone(), TASK, sp.PromptTuning(length=2), ROWS, ROWS[:6], file=file, **SMALL)
+
+
+def test_images_have_few_shot_splits_and_runs_like_any_rows(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"shots": (2,), "seeds": (0, 1), "recipes": (QUICK,)}
+    settings |= {"splits": tmp_path / "splits.json", "file": tmp_path / "runs.json"}
+    arguments = (vision_backbone(), vision.TASK, sp.VPT(length=2), vision.ROWS, vision.ROWS[:6])
+    records = sp.few_shot_runs(*arguments, **settings)
+    assert [(r["shots"], r["seed"], r["test_rows"]) for r in records] == [(2, 0, 6), (2, 1, 6)]
+    assert sp.few_shot_runs(*arguments, **settings) == records
+
+
+def test_a_split_of_images_fits_the_same_images_in_another_folder_and_no_others(tmp_path: Path) -> None:
+    def rows(folder: str, *, other: bool = False) -> list[dict[str, Any]]:
+        (tmp_path / folder).mkdir()
+        written = []
+        for i, row in enumerate(vision.ROWS):
+            path = tmp_path / folder / f"{i}.png"
+            vision.ROWS[i - other]["image"].save(path)
+            written.append({"image": str(path), "label": row["label"]})
+        return written
+
+    file = tmp_path / "splits.json"
+    (split,) = sp.few_shot_splits(rows("here"), vision.TASK, shots=(2,), seeds=(0,), file=file)
+    assert sp.few_shot_splits(rows("there"), vision.TASK, shots=(2,), seeds=(0,), file=file) == [split]
+    with pytest.raises(ValueError, match="holds splits of other rows"):
+        sp.few_shot_splits(rows("other", other=True), vision.TASK, shots=(2,), seeds=(0,), file=file)
+
+
+def test_rows_in_memory_have_the_same_digest_whatever_their_address() -> None:
+    image = vision.ROWS[0]["image"]
+    for value in (image, np.asarray(image), torch.tensor(np.asarray(image)), image.tobytes()):
+        again = copy.deepcopy(value)
+        assert rows_digest([{"image": value}]) == rows_digest([{"image": again}])
+    other = vision.ROWS[1]["image"]
+    assert rows_digest([{"image": image}]) != rows_digest([{"image": other}])
+    # 1,000 numbers and more are printed with dots between them.
+    ones, changed = np.ones(2000), np.ones(2000)
+    changed[1000] = 2
+    assert rows_digest([{"image": ones}]) != rows_digest([{"image": changed}])
+
+
+def test_a_text_that_ends_like_an_image_is_a_text() -> None:
+    assert rows_digest([{"text": 3000 * "a" + ".png"}]) != rows_digest([{"text": 3000 * "b" + ".png"}])

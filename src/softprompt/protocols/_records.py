@@ -9,6 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from softprompt.binding import Rows, read_rows
+from softprompt.data import names_file
+from softprompt.image_folders import SUFFIXES
+from softprompt.tasks.base import Row
+
 Record = dict[str, Any]
 
 
@@ -55,10 +64,34 @@ def write_object(file: Path, value: Mapping[str, Any]) -> None:
     os.replace(temporary, file)
 
 
+def rows_of(source: Rows, split: str) -> list[Row]:
+    """Rows, of a source with splits those of this one."""
+    return read_rows(source, split if isinstance(source, str) and not names_file(source) else None)
+
+
 def rows_digest(rows: Sequence[Mapping[str, Any]]) -> str:
-    """sha256 of rows of text and numbers, in their order."""
-    text = json.dumps([dict(row) for row in rows], sort_keys=True, default=str)
+    """sha256 of rows in their order; of images what they show, wherever their files lie."""
+    text = json.dumps([_plain(dict(row)) for row in rows], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """The same value on every machine and in every process: an image is its bytes, not its path or its address."""
+    match value:
+        case Mapping():
+            return {name: _plain(part) for name, part in value.items()}
+        # Not Path.is_file, which fails on texts that are too long to be a path.
+        case str() | Path() if Path(value).suffix.lower() in SUFFIXES and os.path.isfile(value):
+            return hashlib.sha256(Path(value).read_bytes()).hexdigest()
+        case bytes():
+            return hashlib.sha256(value).hexdigest()
+        case Image.Image():
+            return [value.mode, *value.size, hashlib.sha256(value.tobytes()).hexdigest()]
+        case Tensor() | np.ndarray():
+            array = np.ascontiguousarray(value)
+            return [str(array.dtype), *array.shape, hashlib.sha256(array.data).hexdigest()]
+        case _:
+            return value
 
 
 def folder_digest(folder: Path) -> str:

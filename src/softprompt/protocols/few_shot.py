@@ -12,13 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.backbones.base import Backbone
-from softprompt.binding import Rows, identity_of, read_rows, settings_of
-from softprompt.data import few_shot, names_file
+from softprompt.binding import Rows, identity_of, settings_of
+from softprompt.data import few_shot
 from softprompt.fitting import fit
 from softprompt.prompts import Method
-from softprompt.protocols._records import Record, folder_digest, once, read_object, rows_digest, write_object
+from softprompt.protocols._records import (
+    Record,
+    folder_digest,
+    once,
+    read_object,
+    rows_digest,
+    rows_of,
+    write_object,
+)
 from softprompt.recipe import Recipe
-from softprompt.tasks import SequenceClassification, TextClassification
+from softprompt.tasks import ImageClassification, SequenceClassification, TextClassification
 from softprompt.tasks.base import Row, Task
 
 SHOTS = (4, 16, 32)
@@ -50,7 +58,7 @@ def few_shot_splits(
     Raises ValueError for a task without classes, a class of fewer than 2 k rows, and a file made for other rows.
     """
     path = None if file is None else Path(file)
-    if not isinstance(task, TextClassification | SequenceClassification):
+    if not isinstance(task, TextClassification | SequenceClassification | ImageClassification):
         raise ValueError(
             f"{task.name} has no classes to draw rows of: few-shot splits are for classification"
         )
@@ -105,8 +113,8 @@ def few_shot_runs(
     """
     if not recipes:
         raise ValueError("no recipe was given")
-    rows, test_rows = read_rows(train, _split_of(train, "train")), read_rows(test, _split_of(test, "test"))
-    given = None if validation is None else read_rows(validation, _split_of(validation, "validation"))
+    rows, test_rows = rows_of(train, "train"), rows_of(test, "test")
+    given = None if validation is None else rows_of(validation, "validation")
     method = method if source is None else started_from(method, source)
     settings: dict[str, Any] = {
         "backbone": asdict(identity_of(backbone)),
@@ -182,7 +190,3 @@ def _draw(labelled: Sequence[Mapping[str, Any]], k: int, seed: int) -> dict[str,
     if missing:
         raise ValueError(f"k={k}: no row is left to choose by for the labels {sorted(missing)}; lower k")
     return {"train": train, "validation": [row["row"] for row in few_shot(rest, k, "label", seed)]}
-
-
-def _split_of(source: Rows, split: str) -> str | None:
-    return split if isinstance(source, str) and not names_file(source) else None
