@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from torch import nn
+from torch import Tensor, nn
 
 from softprompt import store
 from softprompt.backbones.base import Backbone, BackboneSpec
@@ -111,6 +111,38 @@ def trained_tensors(
         for name, p in owner.named_parameters()
         if p.requires_grad
     }
+
+
+def changed_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights of a backbone's model that a method trains, as `backbone.*`: they, and no others, require a gradient."""
+    return {f"backbone.{name}": p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def named_state(module: nn.Module, model: nn.Module, head: nn.Module | None) -> dict[str, Tensor]:
+    """All tensors of the prompt as `prompt.*` and of the head as `head.*`, buffers included, and the `changed_weights`."""
+    parts = [("prompt", module), ("head", head)]
+    named = {
+        f"{part}.{name}": tensor
+        for part, owner in parts
+        if owner is not None
+        for name, tensor in owner.state_dict().items()
+    }
+    return named | {name: parameter.detach() for name, parameter in changed_weights(model).items()}
+
+
+def load_state(state: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    """Copy a `named_state` into another one's tensors. Raises ValueError unless names and shapes are the same."""
+    found, expected = ({name: tuple(t.shape) for name, t in side.items()} for side in (state, into))
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"start does not fit the method, task and backbone: its {name} is {found.get(name, 'missing')}, and here it "
+                f"is {expected.get(name, 'missing')}; a prompt that was loaded from a folder can start only methods that "
+                "fold nothing away when they save"
+            )
+    with torch.no_grad():
+        for name, tensor in into.items():
+            tensor.copy_(state[name])
 
 
 def settings_of(value: Any) -> dict[str, Any]:

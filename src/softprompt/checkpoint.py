@@ -63,8 +63,12 @@ def run_identity(
     parameters: Mapping[str, nn.Parameter],
     rows: Sequence[EncodedRow],
     main_metric: str | None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """What a resumed run must have in common with the one it goes on with, as JSON values."""
+    """What a resumed run must have in common with the one it goes on with, as JSON values.
+
+    start: the tensors that it began with, where the recipe's seed does not say it.
+    """
     names = {parameter: name for name, parameter in parameters.items()}
     digest = hashlib.sha256()
     for row in rows:
@@ -75,7 +79,11 @@ def run_identity(
             digest.update(array("q", tokens).tobytes())
         if row.media is not None:
             digest.update(row.media.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    begun = None
+    if start is not None:
+        begun = _checksum("", {name: tensor.detach().cpu().contiguous() for name, tensor in start.items()})
     return {
+        "start": begun,
         "recipe": {name: value for name, value in asdict(recipe).items() if name not in _FREE_SETTINGS},
         "groups": [
             {**group, "params": [names[parameter] for parameter in group["params"]]} for group in groups

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from softprompt import training
 from softprompt.backbones.base import Backbone
@@ -18,6 +19,8 @@ from softprompt.binding import (
     bind,
     evaluate,
     identity_of,
+    load_state,
+    named_state,
     new_head,
     read_rows,
     settings_of,
@@ -46,6 +49,7 @@ def fit(
     validation: Rows | None = None,
     *,
     recipe: Recipe | None = None,
+    start: TunedPrompt | Mapping[str, Tensor] | None = None,
     folder: str | Path | None = None,
     resume: bool = True,
     progress: bool | Progress = True,
@@ -57,6 +61,8 @@ def fit(
                        A name with splits gives its "train" and "validation" split. The checkpoint with the best
                        validation metric is kept; without validation rows the last one.
     recipe             how to train; or its fields as keywords: fit(..., steps=500, batch_size=8)
+    start              a prompt of the same method, or its `state()`, to go on from with a fresh optimizer; its head and
+                       the weights that the method changed are taken over too
     folder             checkpoints go there, so that a run that was killed goes on when it is started again
     progress           True: a bar; False: silence; or your own
 
@@ -102,6 +108,9 @@ def fit(
     module = method.build(context).to(prepared.device)
     encoder = bind(prepared, task, module.length, recipe.max_tokens, module.prefix_length)
     model = PromptedModel(prepared, [module], [head])
+    state = start.state() if isinstance(start, TunedPrompt) else start
+    if state is not None:
+        load_state(state, named_state(module, prepared.model, head))
     parameters = trained_tensors(module, prepared.model, head)
     changed = [p for name, p in parameters.items() if name.startswith("backbone.")]
     if changed and own is backbone:
@@ -128,11 +137,12 @@ def fit(
             # The best tensors were evaluated already, unless that was before the run was resumed.
             found = next((e for e in evaluations if known and known.items() <= e.items()), None)
             metrics["validation"] = found or (validate() and evaluations[-1])
+        baked = module.bake()
         return TunedPrompt(
             prepared.with_settings(),
             task,
             method,
-            module.bake().requires_grad_(False),
+            baked.requires_grad_(False),
             recipe.max_tokens,
             settings_of(recipe)
             | {"rows": len(train_rows), "learning_rate": peak}
@@ -142,6 +152,7 @@ def fit(
             history,
             None if own is backbone else identity_of(backbone),
             None if head is None else head.requires_grad_(False),
+            None if baked is module else module,
         )
 
     evaluations: list[dict[str, Any]] = []
@@ -182,6 +193,7 @@ def fit(
             main_metric=task.main_metric if validation_rows else None,
             folder=None if folder is None else Path(folder),
             resume=resume,
+            start=state,
             progress=watcher,
         )
     except TrainingDiverged as error:

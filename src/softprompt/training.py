@@ -72,6 +72,7 @@ def train(
     main_metric: str | None = None,
     folder: Path | None = None,
     resume: bool = True,
+    start: Mapping[str, Tensor] | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train `parameters` in place and leave the best tensors in them.
@@ -82,6 +83,8 @@ def train(
                  `main_metric` decides which tensors are best, the earlier of two equal ones
     folder       where checkpoint.safetensors and local trackers are written; None: nowhere
     resume       go on from the checkpoint in `folder`, if there is one; else start anew and replace it
+    start        what the parameters were set to, where they do not begin as the recipe's seed has them: a checkpoint is
+                 resumed from this start only
     progress     is told of each step and evaluation
 
     The rows of a step, its learning rate and its randomness depend on nothing but recipe and step: a run that
@@ -100,7 +103,7 @@ def train(
     watcher = progress if progress is not None and accelerator.is_main_process else Silent()
     optimizer = build_optimizer(groups, recipe)
     peaks: list[float] = [group["lr"] for group in optimizer.param_groups]
-    identity = run_identity(recipe, groups, parameters, rows, main_metric)
+    identity = run_identity(recipe, groups, parameters, rows, main_metric, start)
     state = RunState()
     if folder is not None and resume:
         state = load_checkpoint(folder, parameters, optimizer, identity) or state

@@ -15,7 +15,18 @@ from softprompt import store
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.loading import load_backbone
 from softprompt.baselines.lora import LoRA
-from softprompt.binding import Rows, as_row, bind, evaluate, identity_of, new_head, read_rows, settings_of
+from softprompt.binding import (
+    Rows,
+    as_row,
+    bind,
+    changed_weights,
+    evaluate,
+    identity_of,
+    named_state,
+    new_head,
+    read_rows,
+    settings_of,
+)
 from softprompt.exchange import read_peft_folder, write_peft_folder
 from softprompt.model import PromptedModel
 from softprompt.prompts import Method, PromptModule, methods
@@ -37,6 +48,7 @@ class TunedPrompt:
     identity    of the backbone as it was before the method changed its weights; None: it did not
     head        what a task that is not answered by words is answered with, (n, d) -> (n, outputs)
     max_tokens  longest row in tokens, virtual tokens and answer included
+    unbaked     the module in the form it was trained in, where that is another; None: it is not, or it was loaded
     """
 
     backbone: Backbone
@@ -49,6 +61,7 @@ class TunedPrompt:
     history: Sequence[Mapping[str, Any]] = ()
     identity: store.BackboneIdentity | None = None
     head: nn.Module | None = None
+    unbaked: PromptModule | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -95,14 +108,21 @@ class TunedPrompt:
         module = {f"prompt.{name}": p for name, p in self.module.named_parameters()}
         return module | self._head() | self._changed()
 
+    def state(self) -> dict[str, Tensor]:
+        """Everything that training goes on from, by name, buffers included; `fit(..., start=...)` takes it.
+
+        Before reparametrizations are folded away, which a loaded prompt does not have any more. Not copies.
+        """
+        module = self.module if self.unbaked is None else self.unbaked
+        return named_state(module, self.backbone.model, self.head)
+
     def _head(self) -> dict[str, Tensor]:
         tensors = {} if self.head is None else self.head.state_dict()
         return {f"head.{name}": tensor for name, tensor in tensors.items()}
 
     def _changed(self) -> dict[str, Tensor]:
         """Weights of the backbone that were trained: they, and no others, still require a gradient."""
-        named = self.backbone.model.named_parameters()
-        return {f"backbone.{name}": parameter for name, parameter in named if parameter.requires_grad}
+        return dict(changed_weights(self.backbone.model))
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the prompt's folder (prompt.json, prompt.safetensors, README.md), whole or not at all.

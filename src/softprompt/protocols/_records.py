@@ -80,8 +80,8 @@ def _plain(value: Any) -> Any:
     match value:
         case Mapping():
             return {name: _plain(part) for name, part in value.items()}
-        # Not Path.is_file, which fails on texts that are too long to be a path.
-        case str() | Path() if Path(value).suffix.lower() in SUFFIXES and os.path.isfile(value):
+        # Path.is_file fails on texts that are too long to be a path.
+        case str() | Path() if Path(value).suffix.lower() in SUFFIXES and os.path.isfile(value):  # noqa: PTH113
             return hashlib.sha256(Path(value).read_bytes()).hexdigest()
         case bytes():
             return hashlib.sha256(value).hexdigest()

@@ -11,7 +11,6 @@ import torch
 from pydantic import ConfigDict, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
-from torch.nn import functional
 
 from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, to_pixels
 from softprompt.outputs import EncodedRow
@@ -20,7 +19,7 @@ from softprompt.tasks.classification import ClassPrediction
 from softprompt.tasks.columns import check_columns, read_column
 from softprompt.tasks.labels import label_concerns, label_names, read_label
 from softprompt.tasks.metrics import classification_metrics
-from softprompt.tasks.reading import check_answered, outputs_of
+from softprompt.tasks.reading import class_losses, outputs_of
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -41,6 +40,8 @@ class ImageClassification(Task):
     """Column that holds the right label; its values are compared as text, so 1 is "1"."""
     label_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """What the data writes -> label, where the two differ, as in {"0": "cat", "1": "dog"}."""
+    loss_labels: Sequence[str] | None = None
+    """Labels among which the loss is computed, as if there were no others; a prediction is any label. By default all."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """{"image": the column that holds the image}, where it has another name."""
     image_size: int | tuple[int, int] | None = None
@@ -50,7 +51,7 @@ class ImageClassification(Task):
     """What the head reads: the class token, the mean of the patches, that of prompts and patches together (as the released
     VPT does on MAE), or the tower's own pooler. By default the pooler where there is one, else the class token."""
 
-    @field_validator("labels", mode="before")
+    @field_validator("labels", "loss_labels", mode="before")
     @classmethod
     def _labels_to_text(cls, labels: Any) -> Any:
         return label_names(labels)
@@ -65,6 +66,8 @@ class ImageClassification(Task):
         check_columns(self.columns, ["image", self.label_column])
         if len(self.labels) < 2:
             raise ValueError(f"labels are {list(self.labels)}: two or more are needed")
+        if unknown := [label for label in self.loss_labels or () if label not in self.labels]:
+            raise ValueError(f"loss_labels has {unknown}, which are not among the labels {list(self.labels)}")
         if unknown := [value for value in self.label_values.values() if value not in self.labels]:
             raise ValueError(
                 f"label_values lead to {unknown}, which are not among the labels {list(self.labels)}"
@@ -119,8 +122,9 @@ class ImageClassification(Task):
         return classification_metrics(gold, [p.label for p in predictions], list(self.labels))
 
     def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
-        """Labels without a training row; a model that gives all rows the same label."""
-        return label_concerns({self.read_label(row) for row in train}, self.labels, metrics)
+        """Labels of the loss without a training row; a model that gives all rows the same label."""
+        seen = {self.read_label(row) for row in train}
+        return label_concerns(seen, self.loss_labels or self.labels, metrics)
 
     def render(self, row: Row, *, answer: bool = True) -> str:
         """Where the image comes from, then its label on a line of its own."""
@@ -147,10 +151,8 @@ class ImageClassificationEncoder:
         return EncodedRow((), read=(POOLINGS.index(self.pooling),), answer=right, media=pixels)
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
-        """Cross-entropy of each row, (B,), nats. answers: (B, K). Raises ValueError for a row without its label."""
-        check_answered(rows)
-        right = torch.tensor([int(row.answer[0]) for row in rows], device=answers.device)
-        return functional.cross_entropy(answers, right, reduction="none")
+        """Cross-entropy of each row, (B,), nats. answers: (B, K). See `class_losses`."""
+        return class_losses(answers, rows, self.task.labels, self.task.loss_labels)
 
     @torch.no_grad()
     def predict(

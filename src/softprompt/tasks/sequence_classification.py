@@ -10,7 +10,6 @@ import torch
 from pydantic import ConfigDict, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
-from torch.nn import functional
 
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Row, Scorer, Task, TextSetting
@@ -20,8 +19,8 @@ from softprompt.tasks.labels import label_concerns, label_names, read_label
 from softprompt.tasks.metrics import classification_metrics
 from softprompt.tasks.reading import (
     Pooling,
-    check_answered,
     check_pooling,
+    class_losses,
     default_pooling,
     outputs_of,
     pooled_positions,
@@ -48,6 +47,8 @@ class SequenceClassification(Task):
     """Column that holds the right label; its values are compared as text, so 1 is "1" and True is "True"."""
     label_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """What the data writes -> label, where the two differ, as in {"0": "negative", "1": "positive"}."""
+    loss_labels: Sequence[str] | None = None
+    """Labels among which the loss is computed, as if there were no others; a prediction is any label. By default all."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name in the template -> column of the data, where the two differ."""
     cut: str | None = None
@@ -56,7 +57,7 @@ class SequenceClassification(Task):
     """Which last hidden states the head reads: that of the first or the last token, or the mean of all; virtual tokens
     never count. By default the first in an encoder, the last in a decoder, the mean in an encoder with a decoder."""
 
-    @field_validator("labels", mode="before")
+    @field_validator("labels", "loss_labels", mode="before")
     @classmethod
     def _labels_to_text(cls, labels: Any) -> Any:
         return label_names(labels)
@@ -72,6 +73,8 @@ class SequenceClassification(Task):
         check_columns(self.columns, [*template.fields, self.label_column])
         if len(self.labels) < 2:
             raise ValueError(f"labels are {list(self.labels)}: two or more are needed")
+        if unknown := [label for label in self.loss_labels or () if label not in self.labels]:
+            raise ValueError(f"loss_labels has {unknown}, which are not among the labels {list(self.labels)}")
         if unknown := [value for value in self.label_values.values() if value not in self.labels]:
             raise ValueError(
                 f"label_values lead to {unknown}, which are not among the labels {list(self.labels)}"
@@ -110,8 +113,9 @@ class SequenceClassification(Task):
         return classification_metrics(gold, [p.label for p in predictions], list(self.labels))
 
     def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
-        """Labels without a training row; a model that gives all rows the same label."""
-        return label_concerns({self.read_label(row) for row in train}, self.labels, metrics)
+        """Labels of the loss without a training row; a model that gives all rows the same label."""
+        seen = {self.read_label(row) for row in train}
+        return label_concerns(seen, self.loss_labels or self.labels, metrics)
 
     def render(self, row: Row, *, answer: bool = True) -> str:
         """The row as text, literals exactly as written, then its label on a line of its own."""
@@ -144,10 +148,8 @@ class SequenceClassificationEncoder:
         )
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
-        """Cross-entropy of each row, (B,), nats. answers: (B, K). Raises ValueError for a row without its label."""
-        check_answered(rows)
-        right = torch.tensor([int(row.answer[0]) for row in rows], device=answers.device)
-        return functional.cross_entropy(answers, right, reduction="none")
+        """Cross-entropy of each row, (B,), nats. answers: (B, K). See `class_losses`."""
+        return class_losses(answers, rows, self.task.labels, self.task.loss_labels)
 
     @torch.no_grad()
     def predict(
