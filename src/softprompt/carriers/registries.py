@@ -1,12 +1,13 @@
-"""Where the file of a package can be downloaded from, asked of those that know their registry: pip and npm.
+"""Where the file of a package can be downloaded from, asked of those that know their registry: pip, npm and apt.
 
-No address is written here, so mirrors, private indexes, proxies and certificates that are configured for pip
-and npm hold for carriers too.
+No address is written here, so mirrors, private indexes, proxies and certificates that are configured for pip,
+npm and apt hold for carriers too.
 """
 
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -190,13 +191,37 @@ def _npm_addresses(archive: Archive, reasons: list[str]) -> Iterator[tuple[str, 
     yield address, connection
 
 
+def _apt_setting(name: str) -> str | None:
+    """An option of apt's configuration; None where it is not set."""
+    words = shlex.split(_output_of(["apt-config", "shell", "VALUE", name]))  # VALUE='...', or nothing
+    return words[0].removeprefix("VALUE=") or None if words else None
+
+
+def _apt_addresses(archive: Archive, reasons: list[str]) -> Iterator[tuple[str, Connection]]:
+    if not shutil.which("apt-get"):
+        raise OSError("apt-get was not found: this file is in a Debian package")
+    package = f"{archive.package}={archive.version}"
+    answer = _output_of(["apt-get", "--print-uris", "--quiet", "download", package])
+    connection = Connection(
+        certificate=_apt_setting("Acquire::https::CaInfo"),
+        proxy=_apt_setting("Acquire::https::Proxy") or _apt_setting("Acquire::http::Proxy"),
+    )
+    # 'ADDRESS' NAME SIZE SUM
+    for line in answer.splitlines():
+        address, name, *_ = [*shlex.split(line), "", ""]
+        if name == archive.filename:
+            yield address, connection
+            return
+    reasons.append(f"apt-get does not list {archive.filename} for {package}")
+
+
 def addresses(archive: Archive, reasons: list[str]) -> Iterator[tuple[str, Connection]]:
     """Addresses that an archive can be downloaded from, best first, each with the connection to use.
 
     What went wrong on the way is appended to `reasons`. Raises nothing for a registry that cannot be reached.
     """
-    find = _pypi_addresses if archive.registry == "pypi" else _npm_addresses
+    find = {"pypi": _pypi_addresses, "npm": _npm_addresses, "apt": _apt_addresses}
     try:
-        yield from find(archive, reasons)
+        yield from find[archive.registry](archive, reasons)
     except (OSError, ValueError) as error:  # the tool is missing, or answered what we cannot read
         reasons.append(str(error))
