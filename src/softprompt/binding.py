@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from softprompt import store
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.data import load_rows
+from softprompt.images import ImagePooling
 from softprompt.model import PromptedModel
+from softprompt.outputs import EncodedRow
 from softprompt.prompts import Method
 from softprompt.tasks.base import Row, Task, TaskEncoder, TextSetting
 
@@ -40,9 +43,10 @@ def evaluate(
     *,
     batch_size: int = 16,
     on_batch: Callable[[int], None] | None = None,
+    encoded: Sequence[EncodedRow] | None = None,
 ) -> dict[str, Any]:
-    """The task's metrics of a model over rows with answers."""
-    encoded = [encoder.encode(row) for row in rows]
+    """The task's metrics of a model over rows with answers; encoded: the same rows, where they are encoded already."""
+    encoded = [encoder.encode(row) for row in rows] if encoded is None else encoded
     predictions = encoder.predict(model, encoded, batch_size=batch_size, on_batch=on_batch)
     metrics = task.evaluate(predictions, rows)
     with torch.no_grad():
@@ -50,9 +54,16 @@ def evaluate(
 
 
 def bind(
-    backbone: Backbone, task: Task, virtual_tokens: int, max_tokens: int | None, prefix_length: int = 0
+    backbone: Backbone,
+    task: Task,
+    virtual_tokens: int,
+    max_tokens: int | None,
+    prefix_length: int = 0,
+    pooling: ImagePooling | None = None,
 ) -> TaskEncoder:
     """The task's encoder for this backbone, behind a key-value prefix of `prefix_length` positions.
+
+    pooling: what a head reads of an image where the task does not say, in the place of the backbone's own.
 
     Raises ValueError if the prompt leaves no room for any text, and for a task about text on a backbone that reads images
     or the other way round.
@@ -76,7 +87,7 @@ def bind(
             f" {asked}, or a task about {given}, such as {other}"
         )
     if spec.image is not None:
-        return task.bind(spec.image)
+        return task.bind(spec.image if pooling is None else replace(spec.image, pooling=pooling))
     return task.bind(
         TextSetting(backbone.tokenizer, virtual_tokens, limit, spec.closed, spec.family, spec.read_media)
     )

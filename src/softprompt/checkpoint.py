@@ -46,6 +46,7 @@ class RunState:
     evaluated  the step after which the last evaluation was made; 0: none yet
     stale      evaluations since the best one
     best       trained tensors at the best evaluation, by name; empty before the first
+    tallies    counts that grew while rows were scored, after the last whole step
     """
 
     step: int = 0
@@ -55,6 +56,7 @@ class RunState:
     best_metric: float | None = None
     best: dict[str, Tensor] = field(default_factory=dict)
     history: list[Record] = field(default_factory=list)
+    tallies: dict[str, Tensor] = field(default_factory=dict)
 
 
 def run_identity(
@@ -109,12 +111,15 @@ def save_checkpoint(
     names: dict[Tensor, str] = {parameter: name for name, parameter in parameters.items()}
     tensors = {f"parameters/{name}": parameter.detach() for name, parameter in parameters.items()}
     tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
+    tensors |= {f"tallies/{name}": tally for name, tally in state.tallies.items()}
     for parameter, values in optimizer.state.items():
         tensors |= {f"optimizer/{names[parameter]}/{key}": value for key, value in values.items()}
     # Numbers of every step as a tensor: as JSON they would outgrow what a safetensors header may hold.
     tensors["history"] = torch.tensor(
         [[getattr(record, column) for column in _COLUMNS] for record in state.history], dtype=torch.float64
     ).reshape(-1, len(_COLUMNS))
+    if any(record.penalty for record in state.history):
+        tensors["penalties"] = torch.tensor([record.penalty for record in state.history], dtype=torch.float64)
     facts = {
         "format": FORMAT,
         "softprompt": __version__,
@@ -169,6 +174,7 @@ def load_checkpoint(
             parameter.copy_(tensors[f"parameters/{name}"])
     _load_optimizer(optimizer, tensors, parameters)
     metrics = facts["metrics"]
+    penalties = tensors.get("penalties", torch.zeros(len(tensors["history"]))).tolist()
     return RunState(
         step=facts["step"],
         evaluated=facts["evaluated"],
@@ -181,9 +187,16 @@ def load_checkpoint(
             if f"best/{name}" in tensors
         },
         history=[
-            Record(int(step), loss, lr, norm, int(tokens), seconds, metrics.get(str(int(step)), {}))
-            for step, loss, lr, norm, tokens, seconds in tensors["history"].tolist()
+            Record(int(step), loss, lr, norm, int(tokens), seconds, metrics.get(str(int(step)), {}), penalty)
+            for (step, loss, lr, norm, tokens, seconds), penalty in zip(
+                tensors["history"].tolist(), penalties, strict=True
+            )
         ],
+        tallies={
+            name.removeprefix("tallies/"): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("tallies/")
+        },
     )
 
 

@@ -28,7 +28,7 @@ from softprompt.binding import (
 )
 from softprompt.data import names_file
 from softprompt.errors import SoftpromptWarning, TrainingDiverged
-from softprompt.model import HeadModel, PromptedModel
+from softprompt.model import HeadModel, PromptedModel, WordModel
 from softprompt.outputs import EncodedRow
 from softprompt.progress import ConsoleProgress, Progress, Silent
 from softprompt.prompts import BuildContext, Method
@@ -106,7 +106,7 @@ def fit(
     head = new_head(method, task, spec, generator)  # first: whatever the method, it starts the same
     head = None if head is None else head.to(prepared.device)
     module = method.build(context).to(prepared.device)
-    encoder = bind(prepared, task, module.length, recipe.max_tokens, module.prefix_length)
+    encoder = bind(prepared, task, module.length, recipe.max_tokens, module.prefix_length, module.pooling)
     model = PromptedModel(prepared, [module], [head])
     state = start.state() if isinstance(start, TunedPrompt) else start
     if state is not None:
@@ -123,7 +123,10 @@ def fit(
     def validate() -> dict[str, float]:
         model.forget()
         assert validation_rows is not None
-        metrics = evaluate(model, task, encoder, validation_rows)
+        # Encoded once: what is kept of a row, is kept of its image.
+        rows = validation_encoded or [encoder.encode(row) for row in validation_rows]
+        validation_encoded[:] = rows
+        metrics = evaluate(model, task, encoder, validation_rows, encoded=rows)
         model.forget()
         evaluations.append(metrics)
         return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
@@ -156,6 +159,7 @@ def fit(
         )
 
     evaluations: list[dict[str, Any]] = []
+    validation_encoded: list[EncodedRow] = []
     watcher = ConsoleProgress() if progress is True else Silent() if progress is False else progress
     if not parameters:
         problem = SearchProblem(
@@ -183,7 +187,7 @@ def fit(
     log.info("%s: %d trained parameters", method.name, sum(p.numel() for p in parameters.values()))
     try:
         run = training.train(
-            model if head is None else HeadModel(model),
+            WordModel(model) if head is None else HeadModel(model),
             parameters,
             groups,
             encoder,
@@ -195,6 +199,7 @@ def fit(
             resume=resume,
             start=state,
             progress=watcher,
+            tallies={f"prompt.{name}": tally for name, tally in module.tallies().items()},
         )
     except TrainingDiverged as error:
         error.last_good = result([], diverged_at=error.step)

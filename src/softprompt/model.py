@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from softprompt.backbones.base import Backbone
-from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits, TokenOffset
+from softprompt.outputs import EncodedRow, KeyValue, Penalized, PromptOutput, TargetLogits, TokenOffset
 from softprompt.prompts.base import PromptModule
+from softprompt.row_features import RowFeatures
 
 
 class PromptedModel:
     """A backbone behind one prompt, or behind several: then `row.prompt` says which one a row carries.
 
     While gradients are recorded the prompts are run in every call. Without gradients what all rows share is computed
-    once and kept, until `forget` is called: do so whenever the prompts were trained on.
+    once and kept, until `forget` is called: do so whenever the prompts were trained on. Prompts that are functions of
+    their rows are run in every call; what they are given of a row, the frozen backbone's own state, is kept.
     """
 
     def __init__(
@@ -27,21 +29,41 @@ class PromptedModel:
         backbone: Backbone,
         modules: Sequence[PromptModule],
         heads: Sequence[nn.Module | None] | None = None,
+        features: RowFeatures | None = None,
     ) -> None:
-        """heads: of each prompt the head that its task is answered with, None where words answer."""
+        """heads: of each prompt the head that its task is answered with, None where words answer.
+
+        features: of the same backbone, where several models are to share them.
+        """
         self.backbone = backbone
         self.modules = list(modules)
         self.heads = [None] * len(self.modules) if heads is None else list(heads)
+        self.features = RowFeatures(backbone) if features is None else features
         self._kept: Any = None
 
-    def prompt(self) -> PromptOutput:
-        """All prompts as one output, on the backbone's device."""
-        return stack_prompts([module() for module in self.modules])
+    @property
+    def reads_rows(self) -> bool:
+        """Whether a prompt is a function of its rows."""
+        return any(module.reads is not None for module in self.modules)
+
+    def prompt(self, rows: Sequence[EncodedRow] = ()) -> PromptOutput:
+        """All prompts as one output, on the backbone's device; where some are functions of their rows, those of `rows`."""
+        if not self.reads_rows:
+            return stack_prompts([module() for module in self.modules])
+        members: dict[int, list[int]] = {}
+        for b, row in enumerate(rows):
+            members.setdefault(row.prompt, []).append(b)
+        outputs = [self._output(self.modules[n], [rows[b] for b in mine]) for n, mine in members.items()]
+        return join_prompts(outputs, list(members.values())) if outputs else PromptOutput()
+
+    def _output(self, module: PromptModule, rows: Sequence[EncodedRow]) -> PromptOutput:
+        output: PromptOutput = module() if module.reads is None else module(self.features(rows, module.reads))
+        return output
 
     def score(self, rows: Sequence[EncodedRow]) -> TargetLogits:
         """Logits of the target tokens of each row."""
         if torch.is_grad_enabled():
-            return self.backbone.score(rows, self.prompt())
+            return self.backbone.score(rows, self.prompt(rows))
         return self.backbone.score(rows, self._compiled(rows))
 
     def outputs(self, rows: Sequence[EncodedRow]) -> Tensor:
@@ -54,7 +76,7 @@ class PromptedModel:
     def states(self, rows: Sequence[EncodedRow]) -> Tensor:
         """Last hidden states at the rows' `read` positions, (sum of len(row.read), d)."""
         if torch.is_grad_enabled():
-            return self.backbone.states(rows, self.prompt())
+            return self.backbone.states(rows, self.prompt(rows))
         return self.backbone.states(rows, self._compiled(rows))
 
     def apply_heads(self, rows: Sequence[EncodedRow], states: Tensor) -> Tensor:
@@ -84,6 +106,8 @@ class PromptedModel:
         self._kept = None
 
     def _compiled(self, rows: Sequence[EncodedRow]) -> Any:
+        if self.reads_rows:
+            return self.prompt(rows)
         if self._kept is None or not _fits(self._kept, rows):
             self._kept = self.backbone.compile(rows, self.prompt())
         return self._kept
@@ -110,8 +134,22 @@ class HeadModel:
 
     model: PromptedModel
 
-    def score(self, rows: Sequence[EncodedRow]) -> Tensor:
-        return self.model.outputs(rows)
+    def score(self, rows: Sequence[EncodedRow]) -> Tensor | Penalized:
+        prompt = self.model.prompt(rows)
+        answers = self.model.apply_heads(rows, self.model.backbone.states(rows, prompt))
+        return answers if prompt.penalty is None else Penalized(answers, prompt.penalty)
+
+
+@dataclass(frozen=True)
+class WordModel:
+    """A prompted model as training sees it where words answer."""
+
+    model: PromptedModel
+
+    def score(self, rows: Sequence[EncodedRow]) -> TargetLogits | Penalized:
+        prompt = self.model.prompt(rows)
+        answers = self.model.backbone.score(rows, prompt)
+        return answers if prompt.penalty is None else Penalized(answers, prompt.penalty)
 
 
 def pool(rows: Sequence[EncodedRow], states: Tensor) -> tuple[Tensor, list[int]]:
@@ -131,8 +169,27 @@ def pool(rows: Sequence[EncodedRow], states: Tensor) -> tuple[Tensor, list[int]]
     return sums / torch.bincount(where, minlength=len(kept))[:, None].to(states.dtype), kept
 
 
+def join_prompts(outputs: Sequence[PromptOutput], members: Sequence[Sequence[int]]) -> PromptOutput:
+    """Outputs of several modules, each for its own rows of a batch, as one: `rows` says which prompt each row carries.
+
+    members: of each output the rows of the batch, by number, that it is for. Raises ValueError as `stack_prompts` does.
+    """
+    joined = stack_prompts(outputs)
+    count = sum(len(mine) for mine in members)
+    rows, start = torch.zeros(count, dtype=torch.long), 0
+    penalty: Tensor | None = None
+    for output, mine in zip(outputs, members, strict=True):
+        rows[list(mine)] = start + (0 if output.rows is None else output.rows.cpu())
+        start += output.count
+        if output.penalty is not None:
+            own = output.penalty.expand(len(mine))
+            penalty = own.new_zeros(count) if penalty is None else penalty
+            penalty = penalty.index_put((torch.tensor(mine, device=own.device),), own)
+    return replace(joined, rows=rows, penalty=penalty)
+
+
 def stack_prompts(outputs: Sequence[PromptOutput]) -> PromptOutput:
-    """Single prompts (G = 1 each) as one output with G = len(outputs), padded to the longest.
+    """The prompts of several outputs as one, G the sum of theirs, padded to the longest; `rows` and `penalty` left out.
 
     Virtual tokens and key-value prefixes may share a batch: to the one the other is of length 0.
     Raises ValueError where prompts cannot stand in one batch: hidden-state prompts beside others.
@@ -141,59 +198,74 @@ def stack_prompts(outputs: Sequence[PromptOutput]) -> PromptOutput:
         return outputs[0]
     if any(output.layers is not None or output.entry for output in outputs):
         raise ValueError("hidden-state prompts of layers cannot share a batch: split it by prompt")
-    tokens = _stack_tokens(outputs)
-    offset = _stack_offsets(outputs)
+    each = [one for output in outputs for one in _tokens_of(output)]
+    tokens = _padded(each)  # (G, P, d)
     prefix, lengths = None, None
     if any(output.prefix is not None for output in outputs):
         prefix, lengths = _stack_prefixes(outputs)
     elif tokens is not None:
-        lengths = torch.tensor(
-            [0 if o.tokens is None else o.tokens.shape[1] for o in outputs], device=tokens.device
-        )
+        lengths = torch.tensor([0 if one is None else len(one) for one in each], device=tokens.device)
+    offset = _padded([one for output in outputs for one in _each(output.offset, output.count)])  # (G, s, d)
     return PromptOutput(
         tokens=tokens, prefix=prefix, offset=offset, lengths=lengths, token_offset=_token_offsets(outputs)
     )
 
 
-def _stack_tokens(outputs: Sequence[PromptOutput]) -> Tensor | None:
-    known = [o.tokens for o in outputs if o.tokens is not None]
-    if not known:
-        return None
-    none = known[0].new_zeros(0, known[0].shape[-1])
-    return pad_sequence(
-        [none if o.tokens is None else o.tokens[0] for o in outputs], batch_first=True
-    )  # (G, P, d)
+def _each(tensor: Tensor | None, count: int) -> list[Tensor | None]:
+    """Of each of `count` prompts its part."""
+    return [None] * count if tensor is None else [*tensor.expand(count, *tensor.shape[1:])]
 
 
-def _stack_offsets(outputs: Sequence[PromptOutput]) -> Tensor | None:
-    known = [o.offset for o in outputs if o.offset is not None]
-    if not known:
+def _tokens_of(output: PromptOutput) -> list[Tensor | None]:
+    """Of each prompt its virtual tokens (P, d), without what pads them."""
+    each = _each(output.tokens, output.count)
+    if output.lengths is None or output.prefix is not None:
+        return each
+    return [None if one is None else one[:n] for one, n in zip(each, output.lengths.tolist(), strict=True)]
+
+
+def _padded(sequences: Sequence[Tensor | None]) -> Tensor | None:
+    """(P_g, d) each, None of length 0 -> (G, P, d); None where all are."""
+    like = next((one for one in sequences if one is not None), None)
+    if like is None:
         return None
-    none = known[0].new_zeros(0, known[0].shape[-1])
-    return pad_sequence(
-        [none if o.offset is None else o.offset[0] for o in outputs], batch_first=True
-    )  # (G, s, d)
+    return pad_sequence([like[:0] if one is None else one for one in sequences], batch_first=True)
 
 
 def _token_offsets(outputs: Sequence[PromptOutput]) -> tuple[TokenOffset | None, ...] | None:
     if all(o.token_offset is None for o in outputs):
         return None
-    return tuple(None if o.token_offset is None else o.token_offset[0] for o in outputs)
+    return tuple(f for o in outputs for f in o.token_offset or (None,) * o.count)
 
 
 def _stack_prefixes(outputs: Sequence[PromptOutput]) -> tuple[tuple[KeyValue, ...], Tensor]:
     like = next(output.prefix for output in outputs if output.prefix is not None)
-    none = tuple((key[:, :, :0], value[:, :, :0]) for key, value in like)
+    none = tuple((key[:1, :, :0], value[:1, :, :0]) for key, value in like)
+    counts = [output.count for output in outputs]
     prefixes = [none if output.prefix is None else output.prefix for output in outputs]
 
     def stack(layer: int, part: int) -> Tensor:
         sequences = [
-            prefix[layer][part][0].transpose(0, 1) for prefix in prefixes
-        ]  # (1, Hkv, P, D) -> (P, Hkv, D)
+            one.transpose(0, 1)  # (Hkv, P, D) -> (P, Hkv, D)
+            for prefix, count in zip(prefixes, counts, strict=True)
+            for one in prefix[layer][part].expand(count, -1, -1, -1)
+        ]
         return pad_sequence(sequences, batch_first=True).transpose(1, 2)  # (G, Hkv, P, D)
 
-    lengths = torch.tensor([prefix[0][0].shape[2] for prefix in prefixes], device=like[0][0].device)
-    return tuple((stack(i, 0), stack(i, 1)) for i in range(len(like))), lengths
+    stacked = tuple((stack(i, 0), stack(i, 1)) for i in range(len(like)))
+    lengths: list[int] = []
+    for output, prefix, count in zip(outputs, prefixes, counts, strict=True):
+        length = max(key.shape[2] for key, _ in prefix)
+        if any(
+            key.shape[2] != min(length, whole.shape[2])
+            for (key, _), (whole, _) in zip(prefix, stacked, strict=True)
+        ):
+            raise ValueError(
+                "key-value prefixes of which some layers have other lengths than others cannot share a batch with longer"
+                " ones: split it by prompt"
+            )
+        lengths += [length] * count if output.lengths is None else output.lengths.tolist()
+    return stacked, torch.tensor(lengths, device=like[0][0].device)
 
 
 def carrying(rows: Sequence[EncodedRow], prompt: int) -> list[EncodedRow]:

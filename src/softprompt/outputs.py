@@ -33,7 +33,9 @@ class PromptOutput:
     offset   (G, s, d)  added to the input embeddings of text token i (DePT); nothing beyond its s rows
     lengths  (G,)       virtual tokens of each prompt, where they differ; where there is a prefix, its positions (0 for
                         a prompt without one); None: all P
-    rows     (B,)       which prompt each row carries; None: every row carries prompt 0
+    rows     (B,)       which prompt each row carries; None: the one that `EncodedRow.prompt` says. With it, a tensor with
+                        G = 1 among others is every row's
+    penalty  () or (B,) what the method adds to the loss of each row; None: nothing
     token_offset        per prompt, what is added to a text token whatever its place (ADePT); None: nothing
     entry               the layer whose input `tokens` join; 0: the embeddings. Image backbones only
     dropout             share of the numbers of `tokens` and `layers` that each row drops, by a mask of its own, while
@@ -49,22 +51,32 @@ class PromptOutput:
     token_offset: tuple[TokenOffset | None, ...] | None = None
     entry: int = 0
     dropout: float = 0.0
+    penalty: Tensor | None = None
 
     @property
     def count(self) -> int:
         """G, the number of prompts; 1 for an empty output."""
-        for tensor in (self.tokens, self.offset):
-            if tensor is not None:
-                return tensor.shape[0]
-        if self.prefix is not None:
-            return self.prefix[0][0].shape[0]
-        if self.layers is not None:
-            return self.layers[0].shape[0]
-        return 1 if self.token_offset is None else len(self.token_offset)
+        tensors = [
+            tensor for tensor in (self.tokens, self.offset, *(self.layers or ())) if tensor is not None
+        ]
+        tensors += [key for key, _ in self.prefix or ()]
+        return max([1, len(self.token_offset or ()), *(len(tensor) for tensor in tensors)])
 
     def for_rows(self, rows: Tensor | None) -> PromptOutput:
         """The same prompts, carried by other rows."""
         return replace(self, rows=rows)
+
+
+@dataclass(frozen=True)
+class Penalized:
+    """What a training step's loss is made of, where the method adds to it.
+
+    answers  what the task's loss is taken of
+    penalty  () or (B,), added to the loss of each row
+    """
+
+    answers: Any
+    penalty: Tensor
 
 
 @dataclass(frozen=True)

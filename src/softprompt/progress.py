@@ -22,6 +22,7 @@ class Record:
     tokens         context and target tokens of the batch; a virtual token of the template counts as one
     seconds        time the step took, without evaluations and checkpoints
     metrics        of the evaluation after this step, where there was one
+    penalty        the part of the loss that the method itself adds
     """
 
     step: int
@@ -31,11 +32,16 @@ class Record:
     tokens: int
     seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    penalty: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """One flat dictionary, for a line of JSON or a tracker; a metric has `eval/` before its name."""
+        """One flat dictionary, for a line of JSON or a tracker; a metric has `eval/` before its name.
+
+        Without a penalty where the method adds none."""
         values = asdict(self)
         metrics = values.pop("metrics")
+        if not self.penalty:
+            del values["penalty"]
         return values | {f"eval/{name}": value for name, value in metrics.items()}
 
 

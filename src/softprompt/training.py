@@ -74,6 +74,7 @@ def train(
     resume: bool = True,
     start: Mapping[str, Tensor] | None = None,
     progress: Progress | None = None,
+    tallies: Mapping[str, Tensor] | None = None,
 ) -> TrainingResult:
     """Train `parameters` in place and leave the best tensors in them.
 
@@ -86,6 +87,7 @@ def train(
     start        what the parameters were set to, where they do not begin as the recipe's seed has them: a checkpoint is
                  resumed from this start only
     progress     is told of each step and evaluation
+    tallies      counts that grow in place while rows are scored, by name: kept in checkpoints, added up over processes
 
     The rows of a step, its learning rate and its randomness depend on nothing but recipe and step: a run that
     was killed and resumed ends with the same bits as one that was not, as far as the device's kernels repeat
@@ -97,7 +99,7 @@ def train(
     the interrupt goes on. Warns with SoftpromptWarning when nothing was learned.
     """
     _check(parameters, groups, rows, evaluate, main_metric)
-    trained = list(parameters.values())
+    trained, counts = list(parameters.values()), dict(tallies or {})
     device = trained[0].device
     accelerator = _accelerator(recipe, folder)
     watcher = progress if progress is not None and accelerator.is_main_process else Silent()
@@ -107,7 +109,8 @@ def train(
     state = RunState()
     if folder is not None and resume:
         state = load_checkpoint(folder, parameters, optimizer, identity) or state
-    synchronize(accelerator, trained, state.step)
+        _restore(counts, state.tallies)
+    synchronize(accelerator, [*trained, *counts.values()], state.step)
     resumed_after, saved = state.step, (state.step, state.evaluated)
     order = _batches_from(state.step, len(rows), recipe)
 
@@ -139,7 +142,9 @@ def train(
                 _seed(device, recipe.seed * 1_000_003 + state.step)
                 started = time.perf_counter()
                 optimizer.zero_grad()
-                loss = backward(model, encoder, batch, trained, recipe.accumulation, accelerator)
+                loss, penalty = backward(
+                    model, encoder, batch, trained, recipe.accumulation, accelerator, [*counts.values()]
+                )
                 gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
                 norm = torch.nn.utils.get_total_norm(gradients)
                 loss_value, norm_value = loss.item(), norm.item()
@@ -151,6 +156,7 @@ def train(
                 with interrupts_held():
                     optimizer.step()
                     state.step += 1
+                    state.tallies = {name: tally.clone() for name, tally in counts.items()}
                     record = Record(
                         step=state.step,
                         loss=loss_value,
@@ -158,6 +164,7 @@ def train(
                         gradient_norm=norm_value,
                         tokens=sum(count_tokens(row) for row in batch),
                         seconds=time.perf_counter() - started,
+                        penalty=penalty.item(),
                     )
                     state.history.append(record)
                 watcher.update(record)
@@ -312,7 +319,7 @@ def _seed(device: torch.device, seed: int) -> None:
             torch.cuda.manual_seed(seed)
 
 
-def _restore(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+def _restore(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)
+            into[name].copy_(tensor)

@@ -67,7 +67,14 @@ class TunedPrompt:
         object.__setattr__(
             self,
             "encoder",
-            bind(self.backbone, self.task, self.module.length, self.max_tokens, self.module.prefix_length),
+            bind(
+                self.backbone,
+                self.task,
+                self.module.length,
+                self.max_tokens,
+                self.module.prefix_length,
+                self.module.pooling,
+            ),
         )
         object.__setattr__(self, "model", PromptedModel(self.backbone, [self.module], [self.head]))
 

@@ -71,11 +71,16 @@ def variants(prompts: Tensor) -> dict[str, tuple[PromptOutput, dict[str, Any]]]:
     }
 
 
+WITHOUT_ROWS = ("nothing", "first, dropped")  # behind the last layer there is no prompt that could be read
+
+
 @each_tower
 @pytest.mark.parametrize("variant", variants(torch.zeros(LAYERS, P, WIDTH)))
 def test_states_and_gradients_are_those_of_concatenation(tower: Tower, variant: str) -> None:
     backbone, prompts, pixels = vision_backbone(tower), vectors(LAYERS, P, WIDTH), images(2)
     for read in reads_of(backbone):
+        if read == "prompts" and variant in WITHOUT_ROWS:
+            continue
         output, told = variants(prompts)[variant]
         found = backbone.states(rows_of(pixels, read), output)
         expected = torch.stack([naive.state(backbone.model, x, PATCHES, **told, read=read) for x in pixels])
@@ -96,6 +101,8 @@ def test_the_concatenating_path_and_the_compiled_prompt_give_the_same(tower: Tow
     prompts, pixels = vectors(LAYERS, P, WIDTH), images(3)
     for name, (output, _) in variants(prompts).items():
         for read in reads_of(shared):
+            if read == "prompts" and name in WITHOUT_ROWS:
+                continue
             rows = rows_of(pixels, read)
             expected = plain.states(rows, output)
             assert_close(shared.states(rows, output), expected, **CLOSE, msg=name)
@@ -253,6 +260,34 @@ def test_the_class_token_alone_goes_through_the_last_layer() -> None:
     assert lengths[3:] == [PATCHES + 1] * 3
 
 
+def test_only_prompts_and_the_class_token_go_through_the_last_layer_where_prompts_are_read() -> None:
+    backbone = vision_backbone()
+    lengths: list[int] = []
+    for layer in find_tower(backbone.model).layers:
+        layer.mlp.register_forward_hook(lambda m, args, out: lengths.append(args[0].shape[1]))  # type: ignore[union-attr]
+    backbone.states(rows_of(images(2), "prompts"), PromptOutput(tokens=vectors(1, P, WIDTH)))
+    assert lengths == [PATCHES + 1 + P, PATCHES + 1 + P, 1 + P]
+
+
+def test_what_is_read_together_is_what_is_read_alone() -> None:
+    backbone, (image,) = vision_backbone(), images(1)
+    output = PromptOutput(tokens=vectors(1, P, WIDTH), layers=(vectors(1, 1, WIDTH, seed=2),) * LAYERS)
+    reads = tuple(POOLINGS.index(read) for read in ("class", "prompts"))
+    together = backbone.states([EncodedRow((), read=reads, media=image)], output)
+    alone = [backbone.states([EncodedRow((), read=(read,), media=image)], output)[0] for read in reads]
+    assert_close(together, torch.stack(alone), **CLOSE)
+
+
+def test_prompts_of_several_lengths_may_each_be_a_rows_own() -> None:
+    backbone, pixels, prompts = vision_backbone(), images(4), vectors(3, P, WIDTH)
+    lengths, choice = torch.tensor([1, P, 0]), [1, 0, 2, 1]
+    output = PromptOutput(tokens=prompts, lengths=lengths, rows=torch.tensor(choice))
+    found = backbone.states(rows_of(pixels, "class"), output)
+    for b, which in enumerate(choice):
+        own = prompts[which, : int(lengths[which])]
+        assert_close(found[b], naive.state(backbone.model, pixels[b], PATCHES, shallow=own), **CLOSE)
+
+
 def test_what_becomes_of_deep_prompts_is_never_seen() -> None:
     """Overwritten with noise, the outputs of deep prompts change nothing; those of shallow ones do."""
     backbone, prompts, pixels = vision_backbone(packed=False), vectors(LAYERS, P, WIDTH), images(1)
@@ -320,7 +355,7 @@ def test_the_spec_says_what_a_method_may_know() -> None:
     assert spec.key_values == ((4, WIDTH // 4),) * LAYERS
     assert spec.image is not None
     assert spec.image.patch == (PATCH, PATCH)
-    assert spec.image.poolings == ("mean", "mean-with-prompts", "pooler")
+    assert spec.image.poolings == ("mean", "mean-with-prompts", "pooler", "prompts")
     assert spec.image.pooling == "pooler"
     vit = vision_backbone("vit").spec.image
     assert vit is not None
@@ -336,6 +371,7 @@ def test_what_is_not_defined_on_images_is_refused() -> None:
         (EncodedRow((), read=(0,)), PromptOutput(), "a row has no image"),
         (EncodedRow((), read=(3,), media=images(1)[0]), PromptOutput(), "cannot be read as 'pooler'"),
         (EncodedRow((), read=(9,), media=images(1)[0]), PromptOutput(), "cannot be read as 9"),
+        (EncodedRow((), read=(4,), media=images(1)[0]), PromptOutput(), "no prompt stands among the rows"),
         (row, PromptOutput(offset=torch.zeros(1, 2, WIDTH)), "embeddings of words"),
         (row, PromptOutput(layers=(torch.zeros(1, 1, WIDTH),)), "the prompt has 1 layers"),
         (
@@ -373,7 +409,7 @@ def test_a_folder_gives_tower_and_rule(tower: Tower, tmp_path: Any) -> None:
     backbone = load_backbone(tmp_path, dtype="float32")
     assert isinstance(backbone, VisionBackbone)
     assert backbone.rule == ImageRule((SIZE, SIZE), (0.5, 0.5, 0.5), (0.5, 0.25, 0.5), edge=16, resample=3)
-    rows = rows_of(images(1), reads_of(backbone)[-1])
+    rows = rows_of(images(1), reads_of(backbone)[-2])
     expected = VisionBackbone(model, RULE).states(rows, PromptOutput())
     assert_close(backbone.states(rows, PromptOutput()), expected)
     assert all(not p.requires_grad for p in backbone.model.parameters())

@@ -72,6 +72,8 @@ def state(
             return after(x)[0]
         case "mean":
             return after(E).mean(0)
+        case "prompts":
+            return after(torch.cat([dropped, Z])).mean(0)
         case "mean-with-prompts":
             return after(torch.cat([dropped, Z, E])).mean(0)
         case _:

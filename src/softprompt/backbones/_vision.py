@@ -28,6 +28,9 @@ from softprompt.outputs import KeyValue
 
 IMPLEMENTATION = "softprompt_beside"
 
+READS_PROMPTS: frozenset[ImagePooling] = frozenset({"mean-with-prompts", "prompts"})
+"""What cannot be read without the prompts' rows behind the last layer."""
+
 _BESIDE: ContextVar[Mapping[int, list[KeyValue]]] = ContextVar("keys and values beside the rows")
 """By the id of an attention module. Not handed over as a keyword: SigLIP's layers drop those."""
 
@@ -154,16 +157,22 @@ class Tower:
             for i, layer in enumerate(self.forwards):
                 if prompt.tokens is not None and prompt.entry == i > 0:
                     rows, inside = self.insert(rows, prompt.tokens), prompt.tokens.shape[1]
-                stay = i == last and "mean-with-prompts" in reads
+                stay = i == last and not READS_PROMPTS.isdisjoint(reads)
                 passing = own[i]
                 joins = passing is not None and (stay or not beside)
+                if i == last and "prompts" in reads and passing is None and not inside:
+                    raise ValueError(
+                        "the head is to read the mean of the prompts, and no prompt stands among the rows of the last layer:"
+                        " take another pooling, or a method that puts some there"
+                    )
                 if beside:
                     enter = [] if prompt.prefix is None else [prompt.prefix[i]]
                     if passing is not None and not joins:
                         enter.append(self.key_values(i, passing.to(rows.dtype)))
-                    if i == last and set(reads) == {"class"} and self.front:
-                        enter.append(self.key_values(i, rows[:, 1:]))
-                        rows, inside = rows[:, :1], 0
+                    if i == last and set(reads) <= {"class", "prompts"} and (self.front or stay):
+                        inside = inside if stay else 0
+                        enter.append(self.key_values(i, rows[:, self.front + inside :]))
+                        rows = rows[:, : self.front + inside]
                     extra[id(_attention(self.layers[i]))] = enter
                 if joins:
                     assert passing is not None
@@ -196,6 +205,8 @@ class Tower:
             case "mean-with-prompts":
                 prompt = rows[:, self.front : self.front + inside]
                 pooled = self.after(torch.cat([prompt, rows[:, self.special + inside :]], dim=1)).mean(dim=1)
+            case "prompts":
+                pooled = self.after(rows[:, self.front : self.front + inside]).mean(dim=1)
             case "pooler":
                 assert self.pooler is not None
                 pooled = self.pooler(self.after(self.remove(rows, inside)))

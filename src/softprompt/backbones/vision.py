@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from softprompt.backbones._vision import ImagePrompt, Tower, find_tower
+from softprompt.backbones._vision import READS_PROMPTS, ImagePrompt, Tower, find_tower
 from softprompt.backbones.base import BackboneSpec
 from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, normalized, rule_of
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
@@ -148,20 +148,23 @@ class VisionBackbone:
         on images.
         """
         if isinstance(prompt, CompiledImagePrompt):
-            whole = any(read == _WITH_PROMPTS for row in rows for read in row.read)
+            whole = any(read in _READ_PROMPTS for row in rows for read in row.read)
             plain = prompt.given if whole else prompt.fast
         else:
             plain = prompt
         self._check(rows, plain)
         groups: dict[tuple[Any, ...], list[int]] = {}
+        own = None if plain.rows is None else plain.rows.tolist()
+        lengths = None if plain.lengths is None else plain.lengths.tolist()
         for b, row in enumerate(rows):
             assert row.media is not None
-            # Where each row has a prompt of its own they run together, whatever these are.
-            which = row.prompt if plain.rows is None else None
-            groups.setdefault((which, row.media.shape, row.media.dtype), []).append(b)
+            # Where each row has a prompt of its own, those of one length run together, whatever they are.
+            which = row.prompt if own is None else None
+            length = None if lengths is None else lengths[row.prompt if own is None else own[b]]
+            groups.setdefault((which, length, row.media.shape, row.media.dtype), []).append(b)
         found: dict[tuple[int, int], Tensor] = {}
-        for (which, *_), members in groups.items():
-            carried = _carried(plain, which, members, self.device)
+        for (which, length, *_), members in groups.items():
+            carried = _carried(plain, which, length, members, self.device)
             pixels = torch.stack([media for b in members if (media := rows[b].media) is not None])
             for read, states in self._read(
                 pixels, carried, {n for b in members for n in rows[b].read}
@@ -227,24 +230,22 @@ class VisionBackbone:
         raise ValueError(f"{self.name} reads images and writes no text: take a task with a head")
 
 
-_WITH_PROMPTS = POOLINGS.index("mean-with-prompts")
+_READ_PROMPTS = {POOLINGS.index(pooling) for pooling in READS_PROMPTS}
 
 
 def _carried(
-    prompt: PromptOutput, which: int | None, members: Sequence[int], device: torch.device
+    prompt: PromptOutput, which: int | None, length: int | None, members: Sequence[int], device: torch.device
 ) -> ImagePrompt:
-    """The prompt of one group of rows: number `which` for all, or of each its own."""
+    """The prompt of one group of rows: number `which` for all, or of each its own. length: of what is padded."""
     if which is None:
         assert prompt.rows is not None
         index = prompt.rows.to(device)[torch.tensor(members, device=device)]
-        cut = None
     else:
         index = torch.tensor([which], device=device)
-        cut = None if prompt.lengths is None else int(prompt.lengths[which])
 
     def chosen(rows: Tensor, dim: int = 1) -> Tensor:
-        mine = rows if len(rows) == 1 == len(index) else rows.index_select(0, index)
-        return mine if cut is None else mine.narrow(dim, 0, min(cut, mine.shape[dim]))
+        mine = rows if len(rows) == 1 else rows.index_select(0, index)
+        return mine if length is None else mine.narrow(dim, 0, min(length, mine.shape[dim]))
 
     def dropped(rows: Tensor) -> Tensor:
         if not prompt.dropout or not torch.is_grad_enabled():

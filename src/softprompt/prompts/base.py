@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.backbones.base import Backbone, BackboneSpec
+from softprompt.images import ImagePooling
 from softprompt.outputs import EncodedRow, PromptOutput
 from softprompt.search.problem import SearchProblem, SearchResult
 
@@ -32,7 +33,11 @@ class BuildContext:
 
 
 class PromptModule(nn.Module):
-    """The trained part of a method. Its parameters are float32, whatever the backbone's precision."""
+    """The trained part of a method. Its parameters are float32, whatever the backbone's precision.
+
+    One that `reads` is a function of its rows: `forward(features)` is given (B, d), float32 or wider, without gradient,
+    and gives G prompts with `rows` (B,), or one for all of them.
+    """
 
     length: int
     """P, the number of virtual tokens that the template must make room for."""
@@ -40,9 +45,19 @@ class PromptModule(nn.Module):
     prefix_length: int = 0
     """Positions that a key-value prefix takes, in front of everything and beside `length`."""
 
+    reads: ImagePooling | None = None
+    """What of the frozen backbone's own, unprompted state of each row `forward` is given; None: nothing."""
+
+    pooling: ImagePooling | None = None
+    """What a head reads of an image where the task does not say; None: what the backbone says."""
+
     def forward(self) -> PromptOutput:
         """The prompt of this task, G = 1, `rows` left None."""
         raise NotImplementedError
+
+    def tallies(self) -> Mapping[str, Tensor]:
+        """What training changes without a gradient: counts that grow in place, added up over processes, in checkpoints."""
+        return {}
 
     def bake(self) -> PromptModule:
         """The module as it is saved for use: reparametrizations folded away. By default the module itself."""
