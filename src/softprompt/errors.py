@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class SoftpromptWarning(UserWarning):
@@ -27,3 +30,15 @@ class TrainingDiverged(RuntimeError):  # noqa: N818 - it reads as the statement 
         super().__init__(message)
         self.step = step
         self.lr = lr
+
+
+def explain(error: ValidationError, place: str = "") -> str:
+    """pydantic's errors in a line each: where, what, and what was found there."""
+    lines = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in (*([place] if place else []), *item["loc"]))
+        message = item["msg"].removeprefix("Value error, ")
+        # A check over several fields has said itself what it found.
+        found = "" if item["type"] in ("value_error", "missing") else f"; found {item['input']!r}"
+        lines.append(f"{where}: {message}{found}" if where else f"{message}{found}")
+    return "\n".join(lines)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from pydantic import ValidationError
+from softprompt.files import finite
 
 INTERRUPTED = 130  # the shell's code for a process that Ctrl-C ended: 128 + SIGINT
 
@@ -82,17 +80,6 @@ def _write_json(stream: TextIO, values: Mapping[str, Any]) -> None:
     stream.write(json.dumps(finite(values), allow_nan=False) + "\n")
 
 
-def finite(value: Any) -> Any:
-    """The same with None for numbers that JSON does not have (nan, inf)."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
-
-
 @contextlib.contextmanager
 def _warnings_in(report: Report) -> Iterator[None]:
     """The library's warnings as lines of the report; others as Python shows them."""
@@ -131,16 +118,6 @@ def _expected() -> tuple[type[Exception], ...]:
 def _message(error: Exception) -> str:
     from pydantic import ValidationError
 
+    from softprompt.errors import explain
+
     return explain(error) if isinstance(error, ValidationError) else str(error) or type(error).__name__
-
-
-def explain(error: ValidationError, place: str = "") -> str:
-    """pydantic's errors in a line each: where, what, and what was found there."""
-    lines = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in (*([place] if place else []), *item["loc"]))
-        message = item["msg"].removeprefix("Value error, ")
-        # A check over several fields has said itself what it found.
-        found = "" if item["type"] in ("value_error", "missing") else f"; found {item['input']!r}"
-        lines.append(f"{where}: {message}{found}" if where else f"{message}{found}")
-    return "\n".join(lines)

@@ -19,10 +19,9 @@ from typing import Any
 import yaml
 
 from softprompt import checkpoint, plots, store
-from softprompt.cli._config import RunConfig, differences
-from softprompt.cli._console import finite
-from softprompt.cli._files import write_text
 from softprompt.cli._results import scores
+from softprompt.files import finite, write_text
+from softprompt.run_config import RunConfig, differences
 from softprompt.tuned import TunedPrompt
 from softprompt.version import __version__
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli._console import Report, reporting
-from softprompt.cli._files import write_text
 from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, PromptDir, open_prompt
+from softprompt.files import write_text
 
 if TYPE_CHECKING:
     from softprompt.inspection import PromptReport, Word

@@ -13,7 +13,7 @@ from softprompt.cli._console import Report, reporting
 from softprompt.cli._options import AsJson, Debug, Device, Dtype, open_backbone
 
 if TYPE_CHECKING:
-    from softprompt.cli._config import RunConfig
+    from softprompt.run_config import RunConfig
     from softprompt.tuned import TunedPrompt
 
 
@@ -65,8 +65,8 @@ def _train(
 
     from softprompt import fitting
     from softprompt.cli import _run_folder
-    from softprompt.cli._config import read_config
     from softprompt.cli._results import never_predicted, read_source
+    from softprompt.run_config import read_config
 
     config = read_config(path, changes)
     folder = _run_folder.RunFolder(output)

@@ -24,7 +24,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from softprompt.binding import settings_of
-from softprompt.cli._console import explain
+from softprompt.errors import explain
 from softprompt.prompts import Method, methods
 from softprompt.recipe import Recipe
 from softprompt.tasks import TASKS
@@ -101,7 +101,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no config {path}; expected a YAML file that describes a run")
-    values = _yaml(path.read_text(encoding="utf-8"), str(path))
+    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {values!r}, expected keys such as backbone, task, method, data")
     try:
@@ -120,7 +120,7 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
         dotted, equals, value = text.partition("=")
         if not equals or not dotted:
             raise ValueError(f"override {text!r}: expected key=value, as in recipe.steps=500")
-        changed = _written_out(changed)
+        changed = written_out(changed)
         *parents, last = dotted.split(".")
         place: Any = changed
         for parent in parents:
@@ -129,33 +129,33 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
             place = place[parent]
             if not isinstance(place, dict):
                 raise ValueError(f"override {text!r}: {parent!r} is {place!r}, which has no keys to set")
-        place[last] = _yaml(value, f"override {text!r}")
+        place[last] = parse_yaml(value, f"override {text!r}")
     return changed
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
     """Raises ValueError for an unknown or missing key and a value that does not fit."""
-    values = _written_out(values)
-    _check_keys(values, ["backbone", "task", "method", "data", "recipe", "seed"], "")
+    values = written_out(values)
+    check_keys(values, ["backbone", "task", "method", "data", "recipe", "seed"], "")
     for key in ("backbone", "task", "method", "data"):
         if values.get(key) is None:
             raise ValueError(f"the key {key!r} is missing; a run needs backbone, task, method and data")
-    data = _mapping(values["data"], "data")
-    _check_keys(data, _field_names(DataConfig), "data")
+    data = as_mapping(values["data"], "data")
+    check_keys(data, field_names(DataConfig), "data")
     for name, source in data.items():
         if source is not None:
-            _check_keys(_mapping(source, f"data.{name}"), _field_names(SourceConfig), f"data.{name}")
-    if isinstance(template := _mapping(values["task"], "task").get("template"), dict):
+            check_keys(as_mapping(source, f"data.{name}"), field_names(SourceConfig), f"data.{name}")
+    if isinstance(template := as_mapping(values["task"], "task").get("template"), dict):
         raise ValueError(
             f"task.template is read as {template!r}: put quotes around a text that begins with a brace"
         )
     return RunConfig(
-        _parsed(BackboneConfig, _mapping(values["backbone"], "backbone"), "backbone"),
-        _by_name(TASKS, _mapping(values["task"], "task"), "task"),
-        _by_name(methods(), _mapping(values["method"], "method"), "method"),
-        _parsed(DataConfig, data, "data"),
-        _parsed(
-            Recipe, _with_seed(_mapping(values.get("recipe") or {}, "recipe"), values.get("seed")), "recipe"
+        parsed(BackboneConfig, as_mapping(values["backbone"], "backbone"), "backbone"),
+        _by_name(TASKS, as_mapping(values["task"], "task"), "task"),
+        _by_name(methods(), as_mapping(values["method"], "method"), "method"),
+        parsed(DataConfig, data, "data"),
+        parsed(
+            Recipe, _with_seed(as_mapping(values.get("recipe") or {}, "recipe"), values.get("seed")), "recipe"
         ),
     )
 
@@ -171,7 +171,7 @@ def differences(found: Any, expected: Any, place: str = "") -> dict[str, tuple[A
     return {} if found == expected else {place: (found, expected)}
 
 
-def _written_out(values: Mapping[str, Any]) -> dict[str, Any]:
+def written_out(values: Mapping[str, Any]) -> dict[str, Any]:
     """Short forms in full: a backbone, task or method that is only a name, data that is only a source."""
     full = dict(values)
     for key in ("backbone", "task", "method"):
@@ -197,36 +197,36 @@ def _by_name(known: Mapping[str, type], values: Mapping[str, Any], place: str) -
     if name not in known:
         raise ValueError(f"{place}.name is {name!r}, which is not known{guess(str(name), sorted(known))}")
     settings = {key: value for key, value in values.items() if key != "name"}
-    _check_keys(settings, _field_names(known[name]), place)
-    return _parsed(known[name], settings, place)
+    check_keys(settings, field_names(known[name]), place)
+    return parsed(known[name], settings, place)
 
 
-def _parsed(kind: type, values: Mapping[str, Any], place: str) -> Any:
-    _check_keys(values, _field_names(kind), place)
+def parsed(kind: type, values: Mapping[str, Any], place: str) -> Any:
+    check_keys(values, field_names(kind), place)
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         raise ValueError(explain(error, place)) from error
 
 
-def _field_names(kind: type) -> list[str]:
+def field_names(kind: type) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
 
 
-def _check_keys(values: Mapping[str, Any], known: Sequence[str], place: str) -> None:
+def check_keys(values: Mapping[str, Any], known: Sequence[str], place: str) -> None:
     for key in values:
         if key not in known:
             where = f"{place}.{key}" if place else key
             raise ValueError(f"unknown key {where!r}{guess(str(key), known)}")
 
 
-def _mapping(value: Any, place: str) -> dict[str, Any]:
+def as_mapping(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{place} is {value!r}, expected keys and values")
     return value
 
 
-def _yaml(text: str, name: str) -> Any:
+def parse_yaml(text: str, name: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

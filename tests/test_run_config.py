@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from softprompt.cli._config import differences, override, parse_config, read_config
 from softprompt.prompts import PromptTuning
+from softprompt.run_config import differences, override, parse_config, read_config
 
 MINIMAL: dict[str, Any] = {
     "backbone": "smollm2-135m-instruct",

@@ -1,0 +1,91 @@
+"""softprompt compare: the runs of a study, as many processes as one likes on one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from softprompt.cli._console import Report, reporting
+from softprompt.cli._options import AsJson, Debug, open_backbone
+
+if TYPE_CHECKING:
+    from softprompt.studies import Outcome, Plan, PlannedRun, StudyFolder
+
+
+def compare(
+    study: Annotated[Path, typer.Argument(help="YAML file: what runs share, axes, seeds, select.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the study.", show_default=False)
+    ] = ...,  # type: ignore[assignment]
+    full: Annotated[bool, typer.Option("--full", help="The study's large variant, its key `full`.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Make runs again that went wrong before.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the study and name its runs only.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Make every run of a study that is not there yet: backbones, tasks, methods, settings, seeds."""
+    with reporting(as_json, debug) as report:
+        try:
+            failed = _compare(report, study, output, full, retry_failed, dry_run, quiet)
+        except KeyboardInterrupt as interrupt:
+            flags = [flag for flag, given in (("--full", full), ("--quiet", quiet)) if given]
+            again = ["softprompt", "compare", str(study), "--output", str(output), *flags]
+            interrupt.add_note(f"to go on: {shlex.join(again)}")
+            raise
+    if failed:
+        raise typer.Exit(1)
+
+
+def _compare(
+    report: Report, path: Path, output: Path, full: bool, retry_failed: bool, dry_run: bool, quiet: bool
+) -> int:
+    from softprompt import studies
+    from softprompt.cli._study_progress import StudyProgress
+    from softprompt.studies.engine import Quiet
+
+    study = studies.read_study(path, full=full)
+    folder = studies.StudyFolder(output)
+    if dry_run:
+        found = studies.plan(study, folder.outcome)
+        for run in found.runs:
+            report.human.print(run.id, highlight=False, markup=False)
+        report.values.update({"runs": len({run.id for run in found.runs}), "later": found.later})
+        report.human.print(f"{len({run.id for run in found.runs})} runs, {found.later} more after them")
+        return 0
+    worker = studies.Worker(open_backbone)
+    with contextlib.ExitStack() as stack:
+        show = Quiet() if quiet else stack.enter_context(StudyProgress(report.notes))
+        found = studies.conduct(study, folder, worker, show=show, retry_failed=retry_failed)
+    return _tell(report, found, folder, output)
+
+
+def _tell(report: Report, found: Plan, folder: StudyFolder, output: Path) -> int:
+    ended = [(run, outcome) for run in found.runs if (outcome := folder.outcome(run.id)) is not None]
+    failed = [(run, outcome) for run, outcome in ended if _went_wrong(run, outcome)]
+    for run, outcome in failed:
+        error = outcome.facts["error"]
+        report.warn(
+            f"{run.id} {outcome.status}: {error['type']}: {error['message']} (traceback in {folder.run(run.id)})"
+        )
+    for sentence in found.stuck:
+        report.warn(sentence)
+    if failed:
+        report.note("with --retry-failed the same command makes them again")
+    runs = len({run.id for run, _ in ended})
+    report.values.update({"study": str(output), "runs": runs, "failed": [run.id for run, _ in failed]})
+    report.human.print(f"{runs} runs in {output}", highlight=False, markup=False, soft_wrap=True)
+    return len(failed) + len(found.stuck)
+
+
+def _went_wrong(run: PlannedRun, outcome: Outcome) -> bool:
+    # In a search a learning rate that is too high is a result like any other.
+    return outcome.status == "failed" or (outcome.status == "diverged" and run.stage == "final")

@@ -1,0 +1,301 @@
+"""The file that describes a study: what all runs share, the axes that they differ in, what is chosen on validation.
+
+title: Methods on reviews
+backbone: smollm2-135m-instruct                 # the words of `softprompt train`: what all runs share
+task: {name: text-classification, template: "{text}\\nMood:", labels: {neg: " bad", pos: " good"}}
+data: {train: multiemo-products, validation: multiemo-products, test: multiemo-products}
+recipe: {steps: 100}
+axes:                                           # every combination is run
+  method: [zero-shot, prompt-tuning, {name: lora, rank: 4}]     # values of one key
+  domain: {hotels: {data.test: multiemo-hotels}, ...}           # or options by name: what each of them changes
+seeds: [0, 1, 2]
+select: {recipe.learning_rate: [0.01, 0.03]}    # chosen on validation, for each combination by itself
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from softprompt.run_config import (
+    RunConfig,
+    SourceConfig,
+    as_mapping,
+    check_keys,
+    field_names,
+    parse_config,
+    parse_yaml,
+    parsed,
+    written_out,
+)
+
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+_RUN_KEYS = ("backbone", "task", "method", "data", "recipe", "shots", "domains")
+_OWN_KEYS = ("title", "axes", "runs", "seeds", "select", "search", "compare", "keep_prompts", "full")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SearchConfig:
+    """How settings are chosen on validation."""
+
+    by: Literal["grid", "optuna"] = "grid"
+    """Every combination of the settings, or Optuna's tree-structured Parzen estimator."""
+    seeds: tuple[int, ...] = (1000,)
+    """Of the runs that settings are chosen by; the final runs have others. Optuna takes the first."""
+    trials: int = Field(default=20, ge=1)
+    """Optuna: settings that are tried for each combination of the axes."""
+    at_once: int = Field(default=1, ge=1)
+    """Optuna: trials drawn from the same knowledge, so that as many workers have something to do."""
+    prune: bool = True
+    """Optuna: stop a trial whose validation metric is below the median of the earlier ones at the same step."""
+    seed: int = Field(default=0, ge=0)
+    """Of Optuna's own draws."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Range:
+    """Numbers between two ends, both included; whole ones where both ends are."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    """Drawn evenly in the logarithm."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Range:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low is {self.low} and high is {self.high}: low must be less, above 0 with log")
+        return self
+
+
+Choices = tuple[Any, ...] | Range
+Select = Mapping[str, Choices]
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One value of an axis: what it changes, and what it has of its own in place of the study's.
+
+    select, seeds: None: the study's.
+    """
+
+    changes: Mapping[str, Any]
+    select: Select | None = None
+    seeds: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study as it was read; see the top of this file.
+
+    shared        what all runs have in common
+    axes          axis -> label -> option, in the file's order
+    runs          named runs beside the grid, as options
+    compare       the axis whose options are the lines of the tables: what is compared
+    keep_prompts  whether final runs leave their prompt in their folder
+    """
+
+    title: str
+    shared: Mapping[str, Any]
+    axes: Mapping[str, Mapping[str, Option]]
+    runs: Mapping[str, Option]
+    seeds: tuple[int, ...]
+    select: Select
+    search: SearchConfig
+    compare: str
+    keep_prompts: bool
+    values: Mapping[str, Any] = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """All that one run depends on.
+
+    shots    train on so many rows of each class, drawn by the run's seed; None: on all rows
+    domains  other test data by name, on which the trained prompt is evaluated too
+    """
+
+    config: RunConfig
+    shots: int | None = None
+    domains: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values that `parse_run` reads back as the same run."""
+        values = self.config.as_dict()
+        if self.shots is not None:
+            values["shots"] = self.shots
+        if self.domains:
+            values["domains"] = {name: dataclasses.asdict(source) for name, source in self.domains.items()}
+        return values
+
+
+def read_study(path: Path, *, full: bool = False) -> Study:
+    """The study that a YAML file describes; full: with its key `full` merged over it.
+
+    Raises FileNotFoundError, and ValueError for what is no YAML, an unknown key and a value that does not fit.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no study {path}; expected a YAML file that describes one")
+    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        values = as_mapping(values, "a study")
+        if full:
+            if "full" not in values:
+                raise ValueError("the study has no key 'full'")
+            values = merged(values, as_mapping(values["full"], "full"))
+        values.pop("full", None)
+        return parse_study(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def parse_study(values: Mapping[str, Any]) -> Study:
+    """Raises ValueError for an unknown key and a value that does not fit; the runs themselves are checked by `plan`."""
+    check_keys(values, [*_RUN_KEYS, *_OWN_KEYS], "")
+    for key in ("backbone", "task", "method"):
+        if isinstance(values.get(key), list):
+            raise ValueError(f"{key} is a list: put it under axes, as in axes: {{{key}: [...]}}")
+    axes = {
+        str(name): _axis(str(name), axis)
+        for name, axis in as_mapping(values.get("axes") or {}, "axes").items()
+    }
+    runs = {
+        str(name): _option(as_mapping(run, f"runs.{name}"), f"runs.{name}")
+        for name, run in as_mapping(values.get("runs") or {}, "runs").items()
+    }
+    search = parsed(SearchConfig, as_mapping(values.get("search") or {}, "search"), "search")
+    seeds = _seeds(values.get("seeds", [0]), "seeds")
+    select = _select(values.get("select"), "select")
+    own = [option for options in (*axes.values(), runs) for option in options.values()]
+    if select or any(option.select for option in own):
+        used = {*seeds, *(seed for option in own for seed in option.seeds or ())}
+        if both := used & set(search.seeds):
+            raise ValueError(
+                f"the seeds {sorted(both)} are in seeds and in search.seeds: a final run needs a fresh seed, "
+                "or its score is one that it was chosen by"
+            )
+    compare = values.get("compare") or ("method" if "method" in axes else next(iter(axes), "method"))
+    if axes and compare not in axes:
+        raise ValueError(f"compare is {compare!r}, expected one of the axes {list(axes)}")
+    keep = values.get("keep_prompts", True)
+    if not isinstance(keep, bool):
+        raise ValueError(f"keep_prompts is {keep!r}, expected true or false")
+    shared = {key: value for key, value in values.items() if key in _RUN_KEYS}
+    title = str(values.get("title") or "A study")
+    return Study(title, shared, axes, runs, seeds, select, search, compare, keep, dict(values))
+
+
+def parse_run(values: Mapping[str, Any]) -> RunSettings:
+    """Raises ValueError as `parse_config` does, and for shots and domains that do not fit."""
+    plain = dict(values)
+    shots, domains = plain.pop("shots", None), plain.pop("domains", None) or {}
+    if shots is not None and (not isinstance(shots, int) or isinstance(shots, bool) or shots < 1):
+        raise ValueError(f"shots is {shots!r}, expected a whole number of rows for each class, 1 or more")
+    sources = {}
+    for name, source in as_mapping(domains, "domains").items():
+        source = {"source": source} if isinstance(source, str) else source
+        sources[str(name)] = parsed(SourceConfig, as_mapping(source, f"domains.{name}"), f"domains.{name}")
+    return RunSettings(parse_config(plain), shots, sources)
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with the changes put in: "dotted.key" or nested, key by key.
+
+    A new task, method or data source takes the place of the old one as a whole; what is no mapping does so anywhere.
+    """
+    result = written_out(values)
+    for dotted, value in changes.items():
+        key, _, rest = str(dotted).partition(".")
+        old = result.get(key)
+        if rest:
+            result[key] = merged(old if isinstance(old, Mapping) else {}, {rest: value})
+            if key == "data":
+                result = written_out(result)
+            continue
+        value = written_out({key: value})[key]
+        is_new = isinstance(value, Mapping) and key != "backbone" and ("name" in value or "source" in value)
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and not is_new:
+            value = merged(old, value)
+        result[key] = value
+    return result
+
+
+def _with_variant(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    # The names below these keys are dotted themselves: an axis, a named run, a setting is replaced as a whole.
+    named = {
+        key: {**(values.get(key) or {}), **as_mapping(changes[key], f"full.{key}")}
+        for key in ("axes", "runs", "select")
+        if key in changes
+    }
+    return merged(values, {key: value for key, value in changes.items() if key not in named}) | named
+
+
+def _axis(name: str, axis: Any) -> dict[str, Option]:
+    place = f"axes.{name}"
+    if isinstance(axis, Mapping) and axis:
+        return {
+            str(label): _option(as_mapping(option, f"{place}.{label}"), f"{place}.{label}")
+            for label, option in axis.items()
+        }
+    if not isinstance(axis, list) or not axis:
+        raise ValueError(f"{place} is {axis!r}, expected a list of values or options by name")
+    check_keys({name.split(".")[0]: None}, _RUN_KEYS, "axes")
+    labelled = {_label(name, value): Option({name: value}) for value in axis}
+    if len(labelled) < len(axis):
+        raise ValueError(
+            f"{place} has two values that read alike, {list(labelled)}: give them names of their own"
+        )
+    return labelled
+
+
+def _option(values: Mapping[str, Any], place: str) -> Option:
+    changes = {key: value for key, value in values.items() if key not in ("select", "seeds")}
+    check_keys({str(key).split(".")[0]: None for key in changes}, _RUN_KEYS, place)
+    select = _select(values["select"], f"{place}.select") if "select" in values else None
+    seeds = _seeds(values["seeds"], f"{place}.seeds") if "seeds" in values else None
+    return Option(changes, select, seeds)
+
+
+def _label(axis: str, value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return str(value)
+    name = value.get("name") or value.get("source")
+    settings = [f"{key}={item}" for key, item in value.items() if key not in ("name", "source")]
+    return " ".join([*([str(name)] if name else []), *settings]) or axis
+
+
+def _seeds(value: Any, place: str) -> tuple[int, ...]:
+    whole = isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    if not whole or not value or len(set(value)) < len(value):
+        raise ValueError(f"{place} is {value!r}, expected a list of different whole numbers")
+    return tuple(value)
+
+
+def _select(value: Any, place: str) -> Select:
+    found: dict[str, Choices] = {}
+    for key, choices in as_mapping(value or {}, place).items():
+        if isinstance(choices, list) and choices:
+            found[key] = tuple(choices)
+        elif isinstance(choices, Mapping):
+            check_keys(choices, field_names(Range), f"{place}.{key}")
+            found[key] = parsed(Range, choices, f"{place}.{key}")
+        else:
+            raise ValueError(f"{place}.{key} is {choices!r}, expected a list, or a range {{low, high, log}}")
+    return found
+
+
+def cells(study: Study) -> list[tuple[dict[str, str], Sequence[Option]]]:
+    """The combinations of the axes, then the named runs: labels by axis, and the options that make them up."""
+    found: list[tuple[dict[str, str], Sequence[Option]]] = [({}, ())] if study.axes or not study.runs else []
+    for axis, options in study.axes.items():
+        found = [
+            ({**labels, axis: label}, (*chosen, option))
+            for labels, chosen in found
+            for label, option in options.items()
+        ]
+    return found + [({study.compare: name}, (option,)) for name, option in study.runs.items()]

@@ -1,0 +1,195 @@
+"""The folder of a study: what is in it, who is at which run, and what is whole.
+
+study.yaml     the study as it was read
+runs/ID/       a run
+  config.yaml    the run, every default filled in
+  checkpoint/    where training stands; gone when the run has ended
+  history.jsonl  a line for each optimizer step
+  prompt/        the saved prompt, of final runs
+  result.json    how it ended, written last, with a checksum: with it the run has ended
+claims/ID.lock who is at a run: locked by a living process. The kernel frees the lock of a dead one, whatever the clock says
+set-aside/     run folders that were damaged
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from filelock import FileLock, Timeout
+
+from softprompt.files import finite, write_text
+from softprompt.studies.config import Study, parse_study
+from softprompt.studies.plan import Outcome, PlannedRun, Status, run_hash
+
+
+class DamagedRun(ValueError):  # noqa: N818 - it reads as the statement it is
+    """A run folder whose files cannot be what a run left there."""
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """A study's files, below `path`. Results that were read are kept: they never change."""
+
+    path: Path
+    _ended: dict[str, Outcome] = field(default_factory=dict, repr=False)
+
+    def run(self, run_id: str) -> Path:
+        return self.path / "runs" / run_id
+
+    def begin(self, study: Study) -> None:
+        """Write down what is studied. Raises OSError if nothing can be written there."""
+        for name in ("runs", "claims"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(dict(study.values), sort_keys=False, allow_unicode=True, width=100)
+        with self.claim("study", wait=True):  # two processes may begin at once
+            write_text(self.path / "study.yaml", text)
+
+    def study(self) -> Study:
+        """The study that was run here. Raises FileNotFoundError if none was, ValueError for a file that is none."""
+        file = self.path / "study.yaml"
+        if not file.is_file():
+            raise FileNotFoundError(f"{self.path} holds no study: there is no {file.name} in it")
+        return parse_study(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+    def outcome(self, run_id: str) -> Outcome | None:
+        """How a run ended; None: it has not, or its folder is damaged (then `check` says how)."""
+        if run_id not in self._ended:
+            try:
+                found = self.check(run_id)
+            except DamagedRun:
+                return None
+            if found is None:
+                return None
+            self._ended[run_id] = found
+        return self._ended[run_id]
+
+    def check(self, run_id: str) -> Outcome | None:
+        """The same. Raises DamagedRun, saying what is wrong with the folder."""
+        folder = self.run(run_id)
+        if not folder.exists():
+            return None
+        config = folder / "config.yaml"
+        if not config.exists() and not (folder / "result.json").exists():
+            return None  # killed before its first file was written
+        _check_config(config, run_id)
+        if not (folder / "result.json").exists():
+            return None
+        facts = _checked_facts(folder / "result.json")
+        if facts.get("run") != run_id or facts.get("status") not in get_args(Status):
+            raise DamagedRun(f"{folder / 'result.json'} is of {facts.get('run')!r}, not of this run")
+        history = folder / "history.jsonl"
+        if "history_sha256" in facts and (
+            not history.exists()
+            or hashlib.sha256(history.read_bytes()).hexdigest() != facts["history_sha256"]
+        ):
+            raise DamagedRun(f"{history} is missing or is not what the run wrote")
+        return Outcome(facts["status"], facts)
+
+    def begin_run(self, run: PlannedRun) -> None:
+        """Write down what the run is."""
+        folder = self.run(run.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(dict(run.values), sort_keys=False, allow_unicode=True, width=100)
+        write_text(folder / "config.yaml", text)
+
+    def end(
+        self, run_id: str, facts: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = ()
+    ) -> Outcome:
+        """Write how a run ended; facts: plain JSON with "status"."""
+        folder = self.run(run_id)
+        lines = "".join(json.dumps(finite(record)) + "\n" for record in history)
+        write_text(folder / "history.jsonl", lines)
+        facts = {"run": run_id, **finite(facts), "history_sha256": hashlib.sha256(lines.encode()).hexdigest()}
+        text = json.dumps({**facts, "sha256": _checksum(facts)}, indent=1, ensure_ascii=False) + "\n"
+        write_text(folder / "result.json", text)
+        self._ended[run_id] = Outcome(facts["status"], json.loads(json.dumps(facts)))
+        return self._ended[run_id]
+
+    def history(self, run_id: str) -> list[dict[str, Any]]:
+        """The records of each optimizer step of a run that has ended."""
+        file = self.run(run_id) / "history.jsonl"
+        return (
+            [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            if file.exists()
+            else []
+        )
+
+    def forget(self, run_id: str) -> None:
+        """A failed run is to be made again: what says that it ended goes away."""
+        self._ended.pop(run_id, None)
+        (self.run(run_id) / "result.json").unlink(missing_ok=True)
+
+    def set_aside(self, run_id: str) -> Path:
+        """Move a damaged run folder out of the way, whole; returns where to."""
+        place = self.path / "set-aside"
+        place.mkdir(exist_ok=True)
+        target = next(t for i in range(10**6) if not (t := place / f"{run_id}.{i}").exists())
+        os.rename(self.run(run_id), target)
+        return target
+
+    @contextmanager
+    def claim(self, run_id: str, *, wait: bool = False) -> Iterator[bool]:
+        """Be the one that is at a run: True; False if another living process is, unless `wait` waits for its end."""
+        lock = FileLock(self.path / "claims" / f"{run_id}.lock")
+        try:
+            lock.acquire(blocking=wait)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def others_at_work(self, runs: Sequence[PlannedRun]) -> int:
+        """How many of the runs another process is at."""
+        count = 0
+        for run_id in {run.id for run in runs}:
+            if (self.path / "claims" / f"{run_id}.lock").exists():
+                with self.claim(run_id) as free:
+                    count += not free
+        return count
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error, or what it came from, is a disk without room."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _check_config(config: Path, run_id: str) -> None:
+    try:
+        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+        found = run_hash(values)
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise DamagedRun(f"{config} cannot be read: {error}") from error
+    if not run_id.endswith(found):
+        raise DamagedRun(f"{config} is of another run: its settings have the hash {found}")
+
+
+def _checked_facts(file: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        checksum = facts.pop("sha256", None)
+    except (OSError, ValueError, AttributeError) as error:
+        raise DamagedRun(f"{file} cannot be read: {error}") from error
+    if checksum != _checksum(facts):
+        raise DamagedRun(f"{file} is not what the run wrote: its checksum is wrong")
+    return dict(facts)
+
+
+def _checksum(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

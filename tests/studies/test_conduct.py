@@ -1,0 +1,321 @@
+"""A study that is run: once each, whatever happens in between."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from softprompt import fitting
+from softprompt.backbones.loading import load_backbone
+from softprompt.progress import Record, Silent
+from softprompt.studies import StudyFolder, Worker, conduct, engine, plan, read_study, worker
+from softprompt.studies.engine import Quiet
+from tests.cli.runs import as_json, softprompt, write_rows
+from tests.studies.small import results, write_study
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study and, in `out` beside it, its finished folder; tests leave both as they are."""
+    study = write_study(tmp_path_factory.mktemp("undisturbed") / "study.yaml")
+    assert as_json("compare", study, "-o", study.parent / "out", "--quiet")["runs"] == 4
+    return study
+
+
+def open_tiny(name: str, dtype: str, device: str | None) -> Any:
+    return load_backbone(name, dtype="float32", device="cpu")
+
+
+def test_a_run_leaves_all_that_is_known_of_it(undisturbed: Path) -> None:
+    folder = StudyFolder(undisturbed.parent / "out")
+    run = next(
+        r for r in plan(folder.study(), folder.outcome).runs if r.cell["method"].startswith("prompt-tuning")
+    )
+    assert {path.name for path in folder.run(run.id).iterdir()} == {
+        "config.yaml",
+        "evaluations.json",
+        "history.jsonl",
+        "prompt",
+        "result.json",
+    }
+    config = yaml.safe_load((folder.run(run.id) / "config.yaml").read_text())
+    assert config["recipe"]["optimizer"] == "adamw"  # every default is written out
+    outcome = folder.outcome(run.id)
+    assert outcome is not None
+    facts = outcome.facts
+    assert facts["status"] == "finished"
+    assert facts["trained_parameters"] == 2 * 48
+    assert {"validation", "test"} == set(facts["metrics"])
+    assert sum(sum(row.values()) for row in facts["metrics"]["test"]["confusion"].values()) == 16
+    assert facts["rows"]["train"]["count"] == 16
+    assert facts["peak_memory"]["host"] > 2**20
+    assert facts["wall_seconds"] >= facts["seconds"] > 0
+    assert facts["environment"]["versions"]["torch"] == torch.__version__
+    assert [record["step"] for record in folder.history(run.id)] == [1, 2, 3, 4]
+    assert [entry["step"] for entry in facts["evaluations"]] == [2, 4]
+
+
+def test_a_finished_study_is_left_as_it_is(undisturbed: Path) -> None:
+    out = undisturbed.parent / "out"
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert as_json("compare", undisturbed, "-o", out)["runs"] == 4
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_more_seeds_run_only_what_is_new(undisturbed: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(undisturbed.read_text())
+    study = tmp_path / "study.yaml"
+    done: list[str] = []
+
+    class Noted(Quiet):
+        def ended(self, run: Any, outcome: Any) -> None:
+            done.append(run.id)
+
+    for seeds in ([0], [0, 1]):
+        study.write_text(yaml.safe_dump({**values, "seeds": seeds}))
+        conduct(read_study(study), StudyFolder(tmp_path / "out"), Worker(open_tiny), show=Noted())
+    assert len(done) == len(set(done)) == 4
+    assert results(study, tmp_path / "out") == results(undisturbed, undisturbed.parent / "out")
+
+
+def test_backbone_and_data_are_read_once(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    load = worker.load_rows
+    monkeypatch.setattr(
+        worker, "load_rows", lambda source, *rest: (read.append(source), load(source, *rest))[1]
+    )
+    opened: list[str] = []
+
+    def opening(name: str, dtype: str, device: str | None) -> Any:
+        opened.append(name)
+        return open_tiny(name, dtype, device)
+
+    conduct(read_study(undisturbed), StudyFolder(tmp_path), Worker(opening))
+    assert len(opened) == 1
+    assert len(read) == 3  # train, validation, test, for four runs
+
+
+def test_a_failed_run_keeps_its_traceback_and_stops_nothing(tmp_path: Path) -> None:
+    study = write_study(
+        tmp_path / "study.yaml",
+        axes={"method": ["linear-probe", {"name": "prompt-tuning", "length": 2}]},
+        seeds=[0],
+    )
+    result = softprompt("compare", study, "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 1
+    values = json.loads(result.stdout)
+    assert [name.startswith("linear-probe") for name in values["failed"]] == [True]
+    assert "linear-probe trains a head" in values["warnings"][0]
+    assert "--retry-failed" in result.stderr
+    folder = StudyFolder(tmp_path / "out")
+    failed, finished = (folder.outcome(run.id) for run in plan(folder.study(), folder.outcome).runs)
+    assert failed is not None
+    assert finished is not None
+    assert (failed.status, finished.status) == ("failed", "finished")
+    assert "Traceback" in failed.facts["traceback"]
+    assert "binding.py" in failed.facts["traceback"]
+
+
+def test_a_failed_run_is_made_again_only_when_asked(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study.yaml", axes={"method": ["prompt-tuning"]}, seeds=[0])
+    rows = tmp_path / "rows.jsonl"
+    rows.unlink()
+    assert softprompt("compare", study, "-o", tmp_path / "out", "--quiet").exit_code == 1
+    write_rows(rows)
+    assert softprompt("compare", study, "-o", tmp_path / "out", "--quiet").exit_code == 1
+    assert as_json("compare", study, "-o", tmp_path / "out", "--quiet", "--retry-failed")["failed"] == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "other", "history", "config"])
+def test_a_damaged_run_is_set_aside_and_made_anew(undisturbed: Path, tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "out"
+    values = yaml.safe_load(undisturbed.read_text()) | {"seeds": [0]}
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump(values))
+    as_json("compare", study, "-o", out, "--quiet")
+    whole = results(study, out)
+    zero, tuned = sorted((out / "runs").iterdir(), reverse=True)
+    target = tuned / "result.json"
+    text = target.read_text()
+    if damage == "cut":
+        target.write_text(text[: len(text) // 2])
+    elif damage == "altered":
+        target.write_text(text.replace('"best_step": ', '"best_step": 1'))
+    elif damage == "other":
+        target.write_text((zero / "result.json").read_text())
+    elif damage == "history":
+        (tuned / "history.jsonl").write_text("{}\n")
+    else:
+        (tuned / "config.yaml").write_text("backbone: {}")
+    result = softprompt("compare", study, "-o", out)
+    assert result.exit_code == 0
+    assert "damaged:" in result.stderr
+    assert [path.name for path in (out / "set-aside").iterdir()] == [f"{tuned.name}.0"]
+    assert results(study, out) == whole
+
+
+def test_changed_data_are_no_ground_to_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study.yaml", axes={"method": ["prompt-tuning"]}, seeds=[0])
+
+    class Stop(Silent):
+        def update(self, record: Record) -> None:
+            if record.step == 3:
+                raise KeyboardInterrupt
+
+    class Stopping(Quiet):
+        def begins(self, run: Any) -> Any:
+            return Stop()
+
+    with pytest.raises(KeyboardInterrupt):
+        conduct(read_study(study), StudyFolder(tmp_path / "out"), Worker(open_tiny), show=Stopping())
+    write_rows(
+        tmp_path / "rows.jsonl",
+        [{"text": "a new film", "label": "pos"}, {"text": "an old one", "label": "neg"}],
+    )
+    result = softprompt("compare", study, "-o", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "the run is made anew" in result.stderr
+
+
+def test_a_full_disk_stops_the_study_with_a_clear_error_and_loses_nothing(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, room = engine.StudyFolder.end, [2]
+
+    def end(self: StudyFolder, run_id: str, facts: Mapping[str, Any], history: Any = ()) -> Any:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        room[0] -= 1
+        return write(self, run_id, facts, history)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyFolder, "end", end)
+        result = softprompt("compare", undisturbed, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "is full" in result.stderr
+    assert "Traceback" not in result.output
+    folder = StudyFolder(tmp_path / "out")
+    assert sum(folder.outcome(run.id) is not None for run in plan(folder.study(), folder.outcome).runs) == 2
+    as_json("compare", undisturbed, "-o", tmp_path / "out", "--quiet")
+    assert results(undisturbed, tmp_path / "out") == results(undisturbed, undisturbed.parent / "out")
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conduct(read_study(undisturbed), StudyFolder(tmp_path / "out"), Worker(open_tiny))
+    for path in (tmp_path / "out").rglob("*"):
+        os.utime(path, (10**9 * 5, 10**9 * 5))  # files of the year 2128
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    monkeypatch.setattr(fitting, "fit", None)  # nothing is made again
+    monkeypatch.setattr(worker, "fit", None)
+    conduct(read_study(undisturbed), StudyFolder(tmp_path / "out"), Worker(open_tiny))
+    assert results(undisturbed, tmp_path / "out") == results(undisturbed, undisturbed.parent / "out")
+
+
+def test_two_processes_do_each_run_once(undisturbed: Path, tmp_path: Path) -> None:
+    assert children(undisturbed, tmp_path / "out", "at once", [NEVER, NEVER]) == 0
+    assert not (tmp_path / "out" / "set-aside").exists()
+    assert results(undisturbed, tmp_path / "out") == results(undisturbed, undisturbed.parent / "out")
+
+
+def test_a_run_of_a_living_process_is_left_to_it(undisturbed: Path, tmp_path: Path) -> None:
+    study, folder = read_study(undisturbed), StudyFolder(tmp_path / "out")
+    folder.begin(study)
+    run, *others = plan(study, folder.outcome).runs
+    with StudyFolder(folder.path).claim(run.id) as mine:
+        assert mine
+        assert not engine.make(study, run, folder, Worker(open_tiny), Quiet())
+        assert folder.others_at_work([run, *others]) == 1
+    assert engine.make(study, run, folder, Worker(open_tiny), Quiet())
+
+
+NEVER = 10**9
+_CHILDREN = """
+import os, signal, sys
+from pathlib import Path
+import softprompt.fitting, softprompt.backbones.loading, softprompt.cli._study_progress  # once, for all children
+import softprompt.training as training
+from softprompt.cli import app
+
+def child(moment, arguments):
+    left = moment
+    def mortal(function):
+        def called(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return called
+    # The kill comes at the n-th of these calls: in steps, in evaluations, before a file is forced out and before it is renamed.
+    os.replace, os.fsync, Path.mkdir = mortal(os.replace), mortal(os.fsync), mortal(Path.mkdir)
+    training.backward, training.count_tokens = mortal(training.backward), mortal(training.count_tokens)
+    sys.argv = ["softprompt", *arguments]
+    app()
+
+how, moments, arguments = sys.argv[1], [int(m) for m in sys.argv[2].split(",")], sys.argv[3:]
+codes = []
+def wait(pid):
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+pids = []
+for moment in moments:
+    pid = os.fork()
+    if pid == 0:
+        child(moment, arguments)
+    pids.append(pid)
+    if how == "in turn":
+        wait(pids.pop())
+for pid in pids:
+    wait(pid)
+print(codes)
+"""
+
+
+def children(study: Path, out: Path, how: str, moments: list[int]) -> int:
+    """Run the study in processes that are killed at these moments; returns how many were."""
+    arguments = ["compare", str(study), "-o", str(out), "--quiet"]
+    command = [sys.executable, "-c", _CHILDREN, how, ",".join(str(moment) for moment in moments), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, text=True)
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout.splitlines()[-1])
+    assert set(codes) <= {0, -signal.SIGKILL}, done.stderr
+    return sum(code != 0 for code in codes)
+
+
+def test_a_study_that_is_killed_again_and_again_ends_with_the_same_bits(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    dice = random.Random(0)
+    moments = [dice.randrange(1, 40) for _ in range(6)]
+    assert children(undisturbed, tmp_path / "out", "in turn", [*moments, NEVER]) >= 3
+    assert results(undisturbed, tmp_path / "out") == results(undisturbed, undisturbed.parent / "out")
+    assert not (tmp_path / "out" / "set-aside").exists()
+
+
+@pytest.mark.slow
+def test_fifty_kills_of_two_processes_lose_nothing(undisturbed: Path, tmp_path: Path) -> None:
+    dice, kills, rounds = random.Random(1), 0, 0
+    while kills < 50:
+        out = tmp_path / f"out{rounds}"
+        kills += children(undisturbed, out, "in turn", [dice.randrange(1, 40) for _ in range(4)])
+        kills += children(undisturbed, out, "at once", [dice.randrange(1, 40) for _ in range(2)])
+        children(undisturbed, out, "in turn", [NEVER])
+        assert results(undisturbed, out) == results(undisturbed, undisturbed.parent / "out")
+        rounds += 1

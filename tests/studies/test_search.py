@@ -1,0 +1,99 @@
+"""Settings drawn by Optuna: the same ones however often the study is killed, none of them by the test data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from softprompt.backbones.loading import load_backbone
+from softprompt.studies import (
+    Outcome,
+    PlannedRun,
+    StudyFolder,
+    Worker,
+    conduct,
+    parse_study,
+    plan,
+    read_study,
+)
+from softprompt.studies.engine import Quiet
+from tests.studies.small import results, write_study
+from tests.studies.test_plan import SHARED, nothing
+
+pytest.importorskip("optuna")
+
+SEARCH = {"by": "optuna", "trials": 8}
+SPACE = {
+    "recipe.learning_rate": {"low": 0.001, "high": 1.0, "log": True},
+    "method.length": {"low": 1, "high": 30},
+}
+
+
+def walked(study: Any, score: Any) -> list[PlannedRun]:
+    """All trials, where a run's validation metric is a function of its settings."""
+    known: dict[str, Outcome] = {}
+    while True:
+        found = plan(study, known.get)
+        todo = [run for run in found.runs if run.id not in known]
+        if not todo:
+            return [run for run in found.runs if run.stage == "search"]
+        for run in todo:
+            metrics = {"validation": {"accuracy": score(run.chosen)}}
+            known[run.id] = Outcome("finished", {"main_metric": "accuracy", "metrics": metrics})
+
+
+def near(chosen: Any) -> float:
+    return -abs(chosen["method.length"] - 12) - abs(chosen["recipe.learning_rate"] - 0.1)
+
+
+def test_trials_are_the_same_each_time_and_other_ones_for_another_seed() -> None:
+    values = {**SHARED, "method": "prompt-tuning", "select": SPACE}
+    first = walked(parse_study({**values, "search": SEARCH}), near)
+    again = walked(parse_study({**values, "search": SEARCH}), near)
+    other = walked(parse_study({**values, "search": {**SEARCH, "seed": 1}}), near)
+    assert [run.id for run in first] == [run.id for run in again]
+    assert [run.trial for run in first] == list(range(8))
+    assert not {run.id for run in first} & {run.id for run in other}
+    assert all(1 <= run.values["method"]["length"] <= 30 for run in first)
+
+
+def test_trials_at_once_do_not_wait_for_each_other() -> None:
+    search = {**SEARCH, "at_once": 3}
+    study = parse_study(
+        {**SHARED, "method": "prompt-tuning", "select": SPACE, "search": search, "seeds": [0, 1]}
+    )
+    found = plan(study, nothing)
+    assert len(found.runs) == 3
+    assert found.later == 5 + 2
+    assert len(walked(study, near)) == 8
+
+
+def test_a_search_finds_what_is_better_and_a_hopeless_trial_is_given_up(tmp_path: Path) -> None:
+    study = write_study(
+        tmp_path / "study.yaml",
+        axes={"method": [{"name": "prompt-tuning", "length": 2}]},
+        recipe={"steps": 4, "batch_size": 8, "evaluate_every": 2},
+        seeds=[0],
+        select={"recipe.learning_rate": {"low": 1e-6, "high": 0.3, "log": True}},
+        search={"by": "optuna", "trials": 8},
+    )
+    folder = StudyFolder(tmp_path / "out")
+
+    def opening(name: str, dtype: str, device: str | None) -> Any:
+        return load_backbone(name, dtype="float32", device="cpu")
+
+    found = conduct(read_study(study), folder, Worker(opening), show=Quiet())
+    outcomes = {run.id: folder.outcome(run.id) for run in found.runs}
+    statuses = [outcome.status for outcome in outcomes.values() if outcome is not None]
+    assert set(statuses) <= {"finished", "pruned"}
+    *trials, final = found.runs
+    best = max(
+        (run for run in trials if outcomes[run.id].status == "finished"),  # type: ignore[union-attr]
+        key=lambda run: outcomes[run.id].validation,  # type: ignore[union-attr]
+    )
+    assert final.chosen == best.chosen
+    assert "test" in outcomes[final.id].facts["metrics"]  # type: ignore[union-attr]
+    assert all("test" not in outcomes[run.id].facts["metrics"] for run in trials)  # type: ignore[union-attr]
+    assert results(study, tmp_path / "out")
