@@ -147,7 +147,7 @@ def read_study(path: Path, *, full: bool = False) -> Study:
         if full:
             if "full" not in values:
                 raise ValueError("the study has no key 'full'")
-            values = merged(values, as_mapping(values["full"], "full"))
+            values = _with_variant(values, as_mapping(values["full"], "full"))
         values.pop("full", None)
         return parse_study(values)
     except ValueError as error:
