@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor, nn
+
 from softprompt import store
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.outputs import EncodedRow
+from softprompt.peft_heads import read_head, write_head
 from softprompt.prompts import Method, PrefixTuning, PromptModule, PTuning
 from softprompt.prompts._prefix import FreeRows, KeyValuePrefix, check_width, join_rows
 from softprompt.prompts.prompt_tuning import PromptTuning, VirtualTokens
+from softprompt.tasks.base import Task
 
 _TASK_TYPES: dict[str, store.TaskType] = {
     "causal-lm": "CAUSAL_LM",
@@ -20,14 +24,16 @@ _TASK_TYPES: dict[str, store.TaskType] = {
 
 
 def read_peft_folder(
-    folder: str | Path, spec: BackboneSpec, peft_task: int | None = None
-) -> tuple[Method, PromptModule]:
-    """What PEFT wrote as a method of ours and its module, for a backbone with these facts.
+    folder: str | Path, backbone: Backbone, task: Task, peft_task: int | None = None
+) -> tuple[Method, PromptModule, nn.Module | None]:
+    """What PEFT wrote as a method of ours, its module, and the head that the task is answered with, if it is.
 
     peft_task: see store.read_peft.
 
-    Raises PromptFileError for a folder that cannot be read, ValueError for a prompt of another width.
+    Raises PromptFileError for a folder that cannot be read, ValueError for a prompt of another width, and for one that
+    would not give PEFT's answers here.
     """
+    spec = backbone.spec
     _check_direction(spec)
     read = store.read_peft(folder, peft_task=peft_task)
     whose = read.base_model_name or "the file does not say which"
@@ -37,7 +43,12 @@ def read_peft_folder(
                 f"{folder}: its virtual tokens have width {read.tokens.shape[1]}, {spec.name} has {spec.width}: "
                 f"load the backbone it was trained on ({whose})"
             )
-        return PromptTuning(length=len(read.tokens)), VirtualTokens(read.tokens)
+        if task.outputs is not None:
+            raise ValueError(
+                f"{folder}: PEFT's virtual tokens move what a head reads, which for {task.name} is not done here: take a"
+                " task that is answered by words, or a prefix"
+            )
+        return PromptTuning(length=len(read.tokens)), VirtualTokens(read.tokens), None
     assert read.prefix is not None
     if set(spec.places) - {"decoder"}:
         raise ValueError(
@@ -46,8 +57,8 @@ def read_peft_folder(
         )
     if not spec.prefix_counts:
         raise ValueError(
-            f"{folder}: PEFT counts the positions of a prefix, on {spec.name} ({spec.family}) they are not counted: "
-            "its answers would be others"
+            f"{folder}: PEFT counts the positions of a prefix, {spec.name} ({spec.family}) embeds none and they are not "
+            "counted: its answers would be others"
         )
     try:
         check_width(spec, read.prefix)
@@ -58,7 +69,8 @@ def read_peft_folder(
     module = KeyValuePrefix(
         FreeRows(read.prefix[frozen:]), spec.key_values, read.prefix[:frozen] if frozen else None
     )
-    return PrefixTuning(length=len(read.prefix), reparametrize=False, frozen=frozen), module
+    method = PrefixTuning(length=len(read.prefix), reparametrize=False, frozen=frozen)
+    return method, module, read_head(read.other_tensors, task, backbone, str(folder))
 
 
 def write_peft_folder(
@@ -67,10 +79,12 @@ def write_peft_folder(
     backbone: Backbone,
     *,
     method: str,
+    task: Task,
+    head: nn.Module | None,
     probe: EncodedRow,
     overwrite: bool = False,
 ) -> None:
-    """Write a baked module in PEFT's format.
+    """Write a baked module, and the head of its task, in PEFT's format.
 
     method: its name, for errors. probe: some row of its task, to see where virtual tokens stand.
     Raises ValueError for what PEFT has no form for, FileExistsError if the folder is not empty and `overwrite` is False.
@@ -87,6 +101,9 @@ def write_peft_folder(
             raise ValueError(f"PEFT's prefix format holds keys and values only; {method} has more to it")
         heads = _checked_heads(backbone.spec)
         frozen = module.frozen if isinstance(module, KeyValuePrefix) else None
+        kind, tensors = _TASK_TYPES[backbone.spec.family], dict[str, Tensor]()
+        if head is not None:
+            kind, tensors = write_head(head, task, backbone)
         store.write_peft_prefix(
             folder,
             join_rows(output.prefix),
@@ -94,9 +111,15 @@ def write_peft_folder(
             num_layers=len(output.prefix),
             num_key_value_heads=heads,
             frozen=None if frozen is None else len(frozen),
+            task_type=kind,
+            head=tensors,
             overwrite=overwrite,
         )
         return
+    if head is not None:
+        raise ValueError(
+            f"PEFT's format of virtual tokens holds no head that reads the text, and {task.name} is answered by one"
+        )
     if output.tokens is None:
         raise ValueError(f"PEFT's prompt-tuning format holds virtual tokens only; {method} has more to it")
     length = output.tokens.shape[1]

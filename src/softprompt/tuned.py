@@ -29,6 +29,7 @@ from softprompt.binding import (
 )
 from softprompt.exchange import read_peft_folder, write_peft_folder
 from softprompt.model import PromptedModel
+from softprompt.peft_heads import TanhHead
 from softprompt.prompts import Method, PromptModule, methods
 from softprompt.store.lora import is_lora, read_lora, write_lora
 from softprompt.tasks import TASKS, TextClassification, TextGeneration
@@ -157,15 +158,12 @@ class TunedPrompt:
 
         Virtual tokens are written as PROMPT_TUNING, a key-value prefix as PREFIX_TUNING, with frozen positions as CARTRIDGE.
         Raises ValueError where PEFT could not give the same logits: virtual tokens that are not all in front, or stand
-        after a BOS that the tokenizer adds; and for methods that PEFT does not know.
+        after a BOS that the tokenizer adds; for heads that transformers' model of the task does not have; and for methods
+        that PEFT does not know.
         """
         if isinstance(self.method, LoRA) and self.head is None:
             write_lora(folder, self.backbone, overwrite=overwrite)
             return Path(folder)
-        if self.head is not None:
-            raise ValueError(
-                f"PEFT's format of a prompt holds no head, and {self.task.name} is answered by one"
-            )
         if self.backbone.spec.read_media is not None:
             raise ValueError(
                 f"PEFT puts prompts in front of text; {self.backbone.name} reads sound, and its prompt stands in the decoder"
@@ -176,6 +174,8 @@ class TunedPrompt:
             self.module.bake(),
             self.backbone,
             method=self.method.name,
+            task=self.task,
+            head=self.head,
             probe=self.encoder.encode(texts, answer=False),
             overwrite=overwrite,
         )
@@ -201,11 +201,13 @@ def from_peft(
         lora, own = read_lora(folder, backbone)
         module = lora.restore(own.spec, {"tokens": torch.zeros(0, own.spec.width)}).to(own.device)
         return TunedPrompt(own, task, lora, module, max_tokens, identity=identity_of(backbone))
-    method, module = read_peft_folder(folder, backbone.spec, peft_task)
+    method, module, head = read_peft_folder(folder, backbone, task, peft_task)
     if module.length and isinstance(task, TextClassification | TextGeneration):
         task = replace(task, template=slot_in_front(task.template, backbone.tokenizer))
     module = module.to(backbone.device).requires_grad_(False)
-    return TunedPrompt(backbone, task, method, module, max_tokens)
+    if head is not None:
+        head = head.to(backbone.device).requires_grad_(False)
+    return TunedPrompt(backbone, task, method, module, max_tokens, head=head)
 
 
 def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
@@ -237,12 +239,13 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
         raise store.PromptFileError(
             f"{folder}: tensor {error} is missing; it has {sorted(saved.tensors)}"
         ) from error
-    head = new_head(method, task, backbone.spec, torch.Generator())
-    if head is not None:
+    head = TanhHead.restore(head_tensors)
+    if head is None and (head := new_head(method, task, backbone.spec, torch.Generator())) is not None:
         try:
             head.load_state_dict(head_tensors)
         except RuntimeError as error:
             raise store.PromptFileError(f"{folder}: the head is not that of its task: {error}") from error
+    if head is not None:
         head = head.to(backbone.device).requires_grad_(False)
     return TunedPrompt(
         backbone,

@@ -64,6 +64,11 @@ def _run(
         inputs["token_type_ids"] = torch.tensor([types])
     if prefix is None:
         return part(**inputs)
+    embeddings = model.base_model.embeddings
+    if hasattr(embeddings, "position_embeddings"):  # the prefix takes the first positions
+        padding = embeddings.position_embeddings.padding_idx
+        first = prefix[0][0].shape[1] + (0 if padding is None else padding + 1)
+        inputs["position_ids"] = torch.arange(first, first + len(atoms))[None]
     with _attention_behind(model, prefix):
         return part(**inputs)
 

@@ -311,14 +311,15 @@ def test_an_encoder_decoder_trains_three_prefixes(architecture: str, method: Any
         tuned.export_peft(tmp_path / "peft")
 
 
-def test_the_positions_of_a_prefix_are_not_taken_where_they_do_not_count() -> None:
-    backbone = encoder_backbone()
+@pytest.mark.parametrize(("architecture", "taken"), [("bert", 100), ("modernbert", 0)])
+def test_the_positions_of_a_prefix_are_taken_where_they_count(architecture: Any, taken: int) -> None:
+    backbone = encoder_backbone(architecture)
     task = SequenceClassification("{text}", labels=["neg", "pos"])
     tuned = fit(backbone, task, PTuningV2(length=100), ROWS, steps=1, progress=False)
     row = tuned.encoder.encode({"text": "film " * 200, "label": "pos"})
-    assert len(row.context) == backbone.spec.positions
-    with pytest.raises(ValueError, match=r"PEFT's format of a prompt holds no head"):
-        tuned.export_peft("nowhere")
+    assert backbone.spec.positions is not None
+    assert len(row.context) == backbone.spec.positions - taken
+    assert len(tuned.model.outputs([row])) == 1
 
 
 def test_a_model_that_generates_learns_by_a_prefix() -> None:

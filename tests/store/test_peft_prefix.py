@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from softprompt import PrefixTuning, PTuningV2, TextClassification, TunedPrompt, fit, from_peft
+from softprompt import PrefixTuning, PTuningV2, TunedPrompt, fit, from_peft
 from softprompt.outputs import EncodedRow
 from softprompt.prompts import _prefix as prefix
 from softprompt.store import (
@@ -24,7 +24,6 @@ from softprompt.store import (
     write_peft_prefix,
 )
 from tests.tiny import Architecture, tiny_tokenizer
-from tests.tiny_encoders import encoder_backbone
 from tests.tiny_task import ROWS, TASK, tiny_backbone
 
 peft = pytest.importorskip("peft")
@@ -260,14 +259,3 @@ def test_the_padding_side_and_the_batch_change_no_answer_behind_a_prefix() -> No
     )
     for a, b in zip(found, expected, strict=True):
         assert a == pytest.approx(b, rel=1e-9)
-
-
-def test_a_prefix_whose_positions_do_not_count_is_refused_both_ways(tmp_path: Path) -> None:
-    backbone = encoder_backbone()
-    task = TextClassification("{text} sentiment{mask}", labels=TASK.labels)
-    tuned = fit(backbone, task, PTuningV2(length=2), ROWS, steps=1, progress=False)
-    with pytest.raises(ValueError, match=r"PEFT counts the positions of a prefix.*tiny/bert \(masked-lm\)"):
-        tuned.export_peft(tmp_path / "p")
-    write_peft_prefix(tmp_path / "p", torch.zeros(2, 192), **{**MODEL, "num_key_value_heads": 4})
-    with pytest.raises(ValueError, match=r"on tiny/bert \(masked-lm\) they are not counted"):
-        from_peft(tmp_path / "p", backbone, task)

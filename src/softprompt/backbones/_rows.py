@@ -27,7 +27,7 @@ from softprompt.backbones._attention import (
     to_grid,
 )
 from softprompt.backbones._checkpointing import checkpointed_layers
-from softprompt.backbones._packed import embed_tree
+from softprompt.backbones._packed import embed_tree, prefix_lengths
 from softprompt.backbones._tree import PrefixTree, build_tree
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
 
@@ -94,7 +94,7 @@ class RowsCall:
                 there = torch.ones(level.segments, width, dtype=torch.bool, device=self.device)
             else:
                 there = before < self.lengths.to(self.device)[level.prompts][:, None]  # (S, P)
-            # Whatever a layer's window, the prefix has no place in the text and is seen from everywhere.
+            # A window is cut by places in the text, and the prefix has none: it is seen from everywhere.
             seen = torch.cat([there[:, None, :].expand(-1, seen.shape[1], -1), seen], dim=2)
         zero = torch.zeros((), dtype=dtype, device=self.device)
         return torch.where(seen, zero, float("-inf"))[None]
@@ -152,6 +152,7 @@ class Encoder:
     positions      how many positions there are; None: no limit
     separator      the token that ends the first of two texts, where the model tells them apart by type; else None
     types          how many types of tokens there are
+    prefix_counts  positions are embedded: those of a key-value prefix come first, and the text begins behind them
     checkpointing  layers are recomputed in backward
     """
 
@@ -160,6 +161,7 @@ class Encoder:
     forward: Callable[..., Any]
     first: int = 0
     positions: int | None = None
+    prefix_counts: bool = False
     separator: int | None = None
     types: int = 1
     checkpointing: bool = False
@@ -214,11 +216,16 @@ class Encoder:
         return torch.stack([found[row][i] for row, i in places])
 
     def _pack(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> PrefixTree:
+        before = prefix_lengths(prompt) if self.prefix_counts else None
+        starts = [0] * prompt.count if before is None else before.tolist()
         if self.positions is not None:
-            longest = max(len(row.context) for row in rows)
+            longest = max(starts[row.prompt] + len(row.context) for row in rows)
             if longest > self.positions:
+                taken = "virtual tokens and widened masks included"
+                if any(starts):
+                    taken = "a key-value prefix, " + taken
                 raise ValueError(
-                    f"a row takes {longest} tokens, virtual tokens and widened masks included; the model has"
+                    f"a row takes {longest} tokens, {taken}; the model has"
                     f" {self.positions} positions: set max_tokens, or shorten the template or the answers"
                 )
         lengths = None
@@ -229,6 +236,7 @@ class Encoder:
             [()] * prompt.count,
             virtual_tokens=0 if prompt.tokens is None else prompt.tokens.shape[1],
             lengths=lengths,
+            offsets=starts,
             device=self.model.device,
         )
 

@@ -115,7 +115,7 @@ class MaskedBackbone:
             closed=True,
             state_width=config.hidden_size,
             mask=self.tokenizer.mask_token_id if self.family == "masked-lm" else None,
-            prefix_counts=False,
+            prefix_counts=self._encoder.prefix_counts,
         )
 
     def with_model(self, model: PreTrainedModel) -> MaskedBackbone:
@@ -215,11 +215,13 @@ def _trunk_gives(trunk: nn.Module, states: Tensor) -> Iterator[None]:
 def _encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
     trunk, config = model.base_model, model.config
     assert isinstance(trunk, nn.Module)
-    first = 0
+    first, embedded = 0, False
     for name, module in trunk.named_modules():
-        padding = getattr(module, "padding_idx", None)
-        if name.endswith("position_embeddings") and padding is not None:  # RoBERTa's, after fairseq
-            first = padding + 1
+        if not name.endswith("position_embeddings") or not isinstance(module, nn.Embedding):
+            continue
+        embedded = True
+        if module.padding_idx is not None:  # RoBERTa's, after fairseq
+            first = module.padding_idx + 1
     limit = getattr(config, "max_position_embeddings", None)
     types = min(getattr(config, "type_vocab_size", 1) or 1, _types_of_a_pair(tokenizer))
     return Encoder(
@@ -228,6 +230,9 @@ def _encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Enco
         forward=trunk,
         first=first,
         positions=None if limit is None else limit - first,
+        # As transformers has it for BERT and RoBERTa behind a cache, and with it P-tuning v2 and PEFT. A rotary model
+        # (ModernBERT) takes no cache there, so nobody has said where its text would begin: at 0, with nothing lost.
+        prefix_counts=embedded,
         separator=tokenizer.sep_token_id if types > 1 else None,
         types=types,
     )

@@ -7,7 +7,7 @@ W numbers of a prefix's row, Hkv key-value heads, D head size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -25,12 +25,13 @@ _PEFT_VERSION = "0.21.2"
 class PeftContent:
     """What was learned: virtual tokens (P, d), or keys and values (P, W) of which the first `frozen` were not trained.
 
-    A file for K tasks gives tokens of each, (K, P, d).
+    A file for K tasks gives tokens of each, (K, P, d). head: tensors of a trained head, under PEFT's names.
     """
 
     tokens: Tensor | None = None
     prefix: Tensor | None = None
     frozen: int = 0
+    head: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -158,14 +159,22 @@ def _write_prefix(content: PeftContent, shape: PeftShape) -> tuple[dict[str, Any
     assert content.prefix is not None
     width = content.prefix.shape[1] // (2 * shape.num_layers)
     own = {"encoder_hidden_size": width, "init_weights": None, "prefix_projection": False}
-    return _common(shape, len(content.prefix), width) | own, {PROMPT: content.prefix}
+    fields = _common(shape, len(content.prefix), width) | own | _saved_modules(content)
+    return fields, {PROMPT: content.prefix, **content.head}
 
 
 def _write_cartridge(content: PeftContent, shape: PeftShape) -> tuple[dict[str, Any], dict[str, Tensor]]:
     assert content.prefix is not None
     width = content.prefix.shape[1] // (2 * shape.num_layers)
     own = {"num_frozen_tokens": content.frozen}
-    return _common(shape, len(content.prefix), width) | own, {PROMPT: content.prefix}
+    fields = _common(shape, len(content.prefix), width) | own | _saved_modules(content)
+    return fields, {PROMPT: content.prefix, **content.head}
+
+
+def _saved_modules(content: PeftContent) -> dict[str, Any]:
+    """`modules_to_save`, where there is a head: the modules' names, as PEFT has them."""
+    names = sorted({key.split(".")[1] for key in content.head})
+    return {"modules_to_save": names} if names else {}
 
 
 def _common(shape: PeftShape, length: int, width: int) -> dict[str, Any]:

@@ -124,6 +124,7 @@ def write_peft_prefix(
     num_key_value_heads: int,
     frozen: int | None = None,
     task_type: TaskType = "CAUSAL_LM",
+    head: Mapping[str, Tensor] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write keys and values so that `peft.PeftModel.from_pretrained(model, folder)` uses them.
@@ -131,6 +132,7 @@ def write_peft_prefix(
     prefix: (P, W), a row per position: [layer][key, value][head][number]; written as float32.
     frozen: None writes PREFIX_TUNING; a number writes CARTRIDGE, whose first `frozen` rows PEFT does not train.
     base_model_name, num_layers, num_key_value_heads: of the model.
+    head: tensors of a trained head, under PEFT's names ("base_model.classifier.weight").
     Raises ValueError for a prefix that these cannot describe, else as `write_peft`.
     """
     unit = 2 * num_layers * num_key_value_heads
@@ -141,7 +143,13 @@ def write_peft_prefix(
         )
     if frozen is not None and not 0 <= frozen <= len(prefix):
         raise ValueError(f"frozen is {frozen}; the prefix has {len(prefix)} positions")
-    content = PeftContent(prefix=prefix.detach().to("cpu", torch.float32).contiguous(), frozen=frozen or 0)
+    content = PeftContent(
+        prefix=prefix.detach().to("cpu", torch.float32).contiguous(),
+        frozen=frozen or 0,
+        head={
+            key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in (head or {}).items()
+        },
+    )
     shape = PeftShape(task_type, num_layers, num_key_value_heads)
     card = peft_prefix_card(base_model_name, len(prefix), num_layers)
     kind = "PREFIX_TUNING" if frozen is None else "CARTRIDGE"
