@@ -71,7 +71,7 @@ def read_head(tensors: Mapping[str, Tensor], task: Task, backbone: Backbone, fol
     if own.keys() == {"weight", "bias"}:
         head = _linear(own["weight"], own["bias"])
         if known[0] == "SEQ_CLS":
-            head = TanhHead(_pooler(backbone, folder), head)  # type: ignore[arg-type]
+            head = TanhHead(_pooler(backbone, folder), head)
     if head is None:
         raise PromptFileError(
             f"{folder} holds no head that {task.name} could be answered with: expected {name}weight and {name}bias,"

@@ -239,7 +239,7 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
         raise store.PromptFileError(
             f"{folder}: tensor {error} is missing; it has {sorted(saved.tensors)}"
         ) from error
-    head = TanhHead.restore(head_tensors)
+    head: nn.Module | None = TanhHead.restore(head_tensors)
     if head is None and (head := new_head(method, task, backbone.spec, torch.Generator())) is not None:
         try:
             head.load_state_dict(head_tensors)

@@ -281,7 +281,7 @@ def test_an_encoder_learns_by_a_prefix_with_a_verbalizer_or_a_head(
 ) -> None:
     backbone = encoder_backbone(dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
-    tuned = fit(backbone, task, method, WORDS, steps=100, batch_size=8, progress=False)
+    tuned = fit(backbone, task, method, WORDS, steps=200, batch_size=8, progress=False)
     assert tuned.evaluate(WORDS)[metric] == 1.0, [r["loss"] for r in tuned.history][::10]
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.model.state_dict().items())
     again = load(tuned.save(tmp_path / "p"), backbone)
