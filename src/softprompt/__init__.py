@@ -41,10 +41,12 @@ if TYPE_CHECKING:
         TriggerSearch,
         methods,
     )
+    from softprompt.protocols.class_incremental import ClassIncremental, class_incremental_run, joint_training
     from softprompt.protocols.domain_shift import Domain, DomainShift, evaluate_domains
     from softprompt.protocols.ensembling import EnsembleMetrics, PromptEnsemble
     from softprompt.protocols.few_shot import FewShotSplit, few_shot_runs, few_shot_splits
     from softprompt.protocols.recycling import port_prompt
+    from softprompt.protocols.rehearsal import Rehearsal
     from softprompt.protocols.transfer import (
         combine_prompts,
         prompt_similarity,
@@ -101,6 +103,10 @@ _HOMES = {
     "PrefixTuning": "softprompt.prompts",
     "PromptTuning": "softprompt.prompts",
     "methods": "softprompt.prompts",
+    "ClassIncremental": "softprompt.protocols.class_incremental",
+    "class_incremental_run": "softprompt.protocols.class_incremental",
+    "joint_training": "softprompt.protocols.class_incremental",
+    "Rehearsal": "softprompt.protocols.rehearsal",
     "Domain": "softprompt.protocols.domain_shift",
     "DomainShift": "softprompt.protocols.domain_shift",
     "evaluate_domains": "softprompt.protocols.domain_shift",
@@ -140,6 +146,7 @@ __all__ = [
     "Adapter",
     "BitFit",
     "CheckpointError",
+    "ClassIncremental",
     "ClassPrediction",
     "DePT",
     "Domain",
@@ -166,6 +173,7 @@ __all__ = [
     "PromptTuning",
     "Recipe",
     "Regression",
+    "Rehearsal",
     "ResidualPromptTuning",
     "SequenceClassification",
     "SoftpromptWarning",
@@ -180,12 +188,14 @@ __all__ = [
     "WrongBackboneError",
     "ZeroShot",
     "__version__",
+    "class_incremental_run",
     "combine_prompts",
     "evaluate_domains",
     "few_shot_runs",
     "few_shot_splits",
     "fit",
     "from_peft",
+    "joint_training",
     "load",
     "load_backbone",
     "methods",

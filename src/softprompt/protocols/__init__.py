@@ -1,9 +1,24 @@
-"""Ways of using and measuring prompts that need more than one run: transfer, ensembles, few-shot, domain shift."""
+"""Ways of using and measuring prompts that need more than one run: transfer, ensembles, few-shot, classes in tasks ..."""
 
+from softprompt.protocols.accuracy_matrix import (
+    backward_transfer,
+    final_average,
+    forgetting,
+    incremental_average,
+    learning_accuracy,
+    stage_accuracies,
+)
+from softprompt.protocols.class_incremental import (
+    ClassIncremental,
+    class_incremental_run,
+    class_tasks,
+    joint_training,
+)
 from softprompt.protocols.domain_shift import Domain, DomainScores, DomainShift, evaluate_domains
 from softprompt.protocols.ensembling import EnsembleMetrics, PromptEnsemble, combine
 from softprompt.protocols.few_shot import FewShotSplit, few_shot_runs, few_shot_splits, started_from
 from softprompt.protocols.recycling import port_prompt, shared_words
+from softprompt.protocols.rehearsal import Rehearsal
 from softprompt.protocols.transfer import (
     RankedSource,
     combine_prompts,
@@ -16,6 +31,7 @@ from softprompt.protocols.transfer import (
 )
 
 __all__ = [
+    "ClassIncremental",
     "Domain",
     "DomainScores",
     "DomainShift",
@@ -23,12 +39,21 @@ __all__ = [
     "FewShotSplit",
     "PromptEnsemble",
     "RankedSource",
+    "Rehearsal",
+    "backward_transfer",
+    "class_incremental_run",
+    "class_tasks",
     "combine",
     "combine_prompts",
     "cosine",
     "evaluate_domains",
     "few_shot_runs",
     "few_shot_splits",
+    "final_average",
+    "forgetting",
+    "incremental_average",
+    "joint_training",
+    "learning_accuracy",
     "port_prompt",
     "prompt_similarity",
     "proportional_weights",
@@ -36,5 +61,6 @@ __all__ = [
     "shared_words",
     "similarity_matrix",
     "softmax_weights",
+    "stage_accuracies",
     "started_from",
 ]
