@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from softprompt.protocols.few_shot import FewShotSplit, few_shot_runs, few_shot_splits
     from softprompt.protocols.recycling import port_prompt
     from softprompt.protocols.rehearsal import Rehearsal
+    from softprompt.protocols.selection import Candidate, Selection, candidates, select_and_test
     from softprompt.protocols.transfer import (
         combine_prompts,
         prompt_similarity,
@@ -116,6 +117,10 @@ _HOMES = {
     "few_shot_runs": "softprompt.protocols.few_shot",
     "few_shot_splits": "softprompt.protocols.few_shot",
     "port_prompt": "softprompt.protocols.recycling",
+    "Candidate": "softprompt.protocols.selection",
+    "Selection": "softprompt.protocols.selection",
+    "candidates": "softprompt.protocols.selection",
+    "select_and_test": "softprompt.protocols.selection",
     "combine_prompts": "softprompt.protocols.transfer",
     "prompt_similarity": "softprompt.protocols.transfer",
     "rank_sources": "softprompt.protocols.transfer",
@@ -145,6 +150,7 @@ __all__ = [
     "ADePT",
     "Adapter",
     "BitFit",
+    "Candidate",
     "CheckpointError",
     "ClassIncremental",
     "ClassPrediction",
@@ -175,6 +181,7 @@ __all__ = [
     "Regression",
     "Rehearsal",
     "ResidualPromptTuning",
+    "Selection",
     "SequenceClassification",
     "SoftpromptWarning",
     "SpanExtraction",
@@ -188,6 +195,7 @@ __all__ = [
     "WrongBackboneError",
     "ZeroShot",
     "__version__",
+    "candidates",
     "class_incremental_run",
     "combine_prompts",
     "evaluate_domains",
@@ -203,6 +211,7 @@ __all__ = [
     "project_prompt",
     "prompt_similarity",
     "rank_sources",
+    "select_and_test",
     "similarity_matrix",
 ]
 

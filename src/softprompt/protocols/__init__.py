@@ -19,6 +19,7 @@ from softprompt.protocols.ensembling import EnsembleMetrics, PromptEnsemble, com
 from softprompt.protocols.few_shot import FewShotSplit, few_shot_runs, few_shot_splits, started_from
 from softprompt.protocols.recycling import port_prompt, shared_words
 from softprompt.protocols.rehearsal import Rehearsal
+from softprompt.protocols.selection import Candidate, Selection, candidates, select_and_test
 from softprompt.protocols.transfer import (
     RankedSource,
     combine_prompts,
@@ -31,6 +32,7 @@ from softprompt.protocols.transfer import (
 )
 
 __all__ = [
+    "Candidate",
     "ClassIncremental",
     "Domain",
     "DomainScores",
@@ -40,7 +42,9 @@ __all__ = [
     "PromptEnsemble",
     "RankedSource",
     "Rehearsal",
+    "Selection",
     "backward_transfer",
+    "candidates",
     "class_incremental_run",
     "class_tasks",
     "combine",
@@ -58,6 +62,7 @@ __all__ = [
     "prompt_similarity",
     "proportional_weights",
     "rank_sources",
+    "select_and_test",
     "shared_words",
     "similarity_matrix",
     "softmax_weights",
