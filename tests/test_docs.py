@@ -86,6 +86,21 @@ def test_the_demo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
 
+@pytest.mark.real
+def test_the_example_of_classes_in_tasks_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import runpy
+    import sys
+
+    options = "--methods linear-probe --classes 4 --tasks 2 --steps 2 --rehearse 1 --output"
+    monkeypatch.setattr(sys, "argv", ["class_incremental.py", *options.split(), str(tmp_path)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        runpy.run_path(str(ROOT / "examples" / "class_incremental.py"), run_name="__main__")
+    assert "final average" in capsys.readouterr().out
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == __version__
