@@ -24,6 +24,7 @@ from softprompt import store
 from softprompt.backbones.base import Backbone
 from softprompt.data import load_rows, subsample
 from softprompt.tasks.base import Task
+from studies import foundation
 from studies.runs import Run, Study
 
 SEEDS = (0, 1, 2)
@@ -110,13 +111,14 @@ def task_of(backbone: str, method: str, data: str) -> Task:
 def rows(name: str, split: str) -> list[dict[str, Any]]:
     """The rows of a split that are used, the same in every run; long texts cut to their first words.
 
-    Test rows begin behind the 600 that docs/results/foundation.md used or had seen.
+    Of the sets that docs/results/foundation.md has read test rows of, others.
     """
     entry = SETS[name if name in SETS else HOME]
     found = [row for row in load_rows(name, split) if row["label"] in entry.labels]
-    if split == "test":
-        seen = {id(row) for row in subsample(found, 600, seed=0)}
-        found = [row for row in found if id(row) not in seen]
+    if split == "test" and name in foundation.SETTINGS:
+        for count in (foundation.READ_BEFORE, foundation.TEST):
+            read = {id(row) for row in subsample(found, count, seed=0)}
+            found = [row for row in found if id(row) not in read]
     limit = {"train": TRAIN, "validation": VALIDATION, "test": TEST}[split]
     found = subsample(found, min(limit, len(found)), seed=0)
     return [{c: " ".join(str(v).split()[: entry.words]) for c, v in row.items()} for row in found]
