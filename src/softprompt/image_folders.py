@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,7 @@ def read_image_folder(folder: Path, split: str | None = None) -> list[dict[str, 
     for kind in entries:
         if not kind.is_dir():
             continue
-        files = sorted(
-            path
-            for path in kind.rglob("*")
-            if _is_image(path) and not any(part.startswith(".") for part in path.relative_to(kind).parts)
-        )
+        files = _images_under(kind)
         if not files:
             raise ValueError(
                 f"the class folder {kind} holds no image ({', '.join(sorted(SUFFIXES))}): fill or remove it"
@@ -57,6 +54,36 @@ def read_image_folder(folder: Path, split: str | None = None) -> list[dict[str, 
     if not rows:
         raise ValueError(f"{folder} has no class folders: expected FOLDER/CLASS/IMAGE")
     return rows
+
+
+def image_files(place: Path) -> list[Path]:
+    """All images under a folder, in order of name; a file as it is.
+
+    Raises FileNotFoundError, and ValueError for a folder without images.
+    """
+    if not place.is_dir():
+        if not place.exists():
+            raise FileNotFoundError(
+                f"there is no image or folder {place}; relative paths begin at the working folder, {Path.cwd()}"
+            )
+        return [place]
+    files = _images_under(place)
+    if not files:
+        raise ValueError(f"the folder {place} holds no image ({', '.join(sorted(SUFFIXES))})")
+    return files
+
+
+def image_paths(places: Sequence[str]) -> list[str]:
+    """`image_files` of each of several files and folders."""
+    return [str(path) for place in places for path in image_files(Path(place))]
+
+
+def _images_under(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if _is_image(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def _is_image(path: Path) -> bool:

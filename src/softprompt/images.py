@@ -61,12 +61,14 @@ class ImageSetting:
     patch     (H, W) of a patch; an image's sides must be multiples of it
     poolings  what a head can read
     pooling   what it reads if the task does not say
+    positions (H, W) in pixels that its positions were trained for; None: it interpolates them unasked
     """
 
     rule: ImageRule
     patch: tuple[int, int]
     poolings: tuple[ImagePooling, ...]
     pooling: ImagePooling
+    positions: tuple[int, int] | None = None
 
 
 def rule_of(config: Mapping[str, Any], default_size: tuple[int, int]) -> ImageRule:

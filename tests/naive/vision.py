@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, PreTrainedModel, SiglipVisionModel
+from transformers import AttentionInterface, CLIPVisionModel, PreTrainedModel, SiglipVisionModel
 
 
 def parts(model: Any) -> tuple[nn.Module | None, list[nn.Module], nn.Module]:
@@ -78,3 +78,42 @@ def state(
             return after(torch.cat([dropped, Z, E])).mean(0)
         case _:
             return model.head(after(torch.cat([x, rest]))[None])[0]  # type: ignore[operator]
+
+
+def plain_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """transformers' eager attention, but for its softmax, which is float32 whatever it is given."""
+    weights = (query @ key.transpose(-2, -1) * scaling).softmax(dim=-1)
+    return (weights @ value).transpose(1, 2), weights
+
+
+def class_attention(
+    model: PreTrainedModel, image: Tensor, patches: int, **prompts: Any
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Per layer what the class token attends to, (H, prompts), (H, class token and the like), (H, patches).
+
+    The weights of plain attention over all rows; prompts as in `state`.
+    """
+    weights: list[Tensor] = []
+    layers = parts(model)[1]
+    attentions = [next(m for m in layer.children() if hasattr(m, "k_proj")) for layer in layers]
+    hooks = [a.register_forward_hook(lambda module, given, out: weights.append(out[1])) for a in attentions]
+    implementation = model.config._attn_implementation
+    AttentionInterface.register("naive", plain_attention)
+    model.set_attn_implementation("naive")
+    try:
+        state(model, image, patches, **prompts)
+    finally:
+        model.set_attn_implementation(implementation)
+        for hook in hooks:
+            hook.remove()
+    T = len(embedded(model, image))
+    found = []
+    for layer in weights:
+        first = layer[0, :, 0]  # (1, H, T + P, T + P) -> (H, T + P)
+        P = first.shape[1] - T
+        special = T - 1 - patches
+        x, prompt, rest, E = first.split([1, P, special, patches], dim=1)
+        found.append((prompt, torch.cat([x, rest], dim=1), E))
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,33 @@ def test_a_task_is_refused_by_a_backbone_that_it_does_not_suit() -> None:
 def test_a_task_that_asks_for_what_the_tower_does_not_have(task: ImageClassification, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit(vision_backbone(), task, VPT(length=2), ROWS, **SHORT)
+
+
+def test_a_size_that_the_positions_were_not_trained_for_must_be_asked_for() -> None:
+    larger = dataclasses.replace(RULE, size=(SIZE + PATCH, SIZE))
+    backbone = vision_backbone(rule=larger, dtype=torch.float32)
+    with pytest.raises(
+        ValueError, match=r"16 x 12 pixels, .* trained for 12 x 12: set image_size=\(16, 12\)"
+    ):
+        fit(backbone, TASK, VPT(length=2), ROWS, **SHORT)
+    for size in ((SIZE + PATCH, SIZE), (SIZE, SIZE)):
+        task = dataclasses.replace(TASK, image_size=size)
+        tuned = fit(backbone, task, VPT(length=2), ROWS, **SHORT)
+        assert tuned.encoder.encode(ROWS[0]).media.shape[1:] == size  # type: ignore[union-attr]
+    dinov2 = vision_backbone("dinov2", rule=larger, dtype=torch.float32)  # interpolates unasked
+    assert len(fit(dinov2, TASK, VPT(length=2), ROWS, **SHORT).predict([ROWS[0]["image"]])) == 1
+
+
+def test_a_class_that_only_the_test_folder_has_is_named(tmp_path: Path) -> None:
+    tuned = fit(vision_backbone(dtype=torch.float32), TASK, VPT(length=2), ROWS, **SHORT)
+    for label in ("red", "blue", "green"):
+        (tmp_path / "test" / label).mkdir(parents=True)
+        picture(1, 2, 3).save(tmp_path / "test" / label / "0.png")
+    with pytest.raises(ValueError, match="'green' is not among the labels"):
+        tuned.evaluate(str(tmp_path), split="test")
+    (tmp_path / "test" / "green" / "0.png").unlink()
+    with pytest.raises(ValueError, match=r"class folder .*green holds no image"):
+        tuned.evaluate(str(tmp_path), split="test")
 
 
 def test_bad_rows_are_named() -> None:

@@ -34,6 +34,11 @@ READS_PROMPTS: frozenset[ImagePooling] = frozenset({"mean-with-prompts", "prompt
 _BESIDE: ContextVar[Mapping[int, list[KeyValue]]] = ContextVar("keys and values beside the rows")
 """By the id of an attention module. Not handed over as a keyword: SigLIP's layers drop those."""
 
+Watch = Callable[[nn.Module, Tensor, Tensor, float | None], None]
+"""Is shown an attention module, its queries (B, H, T, D), all keys (B, H, P + T, D), its own rows' last, and the scaling."""
+
+WATCH: ContextVar[Watch | None] = ContextVar("who is shown the attention", default=None)
+
 
 @dataclass(frozen=True)
 class ImagePrompt:
@@ -98,6 +103,16 @@ class Tower:
         return heads, self.convolution.out_channels // heads
 
     @property
+    def interpolates(self) -> bool:
+        """Whether the model brings its positions to any image's grid unasked, as DINOv2 does."""
+        return not self._asks_to_interpolate
+
+    @property
+    def _asks_to_interpolate(self) -> bool:
+        embeddings: Any = self.vision.embeddings
+        return "interpolate_pos_encoding" in signature(embeddings.forward).parameters
+
+    @property
     def _config(self) -> Any:
         return getattr(self.vision, "config", self.model.config)
 
@@ -113,9 +128,8 @@ class Tower:
                 " set the task's image_size to a multiple"
             )
         embeddings: Any = self.vision.embeddings
-        # DINOv2 interpolates unasked, and does not know the keyword.
-        asks = "interpolate_pos_encoding" in signature(embeddings.forward).parameters
-        options = {"interpolate_pos_encoding": True} if asks and tuple(size) != self.size else {}
+        asks = self._asks_to_interpolate and tuple(size) != self.size
+        options = {"interpolate_pos_encoding": True} if asks else {}
         rows: Tensor = embeddings(pixels, **options)
         return rows
 
@@ -291,4 +305,6 @@ def attention_beside(
         count = len(query)
         key = torch.cat([*(k.to(key.dtype).expand(count, -1, -1, -1) for k, _ in beside), key], dim=2)
         value = torch.cat([*(v.to(value.dtype).expand(count, -1, -1, -1) for _, v in beside), value], dim=2)
+    if (watch := WATCH.get()) is not None:
+        watch(module, query, key, scaling)
     return attend(query, key, value, None, scaling, None).transpose(1, 2), None

@@ -8,7 +8,7 @@ keys and values, computed once for all images (VPT-Deep). Exact: states and grad
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NoReturn
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from softprompt.backbones._class_attention import ClassAttention, sorted_out, watched
 from softprompt.backbones._vision import READS_PROMPTS, ImagePrompt, Tower, find_tower
 from softprompt.backbones.base import BackboneSpec
 from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, normalized, rule_of
@@ -118,7 +119,11 @@ class VisionBackbone:
             special_ids=frozenset(),
             layers=len(tower.layers),
             image=ImageSetting(
-                self.rule, tower.patch, poolings, "pooler" if tower.pooler is not None else poolings[0]
+                self.rule,
+                tower.patch,
+                poolings,
+                "pooler" if tower.pooler is not None else poolings[0],
+                positions=None if tower.interpolates else tower.size,
             ),
         )
 
@@ -207,6 +212,22 @@ class VisionBackbone:
                 if isinstance(name, int) or not self._offers(name):
                     known = [pooling for pooling in POOLINGS if self._offers(pooling)]
                     raise ValueError(f"{self.name} cannot be read as {name!r}; it has {known}")
+
+    def class_attention(self, row: EncodedRow, run: Callable[[EncodedRow], object]) -> ClassAttention:
+        """What the class token of an image attends to while `run` has its states computed, as `PromptedModel.states` does.
+
+        Raises ValueError for a tower without a class token, and for one whose attention cannot be reached.
+        """
+        if not self._tower.front or not self.packed or row.media is None:
+            reason = "its attention cannot be reached" if self._tower.front else "it has no class token"
+            raise ValueError(f"there is no attention of a class token to show of {self.name}: {reason}")
+        height, width = (
+            side // part for side, part in zip(row.media.shape[-2:], self._tower.patch, strict=True)
+        )
+        with torch.no_grad(), watched() as watch:
+            # Read for the mean of the patches too, the last layer keeps all its rows.
+            run(replace(row, read=(*row.read, POOLINGS.index("mean"))))
+        return sorted_out(self._tower, watch, (height, width))
 
     def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> CompiledImagePrompt:
         """Hidden-state prompts as the keys and values that they are to every image."""

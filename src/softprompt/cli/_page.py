@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 
 from softprompt.inspection import PromptReport, TokenReport, Word, drift_in_words
@@ -23,6 +24,9 @@ ol { margin: 0; padding-left: 1.3rem; } li span { color: var(--soft); font-size:
 code { font-family: ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 svg { display: block; margin-top: .3rem; outline: 1px solid var(--line); } rect { fill: var(--heat); }
 meter { width: 6rem; }
+img { max-width: 100%; height: auto; background: #ffffff; } img.seen { width: 10rem; image-rendering: pixelated; }
+.image { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; } .image table { width: auto; }
+h2 { font-size: 1.1rem; overflow-wrap: anywhere; }
 """
 
 _COLUMNS = (
@@ -51,13 +55,21 @@ def inspection_page(report: PromptReport) -> str:
         "Logit lens": lens,
         **({"Also learned": "; ".join(report.beside)} if report.beside else {}),
     }
-    title = escape(f"{report.method} on {report.backbone}")
+    body = f"""<p>Near words are a hint, not a translation: a virtual token may lie where no word lies, and measures differ.
+&#x2423; is a space, &#x21b5; a line end, &#x21e5; a tab.</p>
+{_table(report) if report.tokens else "<p>The method has no virtual tokens.</p>"}"""
+    return page(f"{report.method} on {report.backbone}", facts, body)
+
+
+def page(name: str, facts: Mapping[str, str], body: str) -> str:
+    """A page with a title and facts, which are escaped here, above a body, which is HTML already."""
+    title = escape(name)
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <title>{title}</title>
 <style>{_STYLE}</style>
 </head>
@@ -65,9 +77,7 @@ def inspection_page(report: PromptReport) -> str:
 <main>
 <h1>{title}</h1>
 <dl>{"".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())}</dl>
-<p>Near words are a hint, not a translation: a virtual token may lie where no word lies, and measures differ.
-&#x2423; is a space, &#x21b5; a line end, &#x21e5; a tab.</p>
-{_table(report) if report.tokens else "<p>The method has no virtual tokens.</p>"}
+{body}
 </main>
 </body>
 </html>

@@ -1,8 +1,9 @@
-"""softprompt inspect: which words a prompt's virtual tokens are near to."""
+"""softprompt inspect: which words a prompt's virtual tokens are near to; what a prompt for images makes of some."""
 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import typer
 from softprompt.cli._console import Report, reporting
 from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, PromptDir, open_prompt
 from softprompt.files import write_text
+from softprompt.image_folders import image_paths
 
 if TYPE_CHECKING:
     from softprompt.inspection import PromptReport, Word
@@ -18,26 +20,46 @@ if TYPE_CHECKING:
 
 def inspect(
     prompt: PromptDir,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Image files and folders of them, for a prompt about images.", show_default=False
+        ),
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Write a page that needs no other file.", show_default=False)
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Words for each virtual token.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Words for each virtual token, labels for each image.")] = 5,
     backbone: BackboneName = None,
     dtype: Dtype = None,
     device: Device = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show the words nearest to each virtual token, its size, and how far it moved."""
+    """Show the words nearest to each virtual token, its size, and how far it moved; of images what they are taken for.
+
+    For a prompt about images: what was learned, and for each image the likeliest labels and what the class token attends to.
+    """
     with reporting(as_json, debug) as report:
         from softprompt.cli._page import inspection_page
         from softprompt.inspection import inspect_prompt
 
-        found = inspect_prompt(open_prompt(prompt, backbone, dtype, device), top)
-        report.values.update({"prompt": str(prompt), **dataclasses.asdict(found)})
-        _show(report, found)
+        tuned = open_prompt(prompt, backbone, dtype, device)
+        report.values["prompt"] = str(prompt)
+        if tuned.task.about_images or images:
+            from softprompt.cli._image_page import image_page, show_images
+            from softprompt.image_inspection import inspect_images
+
+            seen = inspect_images(tuned, image_paths(images or []))
+            show_images(report, seen, top)
+            page = partial(image_page, seen, top)
+        else:
+            found = inspect_prompt(tuned, top)
+            report.values.update(dataclasses.asdict(found))
+            _show(report, found)
+            page = partial(inspection_page, found)
         if html is not None:
-            write_text(html, inspection_page(found))
+            write_text(html, page())
             report.values["html"] = str(html)
             report.human.print(f"page: {html}", highlight=False, markup=False, soft_wrap=True)
 

@@ -12,16 +12,23 @@ import typer
 
 from softprompt.cli._console import Report, reporting
 from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, PromptDir, open_prompt
+from softprompt.image_folders import image_paths
 
 if TYPE_CHECKING:
     from softprompt.tasks.base import Task
+
+
+_SHOWN = 5  # labels with their probabilities in the table; --json has all
 
 
 def predict(
     prompt: PromptDir,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(help="Texts; - or nothing: the lines of stdin.", show_default=False),
+        typer.Argument(
+            help="Texts, or image files and folders of them; - or nothing: the lines of stdin.",
+            show_default=False,
+        ),
     ] = None,
     file: Annotated[
         Path | None,
@@ -37,13 +44,16 @@ def predict(
     with reporting(as_json, debug) as report:
         if texts and file is not None:
             raise ValueError("give either texts or --file, not both")
-        inputs = _rows(file) if file is not None else _lines() if not texts or texts == ["-"] else texts
+        words = [] if file is not None else _lines() if not texts or texts == ["-"] else texts
+        inputs: Sequence[Any] = words if file is None else _rows(file)
         tuned = open_prompt(prompt, backbone, dtype, device)
         if file is None and len(tuned.task.fields) != 1:
             raise ValueError(
                 f"the template needs the columns {list(tuned.task.fields)}, and a text has none: "
                 "give rows with --file"
             )
+        if file is None and tuned.task.about_images:
+            inputs = image_paths(words)
         _show(report, tuned.task, inputs, tuned.predict(inputs))
 
 
@@ -81,7 +91,9 @@ def _show(report: Report, task: Task, inputs: Sequence[Any], predictions: Sequen
         if isinstance(prediction, ClassPrediction):
             row |= {"label": prediction.label, "probabilities": prediction.probabilities}
             ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
-            cells = [prediction.label, "  ".join(f"{label} {p:.3f}" for label, p in ranked)]
+            more = [f"and {len(ranked) - _SHOWN} more"] if len(ranked) > _SHOWN else []
+            shares = [f"{label} {p:.3f}" for label, p in ranked[:_SHOWN]]
+            cells = [prediction.label, "  ".join([*shares, *more])]
         elif isinstance(prediction, str):
             row["text"] = prediction
             cells = [prediction]

@@ -94,7 +94,8 @@ class ImageClassification(Task):
         return len(self.labels)
 
     def bind(self, setting: ImageSetting) -> ImageClassificationEncoder:
-        """Raises ValueError for a pooling that the backbone does not have, and a size that is no multiple of its patches."""
+        """Raises ValueError for a pooling that the backbone does not have, a size that is no multiple of its patches, and
+        one that the backbone's positions were not trained for, unless the task asks for it."""
         pooling = self.pooling or setting.pooling
         if pooling not in setting.poolings:
             raise ValueError(
@@ -104,6 +105,13 @@ class ImageClassification(Task):
         if self.image_size is not None:
             size = self.image_size
             rule = rule.resized((size, size) if isinstance(size, int) else size)
+        elif setting.positions is not None and rule.size != setting.positions:
+            (height, width), trained = rule.size, setting.positions
+            raise ValueError(
+                f"images are prepared as {height} x {width} pixels, and the backbone's positions were trained for"
+                f" {trained[0]} x {trained[1]}: set image_size=({height}, {width}) to have them interpolated, or"
+                f" image_size=({trained[0]}, {trained[1]}) to use them as they are"
+            )
         if any(side % part for side, part in zip(rule.size, setting.patch, strict=True)):
             height, width = rule.size
             raise ValueError(

@@ -1,0 +1,120 @@
+"""An inspection of a prompt for images: as lines for people, as values, and as one page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from softprompt.cli._console import Report
+from softprompt.cli._page import page
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from softprompt.image_inspection import ImagePromptReport, ImageReport
+
+
+def show_images(report: Report, found: ImagePromptReport, top: int) -> None:
+    """Facts, then a table of images with their likeliest labels and what the last layer attends to."""
+    from rich.table import Table
+    from rich.text import Text
+
+    report.values.update(
+        {
+            "method": found.method,
+            "backbone": found.backbone,
+            "size": found.size,
+            "learned": [{"name": t.name, "shape": t.shape, "norm": t.norm} for t in found.learned],
+            "no_attention": found.no_attention,
+            "images": [
+                {
+                    "image": image.source,
+                    "label": image.prediction.label,
+                    "probabilities": image.prediction.probabilities,
+                    "attention": None if image.attention is None else image.attention.shares(),
+                }
+                for image in found.images
+            ],
+        }
+    )
+    for line in (f"{name}: {value}" for name, value in _facts(found).items()):
+        report.human.print(line, highlight=False, markup=False, soft_wrap=True)
+    if not found.images:
+        report.human.print("give images to see what they are taken for", highlight=False)
+        return
+    table = Table("image", "likeliest", "last layer's class token attends to")
+    for image in found.images:
+        cells = (
+            image.source,
+            "  ".join(f"{label} {p:.3f}" for label, p in image.best(top)),
+            _attended(image),
+        )
+        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
+    report.human.print(table)
+
+
+def image_page(found: ImagePromptReport, top: int) -> str:
+    """The whole page. Every text that comes from a model or a file is escaped."""
+    body = "\n".join(_section(image, top) for image in found.images)
+    note = (
+        "<p>Attention is where the class token looks, not a proof of what the answer depends on. Of each layer the mean over"
+        " heads is shown.</p>"
+    )
+    shown = body if found.images else "<p>No images were given.</p>"
+    return page(f"{found.method} on {found.backbone}", _facts(found), note + shown if body else shown)
+
+
+def _facts(found: ImagePromptReport) -> dict[str, str]:
+    facts = {"Method": found.method, "Backbone": found.backbone}
+    if found.size is not None:
+        facts["Images"] = f"{found.size[0]} x {found.size[1]} pixels"
+    learned = [
+        f"{t.name} {' x '.join(map(str, t.shape))}, mean norm of a row {t.norm:.3g}" for t in found.learned
+    ]
+    facts["Learned"] = "; ".join(learned) if learned else "nothing beside the head"
+    if found.no_attention:
+        facts["Attention"] = found.no_attention
+    return facts
+
+
+def _attended(image: ImageReport) -> str:
+    if image.attention is None:
+        return "not shown"
+    return "  ".join(f"{name} {100 * values[-1]:.0f} %" for name, values in image.attention.shares().items())
+
+
+def _section(image: ImageReport, top: int) -> str:
+    from softprompt.plots import as_png, attention_over_image
+
+    name = escape(image.source)
+    label = escape(f"{Path(image.source).name} as the backbone saw it, taken for {image.prediction.label}")
+    rows = "".join(
+        f'<tr><th scope="row"><bdi>{escape(kind)}</bdi></th><td><meter min="0" max="1" value="{p:.4f}"'
+        f' aria-label="probability">{p:.3f}</meter> {p:.3f}</td></tr>'
+        for kind, p in image.best(top)
+    )
+    picture = f'<img class="seen" alt="{label}" src="{_data(_png(image.pixels))}">'
+    table = (
+        f'<table><thead><tr><th scope="col">label</th><th scope="col">probability</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )
+    figure = ""
+    if image.attention is not None:
+        drawn = attention_over_image(image.pixels, image.attention)
+        figure = f'<img alt="{escape(str(drawn.get_label()))}" src="{_data(as_png(drawn))}">'
+    return f'<section><h2><bdi>{name}</bdi></h2><div class="image">{picture}{table}</div>{figure}</section>'
+
+
+def _png(pixels: Tensor) -> bytes:
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(content, "png")  # (3, H, W) -> (H, W, 3)
+    return content.getvalue()
+
+
+def _data(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
