@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from softprompt.model import PromptedModel
 from softprompt.outputs import PromptOutput
 from tests.backbones.test_vision import CLOSE, P, rows_of, variants, vectors
 from tests.naive import vision as naive
+from tests.test_row_features import Conditional
 from tests.tiny_vision import LAYERS, PATCH, PATCHES, SIZE, WIDTH, Tower, images, vision_backbone
 
 with_class_token = pytest.mark.parametrize("tower", ["vit", "deit", "dinov2", "dinov2-registers", "clip"])
@@ -79,3 +81,17 @@ def test_a_tower_that_cannot_show_it_says_why() -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             backbone.class_attention(row, lambda seen: None)
+
+
+def test_of_a_prompt_that_first_looks_at_the_image_the_pass_with_the_prompt_is_shown() -> None:
+    backbone, [row] = vision_backbone(), rows_of(images(1), "class")
+    module = Conditional(deep=True)
+    model = PromptedModel(backbone, [module])
+    with torch.no_grad():
+        query = naive.state(backbone.model, images(1)[0], PATCHES)
+        prompts = module.prompts(query[None])[:, 0]  # (L, 1, P, d) -> (L, P, d)
+        expected = naive.class_attention(backbone.model, images(1)[0], PATCHES, deep=[*prompts])
+    found = backbone.class_attention(row, lambda seen: model.states([seen]))
+    for i, (prompt, _, patches) in enumerate(expected):
+        assert_close(found.prompts[i], prompt, **CLOSE)
+        assert_close(found.patches[i].flatten(1), patches, **CLOSE)
