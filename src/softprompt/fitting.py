@@ -29,7 +29,7 @@ from softprompt.binding import (
 from softprompt.data import names_file
 from softprompt.errors import SoftpromptWarning, TrainingDiverged
 from softprompt.model import HeadModel, PromptedModel, WordModel
-from softprompt.outputs import EncodedRow
+from softprompt.outputs import EncodedRow, windows_of
 from softprompt.progress import ConsoleProgress, Progress, Silent
 from softprompt.prompts import BuildContext, Method
 from softprompt.recipe import Recipe
@@ -191,7 +191,7 @@ def fit(
             parameters,
             groups,
             encoder,
-            [encoder.encode(row) for row in train_rows],
+            [part for row in train_rows for part in windows_of(encoder.encode(row))],
             recipe,
             evaluate=validate if validation_rows else None,
             main_metric=task.main_metric if validation_rows else None,

@@ -89,7 +89,9 @@ class ScoredBatch:
         return self._scores.of_rows([self._place[id(row)] for row in rows])
 
     def outputs(self, rows: Sequence[EncodedRow]) -> Tensor:
-        assert self._states is not None
+        if self._states is None or any(id(row) not in self._place for row in rows):  # windows of a long row
+            with torch.no_grad():
+                return self.model.outputs(rows)
         places = [self._place[id(row)] for row in rows]
         read = [i for b in places for i in range(self._starts[b], self._starts[b + 1])]
         return self.model.apply_heads(rows, self._states[read])

@@ -93,6 +93,7 @@ class EncodedRow:
     pooled   the head reads the mean of these states, one output for the row, instead of one for each
     answer   what the head should say there: numbers of classes or positions, or a value; the task knows
     origin   what the task needs to turn outputs back into its answers; seen by nobody else
+    windows  the further parts of a row that is too long for one sequence, as rows of their own; see `windows_of`
     media    what the model is given beside tokens: a spectrogram (mel bins, frames), pixels (3, H, W),
              uint8 as they are or floating-point numbers as the model reads them
     """
@@ -105,7 +106,15 @@ class EncodedRow:
     pooled: bool = False
     answer: tuple[float, ...] = ()
     origin: Any = field(default=None, compare=False)
+    windows: tuple[EncodedRow, ...] = ()
     media: Tensor | None = field(default=None, compare=False)
+
+
+def windows_of(row: EncodedRow) -> list[EncodedRow]:
+    """All parts of a row, the first one first, each a row that carries its prompt; a row of one part as it is."""
+    if not row.windows:
+        return [row]
+    return [replace(part, windows=(), prompt=row.prompt) for part in (row, *row.windows)]
 
 
 @dataclass(frozen=True)

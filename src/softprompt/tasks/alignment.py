@@ -63,6 +63,38 @@ def align(template: BoundTemplate, values: Mapping[str, str], field: str, max_to
     return found
 
 
+def windows(
+    template: BoundTemplate, values: Mapping[str, str], field: str, max_tokens: int | None, stride: int
+) -> list[Aligned]:
+    """A row as one or more rows of at most `max_tokens` tokens, each with a part of the field and all else.
+
+    A window begins `stride` tokens of the field behind the one before it, less where a window holds fewer. Its tokens are
+    those of the whole row, its `spans` characters of the whole field.
+    Raises ValueError with the numbers where the rest of the row takes all the room.
+    """
+    whole = _align(template, values, field)
+    length = len(whole.spans)
+    room = length if max_tokens is None else max_tokens - (len(whole.context) - length)
+    if room >= length:
+        return [whole]
+    if room < 1:
+        raise ValueError(
+            f"a row takes {len(whole.context)} tokens, max_tokens is {max_tokens}, and without {field!r} it still takes"
+            f" {len(whole.context) - length}; raise max_tokens, shorten the template, or use fewer virtual tokens"
+        )
+    front, behind = whole.context[: whole.positions[0]], whole.context[whole.positions[-1] + 1 :]
+    own = whole.context[whole.positions[0] : whole.positions[-1] + 1]
+    found = []
+    start = 0
+    while True:
+        part = own[start : start + room]
+        positions = tuple(range(len(front), len(front) + len(part)))
+        found.append(Aligned(front + part + behind, positions, whole.spans[start : start + room]))
+        if start + room >= length:
+            return found
+        start += min(stride, room)
+
+
 def _align(template: BoundTemplate, values: Mapping[str, str], field: str) -> Aligned:
     context: list[int] = []
     positions: list[int] = []

@@ -14,8 +14,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from softprompt.errors import SoftpromptWarning
-from softprompt.outputs import EncodedRow
-from softprompt.tasks.alignment import Aligned, align, check_alignable
+from softprompt.outputs import EncodedRow, windows_of
+from softprompt.tasks.alignment import Aligned, align, check_alignable, windows
 from softprompt.tasks.base import Row, Scorer, Task, TextSetting
 from softprompt.tasks.columns import check_columns, read_column, read_fields
 from softprompt.tasks.metrics import span_metrics
@@ -43,8 +43,13 @@ class SpanPrediction:
 class SpanExtraction(Task):
     """Start and end of an answer in a context, by a head that reads every token of the context.
 
-    A context that is too long is cut at its end. A training row whose answer is cut off trains nothing, and is warned
-    of; in an evaluation it counts, and cannot be right.
+    A context that is too long is cut at its end; with `stride`, read in overlapping windows instead. A training row whose
+    answer is cut off trains nothing, and is warned of; in an evaluation it counts, and cannot be right.
+
+    Windows (Devlin et al. 2019, section 4.2 and the released run_squad.py): each is trained on as a row of its own. One that
+    does not hold the whole answer answers with the first token of the row ([CLS]), which the head reads too. Predicted is
+    the likeliest span of all windows, by its probability in its window; the released code compares sums of logits, which
+    training leaves free by a constant for each window.
     Raises ValueError (pydantic's) for a template without {context}, a `columns` key that nothing reads, and for an
     unknown setting.
     """
@@ -61,6 +66,9 @@ class SpanExtraction(Task):
     """Name in the template -> column of the data, where the two differ."""
     longest_answer: int = Field(default=30, gt=0)
     """Longest predicted answer, in tokens."""
+    stride: int | None = Field(default=None, gt=0)
+    """A context that is too long is read in windows that begin so many of its tokens one behind the other (128 in BERT's
+    SQuAD runs, of 384 in all); None: it is cut at its end. Answers longer than the windows' overlap may be missed."""
 
     @model_validator(mode="after")
     def _check(self) -> SpanExtraction:
@@ -142,25 +150,51 @@ class SpanExtractionEncoder:
         alone is too long or whose context is empty. Warns of an answer that was cut off.
         """
         values = read_fields(row, self.task.fields, self.task.columns)
-        aligned = align(self.template, values, CONTEXT, self.setting.max_tokens)
-        if not aligned.positions:
+        room, stride = self.setting.max_tokens, self.task.stride
+        if stride is None:
+            parts = [align(self.template, values, CONTEXT, room)]
+        else:
+            parts = windows(self.template, values, CONTEXT, room, stride)
+        if not parts[0].positions:
             raise ValueError(
                 f"no token of the context is left, max_tokens is {self.setting.max_tokens}: raise it, or drop"
                 f" row {reprlib.repr(dict(row))}"
             )
-        gold: tuple[int, ...] = ()
+        found = [(_CUT_OFF, _CUT_OFF)] * len(parts)
         if answer:
             text, start = self.task.read_answers(row)[0]
-            gold = _tokens_of(aligned, start, start + len(text.rstrip()))
-            if _CUT_OFF in gold:
+            start += len(text) - len(text.lstrip())
+            found = [_tokens_of(part, start, start + len(text.strip())) for part in parts]
+            if all(_CUT_OFF in gold for gold in found):
                 warnings.warn(
-                    "an answer stands behind the place where its context is cut, and trains nothing: raise max_tokens",
+                    "an answer stands behind the place where its context is cut, and trains nothing: raise max_tokens"
+                    if stride is None
+                    else "an answer stands whole in no window of its context, and trains nothing: lower stride",
                     SoftpromptWarning,
                     stacklevel=2,
                 )
-        return EncodedRow(
-            aligned.context, read=aligned.positions, answer=gold, origin=(values[CONTEXT], aligned.spans)
-        )
+            elif stride is not None:  # the first thing that is read is the row's first token: no answer here
+                found = [(0, 0) if _CUT_OFF in gold else (gold[0] + 1, gold[1] + 1) for gold in found]
+        encoded = [
+            EncodedRow(
+                part.context,
+                read=part.positions if stride is None else (self._first(part), *part.positions),
+                answer=gold if answer else (),
+                origin=(values[CONTEXT], part.spans),
+            )
+            for part, gold in zip(parts, found, strict=True)
+        ]
+        return dataclasses.replace(encoded[0], windows=tuple(encoded[1:]))
+
+    def _first(self, part: Aligned) -> int:
+        """Where a row's first token stands. Raises ValueError if it is one of the context."""
+        first = next(i for i, atom in enumerate(part.context) if atom >= 0)
+        if first in part.positions:
+            raise ValueError(
+                "with a stride the first token of a row answers where its window has no answer, and here it is one of the"
+                ' context: put something in front of {context}, as in "{question} {context}"'
+            )
+        return first
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
         """Mean of the cross-entropies of start and end over the context's tokens, (B,), nats. answers: (T of all rows, 2).
@@ -188,10 +222,20 @@ class SpanExtractionEncoder:
         on_batch: Callable[[int], None] | None = None,
     ) -> list[SpanPrediction]:
         """The likeliest span of each row, in order: not backwards, and no longer than `longest_answer`."""
+        parts = [(i, part) for i, row in enumerate(rows) for part in windows_of(row)]
+
+        def tell(done: int) -> None:
+            if on_batch is not None:
+                on_batch(done * len(rows) // len(parts))
+
         predictions: dict[int, SpanPrediction] = {}
-        for i, logits in outputs_of(model, rows, batch_size, on_batch):
-            start, end, probability = best_span(logits, self.task.longest_answer)
-            context, spans = rows[i].origin
+        for n, logits in outputs_of(model, [part for _, part in parts], batch_size, tell):
+            i, part = parts[n]
+            aside = int(self.task.stride is not None)
+            start, end, probability = best_span(logits, self.task.longest_answer, aside=aside)
+            if i in predictions and predictions[i].probability >= probability:
+                continue
+            context, spans = part.origin
             first, behind = spans[start][0], spans[end][1]
             text = context[first:behind]
             # Byte-level tokens carry the space in front of them.
@@ -207,19 +251,22 @@ class SpanExtractionEncoder:
         return {}
 
 
-def best_span(logits: Tensor, longest: int) -> tuple[int, int, float]:
-    """First and last token of the likeliest span of at most `longest` tokens, and its probability. logits: (T, 2)."""
-    start, end = logits.double().log_softmax(dim=0).unbind(dim=1)
+def best_span(logits: Tensor, longest: int, *, aside: int = 0) -> tuple[int, int, float]:
+    """First and last token of the likeliest span of at most `longest` tokens, and its probability. logits: (T, 2).
+
+    aside: so many first positions are no part of the text: they take probability and give no span; tokens count behind them.
+    """
+    start, end = logits.double().log_softmax(dim=0)[aside:].unbind(dim=1)
     scores = start[:, None] + end[None]  # (T, T)
     allowed = torch.ones_like(scores).triu().tril(longest - 1)
     best = int(scores.masked_fill(allowed == 0, float("-inf")).argmax())
-    first, last = divmod(best, len(logits))
+    first, last = divmod(best, len(start))
     return first, last, scores[first, last].exp().item()
 
 
 def _tokens_of(aligned: Aligned, start: int, stop: int) -> tuple[int, int]:
-    """The first and the last of the aligned tokens that cover a range of characters; cut off: `_CUT_OFF` for both."""
+    """The first and the last of the aligned tokens that cover a range of characters; not all there: `_CUT_OFF` for both."""
     inside = [i for i, (first, behind) in enumerate(aligned.spans) if first < stop and behind > start]
-    if not inside or aligned.spans[-1][1] < stop:
+    if not inside or aligned.spans[-1][1] < stop or aligned.spans[0][0] > start:
         return _CUT_OFF, _CUT_OFF
     return inside[0], inside[-1]
