@@ -97,6 +97,7 @@ def test_the_histogram_shows_shares_of_each_task() -> None:
     ("draw", "message"),
     [
         (lambda: accuracy_matrix([]), "matrix is empty"),
+        (lambda: accuracy_matrix([[90.0]]), "expected shares"),
         (lambda: accuracy_matrix(MATRIX, ["a"]), "1 names of tasks"),
         (lambda: prompt_selection([[1, 2], [3]]), "one for each prompt of the pool"),
         (lambda: prompt_selection([[1, -2]]), "holds -2"),

@@ -85,10 +85,12 @@ def accuracy_matrix(
     matrix  row t holds the accuracies, shares from 0 to 1, on tasks 0 to t, or on all of them
     tasks   their names; numbers if there are none
 
-    Raises ValueError for an empty matrix, and for names that are not one for each row.
+    Raises ValueError for an empty matrix, for accuracies in percent, and for names that are not one for each row.
     """
-    if not matrix or not any(len(row) for row in matrix):
+    if not matrix or not all(len(row) for row in matrix):
         raise ValueError("the accuracy matrix is empty: there is nothing to draw")
+    if max(map(max, matrix)) > 1:
+        raise ValueError(f"the accuracy matrix holds {max(map(max, matrix))}: expected shares, 0 to 1")
     names = _names(tasks, len(matrix), "rows of the accuracy matrix")
     width = max(map(len, matrix))
     cells = [[*row, *[math.nan] * (width - len(row))] for row in matrix]
