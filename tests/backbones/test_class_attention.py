@@ -95,3 +95,18 @@ def test_of_a_prompt_that_first_looks_at_the_image_the_pass_with_the_prompt_is_s
     for i, (prompt, _, patches) in enumerate(expected):
         assert_close(found.prompts[i], prompt, **CLOSE)
         assert_close(found.patches[i].flatten(1), patches, **CLOSE)
+
+
+def test_a_layer_s_own_prompt_comes_before_rows_that_stay() -> None:
+    backbone, prompts = vision_backbone(), vectors(LAYERS, P, WIDTH)
+    staying = vectors(1, 3, WIDTH, seed=7)
+    output = PromptOutput(tokens=staying, layers=tuple(prompts[i : i + 1] for i in range(LAYERS)))
+    [row] = rows_of(images(1), "class")
+    with torch.no_grad():
+        expected = naive.class_attention(
+            backbone.model, images(1)[0], PATCHES, shallow=staying[0], deep=[*prompts]
+        )
+    found = backbone.class_attention(row, lambda seen: backbone.states([seen], output))
+    for mine, (prompt, _, _) in zip(found.prompts, expected, strict=True):
+        assert mine.shape == (4, P + 3)
+        assert_close(mine, prompt, **CLOSE)
