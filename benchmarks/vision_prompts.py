@@ -1,4 +1,5 @@
-"""Visual prompts on a ViT-B/16-shaped random model: prompts as keys and values against concatenation.
+"""Visual prompts on a ViT-B/16-shaped random model: prompts as keys and values against concatenation; L2P's queries kept
+against computed in every step.
 
 Letters: B images, P prompt rows, L layers, d width.
 """
@@ -21,8 +22,11 @@ from benchmarks.harness import Row
 from benchmarks.sides import Outcome
 from softprompt.backbones.precision import resolve_dtype
 from softprompt.backbones.vision import VisionBackbone
-from softprompt.images import POOLINGS, ImageRule
+from softprompt.images import POOLINGS, ImagePooling, ImageRule
+from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow, PromptOutput
+from softprompt.prompts import L2P, BuildContext
+from softprompt.row_features import RowFeatures
 
 NAME = "vision_prompts"
 LENGTHS = (50, 100, 200)
@@ -74,12 +78,12 @@ def model(setting: Setting) -> ViTModel:
     return made.to(setting.device, setting.dtype).eval().requires_grad_(False)
 
 
-def images(setting: Setting) -> list[EncodedRow]:
-    """B images of noise, read at their class token."""
+def images(setting: Setting, pooling: ImagePooling = "class") -> list[EncodedRow]:
+    """B images of noise."""
     height, width = backbone(setting, True).rule.size
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (setting.batch, 3, height, width), generator=generator).to(torch.uint8)
-    return [EncodedRow((), read=(POOLINGS.index("class"),), media=image) for image in pixels]
+    return [EncodedRow((), read=(POOLINGS.index(pooling),), media=image) for image in pixels]
 
 
 def step(setting: Setting, prompts: Tensor, *, packed: bool) -> Callable[[], Outcome]:
@@ -135,10 +139,82 @@ def deep(setting: Setting) -> list[Row]:
     return made
 
 
+class Recomputed(RowFeatures):
+    """Queries the way L2P was released: the whole batch goes through the frozen model, in every step."""
+
+    @torch.no_grad()
+    def __call__(self, rows: Sequence[EncodedRow], pooling: ImagePooling) -> Tensor:
+        read = (POOLINGS.index(pooling),)
+        plain = [EncodedRow((), read=read, media=row.media) for row in rows]
+        return self.backbone.states(plain, PromptOutput()).float()
+
+
+def pool_model(setting: Setting, features: type[RowFeatures]) -> PromptedModel:
+    """L2P with the paper's sizes: ten prompts of five rows, of which an image carries five."""
+    tower = backbone(setting, True)
+    generator = torch.Generator().manual_seed(1)
+    module = L2P(bound=0.1).build(BuildContext(tower.spec, generator=generator)).to(setting.device)
+    return PromptedModel(tower, [module], features=features(tower))
+
+
+def pool_run(setting: Setting, features: type[RowFeatures], *, training: bool) -> Callable[[], Outcome]:
+    """One batch of L2P: forward and backward, or in use the states alone."""
+    model, rows = pool_model(setting, features), images(setting, "prompts")
+    [module] = model.modules
+    width = model.backbone.spec.width
+    direction = torch.randn(width, generator=torch.Generator().manual_seed(2)).to(setting.device)
+
+    def run() -> Outcome:
+        module.zero_grad()
+        with torch.set_grad_enabled(training):
+            prompt = model.prompt(rows)
+            states = model.backbone.states(rows, prompt).float()
+            loss = (states @ direction).square().mean()
+            if prompt.penalty is not None:
+                loss = loss + prompt.penalty.mean()
+        if training:
+            loss.backward()
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        gradient = torch.cat([g.flatten() for g in gradients]) if gradients else states.flatten()
+        return Outcome(loss.item(), gradient)
+
+    return run
+
+
+def pool(setting: Setting) -> list[Row]:
+    """Seconds of a batch of L2P whose images were seen before, training and in use."""
+    made = []
+    for case, training in (("L2P train", True), ("L2P eval", False)):
+        if setting.only not in case:
+            continue
+        runs = {
+            "ours": pool_run(setting, RowFeatures, training=training),
+            "recomputed": pool_run(setting, Recomputed, training=training),
+        }
+        difference: dict[str, float] = {}
+
+        def compare(warm: Mapping[str, Outcome], difference: dict[str, float] = difference) -> None:
+            if len(warm) == 2:
+                ours, peer = warm["ours"], warm["recomputed"]
+                difference["loss"] = abs(ours.loss - peer.loss) / abs(peer.loss)
+                difference["gradient_or_state"] = sides.relative_difference(ours.gradient, peer.gradient)
+
+        seconds = harness.interleaved(runs, setting.repetitions, compare)
+        facts = {
+            "batch": setting.batch,
+            "dtype": str(setting.dtype).removeprefix("torch."),
+            "relative_difference": difference,
+        }
+        made.append(harness.row_of_times(case, seconds["ours"], seconds["recomputed"], **facts))
+    return made
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = harness.parser(
-        NAME, "VPT-Deep on a ViT-B/16-shaped random model: keys and values against concatenation."
+        NAME,
+        "A ViT-B/16-shaped random model: VPT-Deep as keys and values against concatenation, L2P against queries that are"
+        " computed in every step.",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or auto")
@@ -146,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     setting = Setting(options.quick, options.tiny, options.only, device, resolve_dtype(options.dtype, device))
     start = time.perf_counter()
-    harness.report(NAME, deep(setting), argv, options.json)
+    harness.report(NAME, deep(setting) + pool(setting), argv, options.json)
     print(f"{time.perf_counter() - start:.0f} s")
     return 0
 

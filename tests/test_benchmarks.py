@@ -76,11 +76,12 @@ def test_the_gpu_benchmark_can_be_tried_on_a_cpu(tmp_path: Path) -> None:
     assert all(row["unit"] == "tokens/s" for row in rows.values())
 
 
-def test_the_vision_benchmark_measures_every_length(tmp_path: Path) -> None:
+def test_the_vision_benchmark_measures_every_length_and_the_pool(tmp_path: Path) -> None:
     path = tmp_path / "vision.json"
     assert vision_prompts.main(["--tiny", "--json", str(path)]) == 0
     rows = read(path)
-    assert set(rows) == {f"VPT-Deep p={length}" for length in (50, 100, 200)}
+    lengths = [f"VPT-Deep p={length}" for length in (50, 100, 200)]
+    assert set(rows) == {*lengths, "L2P train", "L2P eval"}
     for row in rows.values():
         assert (row["unit"], row["batch"], row["dtype"]) == ("s", 2, "float32")
         # 1e-4: float32 sums of some hundred terms, in another order on each side.

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from softprompt.mixed import MixedPrompts
     from softprompt.projection import FoundPrompt, project_prompt
     from softprompt.prompts import (
+        L2P,
         PEZ,
         ULPT,
         VPT,
         ADePT,
         DePT,
+        DualPrompt,
         LowRankPromptTuning,
         PrefixTuning,
         PromptTuning,
@@ -94,6 +96,8 @@ _HOMES = {
     "PTuningV2": "softprompt.prompts",
     "ADePT": "softprompt.prompts",
     "DePT": "softprompt.prompts",
+    "DualPrompt": "softprompt.prompts",
+    "L2P": "softprompt.prompts",
     "LowRankPromptTuning": "softprompt.prompts",
     "PEZ": "softprompt.prompts",
     "PTuning": "softprompt.prompts",
@@ -144,6 +148,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "L2P",
     "PEZ",
     "ULPT",
     "VPT",
@@ -157,6 +162,7 @@ __all__ = [
     "DePT",
     "Domain",
     "DomainShift",
+    "DualPrompt",
     "EnsembleMetrics",
     "FewShot",
     "FewShotSplit",

@@ -111,6 +111,7 @@ def fit(
     state = start.state() if isinstance(start, TunedPrompt) else start
     if state is not None:
         load_state(state, named_state(module, prepared.model, head))
+        module.goes_on()
     parameters = trained_tensors(module, prepared.model, head)
     changed = [p for name, p in parameters.items() if name.startswith("backbone.")]
     if changed and own is backbone:

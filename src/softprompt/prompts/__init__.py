@@ -9,6 +9,8 @@ from functools import cache
 from softprompt.prompts.adept import ADePT
 from softprompt.prompts.base import BuildContext, Method, PromptModule
 from softprompt.prompts.dept import DePT
+from softprompt.prompts.dual_prompt import DualPrompt
+from softprompt.prompts.l2p import L2P
 from softprompt.prompts.low_rank import LowRankPromptTuning
 from softprompt.prompts.p_tuning import PTuning
 from softprompt.prompts.p_tuning_v2 import PTuningV2
@@ -21,12 +23,14 @@ from softprompt.prompts.ulpt import ULPT
 from softprompt.prompts.vpt import VPT
 
 __all__ = [
+    "L2P",
     "PEZ",
     "ULPT",
     "VPT",
     "ADePT",
     "BuildContext",
     "DePT",
+    "DualPrompt",
     "LowRankPromptTuning",
     "Method",
     "PTuning",

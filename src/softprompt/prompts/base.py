@@ -59,6 +59,9 @@ class PromptModule(nn.Module):
         """What training changes without a gradient: counts that grow in place, added up over processes, in checkpoints."""
         return {}
 
+    def goes_on(self) -> None:
+        """Told that the tensors were just taken over from an earlier run. By default nothing comes of it."""
+
     def bake(self) -> PromptModule:
         """The module as it is saved for use: reparametrizations folded away. By default the module itself."""
         return self

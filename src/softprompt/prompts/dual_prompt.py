@@ -1,0 +1,134 @@
+"""DualPrompt: a key-value prefix for all images, and one for each task's. Wang et al., ECCV 2022 (arXiv 2204.04799).
+
+Attn(Q, [p_K; K], [p_V; V]),   p = g, the general prompt, in the first layers, p = e_t, an expert, in those behind
+loss = CE(f(x; g, e_t), y) + lambda gamma(q(x), k_t),   gamma = 1 - cosine, q(x) the frozen backbone's class token
+in use  t = argmin_t gamma(q(x), k_t)
+
+Letters: B images, M experts, P rows of a prefix, H heads, D head size, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from softprompt.backbones.base import BackboneSpec
+from softprompt.images import ImagePooling
+from softprompt.outputs import KeyValue, PromptOutput
+from softprompt.prompts.base import BuildContext, Method, PromptModule
+from softprompt.prompts.l2p import cosines, nearest, query_of, rows_carrying
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class DualPrompt(Method):
+    """A general prefix in the first layers, and in the next ones the prefix of the expert that an image is nearest to."""
+
+    general: int = Field(default=5, gt=0)
+    """Rows of the general prefix in a layer."""
+    general_layers: int = Field(default=2, gt=0)
+    """Layers that have it, from the first on."""
+    expert: int = Field(default=5, gt=0)
+    """Rows of an expert's prefix in a layer."""
+    expert_layers: int = Field(default=3, gt=0)
+    """Layers that have one, behind those of the general prefix."""
+    pool: int = Field(default=10, gt=0)
+    """M, experts: in the paper as many as tasks."""
+    task: int | None = Field(default=None, ge=0)
+    """In training all images carry the expert with this number, whose key is pulled to them, as in the paper; None: the
+    one that each image is nearest to, as in use."""
+    pull: float = Field(default=1.0, ge=0)
+    """lambda, weight of the term that pulls keys to images."""
+    bound: float = Field(default=1.0, gt=0)
+    """Prefixes and keys start uniform within +-bound."""
+
+    name = "dual-prompt"
+
+    @model_validator(mode="after")
+    def _the_task_has_an_expert(self) -> DualPrompt:
+        if self.task is not None and self.task >= self.pool:
+            raise ValueError(
+                f"task is {self.task}, and there are {self.pool} experts, numbered from 0: enlarge pool"
+            )
+        return self
+
+    def unsupported(self, spec: BackboneSpec) -> str | None:
+        if spec.image is None:
+            return "its experts are chosen by what the frozen backbone makes of an image, for text take PTuningV2"
+        if not spec.key_values:
+            return "its attention cannot be reached, and prefixes are keys and values"
+        return None
+
+    def build(self, context: BuildContext) -> PromptModule:
+        """Raises ValueError for more layers than the backbone has."""
+        spec, generator = context.spec, context.generator
+        if self.general_layers + self.expert_layers > len(spec.key_values):
+            raise ValueError(
+                f"prefixes were asked for in {self.general_layers} + {self.expert_layers} layers, the backbone has"
+                f" {len(spec.key_values)}"
+            )
+        heads, size = spec.key_values[0]
+        general = torch.empty(self.general_layers, 2, heads, self.general, size)
+        experts = torch.empty(self.expert_layers, 2, self.pool, heads, self.expert, size)
+        keys = torch.empty(self.pool, spec.state_width or spec.width)
+        for tensor in (general, experts, keys):
+            tensor.uniform_(-self.bound, self.bound, generator=generator)
+        return DualPrefixes(general, experts, keys, self, len(spec.key_values), query_of(spec))
+
+    def restore(self, spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> PromptModule:
+        general, experts, keys = (tensors[name] for name in ("general", "experts", "keys"))
+        return DualPrefixes(general, experts, keys, self, len(spec.key_values), query_of(spec))
+
+    def learning_rate(self, spec: BackboneSpec) -> float:
+        """That of L2P, for what starts within +-1."""
+        return 0.03 * self.bound
+
+
+class DualPrefixes(PromptModule):
+    """general (layers, 2, H, P, D), experts (layers, 2, M, H, P, D), keys and values; keys (M, d); float32.
+
+    layers: of the backbone.
+    """
+
+    length = 0
+
+    def __init__(
+        self,
+        general: Tensor,
+        experts: Tensor,
+        keys: Tensor,
+        settings: DualPrompt,
+        layers: int,
+        query: ImagePooling,
+    ) -> None:
+        super().__init__()
+        self.general = nn.Parameter(general.float())
+        self.experts = nn.Parameter(experts.float())
+        self.keys = nn.Parameter(keys.float())
+        self.settings = settings
+        self.layers = layers
+        self.reads = query
+
+    def forward(self, features: Tensor | None = None) -> PromptOutput:
+        """features: (B, d). Raises ValueError without."""
+        if features is None:
+            raise ValueError("the experts are chosen by the rows' features, and none were given")
+        distance = 1 - cosines(features, self.keys)  # (B, M)
+        learns = torch.is_grad_enabled() and self.keys.requires_grad
+        if learns and self.settings.task is not None:
+            which = torch.tensor([self.settings.task], device=features.device)
+        else:
+            which = nearest(distance.detach(), 1)[:, 0]
+        prefix: list[KeyValue] = [(key[None], value[None]) for key, value in self.general]
+        prefix += [(key[which], value[which]) for key, value in self.experts]  # (G, H, P, D)
+        none = self.general[:1, 0, :, :0]  # (1, H, 0, D)
+        prefix += [(none, none)] * (self.layers - len(prefix))
+        chosen = distance.gather(1, which.expand(len(features))[:, None])[:, 0]
+        return PromptOutput(
+            prefix=tuple(prefix),
+            rows=rows_carrying(len(which), len(features)),
+            penalty=self.settings.pull * chosen if learns else None,
+        )
