@@ -31,6 +31,7 @@ def blocks(document: str, language: str) -> list[str]:
         "docs/methods/heads-and-baselines.md",
         "docs/methods/prefixes.md",
         "docs/methods/virtual-tokens.md",
+        "docs/methods/visual-prompts.md",
         "docs/protocols.md",
         "docs/methods/words.md",
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -205,6 +205,21 @@ def test_what_is_kept_is_bounded_and_goes_with_the_images() -> None:
     assert len(features) == 0
 
 
+def test_on_a_gpu_every_batch_has_one_shape_whatever_is_asked_for() -> None:
+    class Gpu:
+        device = torch.device("cuda")
+        lengths: ClassVar[list[int]] = []
+
+        def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
+            self.lengths.append(len(rows))
+            return torch.stack([media.flatten()[:3] for row in rows if (media := row.media) is not None])
+
+    pixels = images(40)
+    found = RowFeatures(Gpu())(rows_of(pixels), "class")  # type: ignore[arg-type]
+    assert torch.equal(found, pixels.flatten(1)[:, :3])
+    assert Gpu.lengths == [32, 32]
+
+
 def test_images_of_several_sizes_stand_in_one_batch() -> None:
     backbone = vision_backbone()
     rows = [*rows_of(images(2)), *rows_of(images(1, 2 * SIZE)), *rows_of(images(1, seed=4))]
@@ -301,6 +316,34 @@ def test_the_penalty_is_added_to_the_loss_of_each_row(penalty: str, accumulation
     for one, other in zip(got, torch.autograd.grad(answers + added, trained), strict=True):
         assert one is not None
         assert_close(one, other, **CLOSE)
+
+
+def test_what_grew_in_each_process_is_added_up() -> None:
+    class Twice:
+        """As if another process had found the same."""
+
+        num_processes, process_index, device = 2, 0, torch.device("cpu")
+
+        def reduce(self, flat: Tensor, how: str) -> Tensor:
+            return 2 * flat
+
+    module, rows = Conditional(), rows_of(images(4))
+    seen, trained = module.get_buffer("seen"), list(module.parameters())
+    seen += 100
+    loss, share = backward(HeadModel(headed(module)), Task(), rows, trained, 1, Twice(), [seen])
+    assert seen.tolist() == [104, 102]  # two rows and one call in each process
+    alone = [rows[0], rows[2]]
+    model = headed(module)
+    penalty = model.prompt(alone).penalty
+    assert penalty is not None
+    losses = Task().loss(model.outputs(alone), alone)
+    assert_close(share, penalty.detach().mean(), check_dtype=False, **CLOSE)
+    assert_close(loss, (losses + penalty).detach().mean(), **CLOSE)
+    for parameter, gradient in zip(
+        trained, torch.autograd.grad((losses + penalty).mean(), trained), strict=True
+    ):
+        assert parameter.grad is not None
+        assert_close(parameter.grad, gradient, **CLOSE)
 
 
 def test_words_are_penalized_like_heads() -> None:

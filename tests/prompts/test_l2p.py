@@ -161,8 +161,7 @@ def test_what_is_chosen_moves_and_nothing_else(tmp_path: Path) -> None:
     backbone = vision_backbone(dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
     method = L2P(pool=12, length=2, top=2)
-    # Without weight decay: it would move what nobody chose.
-    tuned = fit(backbone, TASK, method, ROWS, ROWS, steps=30, learning_rate=0.02, weight_decay=0.0, **QUICK)
+    tuned = fit(backbone, TASK, method, ROWS, ROWS, steps=30, learning_rate=0.02, **QUICK)
     module = tuned.module
     assert isinstance(module, PromptPool)
     assert tuned.metrics["validation"]["accuracy"] == 1.0

@@ -112,23 +112,32 @@ class DualPrefixes(PromptModule):
         self.layers = layers
         self.reads = query
 
+    def select(self, features: Tensor) -> Tensor:
+        """The experts that images carry, (B, d) -> (B, 1); in training the task's, where it is known."""
+        if (task := self._task()) is not None:
+            return torch.full((len(features), 1), task, device=features.device)
+        return nearest(1 - cosines(features, self.keys.detach()), 1)
+
     def forward(self, features: Tensor | None = None) -> PromptOutput:
         """features: (B, d). Raises ValueError without."""
         if features is None:
             raise ValueError("the experts are chosen by the rows' features, and none were given")
-        distance = 1 - cosines(features, self.keys)  # (B, M)
-        learns = torch.is_grad_enabled() and self.keys.requires_grad
-        if learns and self.settings.task is not None:
-            which = torch.tensor([self.settings.task], device=features.device)
-        else:
-            which = nearest(distance.detach(), 1)[:, 0]
+        picked = self.select(features)  # (B, 1)
+        which = picked[: 1 if self._task() is not None else None, 0]  # (G,)
         prefix: list[KeyValue] = [(key[None], value[None]) for key, value in self.general]
         prefix += [(key[which], value[which]) for key, value in self.experts]  # (G, H, P, D)
         none = self.general[:1, 0, :, :0]  # (1, H, 0, D)
         prefix += [(none, none)] * (self.layers - len(prefix))
-        chosen = distance.gather(1, which.expand(len(features))[:, None])[:, 0]
+        penalty = None
+        if self._learns():
+            distance = 1 - cosines(features, self.keys).gather(1, picked)[:, 0]  # (B,)
+            penalty = self.settings.pull * distance
         return PromptOutput(
-            prefix=tuple(prefix),
-            rows=rows_carrying(len(which), len(features)),
-            penalty=self.settings.pull * chosen if learns else None,
+            prefix=tuple(prefix), rows=rows_carrying(len(which), len(features)), penalty=penalty
         )
+
+    def _learns(self) -> bool:
+        return torch.is_grad_enabled() and self.keys.requires_grad
+
+    def _task(self) -> int | None:
+        return self.settings.task if self._learns() else None
