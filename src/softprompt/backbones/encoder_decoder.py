@@ -22,6 +22,7 @@ from softprompt.backbones import _seq2seq_generation as generation
 from softprompt.backbones._prefixed import EncoderCall, encoder_prefix_implementation
 from softprompt.backbones._seq2seq import Seq2SeqModel, read_states, score
 from softprompt.backbones._sound import spectrogram
+from softprompt.backbones._sound_states import SoundStates
 from softprompt.backbones._tree import Atoms
 from softprompt.backbones.base import BackboneSpec
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
@@ -62,6 +63,14 @@ class EncoderDecoderBackbone:
     def speech(self) -> bool:
         """Whether the encoder reads sound, and the context begins the decoder."""
         return self.model.main_input_name == "input_features"
+
+    @property
+    def sounds(self) -> SoundStates:
+        """What a speech model's encoder made of each sound, kept while the encoder is frozen and without a prompt.
+
+        `backbone.sounds.limit` bytes are kept at most; 0 switches it off.
+        """
+        return self._runner.sounds
 
     @property
     def device(self) -> torch.device:
@@ -126,10 +135,11 @@ class EncoderDecoderBackbone:
     ) -> EncoderDecoderBackbone:
         """The same model, run to save memory or through torch.compile (with dynamic shapes)."""
         other = self.with_model(self.model)
-        other._runner = replace(other._runner, checkpointing=gradient_checkpointing)
+        other._runner = replace(other._runner, checkpointing=gradient_checkpointing, sounds=self.sounds)
         if compiled:
             encode, decode = (torch.compile(m, dynamic=True) for m in (self.model.get_encoder(), self.model))
-            other._runner = replace(other._runner, encode=encode, decode=decode)
+            sounds = SoundStates(self.sounds.limit)
+            other._runner = replace(other._runner, encode=encode, decode=decode, sounds=sounds)
         return other
 
     def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput | KeptPrompt) -> TargetLogits:
