@@ -101,6 +101,10 @@ class Method(ABC):
         """
         return None
 
+    def for_task(self, number: int) -> Method:
+        """The method for one of the tasks, counted from 0, that are learned one after the other; by default as it is."""
+        return self
+
     def head(self, width: int, outputs: int, generator: torch.Generator) -> nn.Module:
         """The head for a task that needs one: states (n, width) -> (n, outputs), float32. By default one linear layer.
 

@@ -10,6 +10,7 @@ Letters: B images, M experts, P rows of a prefix, H heads, D head size, d width.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
@@ -81,6 +82,10 @@ class DualPrompt(Method):
     def restore(self, spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> PromptModule:
         general, experts, keys = (tensors[name] for name in ("general", "experts", "keys"))
         return DualPrefixes(general, experts, keys, self, len(spec.key_values), query_of(spec))
+
+    def for_task(self, number: int) -> DualPrompt:
+        """The task trains its own expert. Raises ValueError (pydantic's) if there are no more."""
+        return replace(self, task=number)
 
     def learning_rate(self, spec: BackboneSpec) -> float:
         """That of L2P, for what starts within +-1."""

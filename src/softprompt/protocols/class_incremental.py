@@ -43,7 +43,7 @@ class ClassIncremental:
     accuracy  row t: the accuracy on the test rows of each of the tasks 0 to t, after task t
     rows      test rows of each task
     stages    a record per task: task, rows, rehearsed (how many of these), correct (of each task so far), seconds,
-              trained_parameters
+              trained_parameters; of a pool of prompts also chosen (how often each was, while the task was learned)
     prompt    after the last task
     """
 
@@ -152,7 +152,7 @@ def class_incremental_run(
             tuned = fit(
                 backbone,
                 replace(task, loss_labels=competing),
-                method,
+                method.for_task(t),
                 [rows[i] for i in stage.train],
                 recipe=recipe,
                 start=state,
@@ -169,6 +169,7 @@ def class_incremental_run(
                 "seconds": tuned.recipe.get("seconds"),
                 "trained_parameters": tuned.recipe["trained_parameters"],
             }
+            | {name: tally.tolist() for name, tally in tuned.module.tallies().items()}
         )
         if place is not None:
             if t == len(stages) - 1:
