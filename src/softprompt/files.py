@@ -1,4 +1,4 @@
-"""Text files that appear whole or not at all, and what may stand in JSON."""
+"""Files that appear whole or not at all, and what may stand in JSON."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from typing import Any
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 under another name, then rename. Raises OSError if it cannot be written."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write under another name, then rename. Raises OSError if it cannot be written."""
     temporary = path.with_name(f".{path.name}.part")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
         os.replace(temporary, path)

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 import softprompt as sp
 from softprompt.prompts import Method
+from softprompt.protocols import _stages
 from softprompt.protocols import class_incremental as module
 from softprompt.protocols.class_incremental import (
     ClassIncremental,
@@ -197,6 +198,27 @@ def test_a_study_that_was_killed_goes_on_with_its_task_and_ends_with_the_same_bi
     assert again.stages == tuple(json.loads(json.dumps(found.stages)))
     labels = [p.label for p in again.prompt.predict(TEST)]
     assert labels == [p.label for p in found.prompt.predict(TEST)]
+
+
+def test_a_study_that_was_killed_while_it_wrote_makes_its_task_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    whole = run(sp.LinearProbe())
+    Fits(monkeypatch, killed_in=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(sp.LinearProbe(), tmp_path)
+    Fits(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(_stages, "write_object", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(sp.LinearProbe(), tmp_path)
+    assert {path.name for path in tmp_path.glob("state-*")} == {"state-1.safetensors", "state-2.safetensors"}
+    found = run(sp.LinearProbe(), tmp_path)
+    assert_close(found.prompt.state(), whole.prompt.state(), rtol=0, atol=0)
+    assert [path.name for path in tmp_path.glob("state-*")] == ["state-2.safetensors"]
 
 
 def test_a_folder_of_another_study_and_a_damaged_state_are_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from softprompt.binding import Rows, read_rows
 from softprompt.data import names_file
+from softprompt.files import write_text
 from softprompt.image_folders import SUFFIXES
 from softprompt.tasks.base import Row
 
@@ -59,9 +60,7 @@ def read_object(file: Path) -> dict[str, Any]:
 def write_object(file: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".part")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def rows_of(source: Rows, split: str) -> list[Row]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import safetensors.torch
 from torch import Tensor
 
 from softprompt.errors import CheckpointError
+from softprompt.files import write_bytes
 from softprompt.protocols._records import Record, read_object, write_object
 
 FILE = "stages.json"
@@ -30,9 +30,7 @@ def write_stage(
     content = safetensors.torch.save({name: t.to("cpu", copy=True).contiguous() for name, t in state.items()})
     path = _state_file(folder, len(records))
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    write_bytes(path, content)
     digest = hashlib.sha256(content).hexdigest()
     write_object(folder / FILE, {"settings": settings, "stages": list(records), "state": digest})
     for other in folder.glob("state-*.safetensors"):
