@@ -118,3 +118,18 @@ def test_differences_name_the_keys_by_their_path() -> None:
         "a.c": (2, 3),
         "d": (None, 4),
     }
+
+
+def test_a_backbone_takes_what_load_backbone_takes_and_defaults_are_not_written_out() -> None:
+    backbone = {"name": "gpt", "dtype": "float32", "device": "cpu"}
+    config = parse_config({**MINIMAL, "backbone": backbone})
+    assert (
+        config.as_dict()["backbone"] == backbone
+    )  # a run written before there were more keys is the same run
+    for key, value in (("revision", "v1"), ("prefix_lm", True), ("packed", False)):
+        config = parse_config({**MINIMAL, "backbone": backbone | {key: value}})
+        assert getattr(config.backbone, key) == value
+        assert config.as_dict()["backbone"] == backbone | {key: value}
+        assert parse_config(config.as_dict()) == config
+    with pytest.raises(ValueError, match=r"unknown key 'backbone\.prefx_lm'; did you mean 'prefix_lm'"):
+        parse_config({**MINIMAL, "backbone": backbone | {"prefx_lm": True}})

@@ -1,6 +1,6 @@
 """The file that describes a run: read, changed by `key=value`, checked.
 
-    backbone: smollm2-135m-instruct            or {name, dtype, device}
+    backbone: smollm2-135m-instruct            or {name, dtype, device, prefix_lm ...}
     task: {name: text-classification, template: "{text}\\nMood:", labels: {neg: " bad", pos: " good"}}
     method: {name: prompt-tuning, length: 20}
     data: {train: multiemo-products, validation: multiemo-products, test: {source: rows.csv, limit: 500}}
@@ -44,6 +44,12 @@ class BackboneConfig:
     """auto, float32, bfloat16, float16 or float64."""
     device: str | None = None
     """By default the first GPU, else the CPU."""
+    revision: str | None = None
+    """Of a model on the hub: a branch, a tag or a commit."""
+    prefix_lm: bool = False
+    """A decoder whose prompt and input see each other both ways."""
+    packed: bool | None = None
+    """false: the plain padded path, prompts not shared; by default found out by a trial."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -83,8 +89,13 @@ class RunConfig:
         data = {name: value for name, value in settings_of(self.data).items() if value is not None}
         recipe = settings_of(self.recipe)
         seed = recipe.pop("seed")
+        backbone = settings_of(self.backbone)
+        # Runs that were written before these keys are the same runs.
+        for key, usual in (("revision", None), ("prefix_lm", False), ("packed", None)):
+            if backbone[key] is usual:
+                del backbone[key]
         return {
-            "backbone": settings_of(self.backbone),
+            "backbone": backbone,
             "task": {"name": self.task.name, **settings_of(self.task)},
             "method": {"name": self.method.name, **settings_of(self.method)},
             "data": data,

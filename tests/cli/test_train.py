@@ -175,3 +175,17 @@ def test_a_generation_task_runs_from_config_to_prediction(config: Path) -> None:
     [answer] = as_json("predict", place / "run", "what is five")["predictions"]
     assert answer["input"] == "what is five"
     assert isinstance(answer["text"], str)
+
+
+def test_a_prefix_lm_is_a_key_of_the_backbone_and_is_found_again(config: Path) -> None:
+    run = config.parent / "run"
+    assert as_json("train", config, "backbone.prefix_lm=true", "--output", run, "--quiet")["steps"] == 6
+    assert yaml.safe_load((run / "config.yaml").read_text())["backbone"]["prefix_lm"] is True
+    assert store.load(run / "prompt").backbone.family == "prefix-lm"
+    [read] = as_json("predict", run, "the film is good")["predictions"]
+    plain = config.parent / "plain"
+    as_json("train", config, "backbone.packed=false", "--output", plain, "--quiet")
+    assert not torch.equal(tensors_of(run), tensors_of(plain))
+    assert read["input"] == "the film is good"
+    result = softprompt("train", config, "backbone.prefix_lm=true", "--output", plain, "--quiet")
+    assert result.exit_code != 0

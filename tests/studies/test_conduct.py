@@ -20,6 +20,7 @@ import yaml
 from softprompt import fitting
 from softprompt.backbones.loading import load_backbone
 from softprompt.progress import Record, Silent
+from softprompt.run_config import BackboneConfig
 from softprompt.studies import StudyFolder, Worker, conduct, engine, plan, read_study, worker
 from softprompt.studies.engine import Quiet
 from tests.cli.runs import as_json, softprompt, write_rows
@@ -36,8 +37,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return study
 
 
-def open_tiny(name: str, dtype: str, device: str | None) -> Any:
-    return load_backbone(name, dtype="float32", device="cpu")
+def open_tiny(config: BackboneConfig) -> Any:
+    return load_backbone(config.name, dtype="float32", device="cpu")
 
 
 def test_a_run_leaves_all_that_is_known_of_it(undisturbed: Path) -> None:
@@ -102,9 +103,9 @@ def test_backbone_and_data_are_read_once(
     )
     opened: list[str] = []
 
-    def opening(name: str, dtype: str, device: str | None) -> Any:
-        opened.append(name)
-        return open_tiny(name, dtype, device)
+    def opening(config: BackboneConfig) -> Any:
+        opened.append(config.name)
+        return open_tiny(config)
 
     conduct(read_study(undisturbed), StudyFolder(tmp_path), Worker(opening))
     assert len(opened) == 1

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from softprompt.backbones.loading import load_backbone
+from softprompt.run_config import BackboneConfig
 from softprompt.studies import (
     Outcome,
     PlannedRun,
@@ -81,8 +82,8 @@ def test_a_search_finds_what_is_better_and_a_hopeless_trial_is_given_up(tmp_path
     )
     folder = StudyFolder(tmp_path / "out")
 
-    def opening(name: str, dtype: str, device: str | None) -> Any:
-        return load_backbone(name, dtype="float32", device="cpu")
+    def opening(config: BackboneConfig) -> Any:
+        return load_backbone(config.name, dtype="float32", device="cpu")
 
     found = conduct(read_study(study), folder, Worker(opening), show=Quiet())
     outcomes = {run.id: folder.outcome(run.id) for run in found.runs}

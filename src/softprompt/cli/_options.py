@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from softprompt.backbones.base import Backbone
+    from softprompt.run_config import BackboneConfig
     from softprompt.tuned import TunedPrompt
 
 PromptDir = Annotated[Path, typer.Argument(help="Folder of a saved prompt, or of the run that made it.")]
@@ -32,7 +34,15 @@ Device = Annotated[
 ]
 
 
-def open_backbone(name: str, dtype: str | None, device: str | None) -> Backbone:
+def open_backbone(
+    name: str,
+    dtype: str | None,
+    device: str | None,
+    *,
+    revision: str | None = None,
+    prefix_lm: bool = False,
+    packed: bool | None = None,
+) -> Backbone:
     """Raises ValueError for an unknown dtype, a device that is not there, and what `load_backbone` raises."""
     import torch
 
@@ -48,7 +58,19 @@ def open_backbone(name: str, dtype: str | None, device: str | None) -> Backbone:
         )
     with _bars_for_terminals_only():
         # load_backbone checks the name of the dtype.
-        return load_backbone(name, dtype=dtype or "auto", device=where)  # type: ignore[arg-type]
+        return load_backbone(
+            name,
+            dtype=dtype or "auto",  # type: ignore[arg-type]
+            device=where,
+            revision=revision,
+            prefix_lm=prefix_lm,
+            packed=packed,
+        )
+
+
+def open_configured(config: BackboneConfig) -> Backbone:
+    """The backbone that a run's config describes. Raises as `open_backbone` does."""
+    return open_backbone(**dataclasses.asdict(config))
 
 
 @contextlib.contextmanager
@@ -73,5 +95,6 @@ def open_prompt(folder: Path, backbone: str | None, dtype: str | None, device: s
 
     if not (folder / "prompt.json").exists() and (folder / "prompt" / "prompt.json").exists():
         folder = folder / "prompt"
-    name = backbone or store.load(folder).backbone.name
-    return load(folder, open_backbone(name, dtype, device))
+    saved = store.load(folder).backbone
+    prefix_lm = saved.family == "prefix-lm"
+    return load(folder, open_backbone(backbone or saved.name, dtype, device, prefix_lm=prefix_lm))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli._console import Report, reporting
-from softprompt.cli._options import AsJson, Debug, open_backbone
+from softprompt.cli._options import AsJson, Debug, open_configured
 
 if TYPE_CHECKING:
     from softprompt.studies import Outcome, Plan, PlannedRun, StudyFolder
@@ -61,7 +61,7 @@ def _compare(
         report.values.update({"runs": len({run.id for run in found.runs}), "later": found.later})
         report.human.print(f"{len({run.id for run in found.runs})} runs, {found.later} more after them")
         return 0
-    worker = studies.Worker(open_backbone)
+    worker = studies.Worker(open_configured)
     with contextlib.ExitStack() as stack:
         show = Quiet() if quiet else stack.enter_context(StudyProgress(report.notes))
         found = studies.conduct(study, folder, worker, show=show, retry_failed=retry_failed)

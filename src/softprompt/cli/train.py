@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli._console import Report, reporting
-from softprompt.cli._options import AsJson, Debug, Device, Dtype, open_backbone
+from softprompt.cli._options import AsJson, Debug, Device, Dtype, open_configured
 
 if TYPE_CHECKING:
     from softprompt.run_config import RunConfig
@@ -79,7 +79,7 @@ def _train(
         for name in ("train", "validation", "test")
         if (source := getattr(config.data, name)) is not None
     }
-    backbone = open_backbone(config.backbone.name, config.backbone.dtype, config.backbone.device)
+    backbone = open_configured(config.backbone)
     precision = str(backbone.dtype).removeprefix("torch.")
     report.note(
         f"{config.method.name} on {backbone.name}, {precision} on {backbone.device}, "

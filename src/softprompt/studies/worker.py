@@ -36,7 +36,7 @@ from softprompt.studies.plan import Outcome, PlannedRun
 from softprompt.tasks.base import Row
 from softprompt.version import __version__
 
-OpenBackbone = Callable[[str, str, str | None], Backbone]
+OpenBackbone = Callable[[BackboneConfig], Backbone]
 Prune = Callable[[Sequence[Mapping[str, Any]]], bool]
 """Told a trial's evaluations so far, each with "step" and "value": whether it is to be given up."""
 
@@ -49,7 +49,7 @@ class Pruned(Exception):  # noqa: N818 - no error
 class Worker:
     """Does runs one after the other.
 
-    open_backbone  (name, dtype, device) -> Backbone
+    open_backbone  loads what a config describes
     """
 
     open_backbone: OpenBackbone
@@ -61,7 +61,7 @@ class Worker:
         """Loaded once for all runs in a row that are on it: one at a time, as memory may hold no second."""
         if self._backbone is None or self._backbone[0] != config:
             self._backbone = None
-            self._backbone = config, self.open_backbone(config.name, config.dtype, config.device)
+            self._backbone = config, self.open_backbone(config)
         return self._backbone[1]
 
     def rows(self, source: SourceConfig, usual: str) -> list[Row]:
