@@ -34,6 +34,7 @@ def blocks(document: str, language: str) -> list[str]:
         "docs/methods/visual-prompts.md",
         "docs/protocols.md",
         "docs/methods/words.md",
+        "docs/methods/clip.md",
     ],
 )
 def test_the_python_of_a_document_runs(

@@ -18,7 +18,7 @@ from softprompt.images import ImagePooling
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
 from softprompt.prompts import Method
-from softprompt.tasks.base import Row, Task, TaskEncoder, TextSetting
+from softprompt.tasks.base import ImageTextSetting, Row, Task, TaskEncoder, TextSetting
 
 Rows = Sequence[Row] | str | Path
 
@@ -86,11 +86,15 @@ def bind(
             f"{task.name} asks about {asked}, and {backbone.name} ({spec.family}) reads {given}: take a backbone that reads"
             f" {asked}, or a task about {given}, such as {other}"
         )
-    if spec.image is not None:
+    if task.compares_texts and spec.vision is None:
+        raise ValueError(
+            f"{task.name} compares images with texts, and {backbone.name} ({spec.family}) reads no texts: take a dual encoder"
+            " such as CLIP, or ImageClassification"
+        )
+    if spec.image is not None and not task.compares_texts:
         return task.bind(spec.image if pooling is None else replace(spec.image, pooling=pooling))
-    return task.bind(
-        TextSetting(backbone.tokenizer, virtual_tokens, limit, spec.closed, spec.family, spec.read_media)
-    )
+    text = TextSetting(backbone.tokenizer, virtual_tokens, limit, spec.closed, spec.family, spec.read_media)
+    return task.bind(text if spec.image is None else ImageTextSetting(spec.image, text))
 
 
 def read_rows(source: Rows, split: str | None = None) -> list[Row]:
@@ -164,10 +168,15 @@ def settings_of(value: Any) -> dict[str, Any]:
 def identity_of(backbone: Backbone) -> store.BackboneIdentity:
     """The fingerprint that a saved prompt is checked against."""
     model, image = backbone.model, backbone.spec.image
+    vocabulary: dict[str, Any] = {}
+    if image is None or backbone.spec.vision is not None:
+        vocabulary |= backbone.tokenizer.get_vocab()
+    if image is not None:
+        vocabulary |= image.rule.as_dict()
     return store.fingerprint(
         model.config,
         backbone.table,
         name=backbone.name,
         family=backbone.spec.family,
-        vocabulary=backbone.tokenizer.get_vocab() if image is None else image.rule.as_dict(),
+        vocabulary=vocabulary,
     )

@@ -36,6 +36,14 @@ _TWO_SIDED = replace(
     closed=True,
 )
 
+_SEES = replace(
+    _DECODER,
+    family="vision-encoder",
+    positions=None,
+    layers=2,
+    image=ImageSetting(ImageRule((4, 4), (0.5,) * 3, (0.5,) * 3), (2, 2), ("class", "mean"), "class"),
+)
+
 KINDS: Mapping[str, BackboneSpec] = {
     "causal LM": _DECODER,
     "prefix LM": replace(_DECODER, family="prefix-lm"),
@@ -44,12 +52,15 @@ KINDS: Mapping[str, BackboneSpec] = {
     "speech": replace(_TWO_SIDED, closed=False, read_media=torch.as_tensor),
     "masked LM": replace(_DECODER, family="masked-lm", closed=True, mask=3),
     "text encoder": replace(_DECODER, family="text-encoder", closed=True),
-    "vision transformer": replace(
+    "vision transformer": _SEES,
+    "dual encoder": replace(
         _DECODER,
-        family="vision-encoder",
-        positions=None,
-        layers=2,
-        image=ImageSetting(ImageRule((4, 4), (0.5,) * 3, (0.5,) * 3), (2, 2), ("class", "mean"), "class"),
+        family="vision-language",
+        key_values=(),
+        closed=True,
+        image=_SEES.image,
+        embedding_width=8,
+        vision=_SEES,
     ),
 }
 """Kinds of backbones, each as the facts that a method sees of one."""

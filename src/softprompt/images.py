@@ -17,8 +17,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-ImagePooling = Literal["class", "mean", "mean-with-prompts", "pooler", "prompts"]
-POOLINGS: tuple[ImagePooling, ...] = ("class", "mean", "mean-with-prompts", "pooler", "prompts")
+ImagePooling = Literal["class", "mean", "mean-with-prompts", "pooler", "prompts", "embedding"]
+POOLINGS: tuple[ImagePooling, ...] = ("class", "mean", "mean-with-prompts", "pooler", "prompts", "embedding")
 """What a head can read of an image; an encoded row's `read` holds indices into this."""
 
 _WHITE = (255, 255, 255, 255)  # what transparent images are laid on

@@ -12,7 +12,7 @@ from torch import Tensor
 from softprompt.binding import as_row
 from softprompt.data import by_length
 from softprompt.model import PromptedModel, carrying
-from softprompt.outputs import EncodedRow, TargetLogits
+from softprompt.outputs import EncodedRow, ImageTextEmbeddings, TargetLogits
 from softprompt.tuned import TunedPrompt
 
 
@@ -72,7 +72,7 @@ class ScoredBatch:
     def __init__(self, model: PromptedModel, rows: list[EncodedRow]) -> None:
         self.model = model
         self._place = {id(row): i for i, row in enumerate(rows)}
-        self._scores: TargetLogits | None = None
+        self._scores: TargetLogits | ImageTextEmbeddings | None = None
         self._states: Tensor | None = None
         self._starts = [0, *accumulate(len(row.read) for row in rows)]
         with torch.no_grad():
@@ -81,7 +81,7 @@ class ScoredBatch:
             if any(row.read for row in rows):
                 self._states = model.states(rows)
 
-    def score(self, rows: Sequence[EncodedRow]) -> TargetLogits:
+    def score(self, rows: Sequence[EncodedRow]) -> Any:
         if self._scores is None or any(
             id(row) not in self._place for row in rows
         ):  # content-free rows of a calibration

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from softprompt.backbones.base import Backbone
-from softprompt.outputs import EncodedRow, KeyValue, Penalized, PromptOutput, TargetLogits, TokenOffset
+from softprompt.outputs import EncodedRow, KeyValue, Penalized, PromptOutput, TokenOffset
 from softprompt.prompts.base import PromptModule
 from softprompt.row_features import RowFeatures
 
@@ -60,8 +60,8 @@ class PromptedModel:
         output: PromptOutput = module() if module.reads is None else module(self.features(rows, module.reads))
         return output
 
-    def score(self, rows: Sequence[EncodedRow]) -> TargetLogits:
-        """Logits of the target tokens of each row."""
+    def score(self, rows: Sequence[EncodedRow]) -> Any:
+        """What the backbone's `score` gives: TargetLogits, of a dual encoder ImageTextEmbeddings."""
         if torch.is_grad_enabled():
             return self.backbone.score(rows, self.prompt(rows))
         return self.backbone.score(rows, self._compiled(rows))
@@ -146,7 +146,7 @@ class WordModel:
 
     model: PromptedModel
 
-    def score(self, rows: Sequence[EncodedRow]) -> TargetLogits | Penalized:
+    def score(self, rows: Sequence[EncodedRow]) -> Any:
         prompt = self.model.prompt(rows)
         answers = self.model.backbone.score(rows, prompt)
         return answers if prompt.penalty is None else Penalized(answers, prompt.penalty)
@@ -198,6 +198,10 @@ def stack_prompts(outputs: Sequence[PromptOutput]) -> PromptOutput:
         return outputs[0]
     if any(output.layers is not None or output.entry for output in outputs):
         raise ValueError("hidden-state prompts of layers cannot share a batch: split it by prompt")
+    if any(output.texts is not None or output.vision is not None for output in outputs):
+        raise ValueError(
+            "contexts of single classes and prompts of a vision tower cannot share a batch: split it by prompt"
+        )
     each = [one for output in outputs for one in _tokens_of(output)]
     tokens = _padded(each)  # (G, P, d)
     prefix, lengths = None, None

@@ -1,7 +1,7 @@
 """What passes between methods, backbones and tasks: plain values, no behaviour of any side.
 
 Letters: B rows, G prompts, P virtual tokens, T text tokens, d width, L layers, Hkv key-value heads, D head size,
-V vocabulary, U scored positions, M target tokens.
+V vocabulary, U scored positions, M target tokens; of images and texts K targets, e width of an embedding.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of one layer, each (G, Hkv, P, D), as they lie in a key-value cache (rotary embedding applied)."""
@@ -37,6 +38,9 @@ class PromptOutput:
                         G = 1 among others is every row's
     penalty  () or (B,) what the method adds to the loss of each row; None: nothing
     token_offset        per prompt, what is added to a text token whatever its place (ADePT); None: nothing
+    texts    (K,)       which prompt each of a row's K targets carries, the same for every row: contexts of one class each.
+                        Dual encoders only; None: that of the row
+    vision              the prompt of the vision tower, where the backbone has one beside its text tower
     entry               the layer whose input `tokens` join; 0: the embeddings. Image backbones only
     dropout             share of the numbers of `tokens` and `layers` that each row drops, by a mask of its own, while
                         gradients are recorded. Image backbones only
@@ -49,6 +53,8 @@ class PromptOutput:
     lengths: Tensor | None = None
     rows: Tensor | None = None
     token_offset: tuple[TokenOffset | None, ...] | None = None
+    texts: Tensor | None = None
+    vision: PromptOutput | None = None
     entry: int = 0
     dropout: float = 0.0
     penalty: Tensor | None = None
@@ -158,3 +164,49 @@ class TargetLogits:
         places, position = self.position[kept].unique(return_inverse=True)
         counts = tuple(self.counts[row] for row in rows)
         return TargetLogits(self.logits[places], position, self.token[kept], order[kept], counts)
+
+
+@dataclass(frozen=True)
+class ImageTextEmbeddings:
+    """What a dual encoder says of images and of the texts that they are compared with, all of length 1.
+
+    images  (B, e)
+    texts   sets of targets, each (K, e): rows with the same targets and prompt share one
+    which   for each row the number of its set, length B
+    scale   what cosines are multiplied by, ()
+    bias    what is added then, () (SigLIP's; else 0)
+    """
+
+    images: Tensor
+    texts: tuple[Tensor, ...]
+    which: tuple[int, ...]
+    scale: Tensor
+    bias: Tensor
+
+    def scores(self, templates: int = 1) -> Tensor:
+        """Logits of each image for each class, (B, K / templates). All rows must have equally many targets.
+
+        templates: so many targets in a row are texts of one class. Their mean, brought to length 1 again, stands for it.
+        """
+        parts: list[Tensor] = []
+        order: list[int] = []
+        for number, texts in enumerate(self.texts):
+            if templates > 1:
+                texts = functional.normalize(texts.unflatten(0, (-1, templates)).mean(dim=1), dim=-1)
+            mine = [b for b, which in enumerate(self.which) if which == number]
+            order += mine
+            images = self.images if len(mine) == len(self.images) else self.images[mine]
+            parts.append(images @ texts.T)  # (n, e) x (K, e) -> (n, K)
+        cosines = torch.cat(parts)[torch.tensor(order, device=self.images.device).argsort()]
+        return cosines * self.scale + self.bias
+
+    def of_rows(self, rows: Sequence[int]) -> ImageTextEmbeddings:
+        """The part of these rows of the batch, in this order."""
+        which = [self.which[row] for row in rows]
+        used = sorted(set(which))
+        return replace(
+            self,
+            images=self.images[list(rows)],
+            texts=tuple(self.texts[number] for number in used),
+            which=tuple(used.index(number) for number in which),
+        )

@@ -32,7 +32,7 @@ from softprompt.model import PromptedModel
 from softprompt.peft_heads import TanhHead
 from softprompt.prompts import Method, PromptModule, methods
 from softprompt.store.lora import is_lora, read_lora, write_lora
-from softprompt.tasks import TASKS, TextClassification, TextGeneration
+from softprompt.tasks import TASKS, ImageTextClassification, TextClassification, TextGeneration
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.tasks.template import slot_in_front
 
@@ -110,6 +110,19 @@ class TunedPrompt:
         """The task's metrics over rows that hold the right answers; `rows` as in `fit`."""
         data = read_rows(rows, split)
         return evaluate(self.model, self.task, self.encoder, data, batch_size=batch_size, on_batch=on_batch)
+
+    def with_labels(self, labels: Sequence[str], **settings: Any) -> TunedPrompt:
+        """The same prompt for other classes of images, by their names; for tasks that compare images with texts.
+
+        settings: what the task's own `with_labels` takes. Metrics and history are those of the run before.
+        Raises ValueError for a task whose labels are outputs of a head or words of a verbalizer, and what the task raises.
+        """
+        if not isinstance(self.task, ImageTextClassification):
+            raise ValueError(
+                f"{self.task.name} was trained for its own labels and answers with no others: only tasks that compare images"
+                " with texts, ImageTextClassification, do"
+            )
+        return replace(self, task=self.task.with_labels(labels, **settings))
 
     def trained(self) -> dict[str, Tensor]:
         """Every trained tensor by name: the module's, the head's, and the backbone's where the method changed it."""

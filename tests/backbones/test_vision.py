@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from softprompt import load_backbone
 from softprompt.backbones._vision import find_tower
@@ -422,15 +421,3 @@ def test_a_model_object_needs_its_rule() -> None:
     assert isinstance(backbone, VisionBackbone)
     with pytest.raises(ValueError, match="pass tokenizer="):
         load_backbone(tiny_causal_lm("llama"))
-
-
-def test_of_a_dual_encoder_the_vision_tower_is_asked_for() -> None:
-    text = CLIPTextConfig(
-        hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16, vocab_size=9
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16
-    )
-    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict()))
-    with pytest.raises(ValueError, match="CLIPVisionModel"):
-        load_backbone(model, processor=RULE)

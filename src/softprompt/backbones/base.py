@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.images import ImageSetting
-from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
+from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class BackboneSpec:
     prefix_counts     the positions of a key-value prefix count: a row's context behind it begins at position P, not at 0
     layers            L, for hidden-state prompts; 0 where they are not defined
     image             how it reads images; None: it reads text
+    embedding_width   of what a dual encoder compares, e; None elsewhere
+    vision            facts of the vision tower of a dual encoder, where the others are those of its text tower; else None
     """
 
     name: str
@@ -60,6 +62,8 @@ class BackboneSpec:
     prefix_counts: bool = True
     layers: int = 0
     image: ImageSetting | None = None
+    embedding_width: int | None = None
+    vision: BackboneSpec | None = None
 
 
 class Backbone(Protocol):
@@ -91,8 +95,11 @@ class Backbone(Protocol):
         """The same model, run to save memory or through torch.compile."""
         ...
 
-    def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> TargetLogits:
-        """Logits for every target token of every row, differentiable in the prompt."""
+    def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Any:
+        """TargetLogits for every target token of every row, differentiable in the prompt.
+
+        Of a dual encoder, whose targets are the texts that an image is compared with, ImageTextEmbeddings.
+        """
         ...
 
     def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:

@@ -34,6 +34,7 @@ from transformers.models.auto.modeling_auto import (
 from softprompt import carriers
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.dual import DualBackbone
 from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
 from softprompt.backbones.masked import MaskedBackbone
 from softprompt.backbones.precision import Precision, resolve_dtype
@@ -49,8 +50,10 @@ class Family:
 
     holds    whether a model with this config is one
     auto     the class of transformers that loads it from a folder or the hub
-    backbone (model, tokenizer, name=, packed=) -> Backbone; what reads images is given their processor for a tokenizer
+    backbone (model, tokenizer, name=, packed=) -> Backbone; what reads images is given their processor for a tokenizer,
+             what reads both a tokenizer and a processor
     images   whether it reads images
+    words    whether it reads text
     """
 
     name: str
@@ -58,6 +61,7 @@ class Family:
     auto: Any
     backbone: Callable[..., Backbone]
     images: bool = False
+    words: bool = True
 
 
 def _is_causal(config: PreTrainedConfig) -> bool:
@@ -98,7 +102,10 @@ def _sees(config: PreTrainedConfig) -> bool:
     return config.model_type in _VISION_TOWERS
 
 
-_TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+def _compares(config: PreTrainedConfig) -> bool:
+    return config.model_type in ("clip", "siglip", "vision-text-dual-encoder")
+
+
 _VISION_TOWERS = (
     "vit",
     "deit",
@@ -114,7 +121,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("text-encoder", _is_encoder, AutoModel, MaskedBackbone),
     Family("encoder-decoder", _hears, AutoModelForSpeechSeq2Seq, EncoderDecoderBackbone),
     Family("encoder-decoder", _reads_text_writes_text, AutoModelForSeq2SeqLM, EncoderDecoderBackbone),
-    Family("vision-encoder", _sees, AutoModel, VisionBackbone, images=True),
+    Family("vision-encoder", _sees, AutoModel, VisionBackbone, images=True, words=False),
+    Family("vision-language", _compares, AutoModel, DualBackbone, images=True),
 )
 """Asked in this order which of them a model belongs to."""
 
@@ -149,14 +157,12 @@ def load_backbone(
         described = copy(source.config)
         described.architectures = [type(source).__name__]  # a config says so only once it is saved
         family = _family_of(described, type(source).__name__, prefix_lm)
-        reader: Any = processor if family.images else tokenizer
-        if reader is None:
-            raise ValueError(
-                "a model object comes without its image processor: pass processor="
-                if family.images
-                else "a model object comes without its tokenizer: pass tokenizer="
-            )
-        return family.backbone(source.eval().requires_grad_(False), reader, packed=packed)
+        readers: list[Any] = [tokenizer] * family.words + [processor] * family.images
+        if family.words and tokenizer is None:
+            raise ValueError("a model object comes without its tokenizer: pass tokenizer=")
+        if family.images and processor is None:
+            raise ValueError("a model object comes without its image processor: pass processor=")
+        return family.backbone(source.eval().requires_grad_(False), *readers, packed=packed)
 
     name = str(source)
     folder = str(carriers.fetch(name)) if name in carriers.names() else name
@@ -165,10 +171,13 @@ def load_backbone(
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision)
         family = _family_of(config, name, prefix_lm)
+        readers = []
+        if family.words:
+            readers.append(tokenizer or AutoTokenizer.from_pretrained(folder, revision=revision))
         if family.images:
-            reader = processor or ImageProcessingMixin.get_image_processor_dict(folder, revision=revision)[0]
-        else:
-            reader = tokenizer or AutoTokenizer.from_pretrained(folder, revision=revision)
+            readers.append(
+                processor or ImageProcessingMixin.get_image_processor_dict(folder, revision=revision)[0]
+            )
         loaded: Any = family.auto.from_pretrained(
             folder, revision=revision, dtype=wanted, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -194,7 +203,7 @@ def load_backbone(
             f"{weight}: found {tuple(found)}, expected {tuple(expected)}; the files are of different models"
         )
     log.info("%s: %s on %s", name, str(wanted).removeprefix("torch."), where)
-    return family.backbone(model.to(where).eval().requires_grad_(False), reader, name=name, packed=packed)
+    return family.backbone(model.to(where).eval().requires_grad_(False), *readers, name=name, packed=packed)
 
 
 def _family_of(config: PreTrainedConfig, name: str, prefix_lm: bool) -> Family:
@@ -209,11 +218,5 @@ def _family_of(config: PreTrainedConfig, name: str, prefix_lm: bool) -> Family:
             )
     raise ValueError(
         f"{name} is a model of type {config.model_type!r}, which belongs to no family that softprompt knows: "
-        f"{', '.join(family.name for family in FAMILIES)} (Llama, GPT-2, BERT, ViT ...)"
-        + (
-            f"; of {config.model_type} load the vision tower alone, as in load_backbone({tower}.from_pretrained(...),"
-            " processor=...)"
-            if (tower := _TOWERS.get(config.model_type))
-            else ""
-        )
+        f"{', '.join(family.name for family in FAMILIES)} (Llama, GPT-2, BERT, ViT, CLIP ...)"
     )

@@ -128,6 +128,8 @@ class VisionBackbone:
         )
 
     def _offers(self, pooling: ImagePooling) -> bool:
+        if pooling == "embedding":  # a dual encoder's
+            return False
         if pooling == "pooler":
             return self._tower.pooler is not None
         return pooling != "class" or self._tower.front > 0

@@ -36,6 +36,11 @@ class Adapter(NoPrompt):
 
     name = "adapter"
 
+    def unsupported(self, spec: BackboneSpec) -> str | None:
+        if spec.vision is not None:
+            return "its adapters have one width, and the two towers of a dual encoder need not"
+        return None
+
     def prepare(self, backbone: Backbone, generator: torch.Generator) -> Backbone:
         model = sharing_copy(backbone.model)
         for layer in transformer_layers(model):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from softprompt.backbones.base import BackboneSpec
 from softprompt.outputs import EncodedRow, PromptOutput
-from softprompt.prompts.base import BuildContext, Method, PromptModule, wordless
+from softprompt.prompts.base import BuildContext, Method, PromptModule, unread, wordless
 
 
 class Words(PromptModule):
@@ -87,7 +87,7 @@ class FewShot(Untrained):
     def unsupported(self, spec: BackboneSpec) -> str | None:
         if spec.read_media is not None:
             return "demonstrations are text, and this backbone reads sound or pictures"
-        return super().unsupported(spec)
+        return unread(spec)
 
     def build(self, context: BuildContext) -> PromptModule:
         rows = _in_turn(context.rows(), context.generator)

@@ -8,6 +8,8 @@ from functools import cache
 
 from softprompt.prompts.adept import ADePT
 from softprompt.prompts.base import BuildContext, Method, PromptModule
+from softprompt.prompts.cocoop import CoCoOp
+from softprompt.prompts.coop import CoOp
 from softprompt.prompts.dept import DePT
 from softprompt.prompts.dual_prompt import DualPrompt
 from softprompt.prompts.l2p import L2P
@@ -29,6 +31,8 @@ __all__ = [
     "VPT",
     "ADePT",
     "BuildContext",
+    "CoCoOp",
+    "CoOp",
     "DePT",
     "DualPrompt",
     "LowRankPromptTuning",

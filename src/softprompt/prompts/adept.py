@@ -58,7 +58,7 @@ class ADePT(Method):
         return self
 
     def unsupported(self, spec: BackboneSpec) -> str | None:
-        if spec.image is not None:
+        if spec.image is not None and spec.vision is None:
             return "its offsets are added to the embeddings of words, and this backbone reads images"
         return None
 

@@ -127,11 +127,18 @@ class Method(ABC):
 
 def wordless(spec: BackboneSpec) -> str | None:
     """Why a method that trains no head is not defined on a backbone that has no words to answer with; None on others."""
-    if spec.image is not None:
+    if spec.image is not None and spec.vision is None:
         return "it reads images and has no words to answer with, and this method trains no head"
     if spec.family == "text-encoder":
         return "a text encoder has no words to answer with, and this method trains no head"
     return None
+
+
+def unread(spec: BackboneSpec) -> str | None:
+    """Why a method that needs words to be predicted is not defined on a backbone; None where they are."""
+    if spec.vision is not None:
+        return "it compares images with texts and predicts no words"
+    return wordless(spec)
 
 
 def linear_head(width: int, outputs: int, generator: torch.Generator) -> nn.Linear:

@@ -113,7 +113,7 @@ class DePT(Method):
         return self
 
     def unsupported(self, spec: BackboneSpec) -> str | None:
-        if spec.image is not None:
+        if spec.image is not None and spec.vision is None:
             return "its offsets are added to the embeddings of words, and this backbone reads images"
         return None
 
@@ -188,6 +188,9 @@ class ShortPromptWithOffset(PromptModule):
 
 
 def _longest(context: BuildContext) -> int:
-    """Text tokens of the longest training row that a model is fed: the last one of an answer is only predicted."""
-    rows = context.rows()
-    return max((len(r.context) + max(map(len, r.targets), default=1) - 1 for r in rows), default=1)
+    """Text tokens of the longest training row that a model is fed: the last one of an answer is only predicted.
+
+    Texts that an image is compared with are fed whole.
+    """
+    answers = [(len(r.context), max(map(len, r.targets), default=1)) for r in context.rows()]
+    return max((before + longest - bool(before) for before, longest in answers), default=1)

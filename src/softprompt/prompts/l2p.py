@@ -57,6 +57,8 @@ class L2P(Method):
         return self
 
     def unsupported(self, spec: BackboneSpec) -> str | None:
+        if spec.vision is not None:
+            return "its prompts are a vision tower's: load that alone, as in load_backbone(CLIPVisionModel(...), processor=...)"
         if spec.image is None:
             return (
                 "prompts are chosen by what the frozen backbone makes of an image, for text take PromptTuning"

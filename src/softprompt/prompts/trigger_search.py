@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from softprompt.backbones.base import BackboneSpec
 from softprompt.outputs import PromptOutput
-from softprompt.prompts.base import BuildContext, Method, PromptModule, wordless
+from softprompt.prompts.base import BuildContext, Method, PromptModule, unread
 from softprompt.search import (
     SearchProblem,
     SearchResult,
@@ -82,7 +82,7 @@ class Searched(Method):
         return FoundWords(tensors["ids"], tensors["tokens"])
 
     def unsupported(self, spec: BackboneSpec) -> str | None:
-        return wordless(spec)
+        return unread(spec)
 
     def head(self, width: int, outputs: int, generator: torch.Generator) -> nn.Module:
         raise ValueError(

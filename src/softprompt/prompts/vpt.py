@@ -66,13 +66,13 @@ class VPT(Method):
         return self
 
     def unsupported(self, spec: BackboneSpec) -> str | None:
-        if spec.image is None or not spec.layers:
+        if spec.image is None or not _tower(spec).layers:
             return "its prompts stand among the patches of an image, for text take PromptTuning or PTuningV2"
         return None
 
     def build(self, context: BuildContext) -> PromptModule:
         """Raises ValueError for more layers than the backbone has."""
-        spec = context.spec
+        spec = _tower(context.spec)
         plan = self.plan(spec.layers)
         width = self.projection or spec.width
         bound = initial_bound(spec, width)
@@ -84,17 +84,23 @@ class VPT(Method):
             projection = nn.utils.skip_init(nn.Linear, width, spec.width)
             nn.init.kaiming_normal_(projection.weight, a=0, mode="fan_out", generator=context.generator)
             nn.init.zeros_(projection.bias)
-        return VisualPrompts(prompts, plan, projection, self.dropout, own_masks=self.dropout_mask == "row")
+        own_masks = self.dropout_mask == "row"
+        beside_text = context.spec.vision is not None
+        return VisualPrompts(
+            prompts, plan, projection, self.dropout, own_masks=own_masks, beside_text=beside_text
+        )
 
     def restore(self, spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> PromptModule:
-        return VisualPrompts(tensors["prompts"], self.plan(spec.layers))
+        plan = self.plan(_tower(spec).layers)
+        return VisualPrompts(tensors["prompts"], plan, beside_text=spec.vision is not None)
 
     def learning_rate(self, spec: BackboneSpec) -> float:
         """A tenth of the standard deviation that prompts start with, as for other virtual tokens.
 
         The paper's own are those of SGD, chosen from a grid for each data set.
         """
-        return 0.1 * initial_bound(spec, self.projection or spec.width) / math.sqrt(3)
+        tower = _tower(spec)
+        return 0.1 * initial_bound(tower, self.projection or tower.width) / math.sqrt(3)
 
     def plan(self, layers: int) -> Plan:
         """Which prompt stands where in so many layers. Raises ValueError for more layers than there are."""
@@ -111,6 +117,11 @@ class VPT(Method):
         if not empty or self.dropped_after:
             return Plan((*numbers, *empty))
         return Plan((*numbers[:-1], None, *empty), entry=count - 1, entering=numbers[-1])
+
+
+def _tower(spec: BackboneSpec) -> BackboneSpec:
+    """The facts of what reads the images."""
+    return spec if spec.vision is None else spec.vision
 
 
 def initial_bound(spec: BackboneSpec, width: int) -> float:
@@ -142,7 +153,8 @@ class Plan:
 class VisualPrompts(PromptModule):
     """prompts (n, P, d') float32, as many as the plan has; projection d' -> d.
 
-    own_masks: dropout has a mask for each image; else one for all, drawn here.
+    own_masks    dropout has a mask for each image; else one for all, drawn here
+    beside_text  the backbone has a text tower too, which sees none of this
     """
 
     length = 0
@@ -155,6 +167,7 @@ class VisualPrompts(PromptModule):
         dropout: float = 0.0,
         *,
         own_masks: bool = True,
+        beside_text: bool = False,
     ) -> None:
         super().__init__()
         self.prompts = nn.Parameter(prompts.float())
@@ -162,6 +175,7 @@ class VisualPrompts(PromptModule):
         self.plan = plan
         self.dropout = dropout
         self.own_masks = own_masks
+        self.beside_text = beside_text
 
     def projected(self) -> Tensor:
         """(n, P, d)."""
@@ -175,12 +189,13 @@ class VisualPrompts(PromptModule):
         none = prompts[:1, :0]  # (1, 0, d)
         layers = tuple(none if i is None else prompts[i : i + 1] for i in plan.layers)
         entering = plan.entering
-        return PromptOutput(
+        output = PromptOutput(
             tokens=None if entering is None else prompts[entering : entering + 1],
             layers=layers if any(i is not None for i in plan.layers) else None,
             entry=plan.entry or 0,
             dropout=self.dropout if self.own_masks else 0.0,
         )
+        return PromptOutput(vision=output) if self.beside_text else output
 
     def bake(self) -> VisualPrompts:
-        return VisualPrompts(self.projected().detach().clone(), self.plan)
+        return VisualPrompts(self.projected().detach().clone(), self.plan, beside_text=self.beside_text)

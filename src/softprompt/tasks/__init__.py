@@ -5,6 +5,10 @@ from softprompt.tasks.base import Row, Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.classification import ClassPrediction, TextClassification, TextClassificationEncoder
 from softprompt.tasks.generation import TextGeneration, TextGenerationEncoder
 from softprompt.tasks.image_classification import ImageClassification, ImageClassificationEncoder
+from softprompt.tasks.image_text_classification import (
+    ImageTextClassification,
+    ImageTextClassificationEncoder,
+)
 from softprompt.tasks.regression import Regression, RegressionEncoder
 from softprompt.tasks.sequence_classification import SequenceClassification, SequenceClassificationEncoder
 from softprompt.tasks.span_extraction import SpanExtraction, SpanExtractionEncoder, SpanPrediction
@@ -21,6 +25,7 @@ TASKS: dict[str, type[Task]] = {
         Regression,
         LanguageModeling,
         ImageClassification,
+        ImageTextClassification,
     )
 }
 """Task name, as configs and files write it -> its class."""
@@ -30,6 +35,8 @@ __all__ = [
     "ClassPrediction",
     "ImageClassification",
     "ImageClassificationEncoder",
+    "ImageTextClassification",
+    "ImageTextClassificationEncoder",
     "LanguageModeling",
     "LanguageModelingEncoder",
     "Regression",

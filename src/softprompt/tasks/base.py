@@ -10,15 +10,16 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from softprompt.outputs import EncodedRow, TargetLogits
+from softprompt.images import ImageSetting
+from softprompt.outputs import EncodedRow
 
 Row = Mapping[str, Any]
 
 
 class Scorer(Protocol):
-    """The model as a task sees it: backbone and prompt already put together."""
+    """The model as a task sees it: backbone and prompt already put together. `score` is the backbone's."""
 
-    def score(self, rows: Sequence[EncodedRow]) -> TargetLogits: ...
+    def score(self, rows: Sequence[EncodedRow]) -> Any: ...
     def outputs(self, rows: Sequence[EncodedRow]) -> Tensor: ...
     def generate(self, rows: Sequence[EncodedRow], **options: Any) -> list[list[int]]: ...
 
@@ -44,6 +45,14 @@ class TextSetting:
     read_media: Callable[[Any], Tensor] | None = None
 
 
+@dataclass(frozen=True)
+class ImageTextSetting:
+    """What an encoder must know to prepare images and the texts that they are compared with."""
+
+    image: ImageSetting
+    text: TextSetting
+
+
 class TaskEncoder(Protocol):
     """A task bound to a tokenizer and a prompt length: templates parsed, label words tokenised, once."""
 
@@ -57,7 +66,7 @@ class TaskEncoder(Protocol):
     def loss(self, answers: Any, rows: Sequence[EncodedRow]) -> Tensor:
         """Loss of each row, (B,), differentiable; a batch's loss is its mean.
 
-        answers: the TargetLogits of the rows; for a task with a head what the head says where they are read, (n, outputs)
+        answers: what the backbone's `score` gives; for a task with a head what the head says where rows are read, (n, outputs)
         """
         ...
 
@@ -87,6 +96,8 @@ class Task(ABC):
     """The metric that decides which checkpoint is best; higher is better."""
     about_images: ClassVar[bool] = False
     """Whether rows are images; else they are text."""
+    compares_texts: ClassVar[bool] = False
+    """Whether images are compared with texts, which takes a dual encoder."""
 
     columns: Mapping[str, str]
     """Name in the template -> column of the data, where the two differ."""
@@ -98,7 +109,7 @@ class Task(ABC):
 
     @abstractmethod
     def bind(self, setting: Any) -> TaskEncoder:
-        """setting: a TextSetting, or an ImageSetting where the task is about images."""
+        """setting: a TextSetting, an ImageSetting where the task is about images, or both where it `compares_texts`."""
 
     @abstractmethod
     def evaluate(self, predictions: Sequence[Any], rows: Sequence[Row]) -> dict[str, Any]:

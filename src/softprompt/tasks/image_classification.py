@@ -101,25 +101,7 @@ class ImageClassification(Task):
             raise ValueError(
                 f"pooling is {pooling!r}, and this backbone can be read as {list(setting.poolings)}"
             )
-        rule = setting.rule
-        if self.image_size is not None:
-            size = self.image_size
-            rule = rule.resized((size, size) if isinstance(size, int) else size)
-        elif setting.positions is not None and rule.size != setting.positions:
-            (height, width), trained = rule.size, setting.positions
-            raise ValueError(
-                f"images are prepared as {height} x {width} pixels, and the backbone's positions were trained for"
-                f" {trained[0]} x {trained[1]}: set image_size=({height}, {width}) to have them interpolated, or"
-                f" image_size=({trained[0]}, {trained[1]}) to use them as they are"
-            )
-        if any(side % part for side, part in zip(rule.size, setting.patch, strict=True)):
-            height, width = rule.size
-            raise ValueError(
-                f"images of {height} x {width} pixels do not fall into this backbone's patches of {setting.patch[0]} x"
-                f" {setting.patch[1]}: set image_size to a multiple, such as"
-                f" {max(1, round(height / setting.patch[0])) * setting.patch[0]}"
-            )
-        return ImageClassificationEncoder(self, rule, pooling)
+        return ImageClassificationEncoder(self, sized_rule(setting, self.image_size), pooling)
 
     def read_label(self, row: Row) -> str:
         """The right label of a row. Raises ValueError if its column is missing or its value is no label."""
@@ -137,8 +119,7 @@ class ImageClassification(Task):
 
     def render(self, row: Row, *, answer: bool = True) -> str:
         """Where the image comes from, then its label on a line of its own."""
-        image = read_column(row, "image", self.columns)
-        text = str(image) if isinstance(image, str | Path) else f"<{type(image).__name__}>"
+        text = described(read_column(row, "image", self.columns))
         return f"{text}\n{self.read_label(row)}" if answer else text
 
 
@@ -185,3 +166,34 @@ class ImageClassificationEncoder:
     ) -> dict[str, float]:
         """None: predictions say it all."""
         return {}
+
+
+def sized_rule(setting: ImageSetting, size: int | tuple[int, int] | None) -> ImageRule:
+    """How images are prepared for a size in pixels, None being the backbone's own.
+
+    Raises ValueError for one that is no multiple of the backbone's patches, and where the backbone's own is not what its
+    positions were trained for.
+    """
+    rule = setting.rule
+    if size is not None:
+        rule = rule.resized((size, size) if isinstance(size, int) else size)
+    elif setting.positions is not None and rule.size != setting.positions:
+        (height, width), trained = rule.size, setting.positions
+        raise ValueError(
+            f"images are prepared as {height} x {width} pixels, and the backbone's positions were trained for"
+            f" {trained[0]} x {trained[1]}: set image_size=({height}, {width}) to have them interpolated, or"
+            f" image_size=({trained[0]}, {trained[1]}) to use them as they are"
+        )
+    if any(side % part or not side for side, part in zip(rule.size, setting.patch, strict=True)):
+        height, width = rule.size
+        raise ValueError(
+            f"images of {height} x {width} pixels do not fall into this backbone's patches of {setting.patch[0]} x"
+            f" {setting.patch[1]}: set image_size to a multiple, such as"
+            f" {max(1, round(height / setting.patch[0])) * setting.patch[0]}"
+        )
+    return rule
+
+
+def described(image: Any) -> str:
+    """Where an image comes from, in a word."""
+    return str(image) if isinstance(image, str | Path) else f"<{type(image).__name__}>"

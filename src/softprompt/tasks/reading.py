@@ -76,7 +76,7 @@ def outputs_of(
 def check_answered(rows: Sequence[EncodedRow]) -> None:
     """Raises ValueError for a row that was encoded without its answer."""
     for i, row in enumerate(rows):
-        if not row.answer and row.read:
+        if not row.answer and (row.read or row.targets):
             raise ValueError(f"row {i} was encoded without its answer; the loss needs it")
 
 

@@ -1,0 +1,247 @@
+"""Classification of images by texts: the class whose text is nearest to the image. B rows, K classes, R templates."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import ConfigDict, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from softprompt.data import by_length
+from softprompt.images import ImageRule, to_pixels
+from softprompt.outputs import EncodedRow, ImageTextEmbeddings
+from softprompt.tasks.base import ImageTextSetting, Row, Scorer, Task, TextSetting
+from softprompt.tasks.classification import ClassPrediction
+from softprompt.tasks.columns import check_columns, read_column
+from softprompt.tasks.image_classification import described, sized_rule
+from softprompt.tasks.labels import label_concerns, label_names, read_label
+from softprompt.tasks.metrics import classification_metrics
+from softprompt.tasks.reading import class_losses
+from softprompt.tasks.template import Template, tokenize
+
+Texts = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+class ImageTextClassification(Task):
+    """One of K labels for an image, by the cosine between the image and a text about each label (CLIP, SigLIP).
+
+    p(k | image) = softmax over k of scale * cos(image, text_k), the scale being the model's own. With several templates
+    text_k is the mean of a label's texts, each of length 1, brought to length 1 again (Radford et al. 2021, section 3.1.4).
+
+    Raises ValueError (pydantic's) for fewer than two labels, labels or names that are alike, a template without `{}`, a
+    `columns` key that nothing reads, and for an unknown setting.
+    """
+
+    name: ClassVar[str] = "image-text-classification"
+    main_metric: ClassVar[str] = "accuracy"
+    about_images: ClassVar[bool] = True
+    compares_texts: ClassVar[bool] = True
+
+    labels: Sequence[str]
+    """The labels."""
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Label -> the class name in its text, where that is another; by default the label, underscores read as spaces."""
+    template: str | Sequence[str] = "a photo of a {}."
+    """The text about a class, `{}` being its name; several templates are an ensemble."""
+    soft_template: str | Sequence[str] = "{soft} {}."
+    """The same for methods that bring virtual tokens, which stand where `{soft}` does: the name at the end. The name in
+    the middle of 16 tokens is "{soft:8} {} {soft}.", at the front "{} {soft}."."""
+    label_column: str = "label"
+    """Column that holds the right label; its values are compared as text, so 1 is "1"."""
+    label_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What the data writes -> label, where the two differ, as in {"0": "cat", "1": "dog"}."""
+    loss_labels: Sequence[str] | None = None
+    """Labels among which the loss is computed, as if there were no others; a prediction is any label. By default all."""
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """{"image": the column that holds the image}, where it has another name."""
+    image_size: int | tuple[int, int] | None = None
+    """Side, or (height, width), that images are brought to, in pixels. By default what the image processor says."""
+
+    @field_validator("labels", "loss_labels", mode="before")
+    @classmethod
+    def _labels_to_text(cls, labels: Any) -> Any:
+        return label_names(labels)
+
+    @field_validator("label_values", mode="before")
+    @classmethod
+    def _label_values_to_text(cls, values: Any) -> Any:
+        return {str(k): str(v) for k, v in values.items()} if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _check(self) -> ImageTextClassification:
+        check_columns(self.columns, ["image", self.label_column])
+        if len(self.labels) < 2:
+            raise ValueError(f"labels are {list(self.labels)}: two or more are needed")
+        led_to = {"loss_labels": self.loss_labels or (), "label_values": self.label_values.values()}
+        for setting, values in (led_to | {"names": self.names}).items():
+            if unknown := [value for value in values if value not in self.labels]:
+                raise ValueError(
+                    f"{setting} has {unknown}, which are not among the labels {list(self.labels)}"
+                )
+        first: dict[str, str] = {}
+        for label in self.labels:
+            other = first.setdefault(self.class_name(label), label)
+            if other != label:
+                raise ValueError(
+                    f"the labels {other!r} and {label!r} have the same class name, {self.class_name(label)!r}: no text could"
+                    " tell them apart; set names"
+                )
+        for setting, source in (("template", self.template), ("soft_template", self.soft_template)):
+            for one in _each(source) or ("",):
+                if one.count("{}") != 1:
+                    raise ValueError(
+                        f"{setting} {one!r} has {one.count('{}')} times {{}}, where the class name stands: expected once"
+                    )
+                Template.parse(_with_field(one))
+        return self
+
+    def class_name(self, label: str) -> str:
+        """What stands for a label in its text."""
+        return self.names.get(label, label.replace("_", " "))
+
+    def with_labels(
+        self,
+        labels: Sequence[str],
+        *,
+        names: Mapping[str, str] | None = None,
+        label_values: Mapping[str, str] | None = None,
+    ) -> ImageTextClassification:
+        """The same question about other classes. `names` and `label_values` are kept where they still lead to a label."""
+        known = {str(label) for label in labels}
+
+        def kept(values: Mapping[str, str], at: int) -> dict[str, str]:
+            return {key: value for key, value in values.items() if (key, value)[at] in known}
+
+        return dataclasses.replace(
+            self,
+            labels=labels,
+            names=kept(self.names, 0) if names is None else names,
+            label_values=kept(self.label_values, 1) if label_values is None else label_values,
+            loss_labels=None,
+        )
+
+    @property
+    def label_words(self) -> Mapping[str, Sequence[str]]:
+        """Each label's class name."""
+        return {label: (self.class_name(label),) for label in self.labels}
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The image alone."""
+        return ("image",)
+
+    def bind(self, setting: ImageTextSetting) -> ImageTextClassificationEncoder:
+        """Raises ValueError for a class name without any token, a text that is too long for the text tower, soft slots that
+        do not take what the method brings, and an image size that is no multiple of the patches."""
+        sources = _each(self.soft_template if setting.text.virtual_tokens else self.template)
+        bound = [Template.parse(_with_field(source)).bind(setting.text) for source in sources]
+        targets: list[tuple[int, ...]] = []
+        for label in self.labels:
+            name = self.class_name(label)
+            if not tokenize(setting.text.tokenizer, name):
+                raise ValueError(
+                    f"the class name {name!r} of label {label!r} has no tokens: give it one, as in"
+                    f" names={{{label!r}: 'something'}}"
+                )
+            for template in bound:
+                targets.append(_fitting(template.encode({"name": name}), name, label, setting.text))
+        return ImageTextClassificationEncoder(
+            self, sized_rule(setting.image, self.image_size), tuple(targets), len(bound)
+        )
+
+    def read_label(self, row: Row) -> str:
+        """The right label of a row. Raises ValueError if its column is missing or its value is no label."""
+        return read_label(row, self.label_column, self.columns, self.label_values, self.labels)
+
+    def evaluate(self, predictions: Sequence[ClassPrediction], rows: Sequence[Row]) -> dict[str, Any]:
+        """See `classification_metrics`."""
+        gold = [self.read_label(row) for row in rows]
+        return classification_metrics(gold, [p.label for p in predictions], list(self.labels))
+
+    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
+        """Labels of the loss without a training row; a model that gives all rows the same label."""
+        seen = {self.read_label(row) for row in train}
+        return label_concerns(seen, self.loss_labels or self.labels, metrics)
+
+    def render(self, row: Row, *, answer: bool = True) -> str:
+        """Where the image comes from, then its label on a line of its own."""
+        text = described(read_column(row, "image", self.columns))
+        return f"{text}\n{self.read_label(row)}" if answer else text
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTextClassificationEncoder:
+    """An `ImageTextClassification` bound to a backbone; see `TaskEncoder`.
+
+    targets    the texts of all classes, class by class, R for each: every row has this very object
+    templates  R
+    """
+
+    task: ImageTextClassification
+    rule: ImageRule
+    targets: Texts
+    templates: int
+
+    def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
+        """Pixels of a row, (3, H, W) uint8, beside the texts; `answer` and `gold` are the number of the right label.
+
+        Raises ValueError for a missing column or value, an unknown label and what is no image.
+        """
+        right = self.task.labels.index(self.task.read_label(row)) if answer else None
+        pixels = to_pixels(read_column(row, "image", self.task.columns), self.rule)
+        return EncodedRow(
+            (), self.targets, gold=right, answer=() if right is None else (right,), media=pixels
+        )
+
+    def loss(self, answers: ImageTextEmbeddings, rows: Sequence[EncodedRow]) -> Tensor:
+        """Cross-entropy of each row over the classes, (B,), nats. See `class_losses`."""
+        return class_losses(answers.scores(self.templates), rows, self.task.labels, self.task.loss_labels)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        model: Scorer,
+        rows: Sequence[EncodedRow],
+        *,
+        batch_size: int = 16,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[ClassPrediction]:
+        """The likeliest label of each row, in order; probabilities by softmax over the labels, SigLIP's too."""
+        predictions: dict[int, ClassPrediction] = {}
+        for batch in by_length([0] * len(rows), batch_size):
+            scores = model.score([rows[i] for i in batch]).scores(self.templates)
+            for i, shares in zip(batch, scores.double().softmax(dim=-1).tolist(), strict=True):
+                probabilities = dict(zip(self.task.labels, shares, strict=True))
+                likeliest = max(probabilities, key=probabilities.__getitem__)
+                predictions[i] = ClassPrediction(likeliest, probabilities)
+            if on_batch is not None:
+                on_batch(len(predictions))
+        return [predictions[i] for i in range(len(rows))]
+
+    def likelihood_metrics(
+        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
+    ) -> dict[str, float]:
+        """None: predictions say it all."""
+        return {}
+
+
+def _each(source: str | Sequence[str]) -> tuple[str, ...]:
+    return (source,) if isinstance(source, str) else tuple(source)
+
+
+def _with_field(source: str) -> str:
+    return source.replace("{}", "{name}")
+
+
+def _fitting(text: tuple[int, ...], name: str, label: str, setting: TextSetting) -> tuple[int, ...]:
+    if setting.max_tokens is not None and len(text) > setting.max_tokens:
+        raise ValueError(
+            f"the text of label {label!r} takes {len(text)} tokens, {setting.virtual_tokens} of them virtual, and"
+            f" {setting.max_tokens} are allowed: shorten the class name {name!r}, the template or the context"
+        )
+    return text

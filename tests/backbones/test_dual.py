@@ -1,0 +1,263 @@
+"""Dual encoders: a batch of images and texts is one image and one padded text at a time, prompts and all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CLIPImageProcessor
+
+from softprompt import VPT, ImageClassification, LinearProbe, fit, load, load_backbone
+from softprompt.backbones import dual as module
+from softprompt.backbones.dual import DualBackbone
+from softprompt.binding import bind
+from softprompt.outputs import EncodedRow, PromptOutput
+from tests.naive import dual as naive
+from tests.naive import vision as naive_vision
+from tests.tiny_dual import DUALS, TASK, TEXT_WIDTH, Dual, dual_backbone, dual_tokenizer, tiny_dual
+from tests.tiny_vision import LAYERS, PATCHES, ROWS, RULE, WIDTH, images
+
+SOFT = {"end": "{soft} {}.", "middle": "{soft:2} {} {soft}.", "front": "{} {soft}."}
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64) * 0.3
+
+
+def rows_of(backbone: DualBackbone, position: str, length: int, count: int = 3) -> list[EncodedRow]:
+    """Images of noise beside the texts of TASK, all with the same targets."""
+    encoder = bind(backbone, replace(TASK, soft_template=SOFT[position]), length, None)
+    targets = encoder.targets  # type: ignore[attr-defined]
+    return [EncodedRow((), targets, media=image) for image in images(count)]
+
+
+def naive_scores(backbone: DualBackbone, rows: list[EncodedRow], contexts: list[Tensor]) -> Tensor:
+    """contexts: of each text its own (M, d)."""
+    model, tokenizer = backbone.model, backbone.tokenizer
+    found = []
+    for row in rows:
+        assert row.media is not None
+        image = naive.image_embedding(model, row.media, backbone.vision.rule)
+        texts = [
+            [naive.text_embedding(model, tokenizer, text, context)]
+            for text, context in zip(row.targets, contexts, strict=True)
+        ]
+        found.append(naive.scores(model, image, texts))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("dual", DUALS)
+@pytest.mark.parametrize("position", SOFT)
+def test_a_context_gives_what_whole_padded_texts_give_one_at_a_time(dual: Dual, position: str) -> None:
+    backbone = dual_backbone(dual)
+    rows = rows_of(backbone, position, 3)
+    ours, theirs = (noise(1, 3, TEXT_WIDTH).requires_grad_() for _ in range(2))
+    scores = backbone.score(rows, PromptOutput(tokens=ours)).scores()
+    expected = naive_scores(backbone, rows, [theirs[0]] * len(rows[0].targets))
+    torch.testing.assert_close(scores, expected, rtol=1e-10, atol=1e-10)
+    direction = noise(*scores.shape, seed=2)
+    (scores * direction).sum().backward()
+    (expected * direction).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("dual", DUALS)
+def test_contexts_of_single_classes_give_what_each_text_gives_with_its_own(dual: Dual) -> None:
+    backbone = dual_backbone(dual)
+    rows = rows_of(backbone, "end", 2)
+    ours, theirs = (noise(3, 2, TEXT_WIDTH).requires_grad_() for _ in range(2))
+    scores = backbone.score(rows, PromptOutput(tokens=ours, texts=torch.arange(3))).scores()
+    expected = naive_scores(backbone, rows, list(theirs))
+    torch.testing.assert_close(scores, expected, rtol=1e-10, atol=1e-10)
+    scores.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-10)
+
+
+def test_each_image_may_carry_a_context_of_its_own() -> None:
+    backbone = dual_backbone()
+    rows = rows_of(backbone, "end", 2)
+    ours, theirs = (noise(2, 2, TEXT_WIDTH).requires_grad_() for _ in range(2))
+    which = [1, 0, 1]
+    scores = backbone.score(rows, PromptOutput(tokens=ours, rows=torch.tensor(which))).scores()
+    expected = torch.cat(
+        [naive_scores(backbone, [row], [theirs[g]] * 3) for row, g in zip(rows, which, strict=True)]
+    )
+    torch.testing.assert_close(scores, expected, rtol=1e-10, atol=1e-10)
+    scores.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("dual", DUALS)
+def test_without_a_prompt_the_logits_are_those_of_the_model(dual: Dual) -> None:
+    backbone = dual_backbone(dual)
+    rows = rows_of(backbone, "end", 0)
+    texts = [f"a picture of a {name[0]}." for name in TASK.label_words.values()]
+    padding = {"padding": "max_length", "return_tensors": "pt"}
+    ids = backbone.tokenizer(texts, **padding, return_attention_mask=dual != "siglip")
+    pixels = torch.stack([row.media for row in rows if row.media is not None])
+    expected = backbone.model(**ids, pixel_values=pixels).logits_per_image
+    torch.testing.assert_close(
+        backbone.score(rows, PromptOutput()).scores(), expected, rtol=1e-10, atol=1e-10
+    )
+
+
+def test_texts_run_in_parts_give_the_same_logits_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = dual_backbone()
+    rows = rows_of(backbone, "end", 3)
+    gradients, logits = [], []
+    for chunk in (8192, 12):
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        context = noise(1, 3, TEXT_WIDTH).requires_grad_()
+        scores = backbone.score(rows, PromptOutput(tokens=context)).scores()
+        scores.square().sum().backward()
+        logits.append(scores.detach())
+        gradients.append(context.grad)
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dual", DUALS)
+def test_recomputed_layers_give_the_same_gradients(dual: Dual) -> None:
+    backbone = dual_backbone(dual)
+    gradients = []
+    for one in (backbone, backbone.with_settings(gradient_checkpointing=True)):
+        context = noise(1, 3, TEXT_WIDTH).requires_grad_()
+        one.score(rows_of(one, "end", 3), PromptOutput(tokens=context)).scores().square().sum().backward()
+        gradients.append(context.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
+
+
+def test_a_text_is_run_once_however_many_images_are_compared_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backbone = dual_backbone()
+    run: list[int] = []
+    embed = type(backbone._texts).embed
+
+    def counted(self: object, texts: list[EncodedRow], prompt: PromptOutput) -> Tensor:
+        run.append(len(texts))
+        return embed(self, texts, prompt)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(backbone._texts), "embed", counted)
+    rows = rows_of(backbone, "end", 2, count=5)
+    prompt = PromptOutput(tokens=noise(1, 2, TEXT_WIDTH))
+    plain = backbone.score(rows, prompt).scores()
+    assert run == [3]
+    with torch.no_grad():
+        compiled = backbone.compile(rows, prompt)
+        first = backbone.score(rows[:3], compiled).scores()
+        second = backbone.score(rows[3:], compiled).scores()
+    assert run == [3, 3]
+    torch.testing.assert_close(torch.cat([first, second]), plain, rtol=1e-12, atol=1e-12)
+
+
+def test_what_stands_in_front_of_all_names_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = dual_backbone()
+    fed: list[int] = []
+    forward = backbone.model.text_model.encoder.forward  # type: ignore[union-attr]
+
+    def counted(inputs_embeds: Tensor, **others: object) -> object:
+        fed.append(inputs_embeds.shape[1])
+        return forward(inputs_embeds=inputs_embeds, **others)  # type: ignore[operator]
+
+    monkeypatch.setattr(backbone.model.text_model.encoder, "forward", counted)
+    rows = rows_of(backbone, "end", 4)
+    backbone.score(rows, PromptOutput(tokens=noise(1, 4, TEXT_WIDTH)))
+    own = sum(len(text) - 5 for text in rows[0].targets)
+    assert fed == [5 + own]
+
+
+@pytest.mark.parametrize("dual", ["clip", "siglip"])
+def test_prompts_of_the_vision_tower_give_what_concatenation_gives(dual: Dual) -> None:
+    backbone = dual_backbone(dual)
+    rows = rows_of(backbone, "end", 0)
+    ours, theirs = (noise(LAYERS, 2, WIDTH).requires_grad_() for _ in range(2))
+    vision = PromptOutput(layers=tuple(ours[i : i + 1] for i in range(LAYERS)))
+    scores = backbone.score(rows, PromptOutput(vision=vision)).scores()
+    model = backbone.model
+    expected = []
+    for row in rows:
+        assert row.media is not None
+        read = "pooler" if dual == "siglip" else "class"
+        state = naive_vision.state(model.vision_model, row.media, PATCHES, deep=list(theirs), read=read)  # type: ignore[arg-type]
+        image = state if dual == "siglip" else model.visual_projection(state)  # type: ignore[operator]
+        texts = [[naive.text_embedding(model, backbone.tokenizer, text, None)] for text in row.targets]
+        expected.append(naive.scores(model, image / image.norm(), texts))
+    torch.testing.assert_close(scores, torch.stack(expected), rtol=1e-10, atol=1e-10)
+    scores.square().sum().backward()
+    torch.stack(expected).square().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-10)
+
+
+def test_a_head_reads_the_vision_tower_alone() -> None:
+    backbone = dual_backbone(dtype=torch.float32)
+    task = ImageClassification(labels=["red", "blue"])
+    tuned = fit(backbone, task, LinearProbe(), ROWS, steps=30, batch_size=8, progress=False)
+    assert tuned.evaluate(ROWS)["accuracy"] > 0.9
+    row = EncodedRow((), read=(0,), media=images(1)[0].float())
+    with pytest.raises(ValueError, match="stands in the text tower"):
+        backbone.states([row], PromptOutput(tokens=noise(1, 2, TEXT_WIDTH)))
+
+
+def test_mistakes_are_named() -> None:
+    backbone = dual_backbone()
+    row = EncodedRow((), media=images(1)[0])
+    with pytest.raises(ValueError, match="no texts"):
+        backbone.score([row], PromptOutput())
+    with pytest.raises(ValueError, match="contexts of its own for 2 texts"):
+        backbone.score(
+            rows_of(backbone, "end", 2), PromptOutput(tokens=noise(2, 2, TEXT_WIDTH), texts=torch.arange(2))
+        )
+    with pytest.raises(ValueError, match="20 positions"):
+        backbone.score([replace(row, targets=((1,) * 21,))], PromptOutput())
+    with pytest.raises(ValueError, match="writes none"):
+        backbone.generate([row], PromptOutput())
+
+
+def test_a_model_object_is_loaded_with_what_reads_for_it() -> None:
+    model = tiny_dual("clip")
+    tokenizer = dual_tokenizer("clip")
+    assert isinstance(load_backbone(model, tokenizer=tokenizer, processor=RULE), DualBackbone)
+    with pytest.raises(ValueError, match="without its image processor"):
+        load_backbone(model, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="without its tokenizer"):
+        load_backbone(model, processor=RULE)
+
+
+def test_towers_of_different_models_are_refused() -> None:
+    model = tiny_dual("clip")
+    tokenizer = dual_tokenizer("clip")
+    tokenizer.add_tokens(["<new>"])
+    with pytest.raises(ValueError, match="the tokenizer has ids up to"):
+        DualBackbone(model, tokenizer, RULE)
+    model.config.text_config.eos_token_id = 5
+    with pytest.raises(ValueError, match="end-of-text token, 5"):
+        DualBackbone(model, dual_tokenizer("clip"), RULE)
+    model = tiny_dual("clip")
+    model.visual_projection = torch.nn.Linear(WIDTH, 7, bias=False)
+    with pytest.raises(ValueError, match="images become 7 numbers and texts 20"):
+        DualBackbone(model, dual_tokenizer("clip"), RULE)
+
+
+@pytest.mark.parametrize("dual", DUALS)
+def test_a_folder_is_loaded_with_its_tokenizer_and_its_image_processor(dual: Dual, tmp_path: Path) -> None:
+    model = tiny_dual(dual, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "model")
+    dual_tokenizer(dual).save_pretrained(tmp_path / "model")
+    CLIPImageProcessor(size={"shortest_edge": 12}, crop_size=12).save_pretrained(tmp_path / "model")
+    backbone = load_backbone(tmp_path / "model", dtype="float32", device="cpu")
+    assert backbone.spec.family == "vision-language"
+    tuned = fit(backbone, TASK.with_labels(["red", "blue"]), VPT(length=2), ROWS, steps=2, progress=False)
+    tuned.save(tmp_path / "prompt")
+    again = load(tmp_path / "prompt", backbone)
+    pictures = [row["image"] for row in ROWS[:3]]
+    assert again.predict(pictures) == tuned.predict(pictures)
+    other = dual_backbone(dual, dtype=torch.float32, seed=1)
+    with pytest.raises(ValueError, match="other weights in the embedding table"):
+        load(tmp_path / "prompt", other)
