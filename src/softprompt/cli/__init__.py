@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from softprompt.cli import compare, evaluate, fetch, inspect, predict, train
+from softprompt.cli import compare, evaluate, fetch, inspect, predict, report, train
 from softprompt.version import __version__
 
 __all__ = ["app"]
@@ -22,6 +22,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("predict")(predict.predict)
+app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)
 
 

@@ -1,0 +1,41 @@
+"""softprompt report: what a study found, as a page and as tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from softprompt.cli._console import reporting
+from softprompt.cli._options import AsJson, Debug
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a study: --output of softprompt compare.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to write to.", show_default="DIR/report"),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write a study's results as one HTML page, with its tables and plots as files beside it."""
+    with reporting(as_json, debug) as told:
+        from rich.markup import escape
+        from rich.table import Table
+
+        from softprompt.studies import StudyFolder
+        from softprompt.studies.report import write_report
+        from softprompt.studies.results import read_results
+        from softprompt.studies.tables import score_table
+
+        study = StudyFolder(folder)
+        written = write_report(study, output or folder / "report")
+        heads, rows = score_table(read_results(study))
+        table = Table(*(escape(head) for head in heads))
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        told.values.update({"page": str(written[0]), "files": [str(path) for path in written]})
+        told.human.print(table)
+        told.human.print(f"the report: {written[0]}", highlight=False, markup=False, soft_wrap=True)

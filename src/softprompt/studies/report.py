@@ -1,0 +1,256 @@
+"""A study's report: one HTML page that needs nothing else, and its tables and plots as files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from softprompt.files import write_text
+from softprompt.studies.figures import Plot, plots
+from softprompt.studies.folder import StudyFolder
+from softprompt.studies.results import StudyResults, chosen_rows, comparisons, confusion, doubts, read_results
+from softprompt.studies.tables import (
+    Table,
+    as_csv,
+    as_latex,
+    as_markdown,
+    cost_table,
+    in_words,
+    run_table,
+    score_table,
+)
+
+_STYLE = """
+:root { color-scheme: light dark;
+  --ink: #1a1a1a; --page: #ffffff; --line: #cccccc; --soft: #555555; --heat: 11 92 173; --note: #fff4d6; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --page: #16181b; --line: #44484d; --soft: #b0b0b0; --heat: 127 192 255; --note: #3a3117; }
+}
+body { margin: 2rem auto; max-width: 70rem; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif;
+       color: var(--ink); background: var(--page); }
+h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; } h2 { margin-top: 2.5rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; margin: .5rem 0; }
+caption { text-align: left; color: var(--soft); padding-bottom: .5rem; }
+th, td { border-bottom: 1px solid var(--line); padding: .35rem .7rem; text-align: right; white-space: nowrap; }
+th:first-child { text-align: left; } td.text { text-align: left; }
+tr.best { font-weight: 600; }
+figure { margin: 1rem 0; } figcaption { color: var(--soft); } figure svg { width: 100%; min-width: 30rem; max-width: 52rem; }
+dt { font-weight: 600; } dd { margin: 0 0 .5rem; overflow-wrap: anywhere; }
+.note { background: var(--note); padding: .5rem 1rem; border-radius: .3rem; }
+pre { overflow-x: auto; font-size: .85rem; }
+summary { cursor: pointer; }
+"""
+
+
+def write_report(folder: StudyFolder, output: Path) -> list[Path]:
+    """Write index.html, scores.csv, .md and .tex, costs.*, runs.csv and each plot as .svg and .png into `output`.
+
+    Returns what was written, the page first. Raises what `read_results` does, and OSError.
+    """
+    results = read_results(folder)
+    output.mkdir(parents=True, exist_ok=True)
+    pictures = plots(results)
+    files = {"index.html": page(results, pictures), "runs.csv": as_csv(run_table(results))}
+    for name, table in {"scores": score_table(results), "costs": cost_table(results)}.items():
+        files |= {
+            f"{name}.csv": as_csv(table),
+            f"{name}.md": as_markdown(table),
+            f"{name}.tex": as_latex(table),
+        }
+    files |= {f"{plot.name}.svg": plot.file() for plot in pictures}
+    for name, text in files.items():
+        write_text(output / name, text)
+    for plot in pictures:
+        (output / f"{plot.name}.png").write_bytes(plot.png())
+    return [output / name for name in (*files, *(f"{plot.name}.png" for plot in pictures))]
+
+
+def page(results: StudyResults, pictures: Sequence[Plot]) -> str:
+    """The whole page. Every text that comes from a config, a label or an error is escaped."""
+    title = escape(results.study.title)
+    parts = [
+        _facts(results),
+        _doubts(results),
+        _scores(results),
+        _comparisons(results),
+        "<h2>Costs</h2>" + _table(cost_table(results), "Costs, means over a line's runs"),
+        *(_picture(plot) for plot in pictures),
+        _confusions(results),
+        _chosen(results),
+        _failed(results),
+    ]
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{chr(10).join(part for part in parts if part)}
+</main>
+</body>
+</html>
+"""
+
+
+def _facts(results: StudyResults) -> str:
+    made = [result.outcome.facts["environment"] for result in results.finals]
+
+    def kinds(name: str) -> str:
+        return ", ".join(sorted({str(environment.get(name)) for environment in made}))
+
+    seeds = sorted({result.run.seed for result in results.finals})
+    versions = made[-1]["versions"]
+    facts = {
+        "Backbones": kinds("backbone"),
+        "Runs": f"{len({r.run.id for r in results.finals})} final, {len({r.run.id for r in results.searched})} to choose "
+        f"settings by, {len(results.failed)} failed or diverged",
+        "Seeds": ", ".join(map(str, seeds)),
+        "Scored on": ", ".join(results.data),
+        "Device": f"{kinds('device')}, {kinds('precision')}",
+        "Made with": f"softprompt {kinds('softprompt')}, commit {kinds('commit')}; "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + f"; {kinds('date')}",
+    }
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    return f"<dl>{items}</dl>"
+
+
+def _doubts(results: StudyResults) -> str:
+    found = "".join(f"<li>{escape(text)}</li>" for text in doubts(results))
+    return f'<div class="note" role="note"><ul>{found}</ul></div>' if found else ""
+
+
+def _scores(results: StudyResults) -> str:
+    means = {line: mean for line in results.lines if (mean := results.mean(line)) is not None}
+    best = max(means, key=means.__getitem__, default="")
+    chosen = "Settings were chosen on validation rows; " if results.searched else ""
+    read = "test rows were read once for each final run. " if results.data != ["validation"] else ""
+    note = (
+        "Mean over seeds ± sample standard deviation [95 % interval of the mean by Student's t] (number of seeds). "
+        f"{chosen}{read}The line with the best mean is in bold; whether it is better, the paired test says."
+    )
+    return "<h2>Scores</h2>" + _table(score_table(results), note, best)
+
+
+def _comparisons(results: StudyResults) -> str:
+    found = comparisons(results)
+    if not found:
+        return ""
+    heads = ["first less second", "difference", "pairs", "p", "p, Holm"]
+    rows = [
+        [
+            f"{c.first} − {c.second}",
+            in_words(c.difference, "+"),
+            str(c.difference.count),
+            f"{c.p:.3g}",
+            f"{c.holm:.3g}",
+        ]
+        for c in found
+    ]
+    smallest = min(c.difference.count for c in found)
+    note = (
+        "Paired over the runs of one seed, condition and data set: mean difference ± standard deviation [95 % interval by "
+        "Student's t], and the two-sided p of an exact sign-flip permutation test, alone and corrected for the number of "
+        f"comparisons after Holm. With {smallest} pairs no p can be below {2 / 2**smallest:.3g}."
+    )
+    return "<h2>Paired comparison</h2>" + _table((heads, rows), note)
+
+
+def _picture(plot: Plot) -> str:
+    return (
+        f"<h2>{escape(plot.title)}</h2><figure>"
+        f'<div class="wide" role="region" aria-label="{escape(plot.title)}" tabindex="0">{plot.svg()}</div>'
+        f"<figcaption>{escape(plot.alternative)}</figcaption></figure>"
+    )
+
+
+def _confusions(results: StudyResults) -> str:
+    parts = []
+    data = results.data[0]
+    for line in results.lines:
+        for condition in results.conditions:
+            counts = confusion(results.of(line, condition), data)
+            if counts:
+                name = f"{line}{f', {condition}' if condition else ''}"
+                parts.append(
+                    f"<details><summary>{escape(name)}</summary>{_confusion(counts, name)}</details>"
+                )
+    if not parts:
+        return ""
+    note = f"<p>Rows of {escape(data)} summed over seeds: true labels down, given labels across.</p>"
+    return "<h2>Confusion matrices</h2>" + note + "".join(parts)
+
+
+def _confusion(counts: Mapping[str, Mapping[str, int]], name: str) -> str:
+    labels = list(dict.fromkeys([*counts, *(label for row in counts.values() for label in row)]))
+    heads = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
+    rows = []
+    for gold in counts:
+        total = sum(counts[gold].values()) or 1
+        cells = "".join(
+            f'<td style="background: rgb(var(--heat) / {0.6 * counts[gold].get(label, 0) / total:.2f})">'
+            f"{counts[gold].get(label, 0)}</td>"
+            for label in labels
+        )
+        rows.append(f'<tr><th scope="row">{escape(gold)}</th>{cells}</tr>')
+    return (
+        f'<div class="wide" role="region" aria-label="{escape(name)}" tabindex="0"><table>'
+        f"<caption>{escape(name)}</caption><thead><tr><td></td>{heads}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _chosen(results: StudyResults) -> str:
+    rows = chosen_rows(results)
+    if not rows:
+        return ""
+    heads = ["", "settings", "validation", "runs", "ended", "chosen"]
+    cells = [
+        [
+            ", ".join(part for part in (row["line"], row["condition"]) if part),
+            ", ".join(f"{key} {value}" for key, value in row["settings"].items()),
+            "" if row["validation"] is None else f"{row['validation']:.3f}",
+            str(row["runs"]),
+            row["status"],
+            "chosen" if row["chosen"] else "",
+        ]
+        for row in rows
+    ]
+    note = "Every setting that was tried, by its mean validation score. The first of equals was chosen."
+    return "<h2>What was chosen on validation</h2>" + _table((heads, cells), note)
+
+
+def _failed(results: StudyResults) -> str:
+    parts = []
+    for result in results.failed:
+        facts = result.outcome.facts
+        told = (
+            f"{result.run.id}: {result.outcome.status}: {facts['error']['type']}: {facts['error']['message']}"
+        )
+        parts.append(
+            f"<details><summary>{escape(told)}</summary><pre>{escape(facts['traceback'])}</pre></details>"
+        )
+    return "<h2>Runs that went wrong</h2>" + "".join(parts) if parts else ""
+
+
+def _table(table: Table, caption: str, best: str = "") -> str:
+    heads, rows = table
+    top = "".join(f'<th scope="col">{escape(head)}</th>' if head else "<td></td>" for head in heads)
+    body = "".join(
+        f'<tr{" class=best" if best and row[0] == best else ""}><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="wide" role="region" aria-label="{escape(caption.split(".")[0])}" tabindex="0"><table>'
+        f"<caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )

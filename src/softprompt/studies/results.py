@@ -1,0 +1,257 @@
+"""What a study found: scores by what is compared, by condition and by seed."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from softprompt.studies.config import Study
+from softprompt.studies.folder import StudyFolder
+from softprompt.studies.plan import Outcome, Plan, PlannedRun, plan
+from softprompt.studies.statistics import Summary, holm, sign_flip_p, summarize
+
+COSTS = {
+    "trained_parameters": "trained parameters",
+    "seconds": "seconds in steps",
+    "wall_seconds": "seconds in all",
+    "host": "peak memory, MiB",
+    "device": "peak GPU memory, MiB",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that has ended. `line` is what is compared, `condition` the rest of its cell in words."""
+
+    run: PlannedRun
+    outcome: Outcome
+    line: str
+    condition: str
+
+    @property
+    def metric(self) -> str:
+        return str(self.outcome.facts["main_metric"])
+
+    def score(self, data: str) -> float | None:
+        """The main metric on a data set: validation, test or a domain's name."""
+        value = self.outcome.facts.get("metrics", {}).get(data, {}).get(self.metric)
+        return None if value is None else float(value)
+
+    def cost(self, name: str) -> float | None:
+        """One of COSTS."""
+        facts = self.outcome.facts
+        value = facts.get(name) if name not in ("host", "device") else facts.get("peak_memory", {}).get(name)
+        return None if value is None else value / 2**20 if name in ("host", "device") else float(value)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two lines over the runs that both have: the same condition, data set and seed.
+
+    difference  first less second
+    p, holm     of the paired sign-flip test, alone and corrected for the number of comparisons
+    """
+
+    first: str
+    second: str
+    difference: Summary
+    p: float
+    holm: float
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """Everything that tables and pictures are made of.
+
+    data  the data sets that final runs were scored on: "test" and the domains, or "validation" where there is no test
+    """
+
+    study: Study
+    plan: Plan
+    finals: Sequence[Result]
+    searched: Sequence[Result]
+    failed: Sequence[Result]
+    missing: int
+    data: Sequence[str]
+
+    @property
+    def lines(self) -> list[str]:
+        return list(dict.fromkeys(result.line for result in self.finals))
+
+    @property
+    def conditions(self) -> list[str]:
+        return list(dict.fromkeys(result.condition for result in self.finals))
+
+    def scores(self, line: str, condition: str, data: str) -> dict[int, float]:
+        """By seed."""
+        found = ((r.run.seed, r.score(data)) for r in self.of(line, condition))
+        return {seed: score for seed, score in found if score is not None}
+
+    def of(self, line: str, condition: str | None = None) -> list[Result]:
+        return [r for r in self.finals if r.line == line and condition in (None, r.condition)]
+
+    def majority(self, condition: str, data: str) -> float | None:
+        """What always giving the commonest label scores, where the metric is accuracy."""
+        for result in self.finals:
+            metrics = result.outcome.facts.get("metrics", {}).get(data, {})
+            if (
+                result.condition == condition
+                and result.metric == "accuracy"
+                and "majority_accuracy" in metrics
+            ):
+                return float(metrics["majority_accuracy"])
+        return None
+
+    def metric(self, condition: str) -> str:
+        return next(result.metric for result in self.finals if result.condition == condition)
+
+    def cost(self, line: str, name: str) -> float | None:
+        """The mean over a line's runs."""
+        found = [value for result in self.of(line) if (value := result.cost(name)) is not None]
+        return statistics.fmean(found) if found else None
+
+    def mean(self, line: str) -> float | None:
+        """The mean over conditions and data sets of the means over seeds; None where the line lacks one of them."""
+        found = [
+            list(self.scores(line, condition, data).values())
+            for condition in self.conditions
+            for data in self.data
+        ]
+        return (
+            statistics.fmean(statistics.fmean(scores) for scores in found) if all(found) and found else None
+        )
+
+
+def read_results(folder: StudyFolder) -> StudyResults:
+    """What there is by now. Raises FileNotFoundError for a folder without a study, ValueError for one without a result."""
+    study = folder.study()
+    found = plan(study, folder.outcome)
+    ended = [
+        Result(run, outcome, run.cell.get(study.compare, study.title), _condition(study, run.cell))
+        for run in found.runs
+        if (outcome := folder.outcome(run.id)) is not None
+    ]
+    finals = [r for r in ended if r.run.stage == "final" and r.outcome.status == "finished"]
+    if not finals:
+        raise ValueError(
+            f"{folder.path} has no final run that has finished, of {len(found.runs)} runs and {found.later} more: "
+            "run softprompt compare to its end"
+        )
+    names = dict.fromkeys(name for r in finals for name in r.outcome.facts["metrics"])
+    judged = [name for name in names if name not in ("train", "validation")] or ["validation"]
+    return StudyResults(
+        study,
+        found,
+        finals,
+        [r for r in ended if r.run.stage == "search"],
+        [r for r in ended if r.outcome.status in ("failed", "diverged")],
+        len(found.runs) - len(ended) + found.later,
+        judged,
+    )
+
+
+def comparisons(results: StudyResults) -> list[Comparison]:
+    """Every pair of lines that have runs in common; a metric is compared with itself only."""
+    pairs = []
+    for first, second in itertools.combinations(results.lines, 2):
+        differences = []
+        for condition, data in itertools.product(results.conditions, results.data):
+            ours, theirs = results.scores(first, condition, data), results.scores(second, condition, data)
+            differences += [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+        if differences:
+            pairs.append((first, second, differences))
+    p_values = [sign_flip_p(differences) for _, _, differences in pairs]
+    return [
+        Comparison(first, second, summarize(differences), p, corrected)
+        for (first, second, differences), p, corrected in zip(pairs, p_values, holm(p_values), strict=True)
+    ]
+
+
+def pareto_front(points: Mapping[str, tuple[float, float]]) -> set[str]:
+    """Names of the (cost, score) points that none betters: as cheap and better, or cheaper and as good."""
+    return {
+        name
+        for name, (cost, score) in points.items()
+        if not any(
+            (c <= cost and s > score) or (c < cost and s >= score)
+            for other, (c, s) in points.items()
+            if other != name
+        )
+    }
+
+
+def confusion(results: Sequence[Result], data: str) -> dict[str, Counter[str]]:
+    """Counts summed over runs: true label -> given label; empty for a task without."""
+    total: dict[str, Counter[str]] = defaultdict(Counter)
+    for result in results:
+        for gold, row in result.outcome.facts.get("metrics", {}).get(data, {}).get("confusion", {}).items():
+            total[gold].update(row)
+    return dict(total)
+
+
+def doubts(results: StudyResults) -> list[str]:
+    """What a reader should know before believing the tables."""
+    found = list(results.plan.stuck)
+    if results.missing:
+        found.append(f"{results.missing} runs have not been made yet: the tables are not whole.")
+    few = min(len({r.run.seed for r in results.of(line)}) for line in results.lines)
+    if few < 3:
+        found.append(
+            f"Some lines have {few} seed{'s' * (few != 1)} only: a spread over fewer than 3 says little."
+        )
+    if results.data == ["validation"]:
+        found.append(
+            "There are no test data: these are scores on the rows that checkpoints and settings were chosen by."
+        )
+    for what in ("softprompt", "commit", "device", "precision"):
+        kinds = {str(r.outcome.facts["environment"].get(what)) for r in results.finals}
+        if len(kinds) > 1 and not (what == "precision" and "backbone" in results.study.axes):
+            found.append(f"Runs were made with different {what}: {', '.join(sorted(kinds))}.")
+    digests: dict[str, set[str]] = defaultdict(set)
+    for result in results.finals:
+        for name, source in result.run.values["data"].items():
+            rows = result.outcome.facts["rows"].get(name)
+            if source and rows and "shots" not in result.run.values:
+                digests[f"{name} rows of {source['source']} (limit {source['limit']})"].add(rows["sha256"])
+    found += [f"The {name} changed while the study ran." for name, kinds in digests.items() if len(kinds) > 1]
+    concerns = Counter(concern for r in results.finals for concern in r.outcome.facts.get("concerns", ()))
+    found += [f"{count} runs: {concern}" for concern, count in concerns.most_common(8)]
+    return found
+
+
+def _condition(study: Study, cell: Mapping[str, str]) -> str:
+    parts = [
+        label if any(c.isalpha() for c in label) else f"{axis.split('.')[-1]} {label}"
+        for axis, label in cell.items()
+        if axis != study.compare
+    ]
+    return ", ".join(parts)
+
+
+def chosen_rows(results: StudyResults) -> list[dict[str, Any]]:
+    """Each setting that was tried: cell, settings, mean validation score, runs, whether it was chosen."""
+    groups: dict[tuple[str, str, str], list[Result]] = defaultdict(list)
+    for result in results.searched:
+        groups[result.line, result.condition, repr(dict(result.run.chosen))].append(result)
+    taken = {(r.line, r.condition, repr(dict(r.run.chosen))) for r in results.finals if r.run.chosen}
+    rows = []
+    for key, found in groups.items():
+        scores = [
+            v for r in found if (v := r.outcome.validation) is not None and r.outcome.status == "finished"
+        ]
+        rows.append(
+            {
+                "line": key[0],
+                "condition": key[1],
+                "settings": dict(found[0].run.chosen),
+                "validation": statistics.fmean(scores) if len(scores) == len(found) else None,
+                "status": ", ".join(sorted({r.outcome.status for r in found})),
+                "runs": len(found),
+                "chosen": key in taken,
+            }
+        )
+    return rows

@@ -1,0 +1,136 @@
+"""A study's results as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Sequence
+
+from softprompt.studies.results import COSTS, StudyResults
+from softprompt.studies.statistics import Summary, summarize
+
+Table = tuple[list[str], list[list[str]]]
+"""Names of the columns, and the rows."""
+
+
+def score_table(results: StudyResults) -> Table:
+    """A line for each thing compared, a column for each condition and data set: mean ± std [95 % interval] (seeds)."""
+    columns = list(itertools.product(results.conditions, results.data))
+    heads = ["", *(_head(results, condition, data) for condition, data in columns)]
+    rows = [[line, *(_cell(results, line, c, d) for c, d in columns)] for line in results.lines]
+    majority = [results.majority(condition, data) for condition, data in columns]
+    if any(value is not None for value in majority):
+        rows.append(["always the commonest label", *("" if v is None else f"{v:.3f}" for v in majority)])
+    return heads, rows
+
+
+def cost_table(results: StudyResults) -> Table:
+    """What a line's runs took, on average."""
+    names = [name for name in COSTS if any(results.cost(line, name) is not None for line in results.lines)]
+    return ["", *(COSTS[name] for name in names)], [
+        [line, *(_number(results.cost(line, name)) for name in names)] for line in results.lines
+    ]
+
+
+def run_table(results: StudyResults) -> Table:
+    """Every run that ended, a row each."""
+    axes = list(dict.fromkeys(axis for run in results.plan.runs for axis in run.cell))
+    heads = [
+        "run",
+        "status",
+        "stage",
+        *axes,
+        "seed",
+        "chosen",
+        "metric",
+        "validation",
+        *_judged(results),
+        *COSTS,
+    ]
+    ended = list({r.run.id: r for r in (*results.searched, *results.finals, *results.failed)}.values())
+    rows = []
+    for result in ended:
+        run, facts = result.run, result.outcome.facts
+        scores = [
+            result.score(name) if "main_metric" in facts else None
+            for name in ("validation", *_judged(results))
+        ]
+        chosen = " ".join(f"{key}={value}" for key, value in run.chosen.items())
+        cells = [
+            run.id,
+            result.outcome.status,
+            run.stage,
+            *(run.cell.get(axis, "") for axis in axes),
+            str(run.seed),
+        ]
+        numbers = [*scores, *(result.cost(name) for name in COSTS)]
+        rows.append(
+            [*cells, chosen, facts.get("main_metric", ""), *("" if n is None else repr(n) for n in numbers)]
+        )
+    return heads, rows
+
+
+def as_csv(table: Table) -> str:
+    heads, rows = table
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([heads, *rows])
+    return text.getvalue()
+
+
+def as_markdown(table: Table) -> str:
+    heads, rows = table
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in [heads, *rows]]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(heads) - 1), *lines[1:]]) + "\n"
+
+
+def as_latex(table: Table) -> str:
+    """A tabular with booktabs' rules."""
+    heads, rows = table
+    lines = [" & ".join(_tex(cell) for cell in row) + r" \\" for row in [heads, *rows]]
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}"
+    return (
+        "\n".join([begin, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}"])
+        + "\n"
+    )
+
+
+def in_words(summary: Summary, sign: str = "") -> str:
+    """ "0.812 ± 0.013 [0.780, 0.844] (3)"."""
+    if summary.std is None or summary.low is None or summary.high is None:
+        return f"{summary.mean:{sign}.3f} ({summary.count})"
+    spread = f"± {summary.std:.3f} [{summary.low:{sign}.3f}, {summary.high:{sign}.3f}]"
+    return f"{summary.mean:{sign}.3f} {spread} ({summary.count})"
+
+
+def _judged(results: StudyResults) -> Sequence[str]:
+    return [name for name in results.data if name != "validation"]
+
+
+def _head(results: StudyResults, condition: str, data: str) -> str:
+    where = [] if len(results.data) == 1 and data == "test" else [data]
+    return ", ".join([*([condition] if condition else []), *where, results.metric(condition)])
+
+
+def _cell(results: StudyResults, line: str, condition: str, data: str) -> str:
+    scores = list(results.scores(line, condition, data).values())
+    return in_words(summarize(scores)) if scores else ""
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def _tex(text: str) -> str:
+    return text.translate(_TEX)
+
+
+_TEX = {ord(sign): "\\" + sign for sign in "&%#_{}$"} | {
+    ord("\\"): r"\textbackslash{}",
+    ord("±"): r"$\pm$",
+    ord("~"): r"\textasciitilde{}",
+    ord("^"): r"\textasciicircum{}",
+}
