@@ -1,0 +1,39 @@
+"""The studies that come with the project: each comes to runs that can be made, as it is and with --full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from softprompt import carriers
+from softprompt.studies import Outcome, plan, read_study
+
+STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_ready_study_comes_to_runs(path: Path, full: bool) -> None:
+    if full:
+        pytest.importorskip("optuna")
+    study = read_study(path, full=full)
+    known: dict[str, Outcome] = {}
+    while todo := [run for run in plan(study, known.get).runs if run.id not in known]:
+        for run in todo:
+            settings = run.settings()
+            data = settings.config.data
+            for source in (data.train, data.validation, data.test, *settings.domains.values()):
+                assert source is None or source.source in carriers.names()
+            metrics = {"validation": {"accuracy": len(known) % 7}}
+            known[run.id] = Outcome("finished", {"main_metric": "accuracy", "metrics": metrics})
+    finals = [run for run in plan(study, known.get).runs if run.stage == "final"]
+    assert all("test" in run.values["data"] for run in finals)
+    trained = [run for run in finals if run.values["method"]["name"] not in ("zero-shot", "manual-prompt")]
+    assert len({run.seed for run in trained}) >= 3
+    assert ("HuggingFaceTB" in finals[0].values["backbone"]["name"]) == full
+
+
+def test_there_is_one_for_each_question() -> None:
+    names = {path.stem for path in STUDIES}
+    assert names >= {"prompt-length", "init", "steps", "dept", "peft", "domain-shift", "few-shot", "methods"}
