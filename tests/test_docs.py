@@ -35,6 +35,7 @@ def blocks(document: str, language: str) -> list[str]:
         "docs/protocols.md",
         "docs/methods/words.md",
         "docs/methods/clip.md",
+        "docs/studies.md",
     ],
 )
 def test_the_python_of_a_document_runs(
@@ -125,3 +126,29 @@ def test_the_method_in_contributing_works(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tuned.module.gain != 1).all()  # type: ignore[union-attr]
     again = method.restore(backbone.spec, tuned.module.state_dict())
     assert (again.gain == tuned.module.gain).all()  # type: ignore[union-attr]
+
+
+def test_the_comparison_of_the_how_to_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from softprompt.cli import app
+    from tests.cli.runs import write_backbone
+
+    [study] = blocks("docs/how-to.md", "yaml")
+    [commands] = blocks("docs/how-to.md", "bash")
+    monkeypatch.chdir(tmp_path)
+    write_backbone(tmp_path / "model")
+    study = study.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "{name: model, dtype: float32, device: cpu}")
+    (tmp_path / "study.yaml").write_text(study.replace("steps: 100", "steps: 2"))
+    rows = [(f"film {i} is {word}", label) for i in range(10) for word, label in WORDS]
+    lines = ["text,label", *(f"{text},{label}" for text, label in rows)]
+    (tmp_path / "reviews.csv").write_text("\n".join(lines))
+    install, *rest = commands.splitlines()
+    assert len(rest) <= 4
+    assert install.startswith("pip install")
+    for line in rest:
+        result = CliRunner().invoke(app, shlex.split(line, comments=True)[1:])
+        assert result.exit_code == 0, (line, result.output)
+    page = (tmp_path / "mood" / "report" / "index.html").read_text()
+    assert all(name in page for name in ("zero-shot", "prompt-tuning", "lora rank=4", "Paired comparison"))
+
+
+WORDS = (("good", "praise"), ("bad", "complaint"))

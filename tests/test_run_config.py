@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from softprompt.prompts import PromptTuning
-from softprompt.run_config import differences, override, parse_config, read_config
+from softprompt.run_config import SourceConfig, differences, override, parse_config, read_config, source_rows
 
 MINIMAL: dict[str, Any] = {
     "backbone": "smollm2-135m-instruct",
@@ -133,3 +134,21 @@ def test_a_backbone_takes_what_load_backbone_takes_and_defaults_are_not_written_
         assert parse_config(config.as_dict()) == config
     with pytest.raises(ValueError, match=r"unknown key 'backbone\.prefx_lm'; did you mean 'prefix_lm'"):
         parse_config({**MINIMAL, "backbone": backbone | {"prefx_lm": True}})
+
+
+def test_parts_of_a_file_share_no_row_and_do_not_depend_on_its_order(tmp_path: Path) -> None:
+    rows = [{"text": f"row {i % 50}", "label": "pos"} for i in range(80)]  # some of them twice
+    names = ("train", "validation", "test")
+
+    def parts(ordered: list[dict[str, str]]) -> dict[str, list[str]]:
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+        return {n: [r["text"] for r in source_rows(SourceConfig(str(file), part=n), n)] for n in names}
+
+    found, again = parts(rows), parts(rows[::-1])
+    assert {name: len(set(part)) for name, part in found.items()} == {"train": 40, "validation": 5, "test": 5}
+    assert not set(found["train"]) & set(found["validation"]) | set(found["train"]) & set(found["test"])
+    assert sum(map(len, found.values())) == 80
+    assert {name: sorted(part) for name, part in found.items()} == {n: sorted(p) for n, p in again.items()}
+    with pytest.raises(ValueError, match="3 different rows cannot be split"):
+        parts(rows[:3])

@@ -17,13 +17,14 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from softprompt.binding import settings_of
+from softprompt.data import load_rows, names_file, rows_of_part, subsample
 from softprompt.errors import explain
 from softprompt.prompts import Method, methods
 from softprompt.recipe import Recipe
@@ -62,6 +63,8 @@ class SourceConfig:
     """By default the one of its own name (train, validation, test); a file has none."""
     limit: int | None = Field(default=None, ge=1)
     """At most so many rows, the same ones whatever the run's seed."""
+    part: Literal["train", "validation", "test"] | None = None
+    """Of rows that nobody has split: eight, one and one tenth of them, equal rows in the same part."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -86,7 +89,12 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values that `parse_config` reads back as the same run."""
-        data = {name: value for name, value in settings_of(self.data).items() if value is not None}
+        # A source of whole rows is written as it was before there were parts: runs are named by this.
+        data = {
+            name: {key: item for key, item in source.items() if key != "part" or item is not None}
+            for name, source in settings_of(self.data).items()
+            if source is not None
+        }
         recipe = settings_of(self.recipe)
         seed = recipe.pop("seed")
         backbone = settings_of(self.backbone)
@@ -169,6 +177,15 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
             Recipe, _with_seed(as_mapping(values.get("recipe") or {}, "recipe"), values.get("seed")), "recipe"
         ),
     )
+
+
+def source_rows(source: SourceConfig, usual: str) -> list[dict[str, Any]]:
+    """The rows of a source; of one with splits the `usual` one unless it names another. Raises as `load_rows`."""
+    split = source.split or (None if names_file(source.source) else usual)
+    rows = load_rows(source.source, split)
+    if source.part is not None:
+        rows = rows_of_part(rows, source.part)
+    return rows if source.limit is None else subsample(rows, source.limit, seed=0)
 
 
 def differences(found: Any, expected: Any, place: str = "") -> dict[str, tuple[Any, Any]]:

@@ -97,9 +97,9 @@ def test_backbone_and_data_are_read_once(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    load = worker.load_rows
+    load = worker.source_rows
     monkeypatch.setattr(
-        worker, "load_rows", lambda source, *rest: (read.append(source), load(source, *rest))[1]
+        worker, "source_rows", lambda source, usual: (read.append(usual), load(source, usual))[1]
     )
     opened: list[str] = []
 

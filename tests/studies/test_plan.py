@@ -246,3 +246,9 @@ def test_a_missing_or_broken_study_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- a")
     with pytest.raises(ValueError, match=r"list.yaml: a study is \['a'\], expected keys and values"):
         read_study(tmp_path / "list.yaml")
+
+
+def test_the_name_of_a_run_stays_what_it_was() -> None:
+    """A run that was made by an older version must not be made again because a setting was added."""
+    [run] = runs_of(method={"name": "prompt-tuning", "length": 20}, domains={"d": "d.csv"})
+    assert run.id == "seed0-50517bef4064"

@@ -65,8 +65,8 @@ def _train(
 
     from softprompt import fitting
     from softprompt.cli import _run_folder
-    from softprompt.cli._results import never_predicted, read_source
-    from softprompt.run_config import read_config
+    from softprompt.cli._results import never_predicted
+    from softprompt.run_config import read_config, source_rows
 
     config = read_config(path, changes)
     folder = _run_folder.RunFolder(output)
@@ -75,7 +75,7 @@ def _train(
         folder.check(config, overwrite=overwrite, resume=resume)
     # All of it before the first step: a file that is missing should not be found out after an hour.
     rows = {
-        name: read_source(source.source, source.split, name, source.limit)
+        name: source_rows(source, name)
         for name in ("train", "validation", "test")
         if (source := getattr(config.data, name)) is not None
     }

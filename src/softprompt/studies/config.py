@@ -130,7 +130,10 @@ class RunSettings:
         if self.shots is not None:
             values["shots"] = self.shots
         if self.domains:
-            values["domains"] = {name: dataclasses.asdict(source) for name, source in self.domains.items()}
+            values["domains"] = {
+                name: {k: v for k, v in dataclasses.asdict(source).items() if k != "part" or v is not None}
+                for name, source in self.domains.items()
+            }
         return values
 
 

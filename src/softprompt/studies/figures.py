@@ -138,6 +138,8 @@ def _curves(results: StudyResults) -> Plot:
                     axes.plot(
                         *zip(*points, strict=True), f"{mark}-", color=colour, markersize=3, label=_plain(line)
                     )
+            if (majority := results.majority(condition, "validation")) is not None:
+                axes.axhline(majority, color=ink, linestyle=":", linewidth=0.8, label="commonest label")
             axes.set_title(_plain(condition), color=ink, fontsize=10)
             axes.set_xlabel("optimizer step")
             axes.set_ylabel(f"validation {results.metric(condition)}")

@@ -6,7 +6,6 @@ study that was killed therefore draws what it would have drawn, and so does anot
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -82,13 +81,22 @@ def _select_of(study: Study, cell: Mapping[str, str]) -> Select:
 def _ask(
     search: SearchConfig, select: Select, runs: Sequence[PlannedRun], ended: Sequence[Outcome], number: int
 ) -> dict[str, Any]:
-    optuna = _optuna()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    """A trial's settings. A study is planned after each run: what was drawn before is not drawn again."""
+    seen = [
+        (o.status, o.validation, o.facts.get("evaluations"), dict(r.chosen))
+        for r, o in zip(runs, ended, strict=True)
+    ]
+    key = repr((search, dict(select), seen, number))
+    if key not in _DRAWN:
+        optuna = _optuna()
         sampler = optuna.samplers.TPESampler(seed=search.seed * 1_000_003 + number, n_startup_trials=5)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    _tell(study, select, runs, ended)
-    return dict(study.ask(_distributions(select)).params)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        _tell(study, select, runs, ended)
+        _DRAWN[key] = dict(study.ask(_distributions(select)).params)
+    return dict(_DRAWN[key])
+
+
+_DRAWN: dict[str, dict[str, Any]] = {}  # a function of the key
 
 
 def _tell(study: optuna.Study, select: Select, runs: Sequence[PlannedRun], ended: Sequence[Outcome]) -> None:

@@ -22,14 +22,12 @@ import torch
 
 from softprompt import store
 from softprompt.backbones.base import Backbone
-from softprompt.binding import read_rows
-from softprompt.data import load_rows, names_file
 from softprompt.errors import SoftpromptWarning
 from softprompt.files import write_text
 from softprompt.fitting import fit
 from softprompt.progress import Progress, Record, Silent
 from softprompt.protocols.few_shot import few_shot_splits
-from softprompt.run_config import BackboneConfig, SourceConfig
+from softprompt.run_config import BackboneConfig, SourceConfig, source_rows
 from softprompt.studies.config import RunSettings
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.plan import Outcome, PlannedRun
@@ -68,8 +66,7 @@ class Worker:
         """Read once. usual: the split of a source that has splits and names none."""
         key = repr((source, usual))
         if key not in self._rows:
-            split = source.split or (None if names_file(source.source) else usual)
-            rows = read_rows(load_rows(source.source, split, source.limit))
+            rows: list[Row] = list(source_rows(source, usual))
             self._rows[key], self._digests[id(rows)] = rows, _about(rows)
         return self._rows[key]
 
