@@ -1,5 +1,5 @@
 """Visual prompts on a ViT-B/16-shaped random model: prompts as keys and values against concatenation; L2P's queries kept
-against computed in every step.
+against computed in every step; all methods.
 
 Letters: B images, P prompt rows, L layers, d width.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
-from benchmarks import harness, sides
+from benchmarks import harness, sides, vision_methods
 from benchmarks.harness import Row
 from benchmarks.sides import Outcome
 from softprompt.backbones.precision import resolve_dtype
@@ -209,6 +209,14 @@ def pool(setting: Setting) -> list[Row]:
     return made
 
 
+def methods(setting: Setting) -> list[Row]:
+    """The cases of `vision_methods`."""
+    memory = harness.measures_memory(setting.device)
+    return vision_methods.cases(
+        backbone(setting, True), images(setting), setting.repetitions, setting.only, memory=memory
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = harness.parser(
@@ -222,7 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     setting = Setting(options.quick, options.tiny, options.only, device, resolve_dtype(options.dtype, device))
     start = time.perf_counter()
-    harness.report(NAME, deep(setting) + pool(setting), argv, options.json)
+    rows = deep(setting) + pool(setting) + methods(setting)
+    harness.report(NAME, rows, argv, options.json)
     print(f"{time.perf_counter() - start:.0f} s")
     return 0
 

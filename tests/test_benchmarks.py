@@ -16,6 +16,7 @@ from benchmarks import (
     gpu_prompt_tuning,
     harness,
     language_methods,
+    vision_methods,
     vision_prompts,
 )
 from benchmarks.harness import Row
@@ -80,9 +81,13 @@ def test_the_vision_benchmark_measures_every_length_and_the_pool(tmp_path: Path)
     path = tmp_path / "vision.json"
     assert vision_prompts.main(["--tiny", "--json", str(path)]) == 0
     rows = read(path)
-    lengths = [f"VPT-Deep p={length}" for length in (50, 100, 200)]
-    assert set(rows) == {*lengths, "L2P train", "L2P eval"}
-    for row in rows.values():
+    deep = {f"VPT-Deep p={length}" for length in (50, 100, 200)}
+    shared = {"L2P train", "L2P eval", "Linear cached", "Partial-1 cached"}
+    table = {f"method {name}" for name in vision_methods.METHODS}
+    memory = {f"{name}, memory" for name in table} if harness.measures_memory(torch.device("cpu")) else set()
+    assert set(rows) == deep | shared | table | memory | {"VPT-Deep step against full fine-tuning"}
+    assert all(rows[name]["unit"] == "images/s" for name in table)
+    for row in (rows[name] for name in deep | shared):
         assert (row["unit"], row["batch"], row["dtype"]) == ("s", 2, "float32")
         # 1e-4: float32 sums of some hundred terms, in another order on each side.
         assert max(row["relative_difference"].values()) < 1e-4

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
         LoRA,
         ManualPrompt,
         MLPProbe,
+        PartialTuning,
+        SideTuning,
         ZeroShot,
     )
     from softprompt.errors import CheckpointError, SoftpromptWarning, TrainingDiverged
+    from softprompt.feature_cache import FeatureCache
     from softprompt.fitting import fit
     from softprompt.images import ImageRule
     from softprompt.mixed import MixedPrompts
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from softprompt.protocols.domain_shift import Domain, DomainShift, evaluate_domains
     from softprompt.protocols.ensembling import EnsembleMetrics, PromptEnsemble
     from softprompt.protocols.few_shot import FewShotSplit, few_shot_runs, few_shot_splits
+    from softprompt.protocols.probe_grid import ProbeGrid, probe_grid
     from softprompt.protocols.recycling import port_prompt
     from softprompt.protocols.rehearsal import Rehearsal
     from softprompt.protocols.selection import Candidate, Selection, candidates, select_and_test
@@ -87,10 +91,13 @@ _HOMES = {
     "MLPProbe": "softprompt.baselines",
     "FullTuning": "softprompt.baselines",
     "ManualPrompt": "softprompt.baselines",
+    "PartialTuning": "softprompt.baselines",
+    "SideTuning": "softprompt.baselines",
     "ZeroShot": "softprompt.baselines",
     "CheckpointError": "softprompt.errors",
     "SoftpromptWarning": "softprompt.errors",
     "TrainingDiverged": "softprompt.errors",
+    "FeatureCache": "softprompt.feature_cache",
     "fit": "softprompt.fitting",
     "FoundPrompt": "softprompt.projection",
     "project_prompt": "softprompt.projection",
@@ -125,6 +132,8 @@ _HOMES = {
     "FewShotSplit": "softprompt.protocols.few_shot",
     "few_shot_runs": "softprompt.protocols.few_shot",
     "few_shot_splits": "softprompt.protocols.few_shot",
+    "ProbeGrid": "softprompt.protocols.probe_grid",
+    "probe_grid": "softprompt.protocols.probe_grid",
     "port_prompt": "softprompt.protocols.recycling",
     "Candidate": "softprompt.protocols.selection",
     "Selection": "softprompt.protocols.selection",
@@ -172,6 +181,7 @@ __all__ = [
     "DomainShift",
     "DualPrompt",
     "EnsembleMetrics",
+    "FeatureCache",
     "FewShot",
     "FewShotSplit",
     "FoundPrompt",
@@ -188,7 +198,9 @@ __all__ = [
     "MixedPrompts",
     "PTuning",
     "PTuningV2",
+    "PartialTuning",
     "PrefixTuning",
+    "ProbeGrid",
     "PromptEnsemble",
     "PromptFileError",
     "PromptTuning",
@@ -198,6 +210,7 @@ __all__ = [
     "ResidualPromptTuning",
     "Selection",
     "SequenceClassification",
+    "SideTuning",
     "SoftpromptWarning",
     "SpanExtraction",
     "SpanPrediction",
@@ -223,6 +236,7 @@ __all__ = [
     "load_backbone",
     "methods",
     "port_prompt",
+    "probe_grid",
     "project_prompt",
     "prompt_similarity",
     "rank_sources",

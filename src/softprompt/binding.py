@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from softprompt import store
 from softprompt.backbones.base import Backbone, BackboneSpec
+from softprompt.baselines._copies import plain_name
 from softprompt.data import load_rows
 from softprompt.images import ImagePooling
 from softprompt.model import PromptedModel
@@ -130,7 +131,7 @@ def trained_tensors(
 
 def changed_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Weights of a backbone's model that a method trains, as `backbone.*`: they, and no others, require a gradient."""
-    return {f"backbone.{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    return {f"backbone.{plain_name(name)}": p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def named_state(module: nn.Module, model: nn.Module, head: nn.Module | None) -> dict[str, Tensor]:

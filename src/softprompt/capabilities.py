@@ -77,7 +77,8 @@ Written by `python -m softprompt.capabilities`; a test compares it with the code
 A text encoder has no words to answer with: its tasks are those with a head. Probes need a task with a head; the
 methods that train nothing need one that is answered by words. Some things are seen only when a method is applied, and
 are an error then: BitFit needs biases, which Llama and its kin do not have; adapters need layers of attention and a
-feed-forward network, which state-space models and mixtures of experts do not have; on images, prompts cannot start
+feed-forward network, which state-space models and mixtures of experts do not have, partial tuning layers of attention with
+weights of their own; on images, prompts cannot start
 from words: set `init="uniform"` (virtual tokens) or `init="random"` (prefixes).
 """
 

@@ -28,13 +28,14 @@ from softprompt.binding import (
 )
 from softprompt.data import names_file
 from softprompt.errors import SoftpromptWarning, TrainingDiverged
+from softprompt.feature_cache import FeatureCache, with_features
 from softprompt.model import HeadModel, PromptedModel, WordModel
 from softprompt.outputs import EncodedRow, windows_of
 from softprompt.progress import ConsoleProgress, Progress, Silent
 from softprompt.prompts import BuildContext, Method
 from softprompt.recipe import Recipe
 from softprompt.search import SearchProblem
-from softprompt.tasks.base import Task
+from softprompt.tasks.base import Row, Task
 from softprompt.tasks.columns import guess
 from softprompt.tuned import TunedPrompt
 
@@ -52,6 +53,7 @@ def fit(
     start: TunedPrompt | Mapping[str, Tensor] | None = None,
     folder: str | Path | None = None,
     resume: bool = True,
+    cache_features: bool | str | Path | FeatureCache = False,
     progress: bool | Progress = True,
     **settings: Any,
 ) -> TunedPrompt:
@@ -64,6 +66,8 @@ def fit(
     start              a prompt of the same method, or its `state()`, to go on from with a fresh optimizer; its head and
                        the weights that the method changed are taken over too
     folder             checkpoints go there, so that a run that was killed goes on when it is started again
+    cache_features     compute what lies below the first trained weight once for each row: of a probe all of the backbone, of
+                       PartialTuning and VPT(last_layers=...) the layers below. True: in memory; or a folder
     progress           True: a bar; False: silence; or your own
 
     Raises ValueError for data, templates and settings that do not fit together, TrainingDiverged when the loss becomes
@@ -125,7 +129,7 @@ def fit(
         model.forget()
         assert validation_rows is not None
         # Encoded once: what is kept of a row, is kept of its image.
-        rows = validation_encoded or [encoder.encode(row) for row in validation_rows]
+        rows = validation_encoded or encoded(validation_rows)
         validation_encoded[:] = rows
         metrics = evaluate(model, task, encoder, validation_rows, encoded=rows)
         model.forget()
@@ -159,6 +163,16 @@ def fit(
             None if baked is module else module,
         )
 
+    def encoded(rows: Sequence[Row], *, cut: bool = False) -> list[EncodedRow]:
+        found = [encoder.encode(row) for row in rows]
+        if cut:  # what is trained on: the windows of a row that is too long
+            found = [part for row in found for part in windows_of(row)]
+        if cache is None:
+            return found
+        # Of the given backbone: what a method puts into its copy is no part of what is frozen.
+        return with_features(backbone, found, method.frozen_layers(spec), cache, batch_size=recipe.batch_size)
+
+    cache = FeatureCache.of(cache_features)
     evaluations: list[dict[str, Any]] = []
     validation_encoded: list[EncodedRow] = []
     watcher = ConsoleProgress() if progress is True else Silent() if progress is False else progress
@@ -192,7 +206,7 @@ def fit(
             parameters,
             groups,
             encoder,
-            [part for row in train_rows for part in windows_of(encoder.encode(row))],
+            encoded(train_rows, cut=True),
             recipe,
             evaluate=validate if validation_rows else None,
             main_metric=task.main_metric if validation_rows else None,

@@ -86,6 +86,18 @@ class Penalized:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What the frozen backbone computed of a row before, without any prompt.
+
+    layer   the layer that `states` enter, from 0; None: all were passed
+    states  (T, d); behind all layers what a head reads, (len(read), d). On the CPU, in the backbone's precision
+    """
+
+    layer: int | None
+    states: Tensor
+
+
+@dataclass(frozen=True)
 class EncodedRow:
     """One row of a task as a backbone reads it.
 
@@ -102,6 +114,7 @@ class EncodedRow:
     windows  the further parts of a row that is too long for one sequence, as rows of their own; see `windows_of`
     media    what the model is given beside tokens: a spectrogram (mel bins, frames), pixels (3, H, W),
              uint8 as they are or floating-point numbers as the model reads them
+    known    what need not be computed of it again; only for methods that leave all below as it is
     """
 
     context: tuple[int, ...]
@@ -114,6 +127,7 @@ class EncodedRow:
     origin: Any = field(default=None, compare=False)
     windows: tuple[EncodedRow, ...] = ()
     media: Tensor | None = field(default=None, compare=False)
+    known: Known | None = field(default=None, compare=False)
 
 
 def windows_of(row: EncodedRow) -> list[EncodedRow]:

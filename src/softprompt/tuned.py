@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from softprompt import store
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.loading import load_backbone
+from softprompt.baselines._copies import plain_name
 from softprompt.baselines.lora import LoRA
 from softprompt.binding import (
     Rows,
@@ -236,7 +237,8 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
     kept, head_tensors, changed = (_named(saved.tensors, part) for part in ("prompt.", "head.", "backbone."))
     if changed:
         backbone = method.prepare(backbone, torch.Generator())
-        parameters = dict(backbone.model.named_parameters())
+        parameters = {plain_name(name): p for name, p in backbone.model.named_parameters()}
+        changed = {plain_name(name): tensor for name, tensor in changed.items()}
         if unknown := sorted(changed.keys() - parameters.keys()):
             raise store.PromptFileError(
                 f"{folder}: the backbone that {method.name} prepares has no weight {unknown[0]!r}"

@@ -14,7 +14,8 @@ from torch.testing import assert_close
 
 from softprompt import Adapter, BitFit, LoRA, SequenceClassification, fit, load
 from softprompt.backbones.causal import CausalBackbone
-from softprompt.baselines.adapter import Bottleneck, sublayer_outputs, transformer_layers, width_of
+from softprompt.baselines._layers import transformer_layers
+from softprompt.baselines.adapter import Bottleneck, sublayer_outputs, width_of
 from softprompt.outputs import EncodedRow, PromptOutput
 from softprompt.prompts import Method
 from softprompt.store import PromptFileError

@@ -147,18 +147,27 @@ class Tower:
         )
 
     def through(
-        self, rows: Tensor, prompt: ImagePrompt, reads: Collection[ImagePooling], *, beside: bool
+        self,
+        rows: Tensor,
+        prompt: ImagePrompt,
+        reads: Collection[ImagePooling],
+        *,
+        beside: bool,
+        start: int = 0,
+        stop: int | None = None,
     ) -> tuple[Tensor, int]:
         """Rows behind the last layer, and how many prompt rows are among them. (B, T, d) -> (B, T', d).
 
         reads   what will be read of them: rows that are not needed for it may be missing
         beside  rows that nobody reads enter as keys and values; else every layer runs all of them
+        start   the layer that the given rows enter; in front of it there must be no prompt
+        stop    the layer in front of which the rows are wanted; None: behind the last
         """
         inside, last = 0, len(self.layers) - 1
         if prompt.tokens is not None and prompt.entry == 0:
             rows, inside = self.insert(rows, prompt.tokens), prompt.tokens.shape[1]
         own = list(prompt.layers) or [None] * len(self.layers)
-        if self.before is not None:
+        if self.before is not None and start == 0:
             rows = self.before(rows)
             own[:1] = [None if own[0] is None else self.before(own[0].to(rows.dtype))]
         extra: dict[int, list[KeyValue]] = {}
@@ -168,7 +177,7 @@ class Tower:
             if self.checkpointing and torch.is_grad_enabled():
                 within = (lambda model: _attention_beside(model, extra)) if beside else _as_it_is
                 stack.enter_context(checkpointed_layers(self.model, within))
-            for i, layer in enumerate(self.forwards):
+            for i, layer in list(enumerate(self.forwards))[start:stop]:
                 if prompt.tokens is not None and prompt.entry == i > 0:
                     rows, inside = self.insert(rows, prompt.tokens), prompt.tokens.shape[1]
                 stay = i == last and not READS_PROMPTS.isdisjoint(reads)

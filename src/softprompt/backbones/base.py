@@ -66,6 +66,12 @@ class BackboneSpec:
     vision: BackboneSpec | None = None
 
 
+def known_states(rows: Sequence[EncodedRow], device: torch.device) -> Tensor | None:
+    """`Backbone.states` of rows of which they are known, (sum of len(row.read), d); None where some are not."""
+    known = [row.known.states for row in rows if row.known is not None and row.known.layer is None]
+    return torch.cat(known).to(device) if rows and len(known) == len(rows) else None
+
+
 class Backbone(Protocol):
     """A frozen model with its tokenizer, seen through the few calls that the library makes.
 
@@ -105,7 +111,8 @@ class Backbone(Protocol):
     def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
         """Last hidden states at the positions that the rows' `read` names, (sum of len(row.read), d), in order.
 
-        What the output layer of the language model would read, normalised. Differentiable in the prompt.
+        What the output layer of the language model would read, normalised. Differentiable in the prompt. Rows of which
+        they are `known` are not run.
         """
         ...
 

@@ -21,7 +21,7 @@ from softprompt.backbones._key_values import key_value_shapes, own_key_values, w
 from softprompt.backbones._packed import CompiledPrompt, PackedModel, compile_prompt, pack, split_prompt
 from softprompt.backbones._padded import padded_logits, padded_states
 from softprompt.backbones._trial import can_pack
-from softprompt.backbones.base import BackboneSpec
+from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
 
@@ -144,6 +144,8 @@ class CausalBackbone:
 
         Raises ValueError as `score` does.
         """
+        if (known := known_states(rows, self.device)) is not None:
+            return known
         heads, plain = split_prompt(rows, prompt)
         if heads is None:
             warn_of_windows(self.model, rows, plain)

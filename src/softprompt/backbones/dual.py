@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.backbones._texts import TextTower, find_text_tower
-from softprompt.backbones.base import BackboneSpec
+from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.backbones.vision import VisionBackbone
 from softprompt.images import POOLINGS, ImageRule
 from softprompt.outputs import EncodedRow, ImageTextEmbeddings, PromptOutput
@@ -225,6 +225,8 @@ class DualBackbone:
                 f"the prompt stands in the text tower of {self.name}, and a head reads images alone: take"
                 " ImageTextClassification, or a method of images, VPT(...)"
             )
+        if (known := known_states(rows, self.device)) is not None:
+            return known
         if all(row.read == (EMBEDDING,) for row in rows):
             return self._embedded_images(rows, vision)
         return self.vision.states(rows, PromptOutput() if vision is None else vision)

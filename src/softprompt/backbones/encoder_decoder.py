@@ -24,7 +24,7 @@ from softprompt.backbones._seq2seq import Seq2SeqModel, read_states, score
 from softprompt.backbones._sound import spectrogram
 from softprompt.backbones._sound_states import SoundStates
 from softprompt.backbones._tree import Atoms
-from softprompt.backbones.base import BackboneSpec
+from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
 
@@ -154,6 +154,8 @@ class EncoderDecoderBackbone:
 
         Differentiable in the prompt. Raises ValueError as `score` does.
         """
+        if (known := known_states(rows, self.device)) is not None:
+            return known
         return read_states(self._runner, rows, _plain(prompt))
 
     def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> KeptPrompt:

@@ -24,7 +24,7 @@ from softprompt.backbones._cloze import read_cloze
 from softprompt.backbones._linear import frozen_linears
 from softprompt.backbones._packed import CompiledPrompt
 from softprompt.backbones._rows import Encoder, Place
-from softprompt.backbones.base import BackboneSpec
+from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
 log = logging.getLogger(__name__)
@@ -163,6 +163,8 @@ class MaskedBackbone:
 
         Raises ValueError for virtual tokens that a prompt does not have, and for rows too long for the model.
         """
+        if (known := known_states(rows, self.device)) is not None:
+            return known
         return self._states(rows, prompt, [(b, i) for b, row in enumerate(rows) for i in row.read])
 
     def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> CompiledPrompt:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.backbones._class_attention import ClassAttention, sorted_out, watched
 from softprompt.backbones._vision import READS_PROMPTS, ImagePrompt, Tower, find_tower
-from softprompt.backbones.base import BackboneSpec
+from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, normalized, rule_of
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
@@ -160,6 +160,8 @@ class VisionBackbone:
         else:
             plain = prompt
         self._check(rows, plain)
+        if (known := known_states(rows, self.device)) is not None:
+            return known
         groups: dict[tuple[Any, ...], list[int]] = {}
         own = None if plain.rows is None else plain.rows.tolist()
         lengths = None if plain.lengths is None else plain.lengths.tolist()
@@ -168,26 +170,51 @@ class VisionBackbone:
             # Where each row has a prompt of its own, those of one length run together, whatever they are.
             which = row.prompt if own is None else None
             length = None if lengths is None else lengths[row.prompt if own is None else own[b]]
-            groups.setdefault((which, length, row.media.shape, row.media.dtype), []).append(b)
+            kind = (which, length, row.media.shape, row.media.dtype, _start(row))
+            groups.setdefault(kind, []).append(b)
         found: dict[tuple[int, int], Tensor] = {}
         for (which, length, *_), members in groups.items():
             carried = _carried(plain, which, length, members, self.device)
-            pixels = torch.stack([media for b in members if (media := rows[b].media) is not None])
-            for read, states in self._read(
-                pixels, carried, {n for b in members for n in rows[b].read}
-            ).items():
+            reads = {n for b in members for n in rows[b].read}
+            for read, states in self._read([rows[b] for b in members], carried, reads).items():
                 found |= {(b, read): state for b, state in zip(members, states, strict=True)}
         places = [(b, read) for b, row in enumerate(rows) for read in row.read]
         if not places:
             return self.table.new_zeros(0, self.table.shape[1])
         return torch.stack([found[place] for place in places])
 
-    def _read(self, pixels: Tensor, prompt: ImagePrompt, reads: set[int]) -> dict[int, Tensor]:
-        """(B, 3, H, W) -> for each of `reads` (B, d)."""
+    def _read(self, rows: Sequence[EncodedRow], prompt: ImagePrompt, reads: set[int]) -> dict[int, Tensor]:
+        """Images of one size, known as far as the others -> for each of `reads` (B, d)."""
         wanted = [POOLINGS[read] for read in sorted(reads)]
-        x = self._tower.embed(normalized(pixels.to(self.device), self.rule, self.dtype))
-        x, inside = self._tower.through(x, prompt, wanted, beside=self.packed)
+        start = _start(rows[0])
+        if start:
+            x = torch.stack([row.known.states for row in rows if row.known is not None])  # (B, T, d)
+            x = x.to(self.device, self.dtype)
+        else:
+            x = self._embed(rows)
+        x, inside = self._tower.through(x, prompt, wanted, beside=self.packed, start=start)
         return {POOLINGS.index(read): self._tower.pool(x, inside, read) for read in wanted}
+
+    def _embed(self, rows: Sequence[EncodedRow]) -> Tensor:
+        """Images of one size -> (B, T, d)."""
+        pixels = torch.stack([row.media for row in rows if row.media is not None])
+        return self._tower.embed(normalized(pixels.to(self.device), self.rule, self.dtype))
+
+    @torch.no_grad()
+    def hidden(self, rows: Sequence[EncodedRow], layer: int) -> list[Tensor]:
+        """The rows of each image in front of a layer, without any prompt, (T, d)."""
+        none = ImagePrompt(None, 0, ())
+        self._check(rows, PromptOutput())
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for b, row in enumerate(rows):
+            assert row.media is not None
+            groups.setdefault((row.media.shape, row.media.dtype), []).append(b)
+        found: dict[int, Tensor] = {}
+        for members in groups.values():
+            x = self._embed([rows[b] for b in members])
+            x, _ = self._tower.through(x, none, (), beside=self.packed, stop=layer)
+            found |= dict(zip(members, x, strict=True))
+        return [found[b] for b in range(len(rows))]
 
     def _check(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> None:
         if prompt.offset is not None or prompt.token_offset is not None:
@@ -203,6 +230,13 @@ class VisionBackbone:
         if prompt.count > 1 and prompt.tokens is not None and prompt.prefix is not None:
             raise ValueError(
                 "prompts of virtual tokens and key-value prefixes cannot share a batch of images: split it by prompt"
+            )
+        start = max((_start(row) for row in rows), default=0)
+        if (prompt.tokens is not None and prompt.entry < start) or any(
+            layer.shape[1] for layer in (prompt.layers or ())[:start]
+        ):
+            raise ValueError(
+                f"rows are known as far as layer {start}, and the prompt enters in front of it: encode the rows anew"
             )
         for row in rows:
             if row.media is None:
@@ -251,6 +285,11 @@ class VisionBackbone:
     def generate(self, rows: Sequence[EncodedRow], prompt: PromptOutput, **options: Any) -> list[list[int]]:
         """Raises ValueError: images are not followed by words."""
         raise ValueError(f"{self.name} reads images and writes no text: take a task with a head")
+
+
+def _start(row: EncodedRow) -> int:
+    """The first layer that a row must be run through."""
+    return 0 if row.known is None or row.known.layer is None else row.known.layer
 
 
 _READ_PROMPTS = {POOLINGS.index(pooling) for pooling in READS_PROMPTS}

@@ -6,6 +6,8 @@ from softprompt.baselines.full_tuning import FullTuning
 from softprompt.baselines.linear_probe import LinearProbe
 from softprompt.baselines.lora import LoRA, merged
 from softprompt.baselines.mlp_probe import MLPProbe
+from softprompt.baselines.partial import PartialTuning
+from softprompt.baselines.side_tuning import SideTuning
 from softprompt.baselines.untrained import FewShot, ManualPrompt, ZeroShot
 
 __all__ = [
@@ -17,6 +19,8 @@ __all__ = [
     "LoRA",
     "MLPProbe",
     "ManualPrompt",
+    "PartialTuning",
+    "SideTuning",
     "ZeroShot",
     "merged",
 ]

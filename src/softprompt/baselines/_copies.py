@@ -9,7 +9,8 @@ from itertools import chain
 import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from softprompt.backbones.base import BackboneSpec
@@ -45,3 +46,35 @@ def sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
 def trained_dtype(dtype: torch.dtype) -> torch.dtype:
     """Trained weights are float32 whatever the model's precision; float64 stays."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def train_own(module: nn.Module, name: str, own: dict[Tensor, nn.Parameter]) -> None:
+    """Give a module of a copy a parameter of its own, float32 and trained, in the place of the shared one.
+
+    own: those made so far, by the shared tensor: one that belongs to two modules still does. The module goes on to
+    compute in the model's precision.
+    """
+    shared = getattr(module, name)
+    dtype = trained_dtype(shared.dtype)
+    if shared not in own:
+        own[shared] = nn.Parameter(shared.detach().to(dtype, copy=True))
+    setattr(module, name, own[shared])
+    if dtype != shared.dtype:
+        parametrize.register_parametrization(module, name, _Cast(shared.dtype), unsafe=True)
+        module.train(module.training)  # what was put into it is in training mode
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name whatever the model's precision: without what `train_own` puts around it in a lower one."""
+    return name.replace("parametrizations.", "").removesuffix(".original")
+
+
+class _Cast(nn.Module):
+    """The float32 parameter in the precision that the model computes in."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, parameter: Tensor) -> Tensor:
+        return parameter.to(self.dtype)

@@ -15,10 +15,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.baselines._copies import NoPrompt, sharing_copy, trained_dtype
+from softprompt.baselines._layers import attention_parts, outputs_of, projections, transformer_layers
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -98,38 +98,20 @@ def _adapted(projection: nn.Module, args: Any, output: Tensor) -> Tensor:
     return output + adapter(output)
 
 
-def transformer_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers of a model, encoder's and decoder's: elements of the outermost lists that hold attention.
-
-    Raises ValueError where there are none.
-    """
-    found: list[nn.Module] = []
-    lists: list[str] = []
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or any(name.startswith(f"{outer}.") for outer in lists):
-            continue
-        if len(module) and all(_attention_parts(layer) for layer in module):
-            lists.append(name)
-            found += module
-    if not found:
-        raise ValueError(f"{type(model).__name__} has no list of layers with attention")
-    return found
-
-
 def sublayer_outputs(layer: nn.Module, width: int) -> tuple[list[nn.Module], nn.Module]:
     """The last projections of a layer's attentions, and of its feed-forward network; each (..., d) at its output.
 
     Raises ValueError where they are not found.
     """
-    parts = _attention_parts(layer)
-    attention = [_projections(part)[-1] for part in parts]
+    parts = attention_parts(layer)
+    attention = [projections(part)[-1] for part in parts]
     inside = {id(module) for part in parts for module in part.modules()}
-    others = [module for module in _projections(layer) if id(module) not in inside]
+    others = [module for module in projections(layer) if id(module) not in inside]
     found = [*attention, *others[-1:]]
-    if not others or any(_outputs(module) != width for module in found):
+    if not others or any(outputs_of(module) != width for module in found):
         raise ValueError(
             f"{type(layer).__name__}: its attention ({len(attention)} parts) and feed-forward network should end in linear "
-            f"layers with {width} outputs, found {[_outputs(module) for module in found]}; adapters cannot be placed"
+            f"layers with {width} outputs, found {[outputs_of(module) for module in found]}; adapters cannot be placed"
         )
     return attention, others[-1]
 
@@ -137,24 +119,3 @@ def sublayer_outputs(layer: nn.Module, width: int) -> tuple[list[nn.Module], nn.
 def width_of(model: PreTrainedModel) -> int:
     """d, of the hidden states between layers."""
     return int(model.config.get_text_config().hidden_size)
-
-
-def _attention_parts(layer: nn.Module) -> list[nn.Module]:
-    """The outermost submodules that are called attention in one way or another and hold projections."""
-    names: list[str] = []
-    parts: list[nn.Module] = []
-    for name, module in layer.named_modules():
-        if "att" not in name.rpartition(".")[2].lower() or any(name.startswith(f"{n}.") for n in names):
-            continue
-        if _projections(module):
-            names.append(name)
-            parts.append(module)
-    return parts
-
-
-def _projections(module: nn.Module) -> list[nn.Module]:
-    return [part for part in module.modules() if isinstance(part, nn.Linear | Conv1D)]
-
-
-def _outputs(module: nn.Module) -> int:
-    return int(module.out_features if isinstance(module, nn.Linear) else module.nf)  # type: ignore[arg-type]

@@ -6,10 +6,9 @@ import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from softprompt.backbones.base import Backbone, BackboneSpec
-from softprompt.baselines._copies import NoPrompt, sharing_copy, trained_dtype
+from softprompt.baselines._copies import NoPrompt, sharing_copy, train_own
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -25,14 +24,9 @@ class BitFit(NoPrompt):
         model = sharing_copy(backbone.model)
         own: dict[Tensor, nn.Parameter] = {}  # a bias may belong to two modules
         for module in list(model.modules()):
-            for name, bias in list(module.named_parameters(recurse=False)):
+            for name, _ in list(module.named_parameters(recurse=False)):
                 if name == "bias" or name.endswith("_bias"):
-                    dtype = trained_dtype(bias.dtype)
-                    if bias not in own:
-                        own[bias] = nn.Parameter(bias.detach().to(dtype, copy=True))
-                    setattr(module, name, own[bias])
-                    if dtype != bias.dtype:
-                        parametrize.register_parametrization(module, name, _Cast(bias.dtype), unsafe=True)
+                    train_own(module, name, own)
         if not own:
             raise ValueError(
                 f"{backbone.name} has no biases, so there is nothing that {self.name} could train"
@@ -42,14 +36,3 @@ class BitFit(NoPrompt):
     def learning_rate(self, spec: BackboneSpec) -> float:
         """The upper end of the paper's search (1e-4 to 1e-3 for BERT)."""
         return 1e-3
-
-
-class _Cast(nn.Module):
-    """The float32 bias in the precision that the model computes in."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, bias: Tensor) -> Tensor:
-        return bias.to(self.dtype)

@@ -87,6 +87,13 @@ class Method(ABC):
         """Why this method is not defined on such a backbone, as half a sentence; None where it is."""
         return None
 
+    def frozen_layers(self, spec: BackboneSpec) -> int | None:
+        """Layers from the bottom on that see neither a prompt nor a trained weight: what they say of a row never changes.
+
+        None: all of them, and the norm behind; only what is made of a head's reading is trained.
+        """
+        return None if self.head_only else 0
+
     def prepare(self, backbone: Backbone, generator: torch.Generator) -> Backbone:
         """The backbone that this method trains on: the frozen one itself, unless the method changes its weights.
 

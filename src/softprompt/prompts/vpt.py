@@ -65,6 +65,9 @@ class VPT(Method):
             raise ValueError("dropped_after says what happens behind the last of first_layers: give these")
         return self
 
+    def frozen_layers(self, spec: BackboneSpec) -> int | None:
+        return 0 if self.last_layers is None else max(0, spec.layers - self.last_layers)
+
     def unsupported(self, spec: BackboneSpec) -> str | None:
         if spec.image is None or not _tower(spec).layers:
             return "its prompts stand among the patches of an image, for text take PromptTuning or PTuningV2"

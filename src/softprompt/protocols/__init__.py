@@ -17,6 +17,7 @@ from softprompt.protocols.class_incremental import (
 from softprompt.protocols.domain_shift import Domain, DomainScores, DomainShift, evaluate_domains
 from softprompt.protocols.ensembling import EnsembleMetrics, PromptEnsemble, combine
 from softprompt.protocols.few_shot import FewShotSplit, few_shot_runs, few_shot_splits, started_from
+from softprompt.protocols.probe_grid import GridScore, ProbeGrid, probe_grid
 from softprompt.protocols.recycling import port_prompt, shared_words
 from softprompt.protocols.rehearsal import Rehearsal
 from softprompt.protocols.selection import Candidate, Selection, candidates, select_and_test
@@ -39,6 +40,8 @@ __all__ = [
     "DomainShift",
     "EnsembleMetrics",
     "FewShotSplit",
+    "GridScore",
+    "ProbeGrid",
     "PromptEnsemble",
     "RankedSource",
     "Rehearsal",
@@ -59,6 +62,7 @@ __all__ = [
     "joint_training",
     "learning_accuracy",
     "port_prompt",
+    "probe_grid",
     "prompt_similarity",
     "proportional_weights",
     "rank_sources",
