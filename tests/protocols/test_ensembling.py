@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 import softprompt as sp
+from softprompt.backbones.base import Backbone
 from softprompt.backbones.causal import CausalBackbone
 from softprompt.protocols.ensembling import RULES, combine
 from softprompt.tasks import ClassPrediction
+from tests.test_encoder_decoder import backbone_of
+from tests.tiny_encoders import ENCODERS, encoder_backbone
 from tests.tiny_task import ROWS, TASK, tiny_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
@@ -23,7 +26,7 @@ def answer(**probabilities: float) -> ClassPrediction:
     return ClassPrediction(max(probabilities, key=probabilities.__getitem__), probabilities)
 
 
-def members(backbone: CausalBackbone, task: sp.TextClassification = TASK) -> list[sp.TunedPrompt]:
+def members(backbone: Backbone, task: sp.TextClassification = TASK) -> list[sp.TunedPrompt]:
     """Prompts of different lengths, seeds and methods."""
     methods: tuple[Any, ...] = (
         sp.PromptTuning(length=6),
@@ -123,6 +126,27 @@ def test_evaluation_shows_the_ensemble_beside_its_members() -> None:
     for rule in RULES:
         wanted = TASK.evaluate(sp.PromptEnsemble(prompts).predict([row["text"] for row in ROWS], rule), ROWS)
         assert found.ensemble[rule] == wanted
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart", "bert", "roberta", "modernbert"])
+def test_on_every_family_of_words_each_member_answers_as_it_does_alone(architecture: Any) -> None:
+    task = TASK
+    if architecture in ENCODERS:
+        task = sp.TextClassification("{text} sentiment{mask}", labels=TASK.labels)
+        backbone: Any = encoder_backbone(architecture)
+    else:
+        backbone = backbone_of(architecture)
+    prompts = members(backbone, task)
+    alone = [prompt.predict(TEXTS) for prompt in prompts]
+    together = sp.PromptEnsemble(prompts).member_predictions(TEXTS, batch_size=2)
+    order = [0, 2, 1, 1, 2]
+    mixed = sp.MixedPrompts(prompts).predict(TEXTS, order, batch_size=4)
+    for i, text in enumerate(TEXTS):
+        for n, answers in enumerate(alone):
+            expected = pytest.approx(answers[i].probabilities, rel=1e-6)
+            assert together[i][n].probabilities == expected, (text, n)
+            if order[i] == n:
+                assert mixed[i].probabilities == expected
 
 
 def test_prompts_with_heads_answer_together_too() -> None:
