@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import statistics
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 import yaml
 
 from softprompt.studies import StudyFolder
-from softprompt.studies.results import doubts, read_results
+from softprompt.studies.figures import plots
+from softprompt.studies.results import comparisons, doubts, read_results
 from softprompt.studies.statistics import summarize
 from softprompt.studies.tables import in_words
 from tests.cli.runs import as_json, softprompt, write_rows
@@ -133,8 +135,9 @@ def test_the_scores_are_those_of_the_runs(reported: Path, page: Page) -> None:
 def test_pairs_are_compared_over_seeds_and_conditions(page: Page) -> None:
     comparison = next(table for table in page.tables if table[0][0] == "first less second")
     assert comparison[1][0] == "nothing − pt"
-    assert comparison[1][2] == "12"  # two conditions, two data sets, three seeds
-    assert 0 < float(comparison[1][3]) <= 1
+    assert comparison[1][1] == "accuracy"
+    assert comparison[1][3] == "12"  # two conditions, two data sets, three seeds
+    assert 0 < float(comparison[1][4]) <= 1
 
 
 def test_it_says_what_was_chosen_on_what(page: Page) -> None:
@@ -194,3 +197,18 @@ def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
     result = softprompt("report", tmp_path)
     assert result.exit_code == 1
     assert "holds no study" in result.stderr
+
+
+def test_scores_of_different_metrics_are_not_mixed(reported: Path) -> None:
+    results = read_results(StudyFolder(reported))
+    halves = [
+        replace(r, outcome=replace(r.outcome, facts={**r.outcome.facts, "main_metric": "macro_f1"}))
+        if r.condition == "steps 2"
+        else r
+        for r in results.finals
+    ]
+    mixed = replace(results, finals=halves)
+    assert mixed.mean("pt") is None
+    found = comparisons(mixed)
+    assert [(c.metric, c.difference.count) for c in found] == [("macro_f1", 6), ("accuracy", 6)]
+    assert not any(plot.name.startswith("score-by") for plot in plots(mixed))

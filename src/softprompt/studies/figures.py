@@ -84,7 +84,7 @@ def _trade_off(results: StudyResults, name: str) -> Plot | None:
     if len(points) < 2 or len({cost for cost, _ in points.values()}) < 2:
         return None
     front = sorted(pareto_front(points), key=lambda line: points[line])
-    metric = _metric(results)
+    metric = " / ".join(results.metrics)
 
     def draw(ink: str) -> Figure:
         figure, [axes] = _figure(1, ink)
@@ -159,7 +159,7 @@ def _curves(results: StudyResults) -> Plot:
 
 def _ablation(results: StudyResults, axis: str) -> Plot:
     values = sorted(results.study.axes[axis], key=float)
-    name, metric, data = axis.split(".")[-1], _metric(results), results.data[0]
+    name, metric, data = axis.split(".")[-1], " / ".join(results.metrics), results.data[0]
     is_compared = axis == results.study.compare
 
     def points(key: str) -> list[tuple[float, list[float]]]:
@@ -230,7 +230,7 @@ def _figure(count: int, ink: str) -> tuple[Figure, list[Any]]:
     for unused in panels[count:]:
         unused.set_axis_off()
     for axes in panels:
-        axes.tick_params(colors=ink, labelsize=9)
+        axes.tick_params(which="both", colors=ink, labelsize=9)
         for part in (axes.xaxis.label, axes.yaxis.label):
             part.set_color(ink)
         for spine in axes.spines.values():
@@ -247,11 +247,6 @@ def _legend(axes: Any, ink: str) -> None:
 def _style(results: StudyResults, line: str) -> tuple[str, str]:
     i = results.lines.index(line)
     return _COLOURS[i % len(_COLOURS)], _MARKS[i % len(_MARKS)]
-
-
-def _metric(results: StudyResults) -> str:
-    names = dict.fromkeys(result.metric for result in results.finals)
-    return " / ".join(names)
 
 
 def _plain(text: str) -> str:

@@ -108,6 +108,9 @@ def _facts(results: StudyResults) -> str:
 
     seeds = sorted({result.run.seed for result in results.finals})
     versions = made[-1]["versions"]
+    ended = {r.run.id: r for r in (*results.searched, *results.finals)}.values()
+    wall = sum(r.cost("wall_seconds") or 0 for r in ended)
+    steps = sum(r.cost("seconds") or 0 for r in ended)
     facts = {
         "Backbones": kinds("backbone"),
         "Runs": f"{len({r.run.id for r in results.finals})} final, {len({r.run.id for r in results.searched})} to choose "
@@ -115,6 +118,7 @@ def _facts(results: StudyResults) -> str:
         "Seeds": ", ".join(map(str, seeds)),
         "Scored on": ", ".join(results.data),
         "Device": f"{kinds('device')}, {kinds('precision')}",
+        "Time": f"{wall:,.0f} s in runs, {100 * steps / wall:.0f} % of it in training steps",
         "Made with": f"softprompt {kinds('softprompt')}, commit {kinds('commit')}; "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + f"; {kinds('date')}",
@@ -144,10 +148,11 @@ def _comparisons(results: StudyResults) -> str:
     found = comparisons(results)
     if not found:
         return ""
-    heads = ["first less second", "difference", "pairs", "p", "p, Holm"]
+    heads = ["first less second", "metric", "difference", "pairs", "p", "p, Holm"]
     rows = [
         [
             f"{c.first} − {c.second}",
+            c.metric,
             in_words(c.difference, "+"),
             str(c.difference.count),
             f"{c.p:.3g}",

@@ -58,6 +58,7 @@ class Comparison:
 
     first: str
     second: str
+    metric: str
     difference: Summary
     p: float
     holm: float
@@ -109,13 +110,23 @@ class StudyResults:
     def metric(self, condition: str) -> str:
         return next(result.metric for result in self.finals if result.condition == condition)
 
+    @property
+    def metrics(self) -> list[str]:
+        """The tasks' main metrics: one, unless the study has tasks of several kinds."""
+        return list(dict.fromkeys(result.metric for result in self.finals))
+
     def cost(self, line: str, name: str) -> float | None:
         """The mean over a line's runs."""
         found = [value for result in self.of(line) if (value := result.cost(name)) is not None]
         return statistics.fmean(found) if found else None
 
     def mean(self, line: str) -> float | None:
-        """The mean over conditions and data sets of the means over seeds; None where the line lacks one of them."""
+        """The mean over conditions and data sets of the means over seeds; None where the line lacks one of them.
+
+        None too where there are several metrics: their mean would mean nothing.
+        """
+        if len(self.metrics) > 1:
+            return None
         found = [
             list(self.scores(line, condition, data).values())
             for condition in self.conditions
@@ -155,19 +166,24 @@ def read_results(folder: StudyFolder) -> StudyResults:
 
 
 def comparisons(results: StudyResults) -> list[Comparison]:
-    """Every pair of lines that have runs in common; a metric is compared with itself only."""
+    """Every pair of lines that have runs in common, for each metric by itself."""
     pairs = []
-    for first, second in itertools.combinations(results.lines, 2):
+    for metric, (first, second) in itertools.product(
+        results.metrics, itertools.combinations(results.lines, 2)
+    ):
         differences = []
         for condition, data in itertools.product(results.conditions, results.data):
-            ours, theirs = results.scores(first, condition, data), results.scores(second, condition, data)
-            differences += [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+            if results.metric(condition) == metric:
+                ours, theirs = results.scores(first, condition, data), results.scores(second, condition, data)
+                differences += [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
         if differences:
-            pairs.append((first, second, differences))
-    p_values = [sign_flip_p(differences) for _, _, differences in pairs]
+            pairs.append((first, second, metric, differences))
+    p_values = [sign_flip_p(differences) for *_, differences in pairs]
     return [
-        Comparison(first, second, summarize(differences), p, corrected)
-        for (first, second, differences), p, corrected in zip(pairs, p_values, holm(p_values), strict=True)
+        Comparison(first, second, metric, summarize(differences), p, corrected)
+        for (first, second, metric, differences), p, corrected in zip(
+            pairs, p_values, holm(p_values), strict=True
+        )
     ]
 
 
