@@ -162,8 +162,9 @@ def _comparisons(results: StudyResults) -> str:
     ]
     smallest = min(c.difference.count for c in found)
     note = (
-        "Paired over the runs of one seed, condition and data set: mean difference ± standard deviation [95 % interval by "
-        "Student's t], and the two-sided p of an exact sign-flip permutation test, alone and corrected for the number of "
+        "A pair is a seed on one task and its training rows; other conditions and data sets are averaged within it. Mean "
+        "difference ± standard deviation [95 % interval by Student's t] (pairs), and the two-sided p of an exact sign-flip "
+        "permutation test, alone and corrected for the number of "
         f"comparisons after Holm. With {smallest} pairs no p can be below {2 / 2**smallest:.3g}."
     )
     return "<h2>Paired comparison</h2>" + _table((heads, rows), note)

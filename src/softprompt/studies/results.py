@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two lines over the runs that both have: the same condition, data set and seed.
+    """Two lines over the seeds that both have.
 
     difference  first less second
     p, holm     of the paired sign-flip test, alone and corrected for the number of comparisons
@@ -110,6 +111,15 @@ class StudyResults:
     def metric(self, condition: str) -> str:
         return next(result.metric for result in self.finals if result.condition == condition)
 
+    def trains(self, line: str) -> bool:
+        """Whether any of its runs made a step."""
+        return any(result.outcome.facts.get("steps_made") for result in self.of(line))
+
+    def problem(self, condition: str) -> str:
+        """The task and its training rows, as a key."""
+        values = next(result.run.values for result in self.finals if result.condition == condition)
+        return json.dumps([values["task"], values["data"]["train"]], sort_keys=True)
+
     @property
     def metrics(self) -> list[str]:
         """The tasks' main metrics: one, unless the study has tasks of several kinds."""
@@ -166,17 +176,24 @@ def read_results(folder: StudyFolder) -> StudyResults:
 
 
 def comparisons(results: StudyResults) -> list[Comparison]:
-    """Every pair of lines that have runs in common, for each metric by itself."""
+    """Every pair of lines that have runs in common, for each metric by itself.
+
+    A pair is a seed on one task and its training rows: differences over other conditions (steps, say) and over data sets that
+    one prompt is judged on are averaged within it, as they are no independent trials.
+    """
     pairs = []
     for metric, (first, second) in itertools.product(
         results.metrics, itertools.combinations(results.lines, 2)
     ):
-        differences = []
+        blocks: dict[tuple[str, int], list[float]] = defaultdict(list)
         for condition, data in itertools.product(results.conditions, results.data):
-            if results.metric(condition) == metric:
-                ours, theirs = results.scores(first, condition, data), results.scores(second, condition, data)
-                differences += [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-        if differences:
+            if results.metric(condition) != metric:
+                continue
+            ours, theirs = _for_each_seed(results, first, second, condition, data)
+            for seed in ours.keys() & theirs.keys():
+                blocks[results.problem(condition), seed].append(ours[seed] - theirs[seed])
+        if blocks:
+            differences = [statistics.fmean(found) for _, found in sorted(blocks.items())]
             pairs.append((first, second, metric, differences))
     p_values = [sign_flip_p(differences) for *_, differences in pairs]
     return [
@@ -185,6 +202,18 @@ def comparisons(results: StudyResults) -> list[Comparison]:
             pairs, p_values, holm(p_values), strict=True
         )
     ]
+
+
+def _for_each_seed(
+    results: StudyResults, first: str, second: str, condition: str, data: str
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Scores by seed. What trains nothing and was run with one seed stands beside every seed of the other."""
+    ours, theirs = results.scores(first, condition, data), results.scores(second, condition, data)
+    if len(ours) == 1 and not results.trains(first):
+        ours = dict.fromkeys(theirs, *ours.values()) if theirs else ours
+    if len(theirs) == 1 and not results.trains(second):
+        theirs = dict.fromkeys(ours, *theirs.values()) if ours else theirs
+    return ours, theirs
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> set[str]:
