@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import (
     causal_prompt_tuning,
+    clip_prompts,
     dept,
     gpu_prompt_tuning,
     harness,
@@ -91,6 +92,17 @@ def test_the_vision_benchmark_measures_every_length_and_the_pool(tmp_path: Path)
         assert (row["unit"], row["batch"], row["dtype"]) == ("s", 2, "float32")
         # 1e-4: float32 sums of some hundred terms, in another order on each side.
         assert max(row["relative_difference"].values()) < 1e-4
+
+
+def test_the_clip_benchmark_compares_equal_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    path = tmp_path / "clip.json"
+    assert clip_prompts.main(["--tiny", "--json", str(path)]) == 0
+    rows = read(path)
+    assert {"CoOp C=24 M=16", "CoOp C=1000 M=4", "CoCoOp C=100 M=4", "evaluation C=1000 M=4"} <= set(rows)
+    for case, row in rows.items():
+        if not case.startswith("memory"):
+            assert max(row["relative_difference"].values()) < 1e-4
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

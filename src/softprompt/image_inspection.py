@@ -15,6 +15,7 @@ from softprompt.backbones.vision import VisionBackbone
 from softprompt.outputs import EncodedRow
 from softprompt.tasks import ClassPrediction
 from softprompt.tasks.image_classification import ImageClassificationEncoder
+from softprompt.tasks.image_text_classification import ImageTextClassificationEncoder
 
 if TYPE_CHECKING:
     from softprompt.tuned import TunedPrompt
@@ -83,17 +84,20 @@ def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = ()) -> ImagePromp
     Raises ValueError for a prompt that is not about images, and for what is no image.
     """
     backbone = tuned.backbone
-    if not tuned.task.about_images or not isinstance(backbone, VisionBackbone):
+    if not tuned.task.about_images:
         raise ValueError(
             f"{tuned.task.name} on {backbone.name} asks about no images: inspect it without them"
         )
     no_attention = ""
+    if not isinstance(backbone, VisionBackbone):
+        no_attention = "attention is shown of vision transformers alone, not of those in a dual encoder"
     reports = []
     for image, prediction in zip(images, tuned.predict(images) if images else [], strict=True):
         row, attention = _encoded(tuned, image), None
         assert row.media is not None
         try:
-            attention = _class_attention(tuned, backbone, row)
+            if isinstance(backbone, VisionBackbone):
+                attention = _class_attention(tuned, backbone, row)
         except ValueError as error:
             no_attention = str(error)
         source = str(image) if isinstance(image, str | Path) else f"<{type(image).__name__}>"
@@ -103,7 +107,9 @@ def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = ()) -> ImagePromp
         for name, tensor in tuned.module.bake().state_dict().items()
         if tensor.ndim and torch.is_floating_point(tensor) and tensor.numel()
     )
-    size = tuned.encoder.rule.size if isinstance(tuned.encoder, ImageClassificationEncoder) else None
+    size = None
+    if isinstance(tuned.encoder, ImageClassificationEncoder | ImageTextClassificationEncoder):
+        size = tuned.encoder.rule.size
     return ImagePromptReport(tuned.method.name, backbone.name, size, learned, tuple(reports), no_attention)
 
 

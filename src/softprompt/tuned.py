@@ -178,6 +178,11 @@ class TunedPrompt:
         if isinstance(self.method, LoRA) and self.head is None:
             write_lora(folder, self.backbone, overwrite=overwrite)
             return Path(folder)
+        if self.backbone.spec.vision is not None:
+            raise ValueError(
+                f"PEFT puts prompts in front of text; {self.backbone.name} compares images with texts, and its prompt stands in"
+                " these"
+            )
         if self.backbone.spec.read_media is not None:
             raise ValueError(
                 f"PEFT puts prompts in front of text; {self.backbone.name} reads sound, and its prompt stands in the decoder"

@@ -23,6 +23,8 @@ from softprompt import (
     load,
 )
 from softprompt.binding import bind
+from softprompt.image_inspection import inspect_images
+from softprompt.inspection import inspect_prompt
 from softprompt.outputs import PromptOutput
 from softprompt.prompts import BuildContext, Method
 from tests.tiny import tiny_causal_lm, tiny_tokenizer
@@ -77,9 +79,19 @@ def test_the_context_learns_and_nothing_else_moves(method: CoOp, tmp_path: Path)
     assert list(tuned.trained()) == ["prompt.context"]
     after = backbone.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(ValueError, match="compares images with texts"):
+        tuned.export_peft(tmp_path / "peft")
     tuned.save(tmp_path / "prompt")
     pictures = [row["image"] for row in ROWS]
     assert load(tmp_path / "prompt", backbone).predict(pictures) == tuned.predict(pictures)
+
+
+def test_a_report_has_predictions_for_images_and_the_nearest_words_of_the_context() -> None:
+    backbone = dual_backbone(dtype=torch.float32)
+    tuned = fit(backbone, TASK, CoOp(init_text="a film"), ROWS, steps=2, progress=False)
+    [seen] = inspect_images(tuned, [ROWS[0]["image"]]).images
+    assert seen.prediction == tuned.predict([ROWS[0]["image"]])[0]
+    assert len(inspect_prompt(tuned).tokens) == 2
 
 
 def test_a_context_of_each_class_serves_no_others() -> None:
