@@ -252,3 +252,16 @@ def test_the_name_of_a_run_stays_what_it_was() -> None:
     """A run that was made by an older version must not be made again because a setting was added."""
     [run] = runs_of(method={"name": "prompt-tuning", "length": 20}, domains={"d": "d.csv"})
     assert run.id == "seed0-50517bef4064"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"class_tasks": 2}, "needs a head over all classes"),
+        ({"class_tasks": 0}, "class_tasks is 0, expected a whole number"),
+        ({"class_tasks": 2, "shots": 4}, "together with shots"),
+    ],
+)
+def test_classes_in_tasks_need_a_head_and_all_rows(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        runs_of(axes={"method": ["prompt-tuning"]}, **changes)

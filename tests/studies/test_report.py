@@ -158,6 +158,46 @@ def test_confusions_are_summed_over_seeds(page: Page) -> None:
     assert sum(int(cell) for row in matrix[1:] for cell in row[1:]) == 3 * 16
 
 
+def test_classes_that_come_in_tasks_leave_a_matrix_of_accuracies(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"the {thing} is {word}", "label": word}
+        for thing in ("film", "book", "story", "plot")
+        for word in ("good", "bad", "great", "awful")
+    ]
+    study = write_study(
+        tmp_path / "study.yaml",
+        task={
+            "name": "sequence-classification",
+            "template": "{text}",
+            "labels": ["good", "bad", "great", "awful"],
+        },
+        axes={"method": ["linear-probe", {"name": "prompt-tuning", "length": 2}]},
+        class_tasks=2,
+    )
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert as_json("compare", study, "-o", tmp_path / "out", "--quiet")["failed"] == []
+    results = read_results(StudyFolder(tmp_path / "out"))
+    orders = set()
+    for result in results.finals:
+        test = result.outcome.facts["metrics"]["test"]
+        assert [len(row) for row in test["accuracy_matrix"]] == [1, 2]
+        assert result.score("test") == statistics.fmean(test["accuracy_matrix"][-1])
+        assert sorted(label for task in test["tasks"] for label in task) == ["awful", "bad", "good", "great"]
+        orders.add((result.run.seed, str(test["tasks"])))
+        assert result.outcome.facts["steps_made"] == 2 * 4
+        assert not (StudyFolder(tmp_path / "out").run(result.run.id) / "checkpoint").exists()
+    assert len(orders) == 2  # one for each seed, whatever the method
+    as_json("report", tmp_path / "out")
+    page = Page((tmp_path / "out" / "report" / "index.html").read_text())
+    assert "Accuracy matrices" in page.text
+    found = [table for table in page.tables if table[0] == ["", "task 1", "task 2"]]
+    assert len(found) == 2  # a line each, over both seeds
+    first = results.of(results.lines[0])
+    mean = statistics.fmean(r.outcome.facts["metrics"]["test"]["accuracy_matrix"][1][0] for r in first)
+    assert found[0][1][2] == ""
+    assert found[0][2][:2] == ["after task 2", f"{mean:.3f}"]
+
+
 def test_tables_and_plots_lie_beside_the_page(reported: Path) -> None:
     files = {path.name for path in (reported / "report").iterdir()}
     for name in ("scores", "costs"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,11 +17,19 @@ if TYPE_CHECKING:
     from softprompt.studies import Outcome, Plan, PlannedRun, StudyFolder
 
 
+class EngineName(StrEnum):
+    process = "process"
+    ray = "ray"
+
+
 def compare(
     study: Annotated[Path, typer.Argument(help="YAML file: what runs share, axes, seeds, select.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the study.", show_default=False)
     ] = ...,  # type: ignore[assignment]
+    engine: Annotated[
+        EngineName, typer.Option(help="What makes the runs: this process, or a Ray cluster.")
+    ] = EngineName.process,
     full: Annotated[bool, typer.Option("--full", help="The study's large variant, its key `full`.")] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Make runs again that went wrong before.")
@@ -35,9 +44,10 @@ def compare(
     """Make every run of a study that is not there yet: backbones, tasks, methods, settings, seeds."""
     with reporting(as_json, debug) as report:
         try:
-            failed = _compare(report, study, output, full, retry_failed, dry_run, quiet)
+            failed = _compare(report, study, output, engine, full, retry_failed, dry_run, quiet)
         except KeyboardInterrupt as interrupt:
             flags = [flag for flag, given in (("--full", full), ("--quiet", quiet)) if given]
+            flags += [] if engine == EngineName.process else ["--engine", engine.value]
             again = ["softprompt", "compare", str(study), "--output", str(output), *flags]
             interrupt.add_note(f"to go on: {shlex.join(again)}")
             raise
@@ -46,7 +56,14 @@ def compare(
 
 
 def _compare(
-    report: Report, path: Path, output: Path, full: bool, retry_failed: bool, dry_run: bool, quiet: bool
+    report: Report,
+    path: Path,
+    output: Path,
+    engine: EngineName,
+    full: bool,
+    retry_failed: bool,
+    dry_run: bool,
+    quiet: bool,
 ) -> int:
     from softprompt import studies
     from softprompt.cli._study_progress import StudyProgress
@@ -64,7 +81,12 @@ def _compare(
     worker = studies.Worker(open_configured)
     with contextlib.ExitStack() as stack:
         show = Quiet() if quiet else stack.enter_context(StudyProgress(report.notes))
-        found = studies.conduct(study, folder, worker, show=show, retry_failed=retry_failed)
+        use: studies.Engine = studies.in_process
+        if engine == EngineName.ray:
+            from softprompt.studies.ray_engine import over_ray
+
+            use = stack.enter_context(over_ray(study, folder, open_configured, show))
+        found = studies.conduct(study, folder, worker, engine=use, show=show, retry_failed=retry_failed)
     return _tell(report, found, folder, output)
 
 

@@ -35,7 +35,7 @@ from softprompt.run_config import (
 )
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-_RUN_KEYS = ("backbone", "task", "method", "data", "recipe", "shots", "domains")
+_RUN_KEYS = ("backbone", "task", "method", "data", "recipe", "shots", "class_tasks", "domains")
 _OWN_KEYS = ("title", "axes", "runs", "seeds", "select", "search", "compare", "keep_prompts", "full")
 
 
@@ -116,12 +116,14 @@ class Study:
 class RunSettings:
     """All that one run depends on.
 
-    shots    train on so many rows of each class, drawn by the run's seed; None: on all rows
-    domains  other test data by name, on which the trained prompt is evaluated too
+    shots        train on so many rows of each class, drawn by the run's seed; None: on all rows
+    class_tasks  the classes come in so many tasks, in an order drawn by the run's seed; None: all at once
+    domains      other test data by name, on which the trained prompt is evaluated too
     """
 
     config: RunConfig
     shots: int | None = None
+    class_tasks: int | None = None
     domains: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -129,6 +131,8 @@ class RunSettings:
         values = self.config.as_dict()
         if self.shots is not None:
             values["shots"] = self.shots
+        if self.class_tasks is not None:
+            values["class_tasks"] = self.class_tasks
         if self.domains:
             values["domains"] = {
                 name: {k: v for k, v in dataclasses.asdict(source).items() if k != "part" or v is not None}
@@ -194,16 +198,33 @@ def parse_study(values: Mapping[str, Any]) -> Study:
 
 
 def parse_run(values: Mapping[str, Any]) -> RunSettings:
-    """Raises ValueError as `parse_config` does, and for shots and domains that do not fit."""
+    """Raises ValueError as `parse_config` does, and for shots, class_tasks and domains that do not fit."""
     plain = dict(values)
-    shots, domains = plain.pop("shots", None), plain.pop("domains", None) or {}
-    if shots is not None and (not isinstance(shots, int) or isinstance(shots, bool) or shots < 1):
-        raise ValueError(f"shots is {shots!r}, expected a whole number of rows for each class, 1 or more")
+    domains = plain.pop("domains", None) or {}
+    shots = _count(plain.pop("shots", None), "shots", "of rows for each class")
+    class_tasks = _count(plain.pop("class_tasks", None), "class_tasks", "of tasks that the classes come in")
     sources = {}
     for name, source in as_mapping(domains, "domains").items():
         source = {"source": source} if isinstance(source, str) else source
         sources[str(name)] = parsed(SourceConfig, as_mapping(source, f"domains.{name}"), f"domains.{name}")
-    return RunSettings(parse_config(plain), shots, sources)
+    config = parse_config(plain)
+    if class_tasks is not None:
+        if shots is not None or sources:
+            raise ValueError(
+                "class_tasks is there together with shots or domains: it takes all rows of one data set"
+            )
+        if config.task.name not in ("image-classification", "sequence-classification"):
+            raise ValueError(
+                f"class_tasks needs a head over all classes: task image-classification or sequence-classification, "
+                f"not {config.task.name}"
+            )
+    return RunSettings(config, shots, class_tasks, sources)
+
+
+def _count(value: Any, key: str, what: str) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"{key} is {value!r}, expected a whole number {what}, 1 or more")
+    return value
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

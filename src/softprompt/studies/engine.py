@@ -10,9 +10,10 @@ from typing import Protocol
 from softprompt.errors import CheckpointError, TrainingDiverged
 from softprompt.progress import Progress, Silent
 from softprompt.studies.config import Study
+from softprompt.studies.environment import free_kept_memory
 from softprompt.studies.folder import DamagedRun, StudyFolder, disk_is_full
 from softprompt.studies.plan import Outcome, Plan, PlannedRun, plan
-from softprompt.studies.worker import Prune, Worker, free_kept_memory
+from softprompt.studies.worker import Prune, Worker
 
 Do = Callable[[PlannedRun], bool]
 """Make one run; False: another process is at it. A run that goes wrong is written down, not raised."""
@@ -107,17 +108,17 @@ def make(study: Study, run: PlannedRun, folder: StudyFolder, worker: Worker, sho
         if not mine:
             return False
         if folder.outcome(run.id) is None:  # another process may have ended it before the lock was ours
-            show.ended(run, _attempt(study, run, folder, worker, show))
+            show.ended(run, attempt(study, run, folder, worker, show))
     show.planned(plan(study, folder.outcome), folder)
     return True
 
 
-def _attempt(study: Study, run: PlannedRun, folder: StudyFolder, worker: Worker, show: Show) -> Outcome:
-    """Make a run. What goes wrong becomes its outcome; a damaged folder is set aside first."""
-    try:
-        folder.check(run.id)
-    except DamagedRun as error:
-        show.note(f"damaged: {error}; it is kept in {folder.set_aside(run.id)}, and the run is made anew")
+def attempt(study: Study, run: PlannedRun, folder: StudyFolder, worker: Worker, show: Show) -> Outcome:
+    """Make a run that nobody else is at. What goes wrong becomes its outcome; a damaged folder is set aside first.
+
+    Raises OSError for a full disk.
+    """
+    set_damage_aside(run, folder, show)
     started = time.perf_counter()
     had_checkpoint = (folder.run(run.id) / "checkpoint").exists()
     try:
@@ -144,6 +145,14 @@ def _attempt(study: Study, run: PlannedRun, folder: StudyFolder, worker: Worker,
         }
         free_kept_memory()
         return folder.end(run.id, facts)
+
+
+def set_damage_aside(run: PlannedRun, folder: StudyFolder, show: Show) -> None:
+    """Move the folder of a run that nobody is at out of the way if its files cannot be what a run left there."""
+    try:
+        folder.check(run.id)
+    except DamagedRun as error:
+        show.note(f"damaged: {error}; it is kept in {folder.set_aside(run.id)}, and the run is made anew")
 
 
 def _do(study: Study, run: PlannedRun, folder: StudyFolder, worker: Worker, show: Show) -> Outcome:

@@ -17,6 +17,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from typing import Any, get_args
 import yaml
 from filelock import FileLock, Timeout
 
-from softprompt.files import finite, write_text
+from softprompt.files import finite, write_bytes, write_text
 from softprompt.studies.config import Study, parse_study
 from softprompt.studies.plan import Outcome, PlannedRun, Status, run_hash
 
@@ -113,6 +114,22 @@ class StudyFolder:
         write_text(folder / "result.json", text)
         self._ended[run_id] = Outcome(facts["status"], json.loads(json.dumps(facts)))
         return self._ended[run_id]
+
+    def take_in(self, run_id: str, files: Mapping[str, bytes]) -> Outcome:
+        """A run that ended elsewhere: its files by path in its folder, in place of what is there.
+
+        Raises DamagedRun if they are not the files of this run, whole.
+        """
+        folder = self.run(run_id)
+        shutil.rmtree(folder, ignore_errors=True)
+        for name in sorted(files, key=lambda name: name == "result.json"):  # last, as always
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(folder / name, files[name])
+        outcome = self.check(run_id)
+        if outcome is None:
+            raise DamagedRun(f"{run_id} came back without a result: it has {sorted(files)}")
+        self._ended[run_id] = outcome
+        return outcome
 
     def history(self, run_id: str) -> list[dict[str, Any]]:
         """The records of each optimizer step of a run that has ended."""

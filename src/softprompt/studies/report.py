@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -9,7 +10,15 @@ from pathlib import Path
 from softprompt.files import write_text
 from softprompt.studies.figures import Plot, plots
 from softprompt.studies.folder import StudyFolder
-from softprompt.studies.results import StudyResults, chosen_rows, comparisons, confusion, doubts, read_results
+from softprompt.studies.results import (
+    StudyResults,
+    accuracy_matrix,
+    chosen_rows,
+    comparisons,
+    confusion,
+    doubts,
+    read_results,
+)
 from softprompt.studies.tables import (
     Table,
     as_csv,
@@ -78,6 +87,7 @@ def page(results: StudyResults, pictures: Sequence[Plot]) -> str:
         "<h2>Costs</h2>" + _table(cost_table(results), "Costs, means over a line's runs"),
         *(_picture(plot) for plot in pictures),
         _confusions(results),
+        _accuracy_matrices(results),
         _chosen(results),
         _failed(results),
     ]
@@ -197,20 +207,45 @@ def _confusions(results: StudyResults) -> str:
 
 def _confusion(counts: Mapping[str, Mapping[str, int]], name: str) -> str:
     labels = list(dict.fromkeys([*counts, *(label for row in counts.values() for label in row)]))
-    heads = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
-    rows = []
-    for gold in counts:
-        total = sum(counts[gold].values()) or 1
+    shares = {}
+    for gold, row in counts.items():
+        total = sum(row.values()) or 1
+        shares[gold] = [(str(row.get(label, 0)), row.get(label, 0) / total) for label in labels]
+    return _heat_map(labels, shares, name)
+
+
+def _accuracy_matrices(results: StudyResults) -> str:
+    parts = []
+    for line, condition, data in itertools.product(results.lines, results.conditions, results.data):
+        matrix = accuracy_matrix(results.of(line, condition), data)
+        if matrix:
+            name = ", ".join(part for part in (line, condition) if part)
+            name += f", {data}" if len(results.data) > 1 else ""
+            tasks = [f"task {i + 1}" for i in range(len(matrix))]
+            rows = {f"after {tasks[t]}": [(f"{a:.3f}", a) for a in row] for t, row in enumerate(matrix)}
+            parts.append(_heat_map(tasks, rows, name))
+    if not parts:
+        return ""
+    note = "<p>Accuracy on the test rows of each task, after each task was learned: mean over seeds.</p>"
+    return "<h2>Accuracy matrices</h2>" + note + "".join(parts)
+
+
+def _heat_map(columns: Sequence[str], rows: Mapping[str, Sequence[tuple[str, float]]], name: str) -> str:
+    """A table of (what stands in a cell, its heat between 0 and 1); a row may be short."""
+    heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    body = ""
+    for row, found in rows.items():
         cells = "".join(
-            f'<td style="background: rgb(var(--heat) / {0.6 * counts[gold].get(label, 0) / total:.2f})">'
-            f"{counts[gold].get(label, 0)}</td>"
-            for label in labels
+            f'<td style="background: rgb(var(--heat) / {0.6 * heat:.2f})">{escape(text)}</td>'
+            for text, heat in found
         )
-        rows.append(f'<tr><th scope="row">{escape(gold)}</th>{cells}</tr>')
+        body += (
+            f'<tr><th scope="row">{escape(row)}</th>{cells}{"<td></td>" * (len(columns) - len(found))}</tr>'
+        )
     return (
         f'<div class="wide" role="region" aria-label="{escape(name)}" tabindex="0"><table>'
         f"<caption>{escape(name)}</caption><thead><tr><td></td>{heads}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 

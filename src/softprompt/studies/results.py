@@ -238,6 +238,19 @@ def confusion(results: Sequence[Result], data: str) -> dict[str, Counter[str]]:
     return dict(total)
 
 
+def accuracy_matrix(results: Sequence[Result], data: str) -> list[list[float]]:
+    """The mean over runs of their metric "accuracy_matrix"; empty if none has one, or they learned different numbers of tasks.
+
+    Row t: the accuracy on each of the tasks 0 to t after task t was learned.
+    """
+    found = [r.outcome.facts.get("metrics", {}).get(data, {}).get("accuracy_matrix") or [] for r in results]
+    if len({len(matrix) for matrix in found}) != 1:
+        return []
+    return [
+        [statistics.fmean(values) for values in zip(*rows, strict=True)] for rows in zip(*found, strict=True)
+    ]
+
+
 def doubts(results: StudyResults) -> list[str]:
     """What a reader should know before believing the tables."""
     found = list(results.plan.stuck)

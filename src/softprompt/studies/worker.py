@@ -5,34 +5,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import platform
 import shutil
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from softprompt import store
 from softprompt.backbones.base import Backbone
 from softprompt.errors import SoftpromptWarning
 from softprompt.files import write_text
 from softprompt.fitting import fit
 from softprompt.progress import Progress, Record, Silent
+from softprompt.protocols.class_incremental import class_incremental_run
 from softprompt.protocols.few_shot import few_shot_splits
 from softprompt.run_config import BackboneConfig, SourceConfig, source_rows
 from softprompt.studies.config import RunSettings
+from softprompt.studies.environment import environment, peak_memory, reset_peak
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.plan import Outcome, PlannedRun
 from softprompt.tasks.base import Row
-from softprompt.version import __version__
 
 OpenBackbone = Callable[[BackboneConfig], Backbone]
 Prune = Callable[[Sequence[Mapping[str, Any]]], bool]
@@ -81,10 +74,12 @@ class Worker:
     ) -> Outcome:
         """Make a run, or go on with it, and write how it ended. Raises whatever goes wrong in it."""
         settings, place = run.settings(), folder.run(run.id)
+        if settings.class_tasks is not None:
+            return self._in_tasks(run, settings, folder, keep_prompt, progress)
         started = time.perf_counter()
         train, validation = self._training_rows(settings)
         backbone = self.backbone(settings.config.backbone)
-        _reset_peak(backbone.device)
+        reset_peak(backbone.device)
         config = settings.config
         watcher = _Watcher(place, config.task.main_metric, progress or Silent(), prune)
         facts: dict[str, Any] = {"stage": run.stage, "main_metric": config.task.main_metric}
@@ -133,6 +128,56 @@ class Worker:
             "concerns": concerns,
         }
         return self._ended(run, folder, facts | self._cost(backbone, started), tuned.history)
+
+    def _in_tasks(
+        self,
+        run: PlannedRun,
+        settings: RunSettings,
+        folder: StudyFolder,
+        keep_prompt: bool,
+        progress: Progress | None,
+    ) -> Outcome:
+        """Classes that come in tasks: tests follow each task, on validation rows where settings are chosen."""
+        config, place, started = settings.config, folder.run(run.id), time.perf_counter()
+        part = "test" if run.stage == "final" else "validation"
+        tested = config.data.test if part == "test" else config.data.validation
+        if tested is None:
+            raise ValueError(f"class_tasks: data.{part} is missing, on which each task is tested")
+        rows = {"train": self.rows(config.data.train, "train"), part: self.rows(tested, part)}
+        backbone = self.backbone(config.backbone)
+        reset_peak(backbone.device)
+        concerns: list[str] = []
+        with _concerns_in(concerns):
+            found = class_incremental_run(
+                backbone,
+                config.task,  # type: ignore[arg-type]  # parse_run has looked
+                config.method,
+                rows["train"],
+                rows[part],
+                tasks=settings.class_tasks or 1,
+                order_seed=config.recipe.seed,
+                recipe=config.recipe,
+                folder=place / "checkpoint",
+                progress=progress or Silent(),
+            )
+        metrics = {**found.metrics, "accuracy_matrix": found.accuracy, "tasks": found.tasks}
+        main = config.task.main_metric
+        if run.stage == "final" and keep_prompt:
+            found.prompt.save(place / "prompt", overwrite=True)
+        facts: dict[str, Any] = {
+            "status": "finished",
+            "stage": run.stage,
+            "main_metric": main,
+            # L2P's average accuracy, which is the accuracy over all classes where tasks are of one size.
+            "metrics": {part: {main: metrics["final_average"], **metrics}},
+            "trained_parameters": found.stages[-1]["trained_parameters"],
+            "learning_rate": found.prompt.recipe.get("learning_rate"),
+            "steps_made": config.recipe.steps * len(found.tasks),
+            "seconds": sum(stage["seconds"] or 0.0 for stage in found.stages),
+            "rows": {name: self._digests[id(some)] for name, some in rows.items()},
+            "concerns": concerns,
+        }
+        return self._ended(run, folder, facts | self._cost(backbone, started), [])
 
     def _ended(
         self,
@@ -215,31 +260,6 @@ def _concerns_in(concerns: list[str]) -> Iterator[None]:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def peak_memory(device: torch.device) -> dict[str, Any]:
-    """Bytes at the highest, of this process in main memory and of its tensors on a GPU."""
-    found: dict[str, Any] = {"host": _host_peak()}
-    if device.type == "cuda":
-        found["device"] = torch.cuda.max_memory_allocated(device)
-    return found
-
-
-def environment(backbone: Backbone) -> dict[str, Any]:
-    """What a result was made with."""
-    device = backbone.device
-    return {
-        "softprompt": __version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "threads": torch.get_num_threads(),
-        "backbone": backbone.name,
-        "precision": str(backbone.dtype).removeprefix("torch."),
-        "versions": store.library_versions(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-
-
 def _about(rows: Sequence[Row]) -> dict[str, Any]:
     text = json.dumps([dict(row) for row in rows], sort_keys=True, default=_of_value)
     return {"count": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -249,42 +269,3 @@ def _of_value(value: Any) -> str:
     """What a value that is no JSON is known by: its bytes where it has them, since repr may cut them short."""
     content = value if isinstance(value, bytes) else getattr(value, "tobytes", lambda: repr(value).encode())()
     return hashlib.sha256(content).hexdigest()
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
-
-
-def _host_peak() -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        import resource  # no Windows has it
-
-        # Of the process, runs before this one included; in bytes on macOS.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
-
-
-@cache
-def _commit() -> str | None:
-    """The commit of the checkout that softprompt runs from; None: it was installed from elsewhere, or git is missing."""
-    here = Path(__file__).parent
-    try:
-        git = ["git", "-C", str(here)]
-        # Installed into a project's own .venv it lies in a checkout too, but in one of something else.
-        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], check=True, capture_output=True)
-        asked = [*git, "rev-parse", "--short", "HEAD"]
-        return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def free_kept_memory() -> None:
-    """After a run that failed for want of GPU memory: give back what torch's allocator keeps."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
