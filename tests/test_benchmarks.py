@@ -17,6 +17,7 @@ from benchmarks import (
     gpu_prompt_tuning,
     harness,
     language_methods,
+    many_prompts,
     vision_methods,
     vision_prompts,
 )
@@ -162,3 +163,14 @@ def test_peak_memory_sees_what_a_step_has_freed_again() -> None:
 
 def test_a_fresh_process_is_another_one() -> None:
     assert harness.in_fresh_process(os.getpid) != os.getpid()
+
+
+def test_the_benchmark_of_many_prompts_trains_the_same_prompts_on_both_sides(tmp_path: Path) -> None:
+    path = tmp_path / "many.json"
+    assert many_prompts.main(["--tiny", "--json", str(path)]) == 0
+    rows = read(path)
+    assert set(rows) == {f"{kind} k={k} B=4" for kind in ("causal", "encoder") for k in (1, 2, 4, 8)}
+    for row in rows.values():
+        assert row["unit"] == "steps/s"
+        # 1e-3: AdamW's first steps take little of a gradient's size, and float32 sums come in another order.
+        assert row["relative_difference"]["prompt"] < 1e-3

@@ -22,8 +22,8 @@ from softprompt import (
     load,
 )
 from softprompt.backbones.causal import CausalBackbone
-from softprompt.fitting import BuildContext
 from softprompt.progress import Record, Silent
+from softprompt.prompts import BuildContext
 from tests.tiny import ARCHITECTURES, Architecture
 from tests.tiny_task import ROWS, TASK, tiny_backbone
 

@@ -160,5 +160,5 @@ def test_virtual_tokens_and_prefixes_stack_with_length_0_of_each_other() -> None
 
 def test_hidden_state_prompts_cannot_share_a_batch() -> None:
     outputs = [PromptOutput(layers=(tokens(1)[None],)), PromptOutput(tokens=tokens(1)[None])]
-    with pytest.raises(ValueError, match="cannot share a batch: split it by prompt"):
+    with pytest.raises(ValueError, match="cannot share a batch with prompts of other lengths"):
         stack_prompts(outputs)

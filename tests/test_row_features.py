@@ -16,9 +16,10 @@ from torch.testing import assert_close
 
 from softprompt.backbones.vision import VisionBackbone
 from softprompt.images import POOLINGS, ImagePooling
+from softprompt.loop import Run
 from softprompt.model import HeadModel, PromptedModel, WordModel, stack_prompts
 from softprompt.outputs import EncodedRow, Penalized, PromptOutput
-from softprompt.parallel import backward
+from softprompt.parallel import Step, backward
 from softprompt.progress import Record
 from softprompt.prompts.base import PromptModule
 from softprompt.recipe import Recipe
@@ -301,7 +302,8 @@ def test_the_penalty_is_added_to_the_loss_of_each_row(penalty: str, accumulation
     module, rows = Conditional(penalty=penalty), rows_of(images(5))
     model = headed(module)
     trained = list(module.parameters())
-    loss, share = backward(HeadModel(model), Task(), rows, trained, accumulation, Accelerator())
+    step = Step(rows, trained, accumulation, seed=0)
+    [(loss, share)] = backward(HeadModel(model), Task(), [step], Accelerator())
     got = [parameter.grad for parameter in trained]
     answers = Task().loss(model.outputs(rows), rows).mean()
     each = model.prompt(rows).penalty
@@ -330,7 +332,8 @@ def test_what_grew_in_each_process_is_added_up() -> None:
     module, rows = Conditional(), rows_of(images(4))
     seen, trained = module.get_buffer("seen"), list(module.parameters())
     seen += 100
-    loss, share = backward(HeadModel(headed(module)), Task(), rows, trained, 1, Twice(), [seen])
+    step = Step(rows, trained, accumulation=1, seed=0, tallies=[seen])
+    [(loss, share)] = backward(HeadModel(headed(module)), Task(), [step], Twice())
     assert seen.tolist() == [104, 102]  # two rows and one call in each process
     alone = [rows[0], rows[2]]
     model = headed(module)
@@ -376,10 +379,11 @@ def test_penalty_and_tallies_are_in_history_and_checkpoint(tmp_path: Path) -> No
                     raise InterruptedError
 
         try:
-            found = train(
-                HeadModel(headed(module)), parameters, groups, Task(), rows_of(images(5)), recipe,
+            told = Run(
+                parameters, groups, rows_of(images(5)), recipe,
                 folder=folder, progress=Told(), tallies=module.tallies(),
             )  # fmt: skip
+            found = train(HeadModel(headed(module)), Task(), told)
         except InterruptedError:
             return module, ()
         return module, found.history

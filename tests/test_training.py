@@ -11,9 +11,10 @@ from torch.testing import assert_close
 
 from softprompt.diagnosis import warn_nothing_learned
 from softprompt.errors import SoftpromptWarning, TrainingDiverged
+from softprompt.loop import Run, count_tokens
 from softprompt.progress import Record, Silent
 from softprompt.recipe import Recipe, lr_factor
-from softprompt.training import count_tokens, train
+from softprompt.training import train
 from tests.toy_training import ToyModel, ToyTask, evaluation, groups, tensors, toy_rows, toy_run
 
 
@@ -226,15 +227,15 @@ def test_trackers_log_through_accelerate(tmp_path: Path) -> None:
 
 def test_arguments_that_do_not_fit_together_are_named() -> None:
     model, recipe, rows = ToyModel(), Recipe(steps=2), toy_rows()
-    rest = (ToyTask(), rows, recipe)
+    whole = [{"params": [model.prompt, model.offset]}]
     with pytest.raises(ValueError, match="nothing to train"):
-        train(model, {}, [], *rest)
+        train(model, ToyTask(), Run({}, [], rows, recipe))
     with pytest.raises(ValueError, match="no training rows"):
-        train(model, model.parameters, groups(model), ToyTask(), [], recipe)
+        train(model, ToyTask(), Run(model.parameters, groups(model), [], recipe))
     with pytest.raises(ValueError, match=r"without a group: \['offset'\]"):
-        train(model, model.parameters, groups(model)[:1], *rest)
+        train(model, ToyTask(), Run(model.parameters, groups(model)[:1], rows, recipe))
     with pytest.raises(ValueError, match="needs its own 'lr'"):
-        train(model, model.parameters, [{"params": [model.prompt, model.offset]}], *rest)
+        train(model, ToyTask(), Run(model.parameters, whole, rows, recipe))
     with pytest.raises(ValueError, match="evaluate was given without main_metric"):
         toy_run(model, recipe, main_metric=None)
     with pytest.raises(ValueError, match=r"no metric 'accuracy'; it has \['likelihood', 'worst'\]"):
@@ -260,5 +261,5 @@ def test_a_loss_that_is_no_loss_per_row_or_has_no_gradient_is_an_error() -> None
     model = ToyModel()
     for task, message in ((Mean(), r"shape \(\) for 16 rows"), (Cut(), "depends on none of the trained")):
         with pytest.raises(ValueError, match=message):
-            train(model, model.parameters, groups(model), task, toy_rows(), Recipe(steps=2))
+            train(model, task, Run(model.parameters, groups(model), toy_rows(), Recipe(steps=2)))
     assert evaluation(model)

@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from softprompt.loop import Run, TrainingResult
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.progress import Record, Silent
 from softprompt.recipe import Recipe
-from softprompt.training import TrainingResult, train
+from softprompt.training import train
 
 P, d, V = 3, 5, 11
 LABEL_WORDS = ((1,), (2,))
@@ -86,7 +87,8 @@ def toy_run(
 ) -> TrainingResult:
     """Train the toy, evaluated unless the options say otherwise."""
     options = {"evaluate": lambda: evaluation(model), "main_metric": "likelihood"} | options
-    return train(model, model.parameters, groups(model), ToyTask(), rows or toy_rows(), recipe, **options)
+    run = Run(model.parameters, groups(model), rows or toy_rows(), recipe, **options)
+    return train(model, ToyTask(), run)
 
 
 def tensors(model: ToyModel) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from softprompt.errors import CheckpointError, SoftpromptWarning, TrainingDiverged
     from softprompt.feature_cache import FeatureCache
     from softprompt.fitting import fit
+    from softprompt.fitting_many import fit_many
     from softprompt.images import ImageRule
     from softprompt.mixed import MixedPrompts
     from softprompt.projection import FoundPrompt, project_prompt
@@ -99,6 +100,7 @@ _HOMES = {
     "TrainingDiverged": "softprompt.errors",
     "FeatureCache": "softprompt.feature_cache",
     "fit": "softprompt.fitting",
+    "fit_many": "softprompt.fitting_many",
     "FoundPrompt": "softprompt.projection",
     "project_prompt": "softprompt.projection",
     "ImageRule": "softprompt.images",
@@ -230,6 +232,7 @@ __all__ = [
     "few_shot_runs",
     "few_shot_splits",
     "fit",
+    "fit_many",
     "from_peft",
     "joint_training",
     "load",

@@ -192,16 +192,16 @@ def stack_prompts(outputs: Sequence[PromptOutput]) -> PromptOutput:
     """The prompts of several outputs as one, G the sum of theirs, padded to the longest; `rows` and `penalty` left out.
 
     Virtual tokens and key-value prefixes may share a batch: to the one the other is of length 0.
-    Raises ValueError where prompts cannot stand in one batch: hidden-state prompts beside others.
+    Raises ValueError where prompts cannot stand in one batch: hidden-state prompts beside others, or beside such of
+    other layers or lengths.
     """
     if len(outputs) == 1:
         return outputs[0]
-    if any(output.layers is not None or output.entry for output in outputs):
-        raise ValueError("hidden-state prompts of layers cannot share a batch: split it by prompt")
     if any(output.texts is not None or output.vision is not None for output in outputs):
         raise ValueError(
             "contexts of single classes and prompts of a vision tower cannot share a batch: split it by prompt"
         )
+    layers, entry = _stack_layers(outputs)
     each = [one for output in outputs for one in _tokens_of(output)]
     tokens = _padded(each)  # (G, P, d)
     prefix, lengths = None, None
@@ -211,7 +211,13 @@ def stack_prompts(outputs: Sequence[PromptOutput]) -> PromptOutput:
         lengths = torch.tensor([0 if one is None else len(one) for one in each], device=tokens.device)
     offset = _padded([one for output in outputs for one in _each(output.offset, output.count)])  # (G, s, d)
     return PromptOutput(
-        tokens=tokens, prefix=prefix, offset=offset, lengths=lengths, token_offset=_token_offsets(outputs)
+        tokens=tokens,
+        prefix=prefix,
+        layers=layers,
+        offset=offset,
+        lengths=lengths,
+        token_offset=_token_offsets(outputs),
+        entry=entry,
     )
 
 
@@ -240,6 +246,23 @@ def _token_offsets(outputs: Sequence[PromptOutput]) -> tuple[TokenOffset | None,
     if all(o.token_offset is None for o in outputs):
         return None
     return tuple(f for o in outputs for f in o.token_offset or (None,) * o.count)
+
+
+def _stack_layers(outputs: Sequence[PromptOutput]) -> tuple[tuple[Tensor, ...] | None, int]:
+    """Hidden-state prompts of several outputs, per layer (G, P, d), and the layer whose input their tokens join."""
+    shapes = {
+        (o.entry, None if o.layers is None else tuple(layer.shape[1] for layer in o.layers)) for o in outputs
+    }
+    if len(shapes) > 1:
+        raise ValueError(
+            "hidden-state prompts of layers cannot share a batch with prompts of other lengths or in other layers:"
+            " split it by prompt"
+        )
+    entry = outputs[0].entry
+    if outputs[0].layers is None:
+        return None, entry
+    each = [[one.expand(o.count, -1, -1) for one in o.layers] for o in outputs if o.layers is not None]
+    return tuple(torch.cat(layer) for layer in zip(*each, strict=True)), entry
 
 
 def _stack_prefixes(outputs: Sequence[PromptOutput]) -> tuple[tuple[KeyValue, ...], Tensor]:

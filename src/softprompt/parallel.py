@@ -7,6 +7,7 @@ few trained tensors are added up. Letters: B rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -49,57 +50,84 @@ def synchronize(accelerator: Accelerator, tensors: Sequence[Tensor], step: int) 
             tensor.copy_(broadcast(tensor.detach().to(accelerator.device)))
 
 
-def backward(
-    model: Scorer,
-    encoder: RowLoss,
-    batch: Sequence[EncodedRow],
-    trained: Sequence[nn.Parameter],
-    accumulation: int,
-    accelerator: Accelerator,
-    tallies: Sequence[Tensor] = (),
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the mean loss over the batch, on every process; returns that loss, (), and the method's share in it.
+@dataclass(frozen=True)
+class Step:
+    """The step that a run asks for: the gradient of the mean loss over a batch.
 
-    tallies: counts that grow while rows are scored.
+    trained       the tensors whose `grad` it is left in, over what stands there
+    accumulation  micro-batches that the batch is split into
+    seed          of everything random in it
+    tallies       counts that grow while rows are scored
     """
-    mean = torch.zeros((), device=trained[0].device)
-    penalty = torch.zeros_like(mean)
-    before = [tally.clone() for tally in tallies]
-    for micro_batch in range(accumulation):
-        # The rows of a micro-batch are the same however many processes share it.
-        share = batch[micro_batch::accumulation][accelerator.process_index :: accelerator.num_processes]
-        if not share:  # the last batch of an epoch may have fewer rows than there are shares
+
+    batch: Sequence[EncodedRow]
+    trained: Sequence[nn.Parameter]
+    accumulation: int
+    seed: int
+    tallies: Sequence[Tensor] = ()
+
+    def share(self, micro_batch: int, accelerator: Accelerator) -> Sequence[EncodedRow]:
+        """The rows of a micro-batch that this process scores. All shares together are the same however many there are."""
+        if micro_batch >= self.accumulation:
+            return ()
+        rows = self.batch[micro_batch :: self.accumulation]
+        return rows[accelerator.process_index :: accelerator.num_processes]
+
+
+def backward(
+    model: Scorer, encoder: RowLoss, steps: Sequence[Step], accelerator: Accelerator
+) -> list[tuple[Tensor, Tensor]]:
+    """Gradients of each step, on every process, by one pass over the rows of all; returns of each its loss and the
+    method's share in it, () each.
+
+    The steps must train tensors of their own. Their rows are scored one step's behind the other's.
+    """
+    found = [torch.zeros(2, device=step.trained[0].device) for step in steps]
+    before = [[tally.clone() for tally in step.tallies] for step in steps]
+    for parameter in (parameter for step in steps for parameter in step.trained):
+        parameter.grad = None
+    for micro_batch in range(max(step.accumulation for step in steps)):
+        shares = [step.share(micro_batch, accelerator) for step in steps]
+        rows = [row for share in shares for row in share]
+        if not rows:  # the last batch of an epoch may have fewer rows than there are shares
             continue
-        answers = model.score(share)
-        added = answers.penalty if isinstance(answers, Penalized) else None
-        losses = encoder.loss(answers.answers if isinstance(answers, Penalized) else answers, share)  # (B,)
-        if losses.shape != (len(share),):
-            raise ValueError(
-                f"the task's loss has shape {tuple(losses.shape)} for {len(share)} rows: expected one each"
-            )
-        if not losses.requires_grad:
-            raise ValueError(
-                "the loss depends on none of the trained parameters, so there is nothing to learn"
-            )
-        if added is not None:
-            losses = losses + added
-            penalty = penalty + added.detach().expand(len(share)).sum() / len(batch)
-        loss = losses.sum() / len(batch)
-        loss.backward()
-        mean = mean + loss.detach()
-    for parameter in trained:
+        losses, added = _row_losses(model, encoder, rows)
+        sizes = [len(share) for share in shares]
+        parts = [part.sum() / len(step.batch) for part, step in zip(losses.split(sizes), steps, strict=True)]
+        torch.stack(parts).sum().backward()
+        for n, (part, extra) in enumerate(zip(parts, added.split(sizes), strict=True)):
+            found[n] = found[n] + torch.stack([part.detach(), extra.sum() / len(steps[n].batch)])
+    for parameter in (parameter for step in steps for parameter in step.trained):
         if parameter.grad is None:  # not reached, or no rows here: every process must have the same tensors
             parameter.grad = torch.zeros_like(parameter)
-    if accelerator.num_processes == 1:
-        return mean, penalty
-    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-    grown = [tally - start for tally, start in zip(tallies, before, strict=True)]
-    *sums, mean, penalty = _sum_over_processes(accelerator, [*gradients, *grown, mean, penalty])
-    for tensor, total in zip(gradients, sums, strict=False):
-        tensor.copy_(total)
-    for tally, start, total in zip(tallies, before, sums[len(gradients) :], strict=True):
-        tally.copy_(start + total)
-    return mean, penalty
+    if accelerator.num_processes > 1:
+        tallies = [tally for step in steps for tally in step.tallies]
+        starts = [tally for own in before for tally in own]
+        grown = [tally - start for tally, start in zip(tallies, starts, strict=True)]
+        gradients = [p.grad for step in steps for p in step.trained if p.grad is not None]
+        sums = _sum_over_processes(accelerator, [*gradients, *grown, *found])
+        for tensor, total in zip(gradients, sums, strict=False):
+            tensor.copy_(total)
+        for tally, start, total in zip(tallies, starts, sums[len(gradients) :], strict=False):
+            tally.copy_(start + total)
+        found = sums[len(gradients) + len(grown) :]
+    return [(sums[0], sums[1]) for sums in found]
+
+
+def _row_losses(model: Scorer, encoder: RowLoss, rows: Sequence[EncodedRow]) -> tuple[Tensor, Tensor]:
+    """Loss of each row, what the method adds included, and that part alone, without gradient; (B,) each."""
+    answers = model.score(rows)
+    penalty = answers.penalty if isinstance(answers, Penalized) else None
+    losses = encoder.loss(answers.answers if isinstance(answers, Penalized) else answers, rows)  # (B,)
+    if losses.shape != (len(rows),):
+        raise ValueError(
+            f"the task's loss has shape {tuple(losses.shape)} for {len(rows)} rows: expected one each"
+        )
+    if not losses.requires_grad:
+        raise ValueError("the loss depends on none of the trained parameters, so there is nothing to learn")
+    if penalty is None:
+        return losses, torch.zeros_like(losses)
+    return losses + penalty, penalty.detach().expand(len(rows))
 
 
 def _sum_over_processes(accelerator: Accelerator, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -134,3 +134,32 @@ class ConsoleProgress:
         loss = "" if self._loss is None else f"loss {self._loss:.4g}"
         rate = "" if self._rate is None else f"  {self._rate:,.0f} tokens/s"
         return f"{loss}{self._metrics}{rate}"
+
+
+class Shared:
+    """What several runs tell, told as one: their steps added up, evaluations as they come. All are given the same."""
+
+    def __init__(self, shown: Progress, runs: int) -> None:
+        self._shown = shown
+        self._runs = runs
+        self._begun = self._ended = self._steps = self._done = 0
+
+    def begin(self, steps: int, done: int) -> None:
+        self._begun += 1
+        self._steps += steps
+        self._done += done
+        if self._begun == self._runs:
+            self._shown.begin(self._steps, self._done)
+
+    def update(self, record: Record) -> None:
+        self._done += 1
+        self._shown.update(replace(record, step=self._done))
+
+    def report(self, record: Record, *, is_best: bool) -> None:
+        if self._begun == self._runs:  # else made up for by a resumed run, before the next one has begun
+            self._shown.report(replace(record, step=self._done), is_best=is_best)
+
+    def end(self) -> None:
+        self._ended += 1
+        if self._ended == self._runs == self._begun:
+            self._shown.end()
