@@ -120,7 +120,9 @@ def rows(name: str, split: str) -> list[dict[str, Any]]:
             read = {id(row) for row in subsample(found, count, seed=0)}
             found = [row for row in found if id(row) not in read]
     limit = {"train": TRAIN, "validation": VALIDATION, "test": TEST}[split]
-    found = subsample(found, min(limit, len(found)), seed=0)
+    # By label: a plain draw of 300 had 60 % of the commonest label of VitaminC, which has 50 %.
+    stratify = "label" if split == "test" else None
+    found = subsample(found, min(limit, len(found)), seed=0, stratify=stratify)
     return [{c: " ".join(str(v).split()[: entry.words]) for c, v in row.items()} for row in found]
 
 
