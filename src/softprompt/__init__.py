@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         TriggerSearch,
         methods,
     )
+    from softprompt.protocols.base_to_new import BaseToNew, base_to_new_runs
     from softprompt.protocols.class_incremental import ClassIncremental, class_incremental_run, joint_training
     from softprompt.protocols.domain_shift import Domain, DomainShift, evaluate_domains
     from softprompt.protocols.ensembling import EnsembleMetrics, PromptEnsemble
@@ -122,6 +123,8 @@ _HOMES = {
     "PrefixTuning": "softprompt.prompts",
     "PromptTuning": "softprompt.prompts",
     "methods": "softprompt.prompts",
+    "BaseToNew": "softprompt.protocols.base_to_new",
+    "base_to_new_runs": "softprompt.protocols.base_to_new",
     "ClassIncremental": "softprompt.protocols.class_incremental",
     "class_incremental_run": "softprompt.protocols.class_incremental",
     "joint_training": "softprompt.protocols.class_incremental",
@@ -171,6 +174,7 @@ __all__ = [
     "VPT",
     "ADePT",
     "Adapter",
+    "BaseToNew",
     "BitFit",
     "Candidate",
     "CheckpointError",
@@ -225,6 +229,7 @@ __all__ = [
     "WrongBackboneError",
     "ZeroShot",
     "__version__",
+    "base_to_new_runs",
     "candidates",
     "class_incremental_run",
     "combine_prompts",

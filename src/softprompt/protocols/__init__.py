@@ -8,6 +8,13 @@ from softprompt.protocols.accuracy_matrix import (
     learning_accuracy,
     stage_accuracies,
 )
+from softprompt.protocols.base_to_new import (
+    BaseToNew,
+    base_and_new,
+    base_to_new_runs,
+    harmonic_mean,
+    harmonic_means,
+)
 from softprompt.protocols.class_incremental import (
     ClassIncremental,
     class_incremental_run,
@@ -33,6 +40,7 @@ from softprompt.protocols.transfer import (
 )
 
 __all__ = [
+    "BaseToNew",
     "Candidate",
     "ClassIncremental",
     "Domain",
@@ -47,6 +55,8 @@ __all__ = [
     "Rehearsal",
     "Selection",
     "backward_transfer",
+    "base_and_new",
+    "base_to_new_runs",
     "candidates",
     "class_incremental_run",
     "class_tasks",
@@ -58,6 +68,8 @@ __all__ = [
     "few_shot_splits",
     "final_average",
     "forgetting",
+    "harmonic_mean",
+    "harmonic_means",
     "incremental_average",
     "joint_training",
     "learning_accuracy",

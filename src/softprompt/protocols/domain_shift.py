@@ -18,6 +18,8 @@ from softprompt.tuned import TunedPrompt
 
 READING = frozenset({"columns", "label_column", "label_values"})
 """Settings of a task that say how a data set is read, and may differ from one to the next."""
+CLASSES = frozenset({"labels", "names", "loss_labels", "template"})
+"""Those that may differ too where classes are told by texts: the classes, and how they are written without a prompt."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Domain:
     """A data set to be judged on.
 
     rows   test rows, as in TunedPrompt.evaluate; split: which, where they have a name
-    task   the prompt's task with `columns`, `label_column` and `label_values` of this data; None: the prompt's own
+    task   the prompt's task with `columns`, `label_column` and `label_values` of this data, for images that are compared
+           with texts its classes too (`with_labels`); None: the prompt's own
     """
 
     name: str
@@ -51,7 +54,10 @@ class DomainScores:
 
 @dataclass(frozen=True)
 class DomainShift:
-    """A prompt at home and abroad; `metric` is the task's main one."""
+    """A prompt at home and abroad; `metric` is the task's main one.
+
+    Of cross-dataset transfer, where each data set has its own classes, read the scores beside `zero_shot`, not `drop`.
+    """
 
     metric: str
     in_domain: DomainScores
@@ -123,10 +129,11 @@ def _reading(tuned: TunedPrompt, domain: Domain) -> TunedPrompt:
         return tuned
     ours, theirs = ({"name": task.name, **settings_of(task)} for task in (tuned.task, domain.task))
     differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    if other := [key for key in differing if key not in READING]:
+    allowed = READING | CLASSES if tuned.task.compares_texts else READING
+    if other := [key for key in differing if key not in allowed]:
         raise ValueError(
             f"the task of domain {domain.name!r} differs from the prompt's in {', '.join(other)}: it may differ in "
-            f"{', '.join(sorted(READING))} only, as in dataclasses.replace(tuned.task, columns=...)"
+            f"{', '.join(sorted(allowed))} only, as in dataclasses.replace(tuned.task, columns=...)"
         )
     return replace(tuned, task=domain.task)
 

@@ -26,7 +26,12 @@ from softprompt.protocols._records import (
     write_object,
 )
 from softprompt.recipe import Recipe
-from softprompt.tasks import ImageClassification, SequenceClassification, TextClassification
+from softprompt.tasks import (
+    ImageClassification,
+    ImageTextClassification,
+    SequenceClassification,
+    TextClassification,
+)
 from softprompt.tasks.base import Row, Task
 
 SHOTS = (4, 16, 32)
@@ -58,7 +63,9 @@ def few_shot_splits(
     Raises ValueError for a task without classes, a class of fewer than 2 k rows, and a file made for other rows.
     """
     path = None if file is None else Path(file)
-    if not isinstance(task, TextClassification | SequenceClassification | ImageClassification):
+    if not isinstance(
+        task, TextClassification | SequenceClassification | ImageClassification | ImageTextClassification
+    ):
         raise ValueError(
             f"{task.name} has no classes to draw rows of: few-shot splits are for classification"
         )
