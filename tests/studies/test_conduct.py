@@ -252,6 +252,7 @@ _CHILDREN = """
 import os, signal, sys
 from pathlib import Path
 import softprompt.fitting, softprompt.backbones.loading, softprompt.cli._study_progress  # once, for all children
+import softprompt.loop as loop
 import softprompt.training as training
 from softprompt.cli import app
 
@@ -267,7 +268,7 @@ def child(moment, arguments):
         return called
     # The kill comes at the n-th of these calls: in steps, in evaluations, before a file is forced out and before it is renamed.
     os.replace, os.fsync, Path.mkdir = mortal(os.replace), mortal(os.fsync), mortal(Path.mkdir)
-    training.backward, training.count_tokens = mortal(training.backward), mortal(training.count_tokens)
+    training.backward, loop.count_tokens = mortal(training.backward), mortal(loop.count_tokens)
     sys.argv = ["softprompt", *arguments]
     app()
 
