@@ -37,19 +37,8 @@ Side = tuple[Who, torch.dtype]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the command line asked for."""
-
-    quick: bool
-    tiny: bool
-    only: str
-
-    @property
-    def repetitions(self) -> int:
-        return 1 if self.tiny else 3 if self.quick else 5
-
-    def wants(self, case: str) -> bool:
-        return self.only in case
+class Setting(harness.Setting):
+    """With the model, rows and prompts of this benchmark."""
 
     def backbone(self, dtype: torch.dtype) -> Backbone:
         return backbone(self.tiny, dtype)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -46,14 +46,8 @@ SMALL: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the command line asked for."""
-
-    quick: bool
-    tiny: bool
-    only: str
-    device: torch.device
-    dtype: torch.dtype
+class Setting(harness.DeviceSetting):
+    """With the batches and classes of this benchmark."""
 
     @property
     def repetitions(self) -> int:
@@ -67,9 +61,6 @@ class Setting:
     def classes(self, count: int) -> int:
         return min(count, 12) if self.tiny else count
 
-    def asks_for(self, case: str) -> bool:
-        return self.only in case
-
 
 @cache
 def backbone(setting: Setting) -> DualBackbone:
@@ -78,7 +69,7 @@ def backbone(setting: Setting) -> DualBackbone:
         vision = vision | {"image_size": 32}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=512))
+        model: Any = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=512))
     model = model.to(setting.device, setting.dtype).eval().requires_grad_(False)
     rule = ImageRule((vision["image_size"],) * 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     return DualBackbone(model, sides.word_tokenizer(), rule)
@@ -182,23 +173,6 @@ def cocoop_steps(setting: Setting, classes: int, length: int) -> dict[str, Calla
     return {"ours": ours, "one image at a time": peer}
 
 
-def timed(setting: Setting, case: str, steps: Mapping[str, Callable[[], Outcome]], **facts: Any) -> Row:
-    difference: dict[str, float] = {}
-    first, second = steps
-
-    def compare(warm: Mapping[str, Outcome]) -> None:
-        if len(warm) == 2:
-            ours, peer = warm[first], warm[second]
-            difference["loss"] = abs(ours.loss - peer.loss) / abs(peer.loss)
-            difference["prompt_gradient"] = sides.relative_difference(ours.gradient, peer.gradient)
-
-    seconds = harness.interleaved(steps, setting.repetitions, compare)
-    dtype = str(setting.dtype).removeprefix("torch.")
-    return harness.row_of_times(
-        case, seconds[first], seconds[second], dtype=dtype, relative_difference=difference, **facts
-    )
-
-
 def evaluation(setting: Setting) -> Row:
     """Two batches of images among a thousand classes: texts kept, or run again for each batch as the released code does."""
     classes, batch = setting.classes(1000), 2 * setting.batch
@@ -230,7 +204,14 @@ def evaluation(setting: Setting) -> Row:
         return Outcome(scores.square().mean().item(), scores)
 
     steps = {"ours": ours, "whole texts": peer}
-    return timed(setting, "evaluation C=1000 M=4", steps, classes=classes, images=2 * batch)
+    return sides.timed_pair(
+        "evaluation C=1000 M=4",
+        steps,
+        setting.repetitions,
+        classes=classes,
+        images=2 * batch,
+        **setting.facts,
+    )
 
 
 def step_memory(setting: Setting, classes: int, side: str) -> int | None:
@@ -251,18 +232,30 @@ def memory(setting: Setting, classes: int) -> Row:
 def measured(setting: Setting) -> list[Row]:
     made = []
     for classes, length in COOP:
-        if setting.asks_for(case := f"CoOp C={classes} M={length}"):
+        if setting.wants(case := f"CoOp C={classes} M={length}"):
             count = setting.classes(classes)
-            made.append(timed(setting, case, coop_steps(setting, count, length), classes=count))
+            made.append(
+                sides.timed_pair(
+                    case,
+                    coop_steps(setting, count, length),
+                    setting.repetitions,
+                    classes=count,
+                    **setting.facts,
+                )
+            )
     for classes, length in COCOOP:
-        if setting.asks_for(case := f"CoCoOp C={classes} M={length}"):
+        if setting.wants(case := f"CoCoOp C={classes} M={length}"):
             count = setting.classes(classes)
             steps = cocoop_steps(setting, count, length)
-            made.append(timed(setting, case, steps, classes=count, batch=setting.batch))
-    if setting.asks_for("evaluation C=1000 M=4"):
+            made.append(
+                sides.timed_pair(
+                    case, steps, setting.repetitions, classes=count, batch=setting.batch, **setting.facts
+                )
+            )
+    if setting.wants("evaluation C=1000 M=4"):
         made.append(evaluation(setting))
     if harness.measures_memory(setting.device):
-        made += [memory(setting, count) for count in MEMORY if setting.asks_for(f"memory C={count} M=4")]
+        made += [memory(setting, count) for count in MEMORY if setting.wants(f"memory C={count} M=4")]
     return made
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -57,16 +57,8 @@ HEADS = {"causal": 12, "causal small": 8}
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the command line asked for."""
-
-    quick: bool
-    tiny: bool
-    only: str
-
-    @property
-    def repetitions(self) -> int:
-        return 1 if self.tiny else 3 if self.quick else 5
+class Setting(harness.Setting):
+    """With the shapes, prompt lengths and rows of this benchmark."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -75,9 +67,6 @@ class Setting:
     @property
     def shapes(self) -> tuple[Shape, ...]:
         return FULL if self.quick or self.tiny else FULL + SMALL
-
-    def wants(self, case: str) -> bool:
-        return self.only in case
 
     def backbone(self, shape: Shape) -> Backbone:
         return backbone(shape, self.tiny)
@@ -99,7 +88,8 @@ def backbone(shape: Shape, tiny: bool) -> Backbone:
         return sides.random_llama(
             sizes | {"vocab_size": 32_000, "max_position_embeddings": 1024}, torch.float32, CPU
         )
-    config = T5Config(**T5["tiny" if tiny else shape], decoder_start_token_id=0, dropout_rate=0.0)
+    config = T5Config(**T5["tiny" if tiny else shape], dropout_rate=0.0)
+    config.decoder_start_token_id = 0
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = T5ForConditionalGeneration(config)
@@ -202,25 +192,7 @@ def dense(setting: Setting) -> list[Row]:
         pair: tuple[Who, Who] = ("ours", "dense")
         if setting.wants(case):
             steps = {who: make_step(setting, shape, who, DENSE_LENGTH) for who in pair}
-            difference: dict[str, float] = {}
-
-            def compare(
-                found: Mapping[Who, Outcome], into: dict[str, float] = difference, case: str = case
-            ) -> None:
-                ours, peer = found["ours"], found["dense"]
-                into["loss"] = abs(ours.loss - peer.loss) / abs(peer.loss)
-                into["gradient"] = sides.relative_difference(ours.gradient, peer.gradient)
-                print(
-                    f"{case}: relative difference {into['loss']:.1e}, of gradients {into['gradient']:.1e}",
-                    flush=True,
-                )
-
-            seconds = harness.interleaved(steps, setting.repetitions, compare)
-            made.append(
-                harness.row_of_times(
-                    case, seconds["ours"], seconds["dense"], relative_difference=difference, m=DENSE_LENGTH
-                )
-            )
+            made.append(sides.timed_pair(case, steps, setting.repetitions, m=DENSE_LENGTH))
         if shape in FULL:
             made += memory(setting, f"{case} memory", shape, pair, DENSE_LENGTH)
     return made

@@ -71,6 +71,35 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     return made
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What the command line asked for; a benchmark adds the sizes that follow from it."""
+
+    quick: bool
+    tiny: bool
+    only: str
+
+    @property
+    def repetitions(self) -> int:
+        return 1 if self.tiny else 3 if self.quick else 5
+
+    def wants(self, case: str) -> bool:
+        return self.only in case
+
+
+@dataclass(frozen=True)
+class DeviceSetting(Setting):
+    """The same where a device can be chosen."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What stands beside each figure."""
+        return {"dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device)}
+
+
 # --- time --------------------------------------------------------------------------------------------------
 
 

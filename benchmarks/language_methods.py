@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from benchmarks import harness, sides
-from benchmarks.harness import Row
+from benchmarks.harness import Row, Setting
 from benchmarks.sides import Ids, Outcome
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.loading import load_backbone
@@ -36,19 +35,6 @@ LENGTHS = (20, 100)
 
 Who = Literal["ours", "peer"]
 Steps = Mapping[Who, Callable[[], Outcome]]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What the command line asked for."""
-
-    quick: bool
-    tiny: bool
-    only: str
-
-    @property
-    def repetitions(self) -> int:
-        return 1 if self.tiny else 3 if self.quick else 5
 
 
 # --- key-value prefixes ------------------------------------------------------------------------------------
@@ -206,18 +192,8 @@ def make(setting: Setting, method: str, length: int) -> Steps:
 
 def time_of(setting: Setting, method: str, length: int) -> Row:
     """Seconds per step of both sides, and how far their results are apart."""
-    difference: dict[str, float] = {}
-
-    def compare(results: Mapping[Who, Outcome]) -> None:
-        ours, peer = results["ours"], results["peer"]
-        difference["loss"] = abs(ours.loss - peer.loss) / abs(peer.loss)
-        difference["gradient"] = sides.relative_difference(ours.gradient, peer.gradient)
-        print(f"{method} P={length}: {difference}", flush=True)
-
-    seconds = harness.interleaved(make(setting, method, length), setting.repetitions, compare)
-    return harness.row_of_times(
-        f"{method} P={length} float32", seconds["ours"], seconds["peer"], relative_difference=difference
-    )
+    case = f"{method} P={length} float32"
+    return sides.timed_pair(case, make(setting, method, length), setting.repetitions)
 
 
 def memory_of(setting: Setting, method: str, length: int) -> Row:
@@ -245,11 +221,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows += [
             time_of(setting, method, length)
             for length in LENGTHS
-            if setting.only in f"{method} P={length} float32"
+            if setting.wants(f"{method} P={length} float32")
         ]
     if harness.measures_memory(CPU):
         for method in methods:
-            if setting.only in f"memory {method} P={LENGTHS[-1]} float32":
+            if setting.wants(f"memory {method} P={LENGTHS[-1]} float32"):
                 rows.append(memory_of(setting, method, LENGTHS[-1]))
     harness.report(NAME, rows, argv, options.json)
     print(f"{time.perf_counter() - start:.0f} s")

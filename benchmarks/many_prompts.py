@@ -55,18 +55,8 @@ Kind = Literal["causal", "encoder"]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the command line asked for."""
-
-    quick: bool
-    tiny: bool
-    only: str
-    device: torch.device
-    dtype: torch.dtype
-
-    @property
-    def repetitions(self) -> int:
-        return 1 if self.tiny else 3 if self.quick else 5
+class Setting(harness.DeviceSetting):
+    """With the optimizer steps that are timed."""
 
     @property
     def steps(self) -> int:
@@ -96,7 +86,7 @@ def backbone_of(kind: Kind, tiny: bool, dtype: torch.dtype, device: torch.device
         return sides.random_llama(sides.TINY if tiny else SMOLLM2_135M, dtype, device)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = BertModel(BertConfig(**(TINY_BERT if tiny else MINILM_L6)), add_pooling_layer=False)
+        model: Any = BertModel(BertConfig(**(TINY_BERT if tiny else MINILM_L6)), add_pooling_layer=False)
     return load_backbone(model.to(device, dtype), tokenizer=sides.word_tokenizer())
 
 
@@ -173,9 +163,8 @@ def time_of(setting: Setting, kind: Kind, count: int, batch: int) -> Row:
         seconds["alone"],
         runs=count,
         batch=batch,
-        dtype=str(setting.dtype).removeprefix("torch."),
-        device=str(setting.device),
         relative_difference=difference,
+        **setting.facts,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from benchmarks import harness
+from benchmarks.harness import Row, Side
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.loading import load_backbone
 from softprompt.outputs import EncodedRow, PromptOutput
@@ -22,7 +24,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training step computed: its loss, and the prompt's gradient (P, d)."""
+    """What a training step computed: its loss, and the gradient of what is trained."""
 
     loss: float
     gradient: Tensor
@@ -142,6 +144,24 @@ def peft_step(tuned: PeftModel, trained: Sequence[Tensor], batch: dict[str, Tens
         return Outcome(loss.item(), trained[0].grad)
 
     return step
+
+
+def timed_pair(case: str, steps: Mapping[Side, Callable[[], Outcome]], repetitions: int, **facts: Any) -> Row:
+    """Seconds of two sides' steps, the first ours, and how far apart what they computed is."""
+    first, second = list(steps)
+    difference: dict[str, float] = {}
+
+    def compare(warm: Mapping[Side, Outcome]) -> None:
+        if len(warm) == 2:  # else one ran out of memory
+            ours, peer = warm[first], warm[second]
+            difference["loss"] = abs(ours.loss - peer.loss) / abs(peer.loss)
+            difference["gradient"] = relative_difference(ours.gradient, peer.gradient)
+            print(f"{case}, relative difference: {difference}", flush=True)
+
+    seconds = harness.interleaved(steps, repetitions, compare)
+    return harness.row_of_times(
+        case, seconds[first], seconds[second], relative_difference=difference, **facts
+    )
 
 
 def relative_difference(ours: Tensor, peer: Tensor) -> float:

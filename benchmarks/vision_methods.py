@@ -6,15 +6,14 @@ A step is what `fit` does with one batch: scores, loss, gradients, and one move 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
-from benchmarks import harness
+from benchmarks import harness, sides
 from benchmarks.harness import Row
+from benchmarks.sides import Outcome
 from softprompt import (
     VPT,
     Adapter,
@@ -52,17 +51,9 @@ METHODS: Mapping[str, Method] = {
 CACHED = ("Linear", "Partial-1")
 
 
-@dataclass(frozen=True)
-class Step:
-    """What a training step computed: its loss, and the head's gradient (CLASSES, d)."""
-
-    loss: float
-    gradient: Tensor
-
-
 def training_step(
     backbone: VisionBackbone, rows: list[EncodedRow], method: Method, *, cached: bool = False
-) -> Callable[[], Step]:
+) -> Callable[[], Outcome]:
     """A step of a method over these images. cached: what is frozen was computed before, without being timed."""
     generator = torch.Generator().manual_seed(0)
     own = method.prepare(backbone, generator)
@@ -75,14 +66,14 @@ def training_step(
     if cached:
         rows = with_features(backbone, rows, method.frozen_layers(own.spec), FeatureCache())
 
-    def run() -> Step:
+    def run() -> Outcome:
         optimizer.zero_grad()
         outputs: Any = model.score(rows)
         loss = functional.cross_entropy(outputs.float(), labels)
         loss.backward()
         optimizer.step()
         first = next(parameter.grad for parameter in head.parameters() if parameter.grad is not None)
-        return Step(loss.item(), first.detach().clone())
+        return Outcome(loss.item(), first.detach().clone())
 
     return run
 
@@ -99,29 +90,15 @@ def cases(
     for name in CACHED:
         case = f"{name} cached"
         if only in case:
-            sides = {
+            steps = {
                 side: training_step(backbone, rows, METHODS[name], cached=side == "ours")
                 for side in ("ours", "peer")
             }
-            difference: dict[str, float] = {}
-
-            def compare(warm: Mapping[str, Step], difference: dict[str, float] = difference) -> None:
-                if len(warm) == 2:
-                    ours, peer = warm["ours"], warm["peer"]
-                    difference["loss"] = abs(ours.loss - peer.loss) / abs(peer.loss)
-                    error = (ours.gradient - peer.gradient).norm() / peer.gradient.norm()
-                    difference["head_gradient"] = error.item()
-
-            seconds = harness.interleaved(sides, repetitions, compare)
-            made.append(
-                harness.row_of_times(
-                    case, seconds["ours"], seconds["peer"], relative_difference=difference, **facts
-                )
-            )
+            made.append(sides.timed_pair(case, steps, repetitions, **facts))
     case = "VPT-Deep step against full fine-tuning"
     if only in case:
-        sides = {name: training_step(backbone, rows, METHODS[name]) for name in ("VPT-Deep p=50", "Full")}
-        seconds = harness.interleaved(sides, repetitions)
+        steps = {name: training_step(backbone, rows, METHODS[name]) for name in ("VPT-Deep p=50", "Full")}
+        seconds = harness.interleaved(steps, repetitions)
         made.append(harness.row_of_times(case, seconds["VPT-Deep p=50"], seconds["Full"], **facts))
     for name, method in METHODS.items():
         case = f"method {name}"
@@ -133,7 +110,12 @@ def cases(
 
 
 def _line(
-    case: str, step: Callable[[], Step], batch: int, repetitions: int, backbone: VisionBackbone, memory: bool
+    case: str,
+    step: Callable[[], Outcome],
+    batch: int,
+    repetitions: int,
+    backbone: VisionBackbone,
+    memory: bool,
 ) -> list[Row]:
     seconds = harness.interleaved({"ours": step}, repetitions)["ours"]
     made = [harness.row_of_rates(case, batch, "images/s", seconds, [], batch=batch)]

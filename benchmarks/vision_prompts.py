@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -41,18 +41,8 @@ TINY: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the command line asked for."""
-
-    quick: bool
-    tiny: bool
-    only: str
-    device: torch.device
-    dtype: torch.dtype
-
-    @property
-    def repetitions(self) -> int:
-        return 1 if self.tiny else 3 if self.quick else 5
+class Setting(harness.DeviceSetting):
+    """With the model, images and batches of this benchmark."""
 
     @property
     def batch(self) -> int:
@@ -74,7 +64,7 @@ def backbone(setting: Setting, packed: bool) -> VisionBackbone:
 def model(setting: Setting) -> ViTModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = ViTModel(ViTConfig(**(TINY if setting.tiny else VIT_B16)), add_pooling_layer=False)
+        made: Any = ViTModel(ViTConfig(**(TINY if setting.tiny else VIT_B16)), add_pooling_layer=False)
     return made.to(setting.device, setting.dtype).eval().requires_grad_(False)
 
 
@@ -118,21 +108,7 @@ def deep(setting: Setting) -> list[Row]:
             "ours": step(setting, prompts, packed=True),
             "concatenation": step(setting, prompts, packed=False),
         }
-        difference: dict[str, float] = {}
-
-        def compare(warm: Mapping[str, Outcome], difference: dict[str, float] = difference) -> None:
-            if len(warm) == 2:
-                ours, peer = warm["ours"], warm["concatenation"]
-                difference["loss"] = abs(ours.loss - peer.loss) / abs(peer.loss)
-                difference["prompt_gradient"] = sides.relative_difference(ours.gradient, peer.gradient)
-
-        seconds = harness.interleaved(steps, setting.repetitions, compare)
-        facts = {
-            "batch": setting.batch,
-            "dtype": str(setting.dtype).removeprefix("torch."),
-            "relative_difference": difference,
-        }
-        made.append(harness.row_of_times(case, seconds["ours"], seconds["concatenation"], **facts))
+        made.append(sides.timed_pair(case, steps, setting.repetitions, batch=setting.batch, **setting.facts))
         if setting.device.type == "cuda":
             peak = {name: harness.peak_extra_bytes(run, setting.device) for name, run in steps.items()}
             made.append(harness.row_of_memory(f"{case}, memory", peak["ours"], peak["concatenation"]))
@@ -191,21 +167,7 @@ def pool(setting: Setting) -> list[Row]:
             "ours": pool_run(setting, RowFeatures, training=training),
             "recomputed": pool_run(setting, Recomputed, training=training),
         }
-        difference: dict[str, float] = {}
-
-        def compare(warm: Mapping[str, Outcome], difference: dict[str, float] = difference) -> None:
-            if len(warm) == 2:
-                ours, peer = warm["ours"], warm["recomputed"]
-                difference["loss"] = abs(ours.loss - peer.loss) / abs(peer.loss)
-                difference["gradient_or_state"] = sides.relative_difference(ours.gradient, peer.gradient)
-
-        seconds = harness.interleaved(runs, setting.repetitions, compare)
-        facts = {
-            "batch": setting.batch,
-            "dtype": str(setting.dtype).removeprefix("torch."),
-            "relative_difference": difference,
-        }
-        made.append(harness.row_of_times(case, seconds["ours"], seconds["recomputed"], **facts))
+        made.append(sides.timed_pair(case, runs, setting.repetitions, batch=setting.batch, **setting.facts))
     return made
 
 

@@ -14,6 +14,7 @@ import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.table import Table
@@ -83,7 +84,8 @@ def main() -> None:
             table.add_row("always the commonest label", f"{metrics['majority_accuracy']:.3f}", "")
         table.add_row(name, f"{metrics['accuracy']:.3f}", f"{metrics['macro_f1']:.3f}")
     console.print(table)
-    console.print(f"found words: {found.text!r}; template: {found.task.template!r}", highlight=False)
+    template = cast(sp.TextClassification, found.task).template
+    console.print(f"found words: {found.text!r}; template: {template!r}", highlight=False)
     if arguments.output is not None:
         console.print(f"saved to {tuned.save(arguments.output, overwrite=True)}")
     console.print(f"{time.perf_counter() - started:.0f} seconds in all")

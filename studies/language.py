@@ -11,19 +11,21 @@ from __future__ import annotations
 import argparse
 import gc
 import tempfile
+import time
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import softprompt as sp
 from softprompt import store
 from softprompt.backbones.base import Backbone
 from softprompt.data import load_rows, subsample
-from softprompt.tasks.base import Task
+from softprompt.studies.environment import peak_memory, reset_peak
+from softprompt.tasks.base import Row, Task
 from studies import foundation
 from studies.runs import Run, Study
 
@@ -36,9 +38,19 @@ BATCH = 8
 FACTORS = (0.3, 1.0, 3.0)  # of a method's default learning rate
 ABROAD = ("multiemo-products", "multiemo-medicine", "multiemo-reviews")
 HOME = "multiemo-hotels"
+INITS: tuple[Literal["uniform", "vocab", "labels"], ...] = ("uniform", "vocab", "labels")
 
 MOOD = {"negative": " negative", "positive": " positive", "neutral": " neutral", "ambivalent": " mixed"}
-TYPES = ("Entity", "Humans", "Date", "Quantity", "Event", "Location", "Facility", "Organization")
+TYPES: tuple[str, ...] = (
+    "Entity",
+    "Humans",
+    "Date",
+    "Quantity",
+    "Event",
+    "Location",
+    "Facility",
+    "Organization",
+)
 TYPES += ("Abbreviation", "Money", "Other", "Law")  # without the two rows of "Time"
 
 
@@ -132,25 +144,33 @@ def scores(metrics: Mapping[str, Any]) -> Run:
 
 
 def train(
-    backbone: str, method: sp.Method, data: str, *, seed: int, task: Task | None = None, **recipe: Any
+    backbone: str,
+    method: sp.Method,
+    data: str,
+    *,
+    seed: int,
+    task: Task | None = None,
+    few: Sequence[Row] | None = None,
+    **recipe: Any,
 ) -> tuple[sp.TunedPrompt, Run]:
-    """A tuned prompt and what is known of its training."""
+    """A tuned prompt and what is known of its training.
+
+    few: rows to train on instead of the set's. Seconds are the processor's: other work on the machine does not count.
+    """
     gc.collect()
     own = backbone_of(backbone)
     settings = {"steps": STEPS[backbone], "batch_size": BATCH, "seed": seed} | recipe
     settings.setdefault("evaluate_every", settings["steps"])
-    train_rows, validation_rows = recipe.get("train"), rows(data, "validation")
-    settings.pop("train", None)
-    reset_peak()
-    before = memory("VmRSS")
+    reset_peak(own.device)
+    before, started = peak_memory(own.device)["host"], time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sp.SoftpromptWarning)
         tuned = sp.fit(
             own,
             task or task_of(backbone, method.name, data),
             method,
-            train_rows or rows(data, "train"),
-            validation_rows,
+            few or rows(data, "train"),
+            rows(data, "validation"),
             progress=False,
             **settings,
         )
@@ -158,22 +178,9 @@ def train(
         "validation": scores(tuned.metrics["validation"]),
         "trained_parameters": tuned.recipe["trained_parameters"],
         "learning_rate": tuned.recipe["learning_rate"],
-        "seconds": round(tuned.recipe.get("seconds", 0.0), 1),
-        "peak_extra_mib": round((memory("VmHWM") - before) / 2**20),
+        "cpu_seconds_of_training": round(time.process_time() - started, 1),
+        "peak_extra_mib": round((peak_memory(own.device)["host"] - before) / 2**20),
     }
-
-
-def memory(name: str) -> int:
-    """A line of this process's memory, bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {name}")
-
-
-def reset_peak() -> None:
-    """Let the high-water mark of memory fall to what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def chosen_rate(study: Study, backbone: str, method: str) -> float | None:
@@ -231,7 +238,7 @@ def ensemble_run(backbone: str, data: str, first_seed: int, members: int = 5) ->
     ]
     found = sp.PromptEnsemble(prompts).evaluate(rows(data, "test"))
     return {
-        "rules": {rule: metrics["accuracy"] for rule, metrics in found.metrics.items()},
+        "rules": {rule: metrics["accuracy"] for rule, metrics in found.ensemble.items()},
         "members": [metrics["accuracy"] for metrics in found.members],
         "mean": found.mean["accuracy"],
     }
@@ -254,7 +261,7 @@ def few_shot_run(backbone: str, per_class: int, seed: int, source: Path | None) 
     target = ABROAD[0]
     task = task_of(backbone, method.name, target)
     few = few_rows(target, per_class, seed)
-    tuned, result = train(backbone, method, target, seed=seed, task=task, train=few, steps=60)
+    tuned, result = train(backbone, method, target, seed=seed, task=task, few=few, steps=60)
     return result | {"test": scores(tuned.evaluate(rows(target, "test")))}
 
 
@@ -303,7 +310,7 @@ def run_ablations(study: Study, backbone: str, seeds: Sequence[int] = SEEDS) -> 
     for seed in seeds:
         for length in (1, 5, 20, 50, 100):
             go(f"length/{length}", sp.PromptTuning(length=length), seed)
-        for init in ("random", "vocab", "labels"):
+        for init in INITS:
             go(f"init/{init}", sp.PromptTuning(init=init), seed)
         for factor in (0.3, 1, 3):
             go(

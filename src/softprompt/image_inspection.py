@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from softprompt.backbones._class_attention import ClassAttention
+from softprompt.backbones.base import Backbone
 from softprompt.backbones.vision import VisionBackbone
 from softprompt.outputs import EncodedRow
 from softprompt.tasks import ClassPrediction
@@ -70,11 +71,11 @@ def class_attention(tuned: TunedPrompt, image: Any) -> ClassAttention:
     """What the class token attends to in every layer: patches, prompts (keys and values among them) and special rows.
 
     image: a path, the bytes of a file, a Pillow image or an array.
-    Raises ValueError for a backbone that reads no images, has no class token, or whose attention cannot be reached; and for
-    what is no image.
+    Raises ValueError for what is no plain vision transformer, has no class token, or whose attention cannot be reached; and
+    for what is no image.
     """
     if not isinstance(tuned.backbone, VisionBackbone):
-        raise ValueError(f"{tuned.backbone.name} ({tuned.backbone.spec.family}) reads no images")
+        raise ValueError(_no_attention(tuned.backbone))
     return _class_attention(tuned, tuned.backbone, _encoded(tuned, image))
 
 
@@ -90,7 +91,7 @@ def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = ()) -> ImagePromp
         )
     no_attention = ""
     if not isinstance(backbone, VisionBackbone):
-        no_attention = "attention is shown of vision transformers alone, not of those in a dual encoder"
+        no_attention = _no_attention(backbone)
     reports = []
     for image, prediction in zip(images, tuned.predict(images) if images else [], strict=True):
         row, attention = _encoded(tuned, image), None
@@ -111,6 +112,13 @@ def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = ()) -> ImagePromp
     if isinstance(tuned.encoder, ImageClassificationEncoder | ImageTextClassificationEncoder):
         size = tuned.encoder.rule.size
     return ImagePromptReport(tuned.method.name, backbone.name, size, learned, tuple(reports), no_attention)
+
+
+def _no_attention(backbone: Backbone) -> str:
+    return (
+        f"attention is shown of plain vision transformers; {backbone.name} is of the family {backbone.spec.family} here, or has"
+        " a network at its side"
+    )
 
 
 def _encoded(tuned: TunedPrompt, image: Any) -> EncodedRow:

@@ -42,6 +42,7 @@ def test_it_is_as_exact_as_the_model_s_own(dtype: torch.dtype, tolerance: float)
     expected = norm(x)
     (slope,) = torch.autograd.grad(expected, x, grad)
     with frozen_norms(nn.Sequential(norm)):
+        assert "forward" in norm.__dict__
         found = norm(x)
     assert found.dtype == dtype
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
@@ -54,6 +55,29 @@ def test_what_is_trained_or_is_another_norm_keeps_its_own_forward() -> None:
     layer = nn.LayerNorm(12).requires_grad_(False)
     with frozen_norms(nn.Sequential(trained, gemma, layer)):
         assert not any("forward" in module.__dict__ for module in (trained, gemma, layer))
+
+
+def test_a_changed_instance_of_a_plain_class_keeps_its_own_forward() -> None:
+    class Switched(LlamaRMSNorm):  # type: ignore[misc]  # transformers is untyped
+        doubled = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            normal: Tensor = super().forward(x)
+            return 2 * normal if self.doubled else normal
+
+    norms = nn.Sequential(Switched(12), Switched(12)).requires_grad_(False)
+    norms[1].doubled = True
+    with frozen_norms(norms):
+        assert ["forward" in norm.__dict__ for norm in norms] == [True, False]
+
+
+def test_hooks_see_what_passes() -> None:
+    norm, seen = LlamaRMSNorm(12).requires_grad_(False), []
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with frozen_norms(nn.Sequential(norm)):
+        found = norm(torch.ones(1, 12))
+    assert len(seen) == 1
+    assert seen[0] is found
 
 
 def test_nothing_is_left_behind_the_block() -> None:

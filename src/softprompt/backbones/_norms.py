@@ -12,14 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-_TOLERANCE = {
-    torch.float64: 1e-5,
-    torch.float32: 1e-5,
-}  # transformers takes the mean in float32, also of float64
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5}  # transformers takes float64's mean in float32, too
 
 
 class _FrozenRMSNorm(torch.autograd.Function):
@@ -72,29 +70,28 @@ def _parts(module: nn.Module) -> tuple[Tensor | None, float]:
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether it is such a norm: it has nothing but a frozen weight, and a trial gives the same."""
-    weight = _parts(module)[0]
+    weight, eps = _parts(module)
     if weight is None or weight.requires_grad or weight.device.type != "cpu" or "forward" in module.__dict__:
         return False
-    if len(list(module.parameters())) != 1 or list(module.children()) or module._forward_hooks:
+    if len(list(module.parameters())) != 1 or list(module.children()):
         return False
-    return _same_class_is_plain(type(module), weight.dtype, module)
+    tried = _tried.setdefault(module, {})
+    if weight.dtype not in tried:
+        tried[weight.dtype] = _gives_the_same(module, weight, eps)
+    return tried[weight.dtype]
 
 
-_tried: dict[tuple[type[nn.Module], torch.dtype], bool] = {}
+# Each module is tried once in each dtype: a second instance of a class may have been changed.
+_tried: WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
-def _same_class_is_plain(kind: type[nn.Module], dtype: torch.dtype, module: nn.Module) -> bool:
-    if (kind, dtype) not in _tried:
-        weight, eps = _parts(module)
-        assert weight is not None
-        x = torch.linspace(-2.0, 3.0, weight.numel(), dtype=dtype)[None]  # (1, d)
-        try:
-            expected, found = module(x), _FrozenRMSNorm.apply(x, weight, eps)
-            same = expected.dtype == found.dtype and torch.allclose(
-                expected, found, rtol=_TOLERANCE.get(dtype, 2e-2), atol=_TOLERANCE.get(dtype, 2e-2)
-            )
-        except (TypeError, RuntimeError, AttributeError):
-            same = False
-        _tried[kind, dtype] = same
-    return _tried[kind, dtype]
+def _gives_the_same(module: nn.Module, weight: Tensor, eps: float) -> bool:
+    x = torch.linspace(-2.0, 3.0, weight.numel(), dtype=weight.dtype)[None]  # (1, d)
+    near = _TOLERANCE.get(weight.dtype, 2e-2)
+    try:
+        expected, found = module.forward(x), _FrozenRMSNorm.apply(x, weight, eps)
+        same = expected.dtype == found.dtype and torch.allclose(expected, found, rtol=near, atol=near)
+    except (TypeError, RuntimeError, AttributeError):
+        return False
+    return bool(same)

@@ -31,7 +31,7 @@ def environment(backbone: Backbone) -> dict[str, Any]:
     device = backbone.device
     return {
         "softprompt": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
@@ -63,7 +63,7 @@ def _host_peak() -> int:
 
 
 @cache
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the checkout that softprompt runs from; None: it was installed from elsewhere, or git is missing."""
     here = Path(__file__).parent
     try:

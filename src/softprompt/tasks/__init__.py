@@ -2,7 +2,8 @@
 
 from softprompt.tasks.adaptation import LanguageModeling, LanguageModelingEncoder
 from softprompt.tasks.base import Row, Scorer, Task, TaskEncoder, TextSetting
-from softprompt.tasks.classification import ClassPrediction, TextClassification, TextClassificationEncoder
+from softprompt.tasks.classes import ClassPrediction
+from softprompt.tasks.classification import TextClassification, TextClassificationEncoder
 from softprompt.tasks.generation import TextGeneration, TextGenerationEncoder
 from softprompt.tasks.image_classification import ImageClassification, ImageClassificationEncoder
 from softprompt.tasks.image_text_classification import (

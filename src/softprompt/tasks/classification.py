@@ -15,6 +15,7 @@ from torch.nn import functional
 from softprompt.data import by_length
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Row, Scorer, Task, TextSetting
+from softprompt.tasks.classes import ClassPrediction, likeliest
 from softprompt.tasks.columns import check_columns, read_fields, read_media
 from softprompt.tasks.labels import label_concerns, read_label
 from softprompt.tasks.metrics import classification_metrics
@@ -23,14 +24,6 @@ from softprompt.tasks.verbalizer import Verbalizer, bind_verbalizer, calibrate
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
 """The content-free inputs of Zhao et al. 2021."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassPrediction:
-    """The likeliest label, and the probability of every label (they sum to 1)."""
-
-    label: str
-    probabilities: dict[str, float]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -239,5 +232,4 @@ class TextClassificationEncoder:
         )
 
     def _prediction(self, log_probabilities: Tensor) -> ClassPrediction:
-        probabilities = dict(zip(self.verbalizer.labels, log_probabilities.exp().tolist(), strict=True))
-        return ClassPrediction(max(probabilities, key=probabilities.__getitem__), probabilities)
+        return likeliest(self.verbalizer.labels, log_probabilities.exp().tolist())

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from pydantic import ConfigDict, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -15,11 +14,10 @@ from torch import Tensor
 from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, to_pixels
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Row, Scorer, Task
-from softprompt.tasks.classification import ClassPrediction
+from softprompt.tasks.classes import ClassPrediction, class_losses, predict_classes
 from softprompt.tasks.columns import check_columns, read_column
 from softprompt.tasks.labels import label_concerns, label_names, read_label
 from softprompt.tasks.metrics import classification_metrics
-from softprompt.tasks.reading import class_losses, outputs_of
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -144,7 +142,6 @@ class ImageClassificationEncoder:
         """Cross-entropy of each row, (B,), nats. answers: (B, K). See `class_losses`."""
         return class_losses(answers, rows, self.task.labels, self.task.loss_labels)
 
-    @torch.no_grad()
     def predict(
         self,
         model: Scorer,
@@ -154,12 +151,7 @@ class ImageClassificationEncoder:
         on_batch: Callable[[int], None] | None = None,
     ) -> list[ClassPrediction]:
         """The likeliest label of each row, in order."""
-        predictions: dict[int, ClassPrediction] = {}
-        for i, logits in outputs_of(model, rows, batch_size, on_batch):
-            shares = logits[0].double().softmax(dim=-1).tolist()  # (1, K) -> (K,)
-            probabilities = dict(zip(self.task.labels, shares, strict=True))
-            predictions[i] = ClassPrediction(max(probabilities, key=probabilities.__getitem__), probabilities)
-        return [predictions[i] for i in range(len(rows))]
+        return predict_classes(model, rows, self.task.labels, batch_size, on_batch)
 
     def likelihood_metrics(
         self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16

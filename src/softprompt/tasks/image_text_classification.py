@@ -15,12 +15,11 @@ from softprompt.data import by_length
 from softprompt.images import ImageRule, to_pixels
 from softprompt.outputs import EncodedRow, ImageTextEmbeddings
 from softprompt.tasks.base import ImageTextSetting, Row, Scorer, Task, TextSetting
-from softprompt.tasks.classification import ClassPrediction
+from softprompt.tasks.classes import ClassPrediction, class_losses, likeliest
 from softprompt.tasks.columns import check_columns, read_column
 from softprompt.tasks.image_classification import described, sized_rule
 from softprompt.tasks.labels import label_concerns, label_names, read_label
 from softprompt.tasks.metrics import classification_metrics
-from softprompt.tasks.reading import class_losses
 from softprompt.tasks.template import Template, tokenize
 
 Texts = tuple[tuple[int, ...], ...]
@@ -216,9 +215,7 @@ class ImageTextClassificationEncoder:
         for batch in by_length([0] * len(rows), batch_size):
             scores = model.score([rows[i] for i in batch]).scores(self.templates)
             for i, shares in zip(batch, scores.double().softmax(dim=-1).tolist(), strict=True):
-                probabilities = dict(zip(self.task.labels, shares, strict=True))
-                likeliest = max(probabilities, key=probabilities.__getitem__)
-                predictions[i] = ClassPrediction(likeliest, probabilities)
+                predictions[i] = likeliest(self.task.labels, shares)
             if on_batch is not None:
                 on_batch(len(predictions))
         return [predictions[i] for i in range(len(rows))]

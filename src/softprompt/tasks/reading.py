@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from softprompt.data import by_length
 from softprompt.outputs import EncodedRow
@@ -78,21 +76,3 @@ def check_answered(rows: Sequence[EncodedRow]) -> None:
     for i, row in enumerate(rows):
         if not row.answer and (row.read or row.targets):
             raise ValueError(f"row {i} was encoded without its answer; the loss needs it")
-
-
-def class_losses(
-    answers: Tensor, rows: Sequence[EncodedRow], labels: Sequence[str], competing: Sequence[str] | None
-) -> Tensor:
-    """Cross-entropy of each row, (B,), nats. answers: (B, K), the logits of `labels`.
-
-    competing: labels among which the loss is computed, the logits of the others being set to minus infinity; None: all.
-    Raises ValueError for a row without its label, or with one that does not compete.
-    """
-    check_answered(rows)
-    right = torch.tensor([int(row.answer[0]) for row in rows], device=answers.device)
-    if competing is not None:
-        if strange := sorted({labels[i] for i in right.tolist()} - set(competing)):
-            raise ValueError(f"rows have the labels {strange}, and loss_labels are {list(competing)}")
-        left_out = [i for i, label in enumerate(labels) if label not in competing]
-        answers = answers.index_fill(1, torch.tensor(left_out, device=answers.device).long(), -torch.inf)
-    return functional.cross_entropy(answers, right, reduction="none")

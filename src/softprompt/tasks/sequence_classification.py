@@ -6,23 +6,20 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from pydantic import ConfigDict, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Row, Scorer, Task, TextSetting
-from softprompt.tasks.classification import ClassPrediction
+from softprompt.tasks.classes import ClassPrediction, class_losses, predict_classes
 from softprompt.tasks.columns import check_columns, read_fields
 from softprompt.tasks.labels import label_concerns, label_names, read_label
 from softprompt.tasks.metrics import classification_metrics
 from softprompt.tasks.reading import (
     Pooling,
     check_pooling,
-    class_losses,
     default_pooling,
-    outputs_of,
     pooled_positions,
 )
 from softprompt.tasks.template import BoundTemplate, Template
@@ -151,7 +148,6 @@ class SequenceClassificationEncoder:
         """Cross-entropy of each row, (B,), nats. answers: (B, K). See `class_losses`."""
         return class_losses(answers, rows, self.task.labels, self.task.loss_labels)
 
-    @torch.no_grad()
     def predict(
         self,
         model: Scorer,
@@ -161,12 +157,7 @@ class SequenceClassificationEncoder:
         on_batch: Callable[[int], None] | None = None,
     ) -> list[ClassPrediction]:
         """The likeliest label of each row, in order."""
-        predictions: dict[int, ClassPrediction] = {}
-        for i, logits in outputs_of(model, rows, batch_size, on_batch):
-            shares = logits[0].double().softmax(dim=-1).tolist()  # (1, K) -> (K,)
-            probabilities = dict(zip(self.task.labels, shares, strict=True))
-            predictions[i] = ClassPrediction(max(probabilities, key=probabilities.__getitem__), probabilities)
-        return [predictions[i] for i in range(len(rows))]
+        return predict_classes(model, rows, self.task.labels, batch_size, on_batch)
 
     def likelihood_metrics(
         self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16

@@ -1,0 +1,61 @@
+"""What tasks that choose one of K labels have in common: the answer, and how a head's outputs are judged and read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from softprompt.outputs import EncodedRow
+from softprompt.tasks.base import Scorer
+from softprompt.tasks.reading import check_answered, outputs_of
+
+
+@dataclass(frozen=True)
+class ClassPrediction:
+    """The likeliest label, and the probability of every label (they sum to 1)."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+def likeliest(labels: Iterable[str], shares: Iterable[float]) -> ClassPrediction:
+    """The prediction of these probabilities, one for each label; of equal ones the first label's."""
+    probabilities = dict(zip(labels, shares, strict=True))
+    return ClassPrediction(max(probabilities, key=probabilities.__getitem__), probabilities)
+
+
+@torch.no_grad()
+def predict_classes(
+    model: Scorer,
+    rows: Sequence[EncodedRow],
+    labels: Sequence[str],
+    batch_size: int,
+    on_batch: Callable[[int], None] | None,
+) -> list[ClassPrediction]:
+    """The likeliest label of each row by its head's logits, in order."""
+    predictions: dict[int, ClassPrediction] = {}
+    for i, logits in outputs_of(model, rows, batch_size, on_batch):
+        predictions[i] = likeliest(labels, logits[0].double().softmax(dim=-1).tolist())  # (1, K) -> (K,)
+    return [predictions[i] for i in range(len(rows))]
+
+
+def class_losses(
+    answers: Tensor, rows: Sequence[EncodedRow], labels: Sequence[str], competing: Sequence[str] | None
+) -> Tensor:
+    """Cross-entropy of each row, (B,), nats. answers: (B, K), the logits of `labels`.
+
+    competing: labels among which the loss is computed, the logits of the others being set to minus infinity; None: all.
+    Raises ValueError for a row without its label, or with one that does not compete.
+    """
+    check_answered(rows)
+    right = torch.tensor([int(row.answer[0]) for row in rows], device=answers.device)
+    if competing is not None:
+        if strange := sorted({labels[i] for i in right.tolist()} - set(competing)):
+            raise ValueError(f"rows have the labels {strange}, and loss_labels are {list(competing)}")
+        left_out = [i for i, label in enumerate(labels) if label not in competing]
+        answers = answers.index_fill(1, torch.tensor(left_out, device=answers.device).long(), -torch.inf)
+    return functional.cross_entropy(answers, right, reduction="none")
