@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for kind in kinds
         for batch in (BATCHES[:1] if setting.quick or setting.tiny else BATCHES)
         for count in COUNTS
-        if setting.only in case_name(kind, count, batch)
+        if setting.wants(case_name(kind, count, batch))
     ]
     harness.report(NAME, rows, argv, options.json)
     print(f"{time.perf_counter() - start:.0f} s")

@@ -98,7 +98,7 @@ def deep(setting: Setting) -> list[Row]:
     made = []
     for length in LENGTHS:
         case = f"VPT-Deep p={length}"
-        if setting.only not in case:
+        if not setting.wants(case):
             continue
         sizes = TINY if setting.tiny else VIT_B16
         generator = torch.Generator().manual_seed(1)
@@ -116,7 +116,7 @@ def deep(setting: Setting) -> list[Row]:
 
 
 class Recomputed(RowFeatures):
-    """Queries the way L2P was released: the whole batch goes through the frozen model, in every step."""
+    """Queries the way L2P was released: the whole batch goes through all layers of the frozen model, in every step."""
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[EncodedRow], pooling: ImagePooling) -> Tensor:
@@ -125,15 +125,15 @@ class Recomputed(RowFeatures):
         return self.backbone.states(plain, PromptOutput()).float()
 
 
-def pool_model(setting: Setting, features: type[RowFeatures]) -> PromptedModel:
+def pool_model(setting: Setting, features: RowFeatures) -> PromptedModel:
     """L2P with the paper's sizes: ten prompts of five rows, of which an image carries five."""
     tower = backbone(setting, True)
     generator = torch.Generator().manual_seed(1)
     module = L2P(bound=0.1).build(BuildContext(tower.spec, generator=generator)).to(setting.device)
-    return PromptedModel(tower, [module], features=features(tower))
+    return PromptedModel(tower, [module], features=features)
 
 
-def pool_run(setting: Setting, features: type[RowFeatures], *, training: bool) -> Callable[[], Outcome]:
+def pool_run(setting: Setting, features: RowFeatures, *, training: bool) -> Callable[[], Outcome]:
     """One batch of L2P: forward and backward, or in use the states alone."""
     model, rows = pool_model(setting, features), images(setting, "prompts")
     [module] = model.modules
@@ -161,11 +161,11 @@ def pool(setting: Setting) -> list[Row]:
     """Seconds of a batch of L2P whose images were seen before, training and in use."""
     made = []
     for case, training in (("L2P train", True), ("L2P eval", False)):
-        if setting.only not in case:
+        if not setting.wants(case):
             continue
         runs = {
-            "ours": pool_run(setting, RowFeatures, training=training),
-            "recomputed": pool_run(setting, Recomputed, training=training),
+            "ours": pool_run(setting, RowFeatures(backbone(setting, True)), training=training),
+            "recomputed": pool_run(setting, Recomputed(backbone(setting, False)), training=training),
         }
         made.append(sides.timed_pair(case, runs, setting.repetitions, batch=setting.batch, **setting.facts))
     return made
