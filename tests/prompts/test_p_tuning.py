@@ -61,8 +61,8 @@ def test_virtual_tokens_stand_where_the_template_says_and_only_they_are_kept() -
 
 def test_the_default_learning_rate_falls_with_the_encoder_s_width() -> None:
     spec = tiny_backbone().spec
-    assert PTuning().learning_rate(spec) == pytest.approx(0.4 / 48)
-    assert PTuning(hidden=96).learning_rate(spec) == pytest.approx(0.4 / 96)
+    assert PTuning().learning_rate(spec) == pytest.approx(1.2 / 48)
+    assert PTuning(hidden=96).learning_rate(spec) == pytest.approx(1.2 / 96)
 
 
 def test_an_odd_width_is_refused_for_two_directions_only() -> None:

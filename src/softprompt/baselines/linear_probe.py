@@ -21,5 +21,9 @@ class LinearProbe(NoPrompt):
     name = "linear-probe"
     head_only: ClassVar[bool] = True
 
+    def head_learning_rate(self, spec: BackboneSpec) -> float:
+        """Three times that of a head beside a prompt: measured in docs/results/language-methods.md."""
+        return 3e-3
+
     def learning_rate(self, spec: BackboneSpec) -> float:
         return self.head_learning_rate(spec)

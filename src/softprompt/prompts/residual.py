@@ -69,7 +69,7 @@ class ResidualPromptTuning(Method):
 
     def parameter_groups(self, module: PromptModule, lr: float) -> list[dict[str, Any]]:
         assert isinstance(module, ResidualTokens)
-        # By default 0.4 / d, as in P-tuning: the matrices have a scale of their own, whatever the table's is.
+        # By default 0.4 / d: the matrices have a scale of their own, whatever the table's is.
         matrices = lr * 4 / (module.tokens.shape[1] * module.table_std)
         return [
             {"params": [module.tokens, module.gain, module.bias], "lr": lr},
