@@ -26,7 +26,8 @@ from softprompt.images import ImageRule
 from softprompt.outputs import EncodedRow, PromptOutput
 
 NAME = "clip_prompts"
-COOP = ((24, 16), (24, 4), (100, 16), (100, 4), (1000, 16), (1000, 4))
+COOP = ((24, 16), (24, 4), (100, 16), (100, 4), (1000, 4))
+SLOW_COOP = ((1000, 16),)  # a step of the peer takes more than a minute on two cores
 COCOOP = ((24, 4), (100, 4))
 MEMORY = (24, 100, 1000)
 AT_ONCE = 100
@@ -49,9 +50,14 @@ SMALL: dict[str, Any] = {
 class Setting(harness.DeviceSetting):
     """With the batches and classes of this benchmark."""
 
+    def repetitions_of(self, classes: int) -> int:
+        """Two with --quick, where the peer's steps are long; of a thousand classes one."""
+        return self.repetitions if not self.quick or self.tiny else 2 if classes < 1000 else 1
+
     @property
-    def repetitions(self) -> int:
-        return 1 if self.tiny else 2 if self.quick else 5
+    def coop(self) -> tuple[tuple[int, int], ...]:
+        """C and M of CoOp's steps."""
+        return COOP if self.quick or self.tiny else COOP + SLOW_COOP
 
     @property
     def batch(self) -> int:
@@ -204,14 +210,8 @@ def evaluation(setting: Setting) -> Row:
         return Outcome(scores.square().mean().item(), scores)
 
     steps = {"ours": ours, "whole texts": peer}
-    return sides.timed_pair(
-        "evaluation C=1000 M=4",
-        steps,
-        setting.repetitions,
-        classes=classes,
-        images=2 * batch,
-        **setting.facts,
-    )
+    facts = {"classes": classes, "images": 2 * batch, **setting.facts}
+    return sides.timed_pair("evaluation C=1000 M=4", steps, setting.repetitions_of(1000), **facts)
 
 
 def step_memory(setting: Setting, classes: int, side: str) -> int | None:
@@ -231,27 +231,17 @@ def memory(setting: Setting, classes: int) -> Row:
 
 def measured(setting: Setting) -> list[Row]:
     made = []
-    for classes, length in COOP:
+    for classes, length in setting.coop:
         if setting.wants(case := f"CoOp C={classes} M={length}"):
             count = setting.classes(classes)
-            made.append(
-                sides.timed_pair(
-                    case,
-                    coop_steps(setting, count, length),
-                    setting.repetitions,
-                    classes=count,
-                    **setting.facts,
-                )
-            )
+            steps, facts = coop_steps(setting, count, length), {"classes": count, **setting.facts}
+            made.append(sides.timed_pair(case, steps, setting.repetitions_of(classes), **facts))
     for classes, length in COCOOP:
         if setting.wants(case := f"CoCoOp C={classes} M={length}"):
             count = setting.classes(classes)
             steps = cocoop_steps(setting, count, length)
-            made.append(
-                sides.timed_pair(
-                    case, steps, setting.repetitions, classes=count, batch=setting.batch, **setting.facts
-                )
-            )
+            facts = {"classes": count, "batch": setting.batch, **setting.facts}
+            made.append(sides.timed_pair(case, steps, setting.repetitions_of(classes), **facts))
     if setting.wants("evaluation C=1000 M=4"):
         made.append(evaluation(setting))
     if harness.measures_memory(setting.device):
