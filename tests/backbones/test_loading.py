@@ -86,6 +86,8 @@ def test_a_source_that_is_nowhere_is_said_with_the_carriers_there_are(tmp_path: 
         FileNotFoundError, match=r"is not a carrier \(.*smollm2.*\), and as a local folder or hub id"
     ):
         load_backbone(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'minilm-l6'\?"):
+        load_backbone("minilm-l7")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "empty"))):
         load_backbone(tmp_path / "empty")

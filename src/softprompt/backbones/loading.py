@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Callable
 from copy import copy
@@ -187,8 +188,10 @@ def load_backbone(
             f"{name}: the weights cannot be read ({error}): the file is damaged or cut off, copy it again"
         ) from error
     except OSError as error:
+        near = difflib.get_close_matches(str(name), carriers.names(), n=1)
+        known = ", ".join(carriers.names()) + (f"; did you mean {near[0]!r}?" if near else "")
         raise FileNotFoundError(
-            f"{name!r} is not a carrier ({', '.join(carriers.names())}), and as a local folder or hub id it failed: {error}"
+            f"{name!r} is not a carrier ({known}), and as a local folder or hub id it failed: {error}"
         ) from error
     # BERT's and ViT's poolers are for pretraining; nobody reads them here, and many checkpoints lack them.
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import platform
 import subprocess
 import sys
@@ -44,8 +45,12 @@ def environment(backbone: Backbone) -> dict[str, Any]:
 
 
 def reset_peak(device: torch.device) -> None:
+    """Let the highest use of memory start anew, at what is in use now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError, AttributeError):
+        # glibc: freed memory that it still holds, of an earlier run, would be taken again unseen.
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
 
