@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from softprompt.mixed import MixedPrompts
     from softprompt.projection import FoundPrompt, project_prompt
     from softprompt.prompts import (
+        DAPL,
         L2P,
         PEZ,
         ULPT,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     )
     from softprompt.protocols.base_to_new import BaseToNew, base_to_new_runs
     from softprompt.protocols.class_incremental import ClassIncremental, class_incremental_run, joint_training
+    from softprompt.protocols.domain_adaptation import DomainAdaptation, adapt
     from softprompt.protocols.domain_shift import Domain, DomainShift, evaluate_domains
     from softprompt.protocols.ensembling import EnsembleMetrics, PromptEnsemble
     from softprompt.protocols.few_shot import FewShotSplit, few_shot_runs, few_shot_splits
@@ -110,6 +112,7 @@ _HOMES = {
     "ADePT": "softprompt.prompts",
     "CoCoOp": "softprompt.prompts",
     "CoOp": "softprompt.prompts",
+    "DAPL": "softprompt.prompts",
     "DePT": "softprompt.prompts",
     "DualPrompt": "softprompt.prompts",
     "L2P": "softprompt.prompts",
@@ -129,6 +132,8 @@ _HOMES = {
     "class_incremental_run": "softprompt.protocols.class_incremental",
     "joint_training": "softprompt.protocols.class_incremental",
     "Rehearsal": "softprompt.protocols.rehearsal",
+    "DomainAdaptation": "softprompt.protocols.domain_adaptation",
+    "adapt": "softprompt.protocols.domain_adaptation",
     "Domain": "softprompt.protocols.domain_shift",
     "DomainShift": "softprompt.protocols.domain_shift",
     "evaluate_domains": "softprompt.protocols.domain_shift",
@@ -168,6 +173,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "DAPL",
     "L2P",
     "PEZ",
     "ULPT",
@@ -184,6 +190,7 @@ __all__ = [
     "CoOp",
     "DePT",
     "Domain",
+    "DomainAdaptation",
     "DomainShift",
     "DualPrompt",
     "EnsembleMetrics",
@@ -229,6 +236,7 @@ __all__ = [
     "WrongBackboneError",
     "ZeroShot",
     "__version__",
+    "adapt",
     "base_to_new_runs",
     "candidates",
     "class_incremental_run",

@@ -197,9 +197,9 @@ def stack_prompts(outputs: Sequence[PromptOutput]) -> PromptOutput:
     """
     if len(outputs) == 1:
         return outputs[0]
-    if any(output.texts is not None or output.vision is not None for output in outputs):
+    if any(o.texts is not None or o.groups > 1 or o.vision is not None for o in outputs):
         raise ValueError(
-            "contexts of single classes and prompts of a vision tower cannot share a batch: split it by prompt"
+            "contexts of single classes or domains and prompts of a vision tower cannot share a batch: split it by prompt"
         )
     layers, entry = _stack_layers(outputs)
     each = [one for output in outputs for one in _tokens_of(output)]

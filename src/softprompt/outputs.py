@@ -40,6 +40,8 @@ class PromptOutput:
     token_offset        per prompt, what is added to a text token whatever its place (ADePT); None: nothing
     texts    (K,)       which prompt each of a row's K targets carries, the same for every row: contexts of one class each.
                         Dual encoders only; None: that of the row
+    groups              so many: a row's K targets are that many equal parts, part g of which carries prompt g (DAPL's domains).
+                        Dual encoders only; 1: all carry that of the row
     vision              the prompt of the vision tower, where the backbone has one beside its text tower
     entry               the layer whose input `tokens` join; 0: the embeddings. Image backbones only
     dropout             share of the numbers of `tokens` and `layers` that each row drops, by a mask of its own, while
@@ -54,6 +56,7 @@ class PromptOutput:
     rows: Tensor | None = None
     token_offset: tuple[TokenOffset | None, ...] | None = None
     texts: Tensor | None = None
+    groups: int = 1
     vision: PromptOutput | None = None
     entry: int = 0
     dropout: float = 0.0

@@ -249,7 +249,13 @@ def prepare(
         plain = bind(prepared, task, 0, recipe.max_tokens)
         return [plain.encode(row) for row in data.train]
 
-    context = BuildContext(spec=spec, labels=task.label_words, rows=rows_as_text, generator=generator)
+    context = BuildContext(
+        spec=spec,
+        labels=task.label_words,
+        domains=task.domain_names,
+        rows=rows_as_text,
+        generator=generator,
+    )
     head = new_head(method, task, spec, generator)  # first: whatever the method, it starts the same
     head = None if head is None else head.to(prepared.device)
     module = method.build(context).to(prepared.device)

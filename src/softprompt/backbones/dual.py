@@ -272,6 +272,13 @@ class DualBackbone:
                 f"a text takes {longest} tokens, virtual tokens included, and the text tower of {self.name} has"
                 f" {self._texts.positions} positions: shorten the name, the template or the context"
             )
+        if prompt.groups > 1:
+            if len(texts) % prompt.groups:
+                raise ValueError(
+                    f"the prompt has contexts for {prompt.groups} domains, and a row is compared with {len(texts)} texts:"
+                    " expected equally many for each domain"
+                )
+            return [t * prompt.groups // len(texts) for t in range(len(texts))]
         if prompt.texts is None:
             return [own] * len(texts)
         if len(prompt.texts) != len(texts):

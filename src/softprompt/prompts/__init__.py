@@ -10,6 +10,7 @@ from softprompt.prompts.adept import ADePT
 from softprompt.prompts.base import BuildContext, Method, PromptModule
 from softprompt.prompts.cocoop import CoCoOp
 from softprompt.prompts.coop import CoOp
+from softprompt.prompts.dapl import DAPL
 from softprompt.prompts.dept import DePT
 from softprompt.prompts.dual_prompt import DualPrompt
 from softprompt.prompts.l2p import L2P
@@ -25,6 +26,7 @@ from softprompt.prompts.ulpt import ULPT
 from softprompt.prompts.vpt import VPT
 
 __all__ = [
+    "DAPL",
     "L2P",
     "PEZ",
     "ULPT",

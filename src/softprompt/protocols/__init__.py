@@ -21,6 +21,14 @@ from softprompt.protocols.class_incremental import (
     class_tasks,
     joint_training,
 )
+from softprompt.protocols.domain_adaptation import (
+    DomainAdaptation,
+    PseudoLabels,
+    adapt,
+    mean_class_accuracy,
+    mixed_rows,
+    pseudo_labels,
+)
 from softprompt.protocols.domain_shift import Domain, DomainScores, DomainShift, evaluate_domains
 from softprompt.protocols.ensembling import EnsembleMetrics, PromptEnsemble, combine
 from softprompt.protocols.few_shot import FewShotSplit, few_shot_runs, few_shot_splits, started_from
@@ -44,6 +52,7 @@ __all__ = [
     "Candidate",
     "ClassIncremental",
     "Domain",
+    "DomainAdaptation",
     "DomainScores",
     "DomainShift",
     "EnsembleMetrics",
@@ -51,9 +60,11 @@ __all__ = [
     "GridScore",
     "ProbeGrid",
     "PromptEnsemble",
+    "PseudoLabels",
     "RankedSource",
     "Rehearsal",
     "Selection",
+    "adapt",
     "backward_transfer",
     "base_and_new",
     "base_to_new_runs",
@@ -73,10 +84,13 @@ __all__ = [
     "incremental_average",
     "joint_training",
     "learning_accuracy",
+    "mean_class_accuracy",
+    "mixed_rows",
     "port_prompt",
     "probe_grid",
     "prompt_similarity",
     "proportional_weights",
+    "pseudo_labels",
     "rank_sources",
     "select_and_test",
     "shared_words",

@@ -128,6 +128,11 @@ class Task(ABC):
         return {}
 
     @property
+    def domain_names(self) -> Sequence[str]:
+        """Domains that rows are told apart by, the one that is predicted in last; empty where there are none."""
+        return ()
+
+    @property
     def outputs(self) -> int | None:
         """How many numbers a trained head gives at each position that is read; None: words answer, there is no head."""
         return None

@@ -1,10 +1,13 @@
-"""Classification of images by texts: the class whose text is nearest to the image. B rows, K classes, R templates."""
+"""Classification of images by texts: the class whose text is nearest to the image.
+
+B rows, D domains (1 where the task names none), K classes, R templates.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, field_validator, model_validator
@@ -18,7 +21,7 @@ from softprompt.tasks.base import ImageTextSetting, Row, Scorer, Task, TextSetti
 from softprompt.tasks.classes import ClassPrediction, class_losses, likeliest
 from softprompt.tasks.columns import check_columns, read_column
 from softprompt.tasks.image_classification import described, sized_rule
-from softprompt.tasks.labels import label_concerns, label_names, read_label
+from softprompt.tasks.labels import label_concerns, label_names, read_domain, read_label, read_weight
 from softprompt.tasks.metrics import classification_metrics
 from softprompt.tasks.template import Template, tokenize
 
@@ -31,9 +34,10 @@ class ImageTextClassification(Task):
 
     p(k | image) = softmax over k of scale * cos(image, text_k), the scale being the model's own. With several templates
     text_k is the mean of a label's texts, each of length 1, brought to length 1 again (Radford et al. 2021, section 3.1.4).
+    With `domains` there is a text for each label in each of them, and a row is compared with those of its own.
 
-    Raises ValueError (pydantic's) for fewer than two labels, labels or names that are alike, a template without `{}`, a
-    `columns` key that nothing reads, and for an unknown setting.
+    Raises ValueError (pydantic's) for fewer than two labels, labels or names that are alike, a template without `{}`, one
+    domain alone, a `columns` key that nothing reads, and for an unknown setting.
     """
 
     name: ClassVar[str] = "image-text-classification"
@@ -58,10 +62,19 @@ class ImageTextClassification(Task):
     """Labels among which the loss is computed, as if there were no others; a prediction is any label. By default all."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """{"image": the column that holds the image}, where it has another name."""
+    domains: Sequence[str] = ()
+    """Kinds of images that texts tell apart, such as ["photo", "sketch"], the one that is predicted in last. `{domain}` in a
+    template is the name of one, underscores read as spaces."""
+    domain_column: str = "domain"
+    """Column that holds a row's domain, where there are domains; a row without it is of the last."""
+    normalize_over: Literal["domain", "all"] = "domain"
+    """Texts that the loss is normalised over: those of the row's domain, or of all. A prediction compares the former."""
+    weight_column: str | None = None
+    """Column with what a row's loss is multiplied by; a row without it counts once."""
     image_size: int | tuple[int, int] | None = None
     """Side, or (height, width), that images are brought to, in pixels. By default what the image processor says."""
 
-    @field_validator("labels", "loss_labels", mode="before")
+    @field_validator("labels", "loss_labels", "domains", mode="before")
     @classmethod
     def _labels_to_text(cls, labels: Any) -> Any:
         return label_names(labels)
@@ -73,7 +86,12 @@ class ImageTextClassification(Task):
 
     @model_validator(mode="after")
     def _check(self) -> ImageTextClassification:
-        check_columns(self.columns, ["image", self.label_column])
+        check_columns(
+            self.columns,
+            [n for n in ("image", self.label_column, self.domain_column, self.weight_column) if n],
+        )
+        if len(self.domains) == 1:
+            raise ValueError(f"domains are {list(self.domains)}: name two or more, or none")
         if len(self.labels) < 2:
             raise ValueError(f"labels are {list(self.labels)}: two or more are needed")
         led_to = {"loss_labels": self.loss_labels or (), "label_values": self.label_values.values()}
@@ -96,7 +114,11 @@ class ImageTextClassification(Task):
                     raise ValueError(
                         f"{setting} {one!r} has {one.count('{}')} times {{}}, where the class name stands: expected once"
                     )
-                Template.parse(_with_field(one))
+                fields = Template.parse(_with_field(one)).fields
+                if "domain" in fields and not self.domains:
+                    raise ValueError(
+                        f"{setting} {one!r} has {{domain}}, and the task has no domains: set domains"
+                    )
         return self
 
     def class_name(self, label: str) -> str:
@@ -130,6 +152,11 @@ class ImageTextClassification(Task):
         return {label: (self.class_name(label),) for label in self.labels}
 
     @property
+    def domain_names(self) -> Sequence[str]:
+        """`domains`."""
+        return self.domains
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """The image alone."""
         return ("image",)
@@ -147,8 +174,11 @@ class ImageTextClassification(Task):
                     f"the class name {name!r} of label {label!r} has no tokens: give it one, as in"
                     f" names={{{label!r}: 'something'}}"
                 )
-            for template in bound:
-                targets.append(_fitting(template.encode({"name": name}), name, label, setting.text))
+        for domain in self.domains or ("",):
+            for label in self.labels:
+                name = self.class_name(label)
+                values = {"name": name, "domain": domain.replace("_", " ")}
+                targets += [_fitting(one.encode(values), name, label, setting.text) for one in bound]
         return ImageTextClassificationEncoder(
             self, sized_rule(setting.image, self.image_size), tuple(targets), len(bound)
         )
@@ -177,7 +207,7 @@ class ImageTextClassification(Task):
 class ImageTextClassificationEncoder:
     """An `ImageTextClassification` bound to a backbone; see `TaskEncoder`.
 
-    targets    the texts of all classes, class by class, R for each: every row has this very object
+    targets    the texts of all classes, domain by domain and class by class, R for each: every row has this very object
     templates  R
     """
 
@@ -187,19 +217,42 @@ class ImageTextClassificationEncoder:
     templates: int
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Pixels of a row, (3, H, W) uint8, beside the texts; `answer` and `gold` are the number of the right label.
+        """Pixels of a row, (3, H, W) uint8, beside the texts; `answer` is the number of the right label and the weight of the
+        row, `gold` the place of its first text, `origin` the number of its domain.
 
-        Raises ValueError for a missing column or value, an unknown label and what is no image.
+        Raises ValueError for a missing column or value, an unknown label or domain, a weight below 0 and what is no image.
         """
-        right = self.task.labels.index(self.task.read_label(row)) if answer else None
-        pixels = to_pixels(read_column(row, "image", self.task.columns), self.rule)
-        return EncodedRow(
-            (), self.targets, gold=right, answer=() if right is None else (right,), media=pixels
-        )
+        task = self.task
+        domain = read_domain(row, task.domain_column, task.columns, task.domains)
+        pixels = to_pixels(read_column(row, "image", task.columns), self.rule)
+        if not answer:
+            return EncodedRow((), self.targets, origin=domain, media=pixels)
+        right = task.labels.index(task.read_label(row))
+        gold = (domain * len(task.labels) + right) * self.templates
+        weight = read_weight(row, task.weight_column, task.columns)
+        return EncodedRow((), self.targets, gold, answer=(right, weight), origin=domain, media=pixels)
 
     def loss(self, answers: ImageTextEmbeddings, rows: Sequence[EncodedRow]) -> Tensor:
-        """Cross-entropy of each row over the classes, (B,), nats. See `class_losses`."""
-        return class_losses(answers.scores(self.templates), rows, self.task.labels, self.task.loss_labels)
+        """Cross-entropy of each row over the classes, (B,), nats, times its weight. See `class_losses`."""
+        scores = self._by_domain(answers)
+        own = self._own(scores, rows)
+        losses = class_losses(own, rows, self.task.labels, self.task.loss_labels)
+        if self.task.normalize_over == "all" and self.task.domains:
+            competing = [self.task.labels.index(label) for label in self.task.loss_labels or self.task.labels]
+            everywhere = scores[..., competing].flatten(1).logsumexp(dim=1)  # (B, D, K) -> (B,)
+            losses = losses + everywhere - own[:, competing].logsumexp(dim=1)
+        weights = [row.answer[1] for row in rows]
+        return losses * torch.tensor(weights, dtype=losses.dtype, device=losses.device)
+
+    def _by_domain(self, answers: ImageTextEmbeddings) -> Tensor:
+        """Logits for all classes in all domains, (B, D, K)."""
+        scores = answers.scores(self.templates)
+        return scores.unflatten(1, (max(len(self.task.domains), 1), len(self.task.labels)))
+
+    def _own(self, scores: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
+        """Those in the domain of each row, (B, K)."""
+        domains = torch.tensor([row.origin for row in rows], device=scores.device)
+        return scores[torch.arange(len(rows), device=scores.device), domains]
 
     @torch.no_grad()
     def predict(
@@ -213,7 +266,8 @@ class ImageTextClassificationEncoder:
         """The likeliest label of each row, in order; probabilities by softmax over the labels, SigLIP's too."""
         predictions: dict[int, ClassPrediction] = {}
         for batch in by_length([0] * len(rows), batch_size):
-            scores = model.score([rows[i] for i in batch]).scores(self.templates)
+            mine = [rows[i] for i in batch]
+            scores = self._own(self._by_domain(model.score(mine)), mine)
             for i, shares in zip(batch, scores.double().softmax(dim=-1).tolist(), strict=True):
                 predictions[i] = likeliest(self.task.labels, shares)
             if on_batch is not None:

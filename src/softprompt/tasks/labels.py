@@ -1,4 +1,4 @@
-"""Class labels: how the data writes them, and what makes it doubtful that they were learned."""
+"""Class labels, domains and weights: how the data writes them, and what makes it doubtful that labels were learned."""
 
 from __future__ import annotations
 
@@ -36,6 +36,29 @@ def read_label(
             f" say what it means, as in label_values={{{value!r}: {labels[0]!r}}}"
         )
     return label
+
+
+def read_domain(row: Row, column: str, columns: Mapping[str, str], domains: Sequence[str]) -> int:
+    """Number of a row's domain; the last one's where the row does not say. Raises ValueError for an unknown one."""
+    column = columns.get(column, column)
+    if not domains or column not in row:
+        return max(len(domains) - 1, 0)
+    if (domain := str(row[column])) not in domains:
+        raise ValueError(
+            f"domain {domain!r} is not among the domains {list(domains)}: add it, or leave the column {column!r} out where a"
+            f" row is of {domains[-1]!r}"
+        )
+    return list(domains).index(domain)
+
+
+def read_weight(row: Row, column: str | None, columns: Mapping[str, str]) -> float:
+    """What a row's loss is multiplied by, 1 where nothing says so. Raises ValueError for what is no number of 0 or more."""
+    if column is None or (column := columns.get(column, column)) not in row:
+        return 1.0
+    weight = row[column]
+    if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+        raise ValueError(f"weight {weight!r} in column {column!r}: expected a number of 0 or more")
+    return float(weight)
 
 
 def label_concerns(seen: set[str], labels: Iterable[str], metrics: Mapping[str, Any]) -> list[str]:
