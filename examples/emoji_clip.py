@@ -1,0 +1,65 @@
+"""A dual encoder that is trained on demand, and what it knows of emoji that it has never seen, without any prompt.
+
+    python examples/emoji_clip.py                  # or: --styles emoji-google --rows 100
+
+The first run trains the projections of `emoji-clip`, which takes minutes, and keeps the model in the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import softprompt as sp
+from softprompt.data import load_rows
+
+STYLES = ("emoji-google", "emoji-twitter", "emoji-fluent")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Zero-shot accuracy of emoji-clip on emoji of the test split."
+    )
+    parser.add_argument("--styles", nargs="+", default=list(STYLES), help="data carriers")
+    parser.add_argument("--rows", type=int, help="so many test images of each style; all by default")
+    arguments = parser.parse_args()
+
+    backbone = sp.load_backbone("emoji-clip", dtype="float32")
+    table = Table(title="emoji of the test split, never seen in any style")
+    for column in ("", "images", "name, top 1", "name, top 5", "chance", "category", "majority"):
+        table.add_column(column, justify="right" if column else "left")
+    for style in arguments.styles:
+        rows = list({row["name"]: row for row in load_rows(style, "test")}.values())[: arguments.rows]
+        names = [row["name"] for row in rows]
+        first, five = ranked(backbone, rows, names)
+        categories = sorted({row["label"] for row in rows})
+        metrics = zero_shot(backbone, categories, "label").evaluate(rows)
+        table.add_row(
+            style,
+            str(len(rows)),
+            *(f"{share:.1%}" for share in (first, five, 1 / len(names))),
+            *(f"{metrics[name]:.1%}" for name in ("accuracy", "majority_accuracy")),
+        )
+    Console(width=110).print(table)
+
+
+def zero_shot(backbone: Any, labels: list[str], column: str) -> sp.TunedPrompt:
+    task = sp.ImageTextClassification(labels=labels, label_column=column, template="an emoji of {}.")
+    return sp.fit(backbone, task, sp.ZeroShot(), [], progress=False)
+
+
+def ranked(backbone: Any, rows: list[dict[str, Any]], names: list[str]) -> tuple[float, float]:
+    """Shares of the images whose own name is the likeliest of all, and among the five likeliest."""
+    predictions = zero_shot(backbone, names, "name").predict(rows)
+    places = [
+        sum(share > found.probabilities[row["name"]] for share in found.probabilities.values())
+        for row, found in zip(rows, predictions, strict=True)
+    ]
+    return sum(p < 1 for p in places) / len(places), sum(p < 5 for p in places) / len(places)
+
+
+if __name__ == "__main__":
+    main()
