@@ -103,14 +103,14 @@ def test_the_folder_is_a_dual_encoder_that_compares_what_was_projected(tmp_path:
     tokenizer = dual_tokenizer("vit-bert")
     pictures = [row["image"] for row in ROWS[:3]]
     images = image_features(vision, pictures, rule) @ learned.image.T
-    texts = text_features(text, tokenizer, ["red.", "old house."]) @ learned.text.T
+    texts = text_features(text, tokenizer, ["red.", "blue."]) @ learned.text.T
     cosines = torch.nn.functional.cosine_similarity(images[:, None], texts[None], dim=-1)
     expected = (cosines * torch.tensor(1.5).exp()).softmax(dim=1)
 
     assembled(vision, text, learned).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     backbone = load_backbone(tmp_path, processor=rule, dtype="float32", device="cpu")
-    task = ImageTextClassification(labels=["red", "old house"], template="{}.")
+    task = ImageTextClassification(labels=["red", "blue"], template="{}.")
     found = fit(backbone, task, ZeroShot(), ROWS, progress=False).predict(pictures)
     shares = torch.tensor([list(one.probabilities.values()) for one in found])
     torch.testing.assert_close(shares, expected, rtol=1e-4, atol=1e-5)

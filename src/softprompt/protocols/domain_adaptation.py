@@ -77,10 +77,7 @@ def pseudo_labels(
     Whatever stands in the rows' label column is not read.
     Raises ValueError for a threshold outside (0, 1), no rows, and a labeller without labels told by texts.
     """
-    if not 0 < threshold < 1:
-        raise ValueError(
-            f"threshold is {threshold}: expected a probability between 0 and 1, such as 0.5 (the released code's)"
-        )
+    _check_threshold(threshold)
     task = labeller.task
     if not isinstance(task, ImageTextClassification):
         raise ValueError(
@@ -154,8 +151,7 @@ def adapt(
         raise ValueError(
             f"{len(recipes)} recipes were given: one, or several with validation rows of the source to choose by"
         )
-    if not 0 < threshold < 1:  # before anything is loaded, and where no pseudo-labels are made
-        raise ValueError(f"threshold is {threshold}: expected a probability between 0 and 1")
+    _check_threshold(threshold)  # before anything is loaded, and where no pseudo-labels are made
     task = replace(task, weight_column=WEIGHT)
     source_rows, target_rows, test_rows = (
         rows_of(source, "train"),
@@ -200,6 +196,13 @@ def mean_class_accuracy(confusion: Mapping[str, Mapping[str, int]]) -> float:
     if not shares:
         raise ValueError("the confusion matrix is empty: there is no class to average over")
     return fmean(shares)
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 < threshold < 1:
+        raise ValueError(
+            f"threshold is {threshold}: expected a probability between 0 and 1, such as 0.5 (the released code's)"
+        )
 
 
 def _tested(tuned: TunedPrompt, rows: Sequence[Row]) -> dict[str, Any]:
