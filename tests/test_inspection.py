@@ -9,10 +9,9 @@ import torch
 
 import softprompt as sp
 from softprompt.backbones.causal import CausalBackbone
-from softprompt.inspection import (
+from softprompt.inspection import initial_tokens, inspect_prompt
+from softprompt.nearest import (
     final_norm,
-    initial_tokens,
-    inspect_prompt,
     logit_lens,
     nearest_words,
     table_chunks,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,11 @@ from torch import Tensor
 from softprompt.backbones._class_attention import ClassAttention
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.vision import VisionBackbone
+from softprompt.binding import as_row
+from softprompt.inspection import PromptReport, inspect_prompt
 from softprompt.outputs import EncodedRow
-from softprompt.tasks import ClassPrediction
+from softprompt.tasks import ClassPrediction, ImageClassification, ImageTextClassification
+from softprompt.tasks.base import Row
 from softprompt.tasks.image_classification import ImageClassificationEncoder
 from softprompt.tasks.image_text_classification import ImageTextClassificationEncoder
 
@@ -39,12 +42,14 @@ class ImageReport:
     pixels      (3, H, W) uint8, as the backbone saw it
     prediction  label and probabilities
     attention   of the class token; None: the backbone has none that could be shown, and `ImagePromptReport` says why
+    right       the right label, where it is known
     """
 
     source: str
     pixels: Tensor
     prediction: ClassPrediction
     attention: ClassAttention | None
+    right: str | None = None
 
     def best(self, count: int) -> list[tuple[str, float]]:
         """The likeliest labels with their probabilities, the likeliest first."""
@@ -57,6 +62,8 @@ class ImagePromptReport:
 
     size          (H, W) that images are brought to, pixels; None: the task does not say
     no_attention  why no attention is shown; empty: it is
+    words         where texts answer: the virtual tokens in them, and the words that are near to these
+    metrics       the task's over the images whose right label is known; empty: there are none
     """
 
     method: str
@@ -65,6 +72,8 @@ class ImagePromptReport:
     learned: tuple[LearnedTensor, ...]
     images: tuple[ImageReport, ...]
     no_attention: str = ""
+    words: PromptReport | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
 def class_attention(tuned: TunedPrompt, image: Any) -> ClassAttention:
@@ -79,30 +88,33 @@ def class_attention(tuned: TunedPrompt, image: Any) -> ClassAttention:
     return _class_attention(tuned, tuned.backbone, _encoded(tuned, image))
 
 
-def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = ()) -> ImagePromptReport:
-    """What was learned, and for each image prediction and attention; images as in `class_attention`.
+def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = (), *, top: int = 5) -> ImagePromptReport:
+    """What was learned, and for each image prediction and attention.
 
-    Raises ValueError for a prompt that is not about images, and for what is no image.
+    images  as in `class_attention`, or rows: those with the right label are counted in `metrics`
+    top     words for each virtual token
+
+    Raises ValueError for a prompt that is not about images, for what is no image, and for an unknown label.
     """
-    backbone = tuned.backbone
-    if not tuned.task.about_images:
-        raise ValueError(
-            f"{tuned.task.name} on {backbone.name} asks about no images: inspect it without them"
-        )
+    backbone, task = tuned.backbone, tuned.task
+    if not task.about_images:
+        raise ValueError(f"{task.name} on {backbone.name} asks about no images: inspect it without them")
     no_attention = ""
     if not isinstance(backbone, VisionBackbone):
         no_attention = _no_attention(backbone)
+    rows = [as_row(task, image) for image in images]
+    right = [_right(tuned, row) for row in rows]
+    predictions = tuned.predict(rows) if rows else []
     reports = []
-    for image, prediction in zip(images, tuned.predict(images) if images else [], strict=True):
-        row, attention = _encoded(tuned, image), None
-        assert row.media is not None
+    for row, label, prediction in zip(rows, right, predictions, strict=True):
+        encoded, attention = tuned.encoder.encode(row, answer=False), None
+        assert encoded.media is not None
         try:
             if isinstance(backbone, VisionBackbone):
-                attention = _class_attention(tuned, backbone, row)
+                attention = _class_attention(tuned, backbone, encoded)
         except ValueError as error:
             no_attention = str(error)
-        source = str(image) if isinstance(image, str | Path) else f"<{type(image).__name__}>"
-        reports.append(ImageReport(source, row.media, prediction, attention))
+        reports.append(ImageReport(_source(tuned, row), encoded.media, prediction, attention, label))
     learned = tuple(
         LearnedTensor(name, tuple(tensor.shape), tensor.float().norm(dim=-1).mean().item())
         for name, tensor in tuned.module.bake().state_dict().items()
@@ -111,7 +123,30 @@ def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = ()) -> ImagePromp
     size = None
     if isinstance(tuned.encoder, ImageClassificationEncoder | ImageTextClassificationEncoder):
         size = tuned.encoder.rule.size
-    return ImagePromptReport(tuned.method.name, backbone.name, size, learned, tuple(reports), no_attention)
+    answered = [i for i, label in enumerate(right) if label is not None]
+    return ImagePromptReport(
+        tuned.method.name,
+        backbone.name,
+        size,
+        learned,
+        tuple(reports),
+        no_attention,
+        inspect_prompt(tuned, top, rows) if task.compares_texts else None,
+        task.evaluate([predictions[i] for i in answered], [rows[i] for i in answered]) if answered else {},
+    )
+
+
+def _right(tuned: TunedPrompt, row: Row) -> str | None:
+    task = tuned.task
+    if not isinstance(task, ImageClassification | ImageTextClassification):
+        return None
+    column = task.columns.get(task.label_column, task.label_column)
+    return task.read_label(row) if column in row else None
+
+
+def _source(tuned: TunedPrompt, row: Row) -> str:
+    image = row[tuned.task.columns.get("image", "image")]
+    return str(image) if isinstance(image, str | Path) else f"<{type(image).__name__}>"
 
 
 def _no_attention(backbone: Backbone) -> str:
@@ -122,7 +157,7 @@ def _no_attention(backbone: Backbone) -> str:
 
 
 def _encoded(tuned: TunedPrompt, image: Any) -> EncodedRow:
-    return tuned.encoder.encode({tuned.task.columns.get("image", "image"): image}, answer=False)
+    return tuned.encoder.encode(as_row(tuned.task, image), answer=False)
 
 
 def _class_attention(tuned: TunedPrompt, backbone: VisionBackbone, row: EncodedRow) -> ClassAttention:

@@ -8,36 +8,34 @@ found good prompts near to any text they chose.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from softprompt.backbones.base import BackboneSpec
+from softprompt.binding import as_row
+from softprompt.nearest import (
+    MEASURES,
+    Measure,
+    Nearest,
+    final_norm,
+    logit_lens,
+    nearest_words,
+    table_chunks,
+    table_norms,
+    token_text,
+)
+from softprompt.outputs import PromptOutput
 from softprompt.prompts.base import BuildContext
+from softprompt.tasks.base import Task
 
 if TYPE_CHECKING:
     from softprompt.tuned import TunedPrompt
 
-Measure = Literal["cosine", "l2", "dot"]
-MEASURES: tuple[Measure, ...] = ("cosine", "l2", "dot")
-
-_CHUNK = 2048  # rows of the table at a time: 64 MB in float64 at d = 4096
 _STRIP = 32  # cells of a token's strip
-_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")  # as transformers names them
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """ids (P, k) and scores (P, k), nearest first: largest cosine or dot product, smallest L2 distance."""
-
-    ids: Tensor
-    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ class Word:
 class TokenReport:
     """One virtual token.
 
+    place            its number in its prompt, from 0; where there are several prompts behind the name of a prompt
     norm             L2
     norm_percentile  share of the vocabulary's rows that are no longer, 0 to 100
     nearest          measure -> words, the nearest first
@@ -63,6 +62,7 @@ class TokenReport:
     strip            mean absolute value in equal slices of the vector, in standard deviations of the table
     """
 
+    place: str
     norm: float
     norm_percentile: float
     nearest: Mapping[Measure, tuple[Word, ...]]
@@ -92,70 +92,11 @@ class PromptReport:
     tokens: tuple[TokenReport, ...]
 
 
-def table_chunks(spec: BackboneSpec, rows: int = _CHUNK) -> Iterator[Tensor]:
-    """The embedding table as the model uses it, (<= rows, d) at a time."""
-    for start in range(0, spec.vocabulary, rows):
-        yield spec.embed(torch.arange(start, min(start + rows, spec.vocabulary)))
-
-
-def nearest_words(tokens: Tensor, table: Iterable[Tensor], k: int) -> dict[Measure, Nearest]:
-    """The k nearest rows of a table by every measure, in one pass over its chunks.
-
-    tokens (P, d); table: chunks (n, d), as `table_chunks` gives them. Computed in float64; fewer than k where
-    the table has fewer rows. The cosine with a zero vector is 0.
-    """
-    tokens = tokens.double()
-    unit = functional.normalize(tokens, dim=-1)
-    found: dict[Measure, Nearest] = {}
-    start = 0
-    for chunk in table:
-        rows = chunk.double()
-        dots = tokens @ rows.T  # (P, d) x (d, n) -> (P, n)
-        squares = tokens.square().sum(-1, keepdim=True) + rows.square().sum(-1) - 2 * dots
-        scores: dict[Measure, Tensor] = {
-            "cosine": unit @ functional.normalize(rows, dim=-1).T,
-            "l2": squares.clamp(min=0).sqrt(),
-            "dot": dots,
-        }
-        ids = torch.arange(start, start + len(rows)).expand(len(tokens), -1)
-        for measure, values in scores.items():
-            here = Nearest(ids, values)
-            found[measure] = _best(_joined(found[measure], here) if measure in found else here, k, measure)
-        start += len(rows)
-    return found
-
-
-def table_norms(table: Iterable[Tensor]) -> Tensor:
-    """L2 norms of the table's rows, (V,), float64."""
-    return torch.cat([chunk.double().norm(dim=-1) for chunk in table])
-
-
-def logit_lens(tokens: Tensor, norm: Callable[[Tensor], Tensor] | None, head: nn.Module, k: int) -> Nearest:
-    """The k words with the largest logits if each vector stood behind the last layer.
-
-    tokens (P, d). The logits are the head's own: a model that scales or caps them afterwards keeps the order.
-    """
-    like = next(head.parameters())
-    hidden = tokens.to(like.device, like.dtype)
-    with torch.no_grad():
-        logits = head(norm(hidden) if norm is not None else hidden).double().cpu()  # (P, d) -> (P, V)
-    return Nearest(*reversed(logits.topk(min(k, logits.shape[-1]), dim=-1)))
-
-
 def drift_in_words(token: TokenReport) -> str:
     """How far a token is from its start, in words; empty where that is unknown."""
     if token.started_as is None or token.drift_l2 is None:
         return ""
     return f"{token.started_as.text} cos {token.drift_cosine:.2f} L2 {token.drift_l2:.2g}"
-
-
-def final_norm(model: PreTrainedModel) -> tuple[str, nn.Module] | None:
-    """Name and module of the norm between the last layer and the output head, None if none is found."""
-    for base in (model.base_model, getattr(model.base_model, "decoder", None)):
-        for name in _FINAL_NORMS:
-            if isinstance(module := getattr(base, name, None), nn.Module):
-                return next(path for path, other in model.named_modules() if other is module), module
-    return None
 
 
 def initial_tokens(tuned: TunedPrompt) -> tuple[Tensor | None, str]:
@@ -167,25 +108,27 @@ def initial_tokens(tuned: TunedPrompt) -> tuple[Tensor | None, str]:
     if init not in ("auto", "vocab", "uniform", "text", "labels") or not isinstance(seed, int):
         return None, f"init unknown: {method.name} cannot be built again from settings and seed alone"
     context = BuildContext(
-        tuned.backbone.spec, tuned.task.label_words, generator=torch.Generator().manual_seed(seed)
+        tuned.backbone.spec,
+        tuned.task.label_words,
+        tuned.task.domain_names,
+        generator=torch.Generator().manual_seed(seed),
     )
     tokens = method.build(context).bake()().tokens
     if tokens is None:
         return None, "init unknown: the method has no virtual tokens"
-    return tokens[0].detach(), f"{init}, built again from seed {seed}"
+    return tokens.flatten(0, 1).detach(), f"{init}, built again from seed {seed}"
 
 
-def inspect_prompt(tuned: TunedPrompt, k: int = 5) -> PromptReport:
+def inspect_prompt(tuned: TunedPrompt, k: int = 5, inputs: Sequence[Any] = ()) -> PromptReport:
     """Everything this file knows about a prompt's virtual tokens, with the k nearest words of each.
 
+    inputs: as in `TunedPrompt.predict`, for prompts that are functions of their rows: their mean over these is shown.
     Raises ValueError for k < 1.
     """
     if k < 1:
         raise ValueError(f"k is {k}, expected 1 or more words for each token")
     spec, model, tokenizer = tuned.backbone.spec, tuned.backbone.model, tuned.backbone.tokenizer
-    with torch.no_grad():
-        output = tuned.module.bake()()
-    beside = []
+    output, beside = _output(tuned, inputs)
     if output.prefix is not None:
         beside.append(
             f"keys and values of {output.prefix[0][0].shape[2]} positions in {len(output.prefix)} layers"
@@ -209,7 +152,9 @@ def inspect_prompt(tuned: TunedPrompt, k: int = 5) -> PromptReport:
             (),
         )
 
-    tokens = output.tokens[0].float().cpu()  # (1, P, d) -> (P, d)
+    names = prompt_names(tuned.task, output)
+    places = [f"{name} {i}".strip() for name in names for i in range(output.tokens.shape[1])]
+    tokens = output.tokens.flatten(0, 1).float().cpu()  # (G, P, d) -> (G P, d)
     start, init = initial_tokens(tuned)
     if start is not None and start.shape != tokens.shape:
         start, init = None, "init unknown: built again, it has another shape"
@@ -231,6 +176,7 @@ def inspect_prompt(tuned: TunedPrompt, k: int = 5) -> PromptReport:
         length = token.double().norm().item()
         reports.append(
             TokenReport(
+                place=places[i],
                 norm=length,
                 norm_percentile=100 * (norms <= length).double().mean().item(),
                 nearest={measure: words(found[measure], i) for measure in MEASURES},
@@ -253,43 +199,37 @@ def inspect_prompt(tuned: TunedPrompt, k: int = 5) -> PromptReport:
     )
 
 
-def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """A token as visible text; bytes that are no text by themselves as the tokenizer stores them."""
-    piece = tokenizer.convert_ids_to_tokens(token) if token < len(tokenizer) else None
-    if not isinstance(piece, str):
-        return f"<row {token}>"  # the table is often longer than the vocabulary
-    if "\u2581" in piece:  # SentencePiece's space, which decoding drops at the front
-        return visible(piece.replace("\u2581", " "))
-    text = str(tokenizer.decode([token]))
-    return visible(piece if not text or "\ufffd" in text else text)
+def prompt_names(task: Task, output: PromptOutput) -> list[str]:
+    """What the prompts of an output are for: one of all has no name, others are of domains, classes, or numbered."""
+    count = output.count
+    domains, labels = list(task.domain_names), list(task.label_words)
+    if count == 1:
+        return [""]
+    if output.groups == count == len(domains):
+        return domains
+    if output.texts is not None and count == len(labels) * max(len(domains), 1):
+        return [f"{domain} {label}".strip() for domain in domains or [""] for label in labels]
+    return [f"prompt {g}," for g in range(count)]
 
 
-def visible(text: str) -> str:
-    """The text with a sign for each space, tab and line end, and codes for what cannot be printed.
-
-    Four signs and more of one kind in a row are counted, as in "\u2423\u00d717".
-    """
-    signs = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"}
-    shown = []
-    for character, run in itertools.groupby(text):
-        length = len(list(run))
-        sign = signs.get(character)
-        if sign is None:
-            shown.append((character if character.isprintable() else f"\\u{{{ord(character):x}}}") * length)
-        else:
-            shown.append(sign * length if length < 4 else f"{sign}\u00d7{length}")
-    return "".join(shown)
+def _output(tuned: TunedPrompt, inputs: Sequence[Any]) -> tuple[PromptOutput, list[str]]:
+    """The prompt, and what is to be said of how it came about."""
+    module = tuned.module.bake()
+    with torch.no_grad():
+        if module.reads is None:
+            return module(), []
+        if not inputs:
+            return PromptOutput(), [
+                "virtual tokens that are a function of the row: give rows to see their mean"
+            ]
+        rows = [tuned.encoder.encode(as_row(tuned.task, value), answer=False) for value in inputs]
+        output = tuned.model.prompt(rows)
+    if output.tokens is None:
+        return output, []
+    mean = output.tokens.mean(dim=0, keepdim=True)  # (G, P, d) -> (1, P, d)
+    said = f"a function of the row: the virtual tokens shown are the mean over {len(rows)} rows"
+    return replace(output, tokens=mean, rows=None), [said]
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:
     return functional.cosine_similarity(one, other, dim=0).item()
-
-
-def _joined(one: Nearest, other: Nearest) -> Nearest:
-    return Nearest(torch.cat([one.ids, other.ids], dim=-1), torch.cat([one.scores, other.scores], dim=-1))
-
-
-def _best(candidates: Nearest, k: int, measure: Measure) -> Nearest:
-    # Stable: of two rows as near as each other, the one with the smaller id.
-    order = candidates.scores.argsort(dim=-1, descending=measure != "l2", stable=True)[:, :k]
-    return Nearest(candidates.ids.gather(1, order), candidates.scores.gather(1, order))

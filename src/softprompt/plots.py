@@ -113,6 +113,47 @@ def accuracy_matrix(
     return figure
 
 
+def confusion_matrix(counts: Mapping[str, Mapping[str, int]], *, title: str = "") -> Figure:
+    """Heat map of which label is taken for which: right labels down, given ones across, shares of a right label's rows.
+
+    counts  right label -> given label -> rows, as in `confusion` of a task's metrics; labels without rows are left out
+
+    Raises ValueError where there are no rows.
+    """
+    rows = [label for label, row in counts.items() if sum(row.values())]
+    if not rows:
+        raise ValueError("the confusion matrix holds no rows: there is nothing to draw")
+    given = dict.fromkeys(label for row in counts.values() for label, count in row.items() if count)
+    columns = [label for label in dict.fromkeys([*counts, *given]) if label in rows or label in given]
+    cells = [[counts[r].get(c, 0) / sum(counts[r].values()) for c in columns] for r in rows]
+    figure = _figure(2.5 + 0.45 * len(columns), 2.0 + 0.36 * len(rows), title)
+    axes = figure.subplots()
+    image = axes.imshow(cells, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            if number := counts[row].get(column, 0):
+                colour = "black" if cells[i][j] > 0.45 else "white"  # against cividis, which grows lighter
+                axes.text(j, i, str(number), ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(
+        range(len(columns)),
+        _names(columns, len(columns), "columns of the confusion matrix"),
+        rotation=45,
+        ha="right",
+    )
+    axes.set_yticks(range(len(rows)), _names(rows, len(rows), "rows of the confusion matrix"))
+    axes.set_xlabel("given label")
+    axes.set_ylabel("right label")
+    figure.colorbar(image, ax=axes, format=PercentFormatter(1), label="share of the right label's rows")
+    total = sum(sum(counts[row].values()) for row in rows)
+    wrong = [(counts[r].get(c, 0), r, c) for r in rows for c in columns if r != c and counts[r].get(c, 0)]
+    said = f"{total - sum(number for number, _, _ in wrong)} of {total} rows were given their label"
+    if wrong:
+        number, right, taken = max(wrong, key=lambda entry: entry[0])
+        said += f"; the commonest mistake is {right} taken for {taken}, {number} times"
+    figure.set_label(said)
+    return figure
+
+
 def prompt_selection(
     counts: Sequence[Sequence[int]], tasks: Sequence[str] | None = None, *, title: str = ""
 ) -> Figure:

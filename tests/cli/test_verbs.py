@@ -189,7 +189,15 @@ def test_inspect_prints_a_table_with_the_words(trained: Path) -> None:
 def test_a_token_that_is_markup_is_text_on_the_page() -> None:
     word = Word(5, "</code><script>&\"'", 0.5)
     token = TokenReport(
-        1.0, 50.0, dict.fromkeys(("cosine", "l2", "dot"), (word,)), None, word, 0.1, 0.2, (0.5, 1.0)
+        "<i>class</i> 0",
+        1.0,
+        50.0,
+        dict.fromkeys(("cosine", "l2", "dot"), (word,)),
+        None,
+        word,
+        0.1,
+        0.2,
+        (0.5, 1.0),
     )
     page = Page(inspection_page(PromptReport("<b>", "a&b", "x", None, (1.0, 0.1), ("<i>",), (token,))))
     assert page.open == []

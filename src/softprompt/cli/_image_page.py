@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from softprompt.cli._console import Report
-from softprompt.cli._page import page
+from softprompt.cli._page import page, words_table
+from softprompt.cli._results import scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,10 +30,12 @@ def show_images(report: Report, found: ImagePromptReport, top: int) -> None:
             "size": found.size,
             "learned": [{"name": t.name, "shape": t.shape, "norm": t.norm} for t in found.learned],
             "no_attention": found.no_attention,
+            "metrics": dict(found.metrics),
             "images": [
                 {
                     "image": image.source,
                     "label": image.prediction.label,
+                    "right": image.right,
                     "probabilities": image.prediction.probabilities,
                     "attention": None if image.attention is None else image.attention.shares(),
                 }
@@ -45,10 +48,11 @@ def show_images(report: Report, found: ImagePromptReport, top: int) -> None:
     if not found.images:
         report.human.print("give images to see what they are taken for", highlight=False)
         return
-    table = Table("image", "likeliest", "last layer's class token attends to")
+    table = Table("image", "right", "likeliest", "last layer's class token attends to")
     for image in found.images:
         cells = (
             image.source,
+            image.right or "unknown",
             "  ".join(f"{label} {p:.3f}" for label, p in image.best(top)),
             _attended(image),
         )
@@ -58,13 +62,19 @@ def show_images(report: Report, found: ImagePromptReport, top: int) -> None:
 
 def image_page(found: ImagePromptReport, top: int) -> str:
     """The whole page. Every text that comes from a model or a file is escaped."""
-    body = "\n".join(_section(image, top) for image in found.images)
-    note = (
-        "<p>Attention is where the class token looks, not a proof of what the answer depends on. Of each layer the mean over"
-        " heads is shown.</p>"
-    )
-    shown = body if found.images else "<p>No images were given.</p>"
-    return page(f"{found.method} on {found.backbone}", _facts(found), note + shown if body else shown)
+    parts = []
+    if found.words is not None and found.words.tokens:
+        note = "Near words are a hint, not a translation: a virtual token may lie where no word lies."
+        parts.append(f"<h2>Words near to the context</h2><p>{note}</p>{words_table(found.words)}")
+    if found.metrics:
+        parts.append(_confusion(found))
+    if any(image.attention is not None for image in found.images):
+        parts.append(
+            "<p>Attention is where the class token looks, not a proof of what the answer depends on. Of each layer the mean"
+            " over heads is shown.</p>"
+        )
+    parts += [_section(image, top) for image in found.images] or ["<p>No images were given.</p>"]
+    return page(f"{found.method} on {found.backbone}", _facts(found), "\n".join(parts))
 
 
 def _facts(found: ImagePromptReport) -> dict[str, str]:
@@ -75,6 +85,10 @@ def _facts(found: ImagePromptReport) -> dict[str, str]:
         f"{t.name} {' x '.join(map(str, t.shape))}, mean norm of a row {t.norm:.3g}" for t in found.learned
     ]
     facts["Learned"] = "; ".join(learned) if learned else "nothing beside the head"
+    if found.words is not None:
+        facts["Virtual tokens"] = "; ".join([str(len(found.words.tokens)), *found.words.beside])
+    if found.metrics:
+        facts["Labelled images"] = scores("accuracy", found.metrics)
     if found.no_attention:
         facts["Attention"] = found.no_attention
     return facts
@@ -90,7 +104,10 @@ def _section(image: ImageReport, top: int) -> str:
     from softprompt.plots import as_png, attention_over_image
 
     name = escape(image.source)
-    label = escape(f"{Path(image.source).name} as the backbone saw it, taken for {image.prediction.label}")
+    said = f"taken for {image.prediction.label}"
+    if image.right is not None:
+        said += ", rightly" if image.right == image.prediction.label else f", but it is {image.right}"
+    label = escape(f"{Path(image.source).name} as the backbone saw it, {said}")
     rows = "".join(
         f'<tr><th scope="row"><bdi>{escape(kind)}</bdi></th><td><meter min="0" max="1" value="{p:.4f}"'
         f' aria-label="probability">{p:.3f}</meter> {p:.3f}</td></tr>'
@@ -105,7 +122,16 @@ def _section(image: ImageReport, top: int) -> str:
     if image.attention is not None:
         drawn = attention_over_image(image.pixels, image.attention)
         figure = f'<img alt="{escape(str(drawn.get_label()))}" src="{_data(as_png(drawn))}">'
-    return f'<section><h2><bdi>{name}</bdi></h2><div class="image">{picture}{table}</div>{figure}</section>'
+    heading = f"<h2><bdi>{name}</bdi></h2><p><bdi>{escape(said)}</bdi></p>"
+    return f'<section>{heading}<div class="image">{picture}{table}</div>{figure}</section>'
+
+
+def _confusion(found: ImagePromptReport) -> str:
+    from softprompt.plots import as_png, confusion_matrix
+
+    drawn = confusion_matrix(found.metrics["confusion"])
+    alternative = escape(str(drawn.get_label()))
+    return f'<h2>Which label is taken for which</h2><img alt="{alternative}" src="{_data(as_png(drawn))}">'
 
 
 def _png(pixels: Tensor) -> bytes:

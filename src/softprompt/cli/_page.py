@@ -57,7 +57,7 @@ def inspection_page(report: PromptReport) -> str:
     }
     body = f"""<p>Near words are a hint, not a translation: a virtual token may lie where no word lies, and measures differ.
 &#x2423; is a space, &#x21b5; a line end, &#x21e5; a tab.</p>
-{_table(report) if report.tokens else "<p>The method has no virtual tokens.</p>"}"""
+{words_table(report) if report.tokens else "<p>The method has no virtual tokens.</p>"}"""
     return page(f"{report.method} on {report.backbone}", facts, body)
 
 
@@ -84,9 +84,10 @@ def page(name: str, facts: Mapping[str, str], body: str) -> str:
 """
 
 
-def _table(report: PromptReport) -> str:
+def words_table(report: PromptReport) -> str:
+    """The virtual tokens with their nearest words, as HTML."""
     heads = "".join(f'<th scope="col">{name}</th>' for name in (*_COLUMNS, "from its start"))
-    rows = "".join(_row(number, token) for number, token in enumerate(report.tokens))
+    rows = "".join(map(_row, report.tokens))
     return (
         '<div class="wide" role="region" aria-label="Virtual tokens" tabindex="0"><table>'
         f"<caption>{len(report.tokens)} virtual tokens. The strip shows the mean absolute value "
@@ -95,7 +96,7 @@ def _table(report: PromptReport) -> str:
     )
 
 
-def _row(number: int, token: TokenReport) -> str:
+def _row(token: TokenReport) -> str:
     percentile = f"{token.norm_percentile:.0f}"
     norm = (
         f"{token.norm:.4g}<br>"
@@ -105,7 +106,7 @@ def _row(number: int, token: TokenReport) -> str:
     cells = [norm, *(_words(token.nearest[m]) for m in ("cosine", "l2", "dot")), _words(token.lens or ())]
     cells.append(f"<bdi>{escape(drift_in_words(token))}</bdi>" if drift_in_words(token) else "unknown")
     body = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f'<tr><th scope="row">{number}{_strip(number, token)}</th>{body}</tr>'
+    return f'<tr><th scope="row"><bdi>{escape(token.place)}</bdi>{_strip(token)}</th>{body}</tr>'
 
 
 def _words(words: tuple[Word, ...]) -> str:
@@ -115,9 +116,9 @@ def _words(words: tuple[Word, ...]) -> str:
     return f"<ol>{items}</ol>" if items else "none"
 
 
-def _strip(number: int, token: TokenReport) -> str:
+def _strip(token: TokenReport) -> str:
     top = max(token.strip, default=0.0)
-    label = f"token {number}: mean absolute values from {min(token.strip, default=0.0):.2g} to {top:.2g} "
+    label = f"token {escape(token.place)}: mean absolute values from {min(token.strip, default=0.0):.2g} to {top:.2g} "
     label += "standard deviations of the embedding table"
     cells = "".join(
         f'<rect x="{4 * i}" width="4" height="12" fill-opacity="{value / top if top else 0:.2f}"/>'

@@ -26,6 +26,18 @@ def inspect(
             help="Image files and folders of them, for a prompt about images.", show_default=False
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Images with their labels instead: carrier, file or hub data set.", show_default=False
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of data that has splits.", show_default="test; a file has none")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many rows of data.", show_default=False)
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Write a page that needs no other file.", show_default=False)
     ] = None,
@@ -38,20 +50,28 @@ def inspect(
 ) -> None:
     """Show the words nearest to each virtual token, its size, and how far it moved; of images what they are taken for.
 
-    For a prompt about images: what was learned, and for each image the likeliest labels and what the class token attends to.
+    For a prompt about images: what was learned, for each image the likeliest labels and what the class token attends to, and
+    of labelled ones which label is taken for which.
     """
     with reporting(as_json, debug) as report:
         from softprompt.cli._page import inspection_page
         from softprompt.inspection import inspect_prompt
 
+        if data is None and (split or limit):
+            raise ValueError("--split and --limit are of --data, and there is none")
         tuned = open_prompt(prompt, backbone, dtype, device)
         report.values["prompt"] = str(prompt)
-        if tuned.task.about_images or images:
+        if tuned.task.about_images or images or data:
             from softprompt.cli._image_page import image_page, show_images
+            from softprompt.cli._results import read_source
             from softprompt.image_inspection import inspect_images
 
-            seen = inspect_images(tuned, image_paths(images or []))
+            rows = read_source(data, split, "test", limit) if data is not None else []
+            seen = inspect_images(tuned, [*image_paths(images or []), *rows], top=top)
             show_images(report, seen, top)
+            if seen.words is not None:
+                report.values["words"] = dataclasses.asdict(seen.words)
+                _show(report, seen.words)
             page = partial(image_page, seen, top)
         else:
             found = inspect_prompt(tuned, top)
@@ -85,9 +105,9 @@ def _show(report: Report, found: PromptReport) -> None:
     if not found.tokens:
         return
     table = Table("#", "norm (%ile)", "cosine", "L2", "dot", "logit lens", "from start")
-    for number, token in enumerate(found.tokens):
+    for token in found.tokens:
         cells = [
-            str(number),
+            token.place,
             f"{token.norm:.3g} ({token.norm_percentile:.0f})",
             *(_words(token.nearest[measure]) for measure in ("cosine", "l2", "dot")),
             _words(token.lens or ()),

@@ -86,10 +86,8 @@ class ImageTextClassification(Task):
 
     @model_validator(mode="after")
     def _check(self) -> ImageTextClassification:
-        check_columns(
-            self.columns,
-            [n for n in ("image", self.label_column, self.domain_column, self.weight_column) if n],
-        )
+        read = ["image", self.label_column, *([self.domain_column] if self.domains else [])]
+        check_columns(self.columns, [*read, *([self.weight_column] if self.weight_column else [])])
         if len(self.domains) == 1:
             raise ValueError(f"domains are {list(self.domains)}: name two or more, or none")
         if len(self.labels) < 2:
