@@ -33,27 +33,27 @@ def main() -> None:
         table.add_column(column, justify="right" if column else "left")
     for style in arguments.styles:
         rows = list({row["name"]: row for row in load_rows(style, "test")}.values())[: arguments.rows]
-        names = [row["name"] for row in rows]
-        first, five = ranked(backbone, rows, names)
-        categories = sorted({row["label"] for row in rows})
-        metrics = zero_shot(backbone, categories, "label").evaluate(rows)
+        first, five = ranked(backbone, rows)
+        metrics = zero_shot(backbone, rows, "label").evaluate(rows)
         table.add_row(
             style,
             str(len(rows)),
-            *(f"{share:.1%}" for share in (first, five, 1 / len(names))),
+            *(f"{share:.1%}" for share in (first, five, 1 / len(rows))),
             *(f"{metrics[name]:.1%}" for name in ("accuracy", "majority_accuracy")),
         )
     Console(width=110).print(table)
 
 
-def zero_shot(backbone: Any, labels: list[str], column: str) -> sp.TunedPrompt:
+def zero_shot(backbone: Any, rows: list[dict[str, Any]], column: str) -> sp.TunedPrompt:
+    """The dual encoder as it is, for the labels that stand in a column of the rows."""
+    labels = sorted({row[column] for row in rows})
     task = sp.ImageTextClassification(labels=labels, label_column=column, template="an emoji of {}.")
-    return sp.fit(backbone, task, sp.ZeroShot(), [], progress=False)
+    return sp.fit(backbone, task, sp.ZeroShot(), rows, progress=False)
 
 
-def ranked(backbone: Any, rows: list[dict[str, Any]], names: list[str]) -> tuple[float, float]:
+def ranked(backbone: Any, rows: list[dict[str, Any]]) -> tuple[float, float]:
     """Shares of the images whose own name is the likeliest of all, and among the five likeliest."""
-    predictions = zero_shot(backbone, names, "name").predict(rows)
+    predictions = zero_shot(backbone, rows, "name").predict(rows)
     places = [
         sum(share > found.probabilities[row["name"]] for share in found.probabilities.values())
         for row, found in zip(rows, predictions, strict=True)

@@ -16,6 +16,7 @@ from softprompt.backbones._class_attention import ClassAttention
 from softprompt.plots import (
     accuracy_matrix,
     attention_over_image,
+    confusion_matrix,
     learning_curve,
     prompt_selection,
     save_figure,
@@ -150,3 +151,27 @@ def test_every_picture_says_in_its_file_what_it_shows(tmp_path: Path) -> None:
         save_figure(figure, tmp_path / f"{number}.png")
         with Image.open(tmp_path / f"{number}.png") as image:
             assert image.info["Description"] == figure.get_label() != ""
+
+
+def test_a_confusion_matrix_shows_counts_and_says_the_commonest_mistake() -> None:
+    counts = {
+        "cat": {"cat": 3, "dog": 1, "fox": 0, "owl": 0},
+        "dog": {"cat": 2, "dog": 0, "fox": 2, "owl": 0},
+        "fox": dict.fromkeys(("cat", "dog", "fox", "owl"), 0),
+        "owl": dict.fromkeys(("cat", "dog", "fox", "owl"), 0),
+    }
+    figure = confusion_matrix(counts)
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "cat",
+        "dog",
+        "fox",
+    ]  # no row had to do with owls
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.75, 0.25, 0], [0.5, 0, 0.5]])
+    assert [text.get_text() for text in axes.texts] == ["3", "1", "2", "2"]
+    assert figure.get_label() == (
+        "3 of 8 rows were given their label; the commonest mistake is dog taken for cat, 2 times"
+    )
+    with pytest.raises(ValueError, match="holds no rows"):
+        confusion_matrix({"cat": {"cat": 0}})

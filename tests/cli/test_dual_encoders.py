@@ -1,0 +1,80 @@
+"""predict and inspect for images that are told by texts."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import softprompt as sp
+from tests.cli.runs import as_json, softprompt
+from tests.cli.test_verbs import Page
+from tests.tiny_dual import dual_tokenizer, tiny_dual
+from tests.tiny_vision import ROWS, SIZE
+
+CPU = ("--dtype", "float32", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def prompt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dual")
+    tiny_dual("clip", dtype=torch.float32).save_pretrained(folder / "backbone")
+    dual_tokenizer("clip").save_pretrained(folder / "backbone")
+    rule = {"size": {"height": SIZE, "width": SIZE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "backbone" / "preprocessor_config.json").write_text(json.dumps(rule))
+    backbone = sp.load_backbone(str(folder / "backbone"), dtype="float32", device="cpu")
+    task = sp.ImageTextClassification(labels=["red", "blue"])
+    tuned = sp.fit(backbone, task, sp.CoOp(length=3), ROWS, steps=3, batch_size=4, warmup=0, progress=False)
+    return tuned.save(folder / "prompt")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    lines = []
+    for i, row in enumerate(ROWS[:5]):
+        row["image"].save(tmp_path / f"{i}.png")
+        lines.append(json.dumps({"image": str(tmp_path / f"{i}.png"), "label": row["label"]}))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    return tmp_path / "rows.jsonl"
+
+
+def test_one_page_shows_the_context_s_words_the_predictions_and_what_is_taken_for_what(
+    prompt: Path, data: Path, tmp_path: Path
+) -> None:
+    html = tmp_path / "page.html"
+    found = as_json("inspect", prompt, "--data", data, "--limit", "4", "--top", "2", "--html", html, *CPU)
+    measured = as_json("evaluate", prompt, "--data", data, "--limit", "4", *CPU)["metrics"]
+    assert found["metrics"] == measured
+    assert len(found["words"]["tokens"]) == 3
+    assert all(len(token["nearest"]["cosine"]) == 2 for token in found["words"]["tokens"])
+    predicted = as_json("predict", prompt, *(image["image"] for image in found["images"]), *CPU)
+    for image, row in zip(found["images"], predicted["predictions"], strict=True):
+        assert image["label"] == row["label"]
+        assert image["probabilities"] == pytest.approx(row["probabilities"])
+        assert image["right"] in ("red", "blue")
+    text = html.read_text(encoding="utf-8")
+    page = Page(re.sub(r"<img ([^>]*)>", r"<rect \1>", text))  # img closes itself, as rect does there
+    assert page.open == []
+    assert "Words near to the context" in page.texts
+    said = [str(attributes["alt"]) for _, attributes in page.tags if "src" in attributes]
+    right = round(measured["accuracy"] * measured["rows"])
+    assert said[0].startswith(f"{right} of 4 rows were given their label")
+    assert len(said) == 1 + 4
+    assert sum("rightly" in words for words in said[1:]) == right
+
+
+def test_inspect_prints_the_words_below_the_images(prompt: Path, data: Path) -> None:
+    result = softprompt("inspect", prompt, data.parent / "0.png", *CPU)
+    assert result.exit_code == 0
+    flat = " ".join(result.stdout.split())
+    assert flat.index("likeliest") < flat.index("logit lens")
+    assert "unknown" in flat  # the right label
+
+
+def test_a_split_without_data_is_refused(prompt: Path) -> None:
+    result = softprompt("inspect", prompt, "--limit", "3", *CPU)
+    assert result.exit_code == 1
+    assert "of --data, and there is none" in " ".join(result.stderr.split())
