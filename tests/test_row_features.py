@@ -198,17 +198,43 @@ def test_an_image_that_changes_is_looked_at_again() -> None:
     assert not torch.allclose(features(rows, "mean")[1], features(rows, "class")[1])
 
 
-def test_what_is_kept_is_bounded_and_goes_with_the_images() -> None:
+def test_what_is_kept_is_bounded() -> None:
     rows, features = rows_of(images(6)), RowFeatures(vision_backbone(), keep=4)
-    features(rows, "class")
+    first = features(rows, "class")
     assert len(features) == 4
-    del rows[:]
-    assert len(features) == 0
+    assert torch.equal(features(rows, "class"), first)
+
+
+def test_images_that_are_read_anew_are_known_and_those_of_another_form_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backbone = vision_backbone()
+    passes, features = counting(backbone, monkeypatch), RowFeatures(backbone)
+    first = features(rows_of(images(3)), "class")
+    assert torch.equal(features(rows_of(images(3)), "class"), first)
+    assert sum(passes) == 3
+    upright = [
+        replace(row, media=row.media.mT.contiguous()) for row in rows_of(images(3)) if row.media is not None
+    ]
+    features(upright, "class")
+    assert sum(passes) == 6
+
+
+def test_features_of_weights_that_were_changed_in_place_are_not_used() -> None:
+    backbone, rows = vision_backbone(), rows_of(images(2))
+    features = RowFeatures(backbone)
+    first = features(rows, "class")
+    with torch.no_grad():
+        next(backbone.model.parameters()).mul_(2)
+    second = features(rows, "class")
+    assert not torch.allclose(first, second)
+    assert torch.equal(second, RowFeatures(backbone, keep=0)(rows, "class"))
 
 
 def test_on_a_gpu_every_batch_has_one_shape_whatever_is_asked_for() -> None:
     class Gpu:
         device = torch.device("cuda")
+        model = torch.nn.Module()
         lengths: ClassVar[list[int]] = []
 
         def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:

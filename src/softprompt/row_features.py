@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from weakref import ref
 
@@ -12,20 +13,21 @@ from softprompt.backbones.base import Backbone
 from softprompt.images import POOLINGS, ImagePooling
 from softprompt.outputs import EncodedRow, PromptOutput
 
-_Key = tuple[int, ImagePooling]
+_Key = tuple[bytes, ImagePooling, int]
 
 
 class RowFeatures:
-    """The backbone's state of each row without any prompt, computed once for a row's media.
+    """The backbone's state of each row without any prompt, computed once for what a row's media show.
 
-    keep: for so many media what was found is kept while they are there and unchanged (d numbers each); 0: none, so that
-    every call computes it again, to the same bits. Changes that torch does not see (through NumPy) are not noticed.
+    keep: for so many media what was found is kept (d numbers each), so that runs that read the same images find it; 0:
+    none, so that every call computes it again, to the same bits. What torch does not see (NumPy) is not noticed.
     """
 
     def __init__(self, backbone: Backbone, keep: int = 65_536) -> None:
         self.backbone = backbone
         self.keep = keep
-        self._kept: dict[_Key, tuple[ref[Tensor], int, Tensor]] = {}
+        self._kept: dict[_Key, Tensor] = {}
+        self._digests: dict[int, tuple[ref[Tensor], int, bytes]] = {}  # of media that are there, by identity
 
     def __len__(self) -> int:
         """For how many media something is kept."""
@@ -35,32 +37,42 @@ class RowFeatures:
     def __call__(self, rows: Sequence[EncodedRow], pooling: ImagePooling) -> Tensor:
         """(B, d), float32 or wider, without gradient. Raises ValueError for a row that has no media."""
         media = [_media(row) for row in rows]
-        found = [self._known(one, pooling) for one in media]
-        missing = [b for b, feature in enumerate(found) if feature is None]
-        for b, feature in zip(missing, self._computed([media[b] for b in missing], pooling), strict=True):
-            found[b] = feature
-            self._remember(media[b], pooling, feature)
-        return torch.stack([feature for feature in found if feature is not None])
+        if not self.keep:
+            return torch.stack(self._computed(media, pooling))
+        weights = self._weights()
+        keys = [(self._digest(one), pooling, weights) for one in media]
+        missing = {key: one for key, one in zip(keys, media, strict=True) if key not in self._kept}
+        found = dict(zip(missing, self._computed(list(missing.values()), pooling), strict=True))
+        # What is kept stays: with more rows than room, dropping the oldest would lose every one of them before it is
+        # asked for again.
+        for key in list(found)[: max(0, self.keep - len(self._kept))]:
+            self._kept[key] = found[key]
+        return torch.stack([found[key] if key in found else self._kept[key] for key in keys])
 
-    def _known(self, media: Tensor, pooling: ImagePooling) -> Tensor | None:
-        entry = self._kept.get((id(media), pooling))
-        if entry is None or entry[0]() is not media or entry[1] != media._version:
-            return None
-        return entry[2]
+    def _digest(self, media: Tensor) -> bytes:
+        """Of what a tensor holds, computed once while it is there and unchanged."""
+        known = self._digests.get(id(media))
+        if known is not None and known[0]() is media and known[1] == media._version:
+            return known[2]
+        content = media.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        about = f"{media.dtype} {tuple(media.shape)}".encode()
+        digest = hashlib.blake2b(
+            content.numpy().data, key=hashlib.blake2b(about, digest_size=32).digest(), digest_size=16
+        )
+        if not media.is_inference():  # tensors of inference mode do not say when they change
+            key = id(media)
 
-    def _remember(self, media: Tensor, pooling: ImagePooling, feature: Tensor) -> None:
-        key = (id(media), pooling)
-        # What is kept stays until its media go: with more rows than room, dropping the oldest would lose every one of
-        # them before it is asked for again. Tensors of inference mode do not say when they change.
-        if media.is_inference() or (len(self._kept) >= self.keep and key not in self._kept):
-            return
+            def forget(gone: ref[Tensor]) -> None:
+                entry = self._digests.get(key)
+                if entry is not None and entry[0] is gone:
+                    del self._digests[key]
 
-        def forget(gone: ref[Tensor]) -> None:
-            entry = self._kept.get(key)
-            if entry is not None and entry[0] is gone:
-                del self._kept[key]
+            self._digests[key] = (ref(media, forget), media._version, digest.digest())
+        return digest.digest()
 
-        self._kept[key] = (ref(media, forget), media._version, feature)
+    def _weights(self) -> int:
+        """A number that grows when weights are changed in place: what was found before is then of another model."""
+        return sum(1 + parameter._version for parameter in self.backbone.model.parameters())
 
     def _computed(self, media: Sequence[Tensor], pooling: ImagePooling) -> list[Tensor]:
         # Batches of one shape, whatever they hold: in others a row's last bits would depend on the rows beside it, and a

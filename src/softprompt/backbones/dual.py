@@ -151,6 +151,7 @@ class DualBackbone:
         settings: Any = {"gradient_checkpointing": gradient_checkpointing, "compiled": compiled}
         other.vision = other.vision.with_settings(**settings)
         other._texts = other._texts.with_settings(**settings)
+        other._kept = self._kept  # the same weights: how they are run changes none of it
         return other
 
     def score(
@@ -193,7 +194,7 @@ class DualBackbone:
     def images(self, rows: Sequence[EncodedRow], prompt: Any = None) -> Tensor:
         """Embeddings of the rows' images, (B, e), of length 1, float32 or wider. prompt: of the vision tower.
 
-        Where nothing of this tower is trained they are kept while the images are there, see RowFeatures.
+        Where nothing of this tower is trained they are computed once for all runs of the process, see RowFeatures.
         """
         tower = [self.vision.model, self._visual_projection]
         if prompt is None and not any(p.requires_grad for part in tower if part for p in part.parameters()):
