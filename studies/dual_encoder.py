@@ -1,8 +1,9 @@
-"""Two results of docs/results/clip.md that a study file cannot say: base-to-new, and domain adaptation.
+"""What a study file cannot say of docs/results/clip.md: a grid of linear probes, base-to-new, and domain adaptation.
 
     python -m studies.dual_encoder --output docs/results/clip.json      # several processes may work on one file
     python -m studies.dual_encoder --tables docs/results/clip.json
 
+Probes: rates and decays searched for on the rows of studies/clip-few-shot.yaml (the linear probe of CLIP and CoOp).
 Base-to-new: subcategories of emoji in three styles, 16 rows of each base class (Zhou et al., CVPR 2022: CoCoOp).
 Adaptation: google's emoji have labels, twitter's none; then twitter's have, fluent's none (Ge et al., 2022: DAPL). As in its
 paper the images without labels are those that are tested on. Rates are chosen by validation rows that have labels: those of
@@ -23,16 +24,23 @@ from typing import Any
 import softprompt as sp
 from softprompt.backbones.base import Backbone
 from softprompt.data import few_shot, load_rows, subsample
-from softprompt.protocols import base_and_new, base_to_new_runs, harmonic_means, mean_class_accuracy
+from softprompt.protocols import (
+    base_and_new,
+    base_to_new_runs,
+    few_shot_splits,
+    harmonic_means,
+    probe_grid,
+)
 from studies.runs import Run, Study
 
 SEEDS = (0, 1, 2)
 STYLES = ("google", "twitter", "fluent")
 PAIRS = (("google", "twitter"), ("twitter", "fluent"))
-STEPS = 60
+STEPS = 40
 RATES = (0.002, 0.01)
 THRESHOLD = 0.5  # of the released code
 SHOTS = 16
+PROBED = (1, 4, 16)
 
 SUBCATEGORIES = {
     "animal-bird": "bird", "animal-mammal": "mammal", "arrow": "arrow", "clothing": "clothing", "drink": "drink",
@@ -54,6 +62,7 @@ PLAIN = sp.ImageTextClassification(
     label_values={"Component": "Symbols"},
     template="an emoji of {}.",
 )
+HEAD = sp.ImageClassification(labels=list(CATEGORIES), label_values={"Component": "Symbols"})
 CONTEXTS: Mapping[str, sp.Method] = {"CoOp": sp.CoOp(length=4), "CoCoOp": sp.CoCoOp(length=4)}
 ADAPTED: Mapping[str, tuple[sp.Method, float]] = {
     "CoOp on the source": (sp.CoOp(length=4), 0.0),
@@ -73,6 +82,22 @@ def rows(style: str, split: str, limit: int | None = None) -> list[dict[str, Any
     """Of one style; the same ones in every run."""
     found = load_rows(f"emoji-{style}", split)
     return found if limit is None else subsample(found, limit, seed=0)
+
+
+def probe_run(shots: int, seed: int) -> Run:
+    """The best of a grid of heads by the validation rows, and what it says of the test rows."""
+    train = rows("google", "train")
+    [split] = few_shot_splits(train, PLAIN, [shots], [seed])
+    found = probe_grid(
+        backbone(),
+        HEAD,
+        [train[i] for i in split.train],
+        rows("google", "validation", 60),
+        recipe=sp.Recipe(steps=100, batch_size=9, evaluate_every=20, seed=seed),
+    )
+    metrics = found.best.evaluate(rows("google", "test", 200))
+    best = max(score.score for score in found.scores)
+    return {"accuracy": metrics["accuracy"], "rows": metrics["rows"], "validation": best}
 
 
 def in_halves(split: str) -> list[dict[str, Any]]:
@@ -125,8 +150,8 @@ def adapted_run(name: str, source: str, target: str, seed: int) -> Run:
         domains = [source, target]
         task = replace(PLAIN, domains=domains, soft_template="{soft} {}, a {domain} image.")
     drawn = few_shot(rows(source, "train"), SHOTS, "label", seed)
-    test = rows(target, "test", 300)
-    recipes = [replace(recipe(method, seed), learning_rate=rate, evaluate_every=STEPS) for rate in RATES]
+    test = rows(target, "test", 200)
+    recipes = [replace(recipe(method, seed), learning_rate=rate, evaluate_every=STEPS // 2) for rate in RATES]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sp.SoftpromptWarning)
         found = sp.adapt(
@@ -136,7 +161,7 @@ def adapted_run(name: str, source: str, target: str, seed: int) -> Run:
             drawn,
             test,
             test,
-            validation=rows(source, "validation", 100),
+            validation=rows(source, "validation", 60),
             threshold=THRESHOLD,
             target_weight=weight,
             recipes=recipes,
@@ -146,7 +171,7 @@ def adapted_run(name: str, source: str, target: str, seed: int) -> Run:
     )
     return {
         "accuracy": found.metrics["accuracy"],
-        "mean_class_accuracy": mean_class_accuracy(found.metrics["confusion"]),
+        "mean_class_accuracy": found.metrics["mean_class_accuracy"],
         "zero_shot": found.zero_shot["accuracy"],
         "zero_shot_mean_class_accuracy": found.zero_shot["mean_class_accuracy"],
         "majority": found.metrics["majority_accuracy"],
@@ -167,6 +192,9 @@ def chosen(validation: Mapping[str, float]) -> float:
 
 
 def conduct(study: Study) -> None:
+    for seed in SEEDS:
+        for shots in PROBED:
+            study.run(f"linear probe/{shots}/{seed}", probe_run, shots, seed)
     for name in CONTEXTS:
         study.run(f"base-to-new/{name}/rate", rate_run, name)
     for seed in SEEDS:
@@ -180,7 +208,10 @@ def conduct(study: Study) -> None:
 
 def tables(study: Study) -> str:
     """Both results as tables in Markdown, points: means and standard deviations over the seeds."""
-    lines = ["| | base | new | H of the means | mean of H |", "|---|---:|---:|---:|---:|"]
+    lines = [f"| | {' | '.join(map(str, PROBED))} |", f"|---|{'---:|' * len(PROBED)}"]
+    cells = [points([run["accuracy"] for run in of(study, f"linear probe/{shots}")]) for shots in PROBED]
+    lines += [f"| linear probe | {' | '.join(cells)} |", ""]
+    lines += ["| | base | new | H of the means | mean of H |", "|---|---:|---:|---:|---:|"]
     runs = {name: of(study, f"base-to-new/{name}") for name in CONTEXTS}
     first = next(iter(runs.values()))[0]
     zero = (first["zero_shot_base"], first["zero_shot_new"])
