@@ -208,3 +208,14 @@ def test_photographs_and_clothes_have_the_sizes_that_they_are_published_in() -> 
         rows = load_rows(name, "test")
         assert len(rows) == test
         assert read_image(rows[0]["image"]).size == (side, side)
+
+
+def test_emoji_clip_tells_emoji_that_it_has_seen_in_no_style() -> None:
+    backbone = load_backbone("emoji-clip", dtype="float32", device="cpu")
+    rows = load_rows("emoji-google", "test")[::8]
+    task = sp.ImageTextClassification(
+        labels=sorted({row["name"] for row in rows}), label_column="name", template="an emoji of {}."
+    )
+    metrics = sp.fit(backbone, task, sp.ZeroShot(), rows, progress=False).evaluate(rows)
+    assert metrics["rows"] == 50
+    assert metrics["accuracy"] > 0.16  # chance is 0.02
