@@ -20,6 +20,7 @@ from softprompt.preparation import Data, PreparedRun, prepare
 from softprompt.progress import ConsoleProgress, Progress, Silent
 from softprompt.prompts import Method
 from softprompt.recipe import Recipe
+from softprompt.row_features import RowFeatures
 from softprompt.search import SearchProblem
 from softprompt.tasks.base import Task
 from softprompt.tasks.columns import guess
@@ -67,11 +68,28 @@ def fit(
     recipe = recipe or Recipe(**settings)
     state = start.state() if isinstance(start, TunedPrompt) else start
     data = Data.read(train, validation, FeatureCache.of(cache_features))
-    prepared = prepare(backbone, task, method, recipe, data, start=state)
     watcher = ConsoleProgress() if progress is True else Silent() if progress is False else progress
+    return fit_data(backbone, task, method, recipe, data, watcher, start=state, folder=folder, resume=resume)
+
+
+def fit_data(
+    backbone: Backbone,
+    task: Task,
+    method: Method,
+    recipe: Recipe,
+    data: Data,
+    progress: Progress,
+    *,
+    start: Mapping[str, Tensor] | None = None,
+    folder: str | Path | None = None,
+    resume: bool = True,
+    features: RowFeatures | None = None,
+) -> TunedPrompt:
+    """`fit` on rows that were read, which runs of one task on one backbone may share, as they may `features`."""
+    prepared = prepare(backbone, task, method, recipe, data, start=start, features=features)
     judged: Mapping[str, Any] = {}
     if not prepared.parameters:
-        tuned = _searched(prepared, watcher)
+        tuned = _searched(prepared, progress)
         if tuned is None:
             tuned = prepared.result([])
         else:
@@ -79,14 +97,14 @@ def fit(
     else:
         model = WordModel(prepared.model) if prepared.head is None else HeadModel(prepared.model)
         try:
-            run = training.train(model, prepared.encoder, prepared.run(watcher, folder, resume))
+            run = training.train(model, prepared.encoder, prepared.run(progress, folder, resume))
         except TrainingDiverged as error:
             error.last_good = prepared.result([], diverged_at=error.step)
             raise
         tuned = prepared.trained(run)
         judged = tuned.metrics.get("validation", {})
     for concern in task.concerns(data.train, judged):
-        warnings.warn(concern, SoftpromptWarning, stacklevel=2)
+        warnings.warn(concern, SoftpromptWarning, stacklevel=3)  # where `fit` was called
     return tuned
 
 

@@ -13,6 +13,7 @@ import torch
 from softprompt.backbones.base import Backbone
 from softprompt.binding import Rows
 from softprompt.errors import SoftpromptWarning, TrainingDiverged
+from softprompt.loop import TrainingResult
 from softprompt.model import PromptedModel, carrying, join_prompts
 from softprompt.outputs import EncodedRow, Penalized, PromptOutput
 from softprompt.preparation import Data, PreparedRun, prepare
@@ -59,38 +60,68 @@ def fit_many(
     Raises ValueError for what cannot share a pass, methods that change the backbone's weights among it, and what `fit`
     raises.
     """
-    runs = list(runs)
-    _check(runs)
-    folders = _folders(folder, len(runs))
-    data, features = Data.read(train, validation), RowFeatures(backbone)
+    runs, data = list(runs), Data.read(train, validation)
+    watchers, folders = _watchers(progress, len(runs)), _folders(folder, len(runs))
+    found = fit_many_data(backbone, task, runs, data, watchers, folders, resume=resume)
+    for number, learned in enumerate(found):
+        for concern in learned.concerns:
+            warnings.warn(f"run {number}: {concern}", SoftpromptWarning, stacklevel=2)
+    return [learned.tuned for learned in found]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What became of one of several runs.
+
+    tuned     its result; of one that diverged what stood before
+    diverged  why it dropped out; None: it came to its end
+    concerns  what is to be said of it, a sentence each
+    """
+
+    tuned: TunedPrompt
+    diverged: TrainingDiverged | None
+    concerns: Sequence[str]
+
+
+def fit_many_data(
+    backbone: Backbone,
+    task: Task,
+    runs: Sequence[tuple[Method, Recipe]],
+    data: Data,
+    progress: Sequence[Progress],
+    folders: Sequence[Path | None],
+    *,
+    resume: bool = True,
+    features: RowFeatures | None = None,
+) -> list[Learned]:
+    """`fit_many` on rows that were read, which other runs of this task on this backbone may share, as they may `features`."""
+    check_together(runs)
+    features = features or RowFeatures(backbone)
     prepared = []
     for number, (method, recipe) in enumerate(runs):
         prepared.append(prepare(backbone, task, method, recipe, data, features=features))
         _check_prepared(number, prepared[-1])
-    watchers = _watchers(progress, len(runs))
     streams = Streams(backbone.device)
     outcomes = train_together(
         Together([one.model for one in prepared], streams),
-        prepared[
-            0
-        ].encoder,  # the loss of rows, which is the task's: it does not depend on how a prompt lies in them
+        # The loss of rows, which is the task's: it does not depend on how a prompt lies in them.
+        prepared[0].encoder,
         [
             one.run(watcher, place, resume, number)
-            for number, (one, watcher, place) in enumerate(zip(prepared, watchers, folders, strict=True))
+            for number, (one, watcher, place) in enumerate(zip(prepared, progress, folders, strict=True))
         ],
         streams,
     )
-    found = []
-    for number, (one, outcome) in enumerate(zip(prepared, outcomes, strict=True)):
-        if isinstance(outcome, TrainingDiverged):
-            found.append(one.result([], diverged_at=outcome.step))
-            concerns = [str(outcome)]
-        else:
-            found.append(one.trained(outcome))
-            concerns = task.concerns(data.train, found[-1].metrics.get("validation", {}))
-        for concern in concerns:
-            warnings.warn(f"run {number}: {concern}", SoftpromptWarning, stacklevel=2)
-    return found
+    return [_learned(one, outcome) for one, outcome in zip(prepared, outcomes, strict=True)]
+
+
+def _learned(prepared: PreparedRun, outcome: TrainingResult | TrainingDiverged) -> Learned:
+    if isinstance(outcome, TrainingDiverged):
+        tuned = prepared.result([], diverged_at=outcome.step)
+        return Learned(tuned, outcome, [str(outcome)])
+    tuned = prepared.trained(outcome)
+    concerns = prepared.task.concerns(prepared.data.train, tuned.metrics.get("validation", {}))
+    return Learned(tuned, None, [*([outcome.concern] if outcome.concern else []), *concerns])
 
 
 @dataclass(frozen=True)
@@ -138,7 +169,8 @@ class Together:
         return join_prompts(outputs, [*members.values()])
 
 
-def _check(runs: Sequence[tuple[Method, Recipe]]) -> None:
+def check_together(runs: Sequence[tuple[Method, Recipe]]) -> None:
+    """Raises ValueError for recipes that cannot take their steps together."""
     if not runs:
         raise ValueError("there are no runs: give a method and a recipe for each")
     first = runs[0][1]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from softprompt.checkpoint import RunState, load_checkpoint, run_identity, save_checkpoint
 from softprompt.data import batches
-from softprompt.diagnosis import diverged, warn_nothing_learned
+from softprompt.diagnosis import diverged, nothing_learned
 from softprompt.errors import CheckpointError
 from softprompt.interrupts import interrupts_held
 from softprompt.outputs import EncodedRow
@@ -83,6 +83,7 @@ class TrainingResult:
     best_step      the step whose tensors were kept; None: nothing was evaluated, the last tensors stand
     metrics        of the evaluation after that step
     history        one record per step
+    concern        what makes it doubtful that anything was learned, a sentence
     """
 
     steps: int
@@ -91,6 +92,7 @@ class TrainingResult:
     best_step: int | None
     metrics: Mapping[str, float]
     history: tuple[Record, ...]
+    concern: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -191,8 +193,7 @@ def steps_of(run: Run, accelerator: Accelerator) -> Generator[Step, Taken | None
             tracker.finish()
 
     restore(parameters, state.best)
-    if accelerator.is_main_process:
-        warn_nothing_learned([r.loss for r in state.history], [r.gradient_norm for r in state.history])
+    concern = nothing_learned([r.loss for r in state.history], [r.gradient_norm for r in state.history])
     return TrainingResult(
         steps=state.step,
         resumed_after=resumed_after,
@@ -200,6 +201,7 @@ def steps_of(run: Run, accelerator: Accelerator) -> Generator[Step, Taken | None
         best_step=state.best_step,
         metrics=state.history[state.best_step - 1].metrics if state.best_step else {},
         history=tuple(state.history),
+        concern=concern if accelerator.is_main_process else None,
     )
 
 

@@ -25,7 +25,9 @@ from softprompt.binding import (
     trained_tensors,
 )
 from softprompt.data import names_file
+from softprompt.encodings import Encodings
 from softprompt.feature_cache import FeatureCache, with_features
+from softprompt.images import ImagePooling
 from softprompt.loop import Run, TrainingResult
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow, windows_of
@@ -39,6 +41,7 @@ from softprompt.tuned import TunedPrompt
 log = logging.getLogger(__name__)
 
 Part = Literal["train", "validation"]
+Room = tuple[int | None, int, int, ImagePooling | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +50,13 @@ class Data:
 
     validation  None: nothing is evaluated
     cache       of what a frozen backbone says of them; None: they are read anew in every step
+    encodings   of the runs' task on their backbone
     """
 
     train: Sequence[Row]
     validation: Sequence[Row] | None
     cache: FeatureCache | None = None
-    _encoded: dict[Any, list[EncodedRow]] = field(default_factory=dict)
+    encodings: Encodings = field(default_factory=Encodings)
 
     @classmethod
     def read(cls, train: Rows, validation: Rows | None, cache: FeatureCache | None = None) -> Data:
@@ -63,16 +67,18 @@ class Data:
             cache,
         )
 
-    def encoded(self, part: Part, encoder: TaskEncoder, room: tuple[Any, ...]) -> list[EncodedRow]:
-        """The rows of a part, as they are trained on or evaluated. room: what the encoder was bound to."""
-        key = (part, *room)
-        if key not in self._encoded:
-            rows = self.train if part == "train" else self.validation or ()
-            found = [encoder.encode(row) for row in rows]
-            if part == "train":  # long ones as their windows
-                found = [window for row in found for window in windows_of(row)]
-            self._encoded[key] = found
-        return self._encoded[key]
+    def encoded(self, part: Part, encoder: TaskEncoder, room: Room) -> list[EncodedRow]:
+        """The rows of a part, as they are trained on (long ones as their windows) or evaluated."""
+        rows = self.train if part == "train" else self.validation or ()
+        found = self.encodings.of(rows, encoder, room)
+        if part == "validation" or not any(row.windows for row in found):
+            return found
+        return self.encodings.kept("windows", found, lambda: [w for row in found for w in windows_of(row)])
+
+
+def room_of(module: PromptModule, max_tokens: int | None) -> Room:
+    """Of a prompt: what an encoder is bound to, beside task and backbone."""
+    return (max_tokens, module.length, module.prefix_length, module.pooling)
 
 
 def _split_of(source: Rows, split: str) -> str | None:
@@ -117,15 +123,20 @@ class PreparedRun:
     def encoded(self, part: Part) -> list[EncodedRow]:
         """The rows that are trained on, or those that are evaluated."""
         if part not in self._known:
-            room = (self.module.length, self.module.prefix_length, self.module.pooling)
-            rows = self.data.encoded(part, self.encoder, room)
-            if self.data.cache is not None:
-                # Of the given backbone: what a method puts into its copy is no part of what is frozen.
-                layers = self.method.frozen_layers(self.backbone.spec)
-                size = self.recipe.batch_size
-                rows = with_features(self.given, rows, layers, self.data.cache, batch_size=size)
-            self._known[part] = rows
+            rows = self.data.encoded(part, self.encoder, room_of(self.module, self.recipe.max_tokens))
+            self._known[part] = (
+                rows if self.data.cache is None else self._with_features(rows, self.data.cache)
+            )
         return self._known[part]
+
+    def _with_features(self, rows: list[EncodedRow], cache: FeatureCache) -> list[EncodedRow]:
+        layers, size = self.method.frozen_layers(self.backbone.spec), self.recipe.batch_size
+        # Of the given backbone: what a method puts into its copy is no part of what is frozen.
+        return self.data.encodings.kept(
+            ("features", layers, size),
+            rows,
+            lambda: with_features(self.given, rows, layers, cache, batch_size=size),
+        )
 
     def validate(self) -> dict[str, float]:
         """Metrics over the validation rows as things stand."""
@@ -230,7 +241,8 @@ def prepare(
     start: Mapping[str, Tensor] | None = None,
     features: RowFeatures | None = None,
 ) -> PreparedRun:
-    """Build what is trained. features: of the same backbone, where several runs share them.
+    """Build what is trained. features: of the same backbone, where several runs share them; left alone by a run that changes
+    its weights.
 
     Raises ValueError where backbone, task, method, start and rows do not fit together.
     """
@@ -247,7 +259,7 @@ def prepare(
 
     def rows_as_text() -> list[EncodedRow]:
         plain = bind(prepared, task, 0, recipe.max_tokens)
-        return [plain.encode(row) for row in data.train]
+        return data.encodings.of(data.train, plain, (recipe.max_tokens, 0, 0, None))
 
     context = BuildContext(
         spec=spec,
@@ -279,7 +291,7 @@ def prepare(
         data,
         module,
         head,
-        PromptedModel(prepared, [module], [head], features),
+        PromptedModel(prepared, [module], [head], features if prepared.model is backbone.model else None),
         encoder,
         parameters,
         changed,

@@ -6,6 +6,7 @@ It knows trained tensors, a model that scores rows and a loss for each row, noth
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from softprompt.errors import TrainingDiverged
+from softprompt.errors import SoftpromptWarning, TrainingDiverged
 from softprompt.loop import Run, Taken, TrainingResult, begin_accelerator, restore, steps_of
 from softprompt.outputs import EncodedRow
 from softprompt.parallel import RowLoss, Scorer, Step, backward
@@ -36,6 +37,8 @@ def train(model: Scorer, encoder: RowLoss, run: Run) -> TrainingResult:
     [outcome] = train_together(model, encoder, [run])
     if isinstance(outcome, TrainingDiverged):
         raise outcome
+    if outcome.concern is not None:
+        warnings.warn(outcome.concern, SoftpromptWarning, stacklevel=2)
     return outcome
 
 

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ import pytest
 import torch
 import yaml
 
-from softprompt import fitting
+from softprompt import preparation
 from softprompt.backbones.loading import load_backbone
 from softprompt.progress import Record, Silent
 from softprompt.run_config import BackboneConfig
-from softprompt.studies import StudyFolder, Worker, conduct, engine, plan, read_study, worker
+from softprompt.studies import StudyFolder, Worker, conduct, engine, plan, read_study, supplies, worker
 from softprompt.studies.engine import Quiet
+from softprompt.tasks.classification import TextClassificationEncoder
 from tests.cli.runs import as_json, softprompt, write_rows
 from tests.studies.small import results, write_study
 
@@ -65,6 +67,9 @@ def test_a_run_leaves_all_that_is_known_of_it(undisturbed: Path) -> None:
     assert facts["rows"]["train"]["count"] == 16
     assert facts["peak_memory"]["host"] > 2**20
     assert facts["wall_seconds"] >= facts["seconds"] > 0
+    assert facts["times"]["steps"] == pytest.approx(facts["seconds"])
+    assert facts["times"]["evaluation"] > 0
+    assert sum(facts["times"].values()) <= facts["wall_seconds"]
     assert facts["environment"]["versions"]["torch"] == torch.__version__
     assert [record["step"] for record in folder.history(run.id)] == [1, 2, 3, 4]
     assert [entry["step"] for entry in facts["evaluations"]] == [2, 4]
@@ -97,9 +102,9 @@ def test_backbone_and_data_are_read_once(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    load = worker.source_rows
+    load = supplies.source_rows
     monkeypatch.setattr(
-        worker, "source_rows", lambda source, usual: (read.append(usual), load(source, usual))[1]
+        supplies, "source_rows", lambda source, usual: (read.append(usual), load(source, usual))[1]
     )
     opened: list[str] = []
 
@@ -110,6 +115,51 @@ def test_backbone_and_data_are_read_once(
     conduct(read_study(undisturbed), StudyFolder(tmp_path), Worker(opening))
     assert len(opened) == 1
     assert len(read) == 3  # train, validation, test, for four runs
+
+
+def test_rows_are_encoded_once_for_runs_that_read_them_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = ["zero-shot", *({"name": name, "length": 2} for name in ("prompt-tuning", "p-tuning"))]
+    study = write_study(tmp_path / "study.yaml", axes={"method": methods})
+    encoded: list[str] = []
+    encode = TextClassificationEncoder.encode
+
+    def counted(self: TextClassificationEncoder, row: Any, *, answer: bool = True) -> Any:
+        encoded.append(f"{self.setting.virtual_tokens} {answer}")
+        return encode(self, row, answer=answer)
+
+    monkeypatch.setattr(TextClassificationEncoder, "encode", counted)
+    conduct(read_study(study), StudyFolder(tmp_path / "out"), Worker(open_tiny))
+    # Training, validation and test rows; what is not trained reads no training rows.
+    assert Counter(encoded) == {"0 True": 2 * 16, "2 True": 3 * 16}
+
+
+def test_what_a_frozen_backbone_says_of_rows_is_computed_once_if_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {
+        "task": {"name": "sequence-classification", "template": "{text}", "labels": ["neg", "pos"]},
+        "axes": {"method": ["linear-probe"]},
+    }
+    study = write_study(tmp_path / "study.yaml", **changes)
+    conduct(read_study(study), StudyFolder(tmp_path / "out"), Worker(open_tiny))
+    computed: list[int] = []
+    compute = preparation.with_features
+
+    def counted(backbone: Any, rows: Any, *rest: Any, **options: Any) -> Any:
+        computed.append(len(rows))
+        return compute(backbone, rows, *rest, **options)
+
+    monkeypatch.setattr(preparation, "with_features", counted)
+    write_study(study, **changes, cache_features=True)
+    conduct(read_study(study), StudyFolder(tmp_path / "cached"), Worker(open_tiny))
+    assert computed == [16, 16]  # training and validation rows, for two runs
+    for run in plan(read_study(study), StudyFolder(tmp_path / "out").outcome).runs:
+        with_cache, without = (
+            StudyFolder(tmp_path / name).history(run.id)[-1]["loss"] for name in ("cached", "out")
+        )
+        assert with_cache == pytest.approx(without, rel=1e-4)
 
 
 def test_a_failed_run_keeps_its_traceback_and_stops_nothing(tmp_path: Path) -> None:
@@ -180,7 +230,7 @@ def test_changed_data_are_no_ground_to_go_on_from_a_checkpoint(tmp_path: Path) -
                 raise KeyboardInterrupt
 
     class Stopping(Quiet):
-        def begins(self, run: Any) -> Any:
+        def begins(self, runs: Any) -> Any:
             return Stop()
 
     with pytest.raises(KeyboardInterrupt):
@@ -224,8 +274,7 @@ def test_a_clock_that_jumps_changes_nothing(
     for path in (tmp_path / "out").rglob("*"):
         os.utime(path, (10**9 * 5, 10**9 * 5))  # files of the year 2128
     monkeypatch.setattr("time.time", lambda: 0.0)
-    monkeypatch.setattr(fitting, "fit", None)  # nothing is made again
-    monkeypatch.setattr(worker, "fit", None)
+    monkeypatch.setattr(worker, "fit_data", None)  # nothing is made again
     conduct(read_study(undisturbed), StudyFolder(tmp_path / "out"), Worker(open_tiny))
     assert results(undisturbed, tmp_path / "out") == results(undisturbed, undisturbed.parent / "out")
 
@@ -242,9 +291,9 @@ def test_a_run_of_a_living_process_is_left_to_it(undisturbed: Path, tmp_path: Pa
     run, *others = plan(study, folder.outcome).runs
     with StudyFolder(folder.path).claim(run.id) as mine:
         assert mine
-        assert not engine.make(study, run, folder, Worker(open_tiny), Quiet())
+        assert not engine.make(study, [run], folder, Worker(open_tiny), Quiet())
         assert folder.others_at_work([run, *others]) == 1
-    assert engine.make(study, run, folder, Worker(open_tiny), Quiet())
+    assert engine.make(study, [run], folder, Worker(open_tiny), Quiet())
 
 
 NEVER = 10**9

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -54,9 +55,10 @@ class StudyProgress:
         )
         self._bars.update(self._study, total=self._total, completed=self._done, description=self._left)
 
-    def begins(self, run: PlannedRun) -> Progress:
-        self._bars.update(self._run, visible=True, total=None, completed=0, description=run.id)
-        return _RunBar(self._bars, self._run, run.id)
+    def begins(self, runs: Sequence[PlannedRun]) -> Progress:
+        name = runs[0].id + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
+        self._bars.update(self._run, visible=True, total=None, completed=0, description=name)
+        return _RunBar(self._bars, self._run, name)
 
     def ended(self, run: PlannedRun, outcome: Outcome) -> None:
         self._bars.update(self._run, visible=False)

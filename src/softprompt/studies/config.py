@@ -36,7 +36,19 @@ from softprompt.run_config import (
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 _RUN_KEYS = ("backbone", "task", "method", "data", "recipe", "shots", "class_tasks", "domains")
-_OWN_KEYS = ("title", "axes", "runs", "seeds", "select", "search", "compare", "keep_prompts", "full")
+_OWN_KEYS = (
+    "title",
+    "axes",
+    "runs",
+    "seeds",
+    "select",
+    "search",
+    "compare",
+    "keep_prompts",
+    "together",
+    "cache_features",
+    "full",
+)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -98,6 +110,8 @@ class Study:
     runs          named runs beside the grid, as options
     compare       the axis whose options are the lines of the tables: what is compared
     keep_prompts  whether final runs leave their prompt in their folder
+    together      so many runs of one method are trained in one batch
+    cache_features  what lies below the first trained weight is computed once for each row
     """
 
     title: str
@@ -109,6 +123,8 @@ class Study:
     search: SearchConfig
     compare: str
     keep_prompts: bool
+    together: int
+    cache_features: bool
     values: Mapping[str, Any] = dataclasses.field(repr=False)
 
 
@@ -189,12 +205,13 @@ def parse_study(values: Mapping[str, Any]) -> Study:
     compare = values.get("compare") or ("method" if "method" in axes else next(iter(axes), "method"))
     if axes and compare not in axes:
         raise ValueError(f"compare is {compare!r}, expected one of the axes {list(axes)}")
-    keep = values.get("keep_prompts", True)
-    if not isinstance(keep, bool):
-        raise ValueError(f"keep_prompts is {keep!r}, expected true or false")
+    keep, cached = _flag(values, "keep_prompts", True), _flag(values, "cache_features", False)
+    together = _count(values.get("together"), "together", "of runs in one batch") or 1
     shared = {key: value for key, value in values.items() if key in _RUN_KEYS}
     title = str(values.get("title") or "A study")
-    return Study(title, shared, axes, runs, seeds, select, search, compare, keep, dict(values))
+    return Study(
+        title, shared, axes, runs, seeds, select, search, compare, keep, together, cached, dict(values)
+    )
 
 
 def parse_run(values: Mapping[str, Any]) -> RunSettings:
@@ -219,6 +236,13 @@ def parse_run(values: Mapping[str, Any]) -> RunSettings:
                 f"not {config.task.name}"
             )
     return RunSettings(config, shots, class_tasks, sources)
+
+
+def _flag(values: Mapping[str, Any], key: str, usual: bool) -> bool:
+    value = values.get(key, usual)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} is {value!r}, expected true or false")
+    return value
 
 
 def _count(value: Any, key: str, what: str) -> int | None:

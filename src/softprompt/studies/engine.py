@@ -5,21 +5,27 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Protocol
 
 from softprompt.errors import CheckpointError, TrainingDiverged
-from softprompt.progress import Progress, Silent
+from softprompt.progress import Progress, Shared, Silent
+from softprompt.studies.batches import batches_of
 from softprompt.studies.config import Study
 from softprompt.studies.environment import free_kept_memory
 from softprompt.studies.folder import DamagedRun, StudyFolder, disk_is_full
 from softprompt.studies.plan import Outcome, Plan, PlannedRun, plan
-from softprompt.studies.worker import Prune, Worker
+from softprompt.studies.watching import Prune
+from softprompt.studies.worker import Worker
 
-Do = Callable[[PlannedRun], bool]
-"""Make one run; False: another process is at it. A run that goes wrong is written down, not raised."""
+Do = Callable[[Sequence[PlannedRun]], int]
+"""Make runs, in one batch where they are several; returns how many: what another process is at is left to it.
 
-Engine = Callable[[Sequence[PlannedRun], Do], int]
-"""Do each of the runs that nobody else is at, in any order and wherever; returns how many were done."""
+A run that goes wrong is written down, not raised."""
+
+Engine = Callable[[Sequence[Sequence[PlannedRun]], Do], int]
+"""Do each of the runs that nobody else is at, in any order and wherever, those that come together in one batch or not;
+returns how many were done."""
 
 
 class Show(Protocol):
@@ -29,8 +35,8 @@ class Show(Protocol):
         """What is known of the study by now: called before the first run, and after each."""
         ...
 
-    def begins(self, run: PlannedRun) -> Progress:
-        """A run begins; returns what is told of its steps."""
+    def begins(self, runs: Sequence[PlannedRun]) -> Progress:
+        """A run begins, or several in one batch; returns what is told of their steps."""
         ...
 
     def ended(self, run: PlannedRun, outcome: Outcome) -> None: ...
@@ -44,7 +50,7 @@ class Quiet:
     def planned(self, found: Plan, folder: StudyFolder) -> None:
         pass
 
-    def begins(self, run: PlannedRun) -> Progress:
+    def begins(self, runs: Sequence[PlannedRun]) -> Progress:
         return Silent()
 
     def ended(self, run: PlannedRun, outcome: Outcome) -> None:
@@ -54,9 +60,9 @@ class Quiet:
         pass
 
 
-def in_process(runs: Sequence[PlannedRun], do: Do) -> int:
-    """This process does them, one after the other."""
-    return sum(do(run) for run in runs)
+def in_process(batches: Sequence[Sequence[PlannedRun]], do: Do) -> int:
+    """This process does them, one batch after the other."""
+    return sum(do(batch) for batch in batches)
 
 
 def conduct(
@@ -87,30 +93,68 @@ def conduct(
                     folder.forget(run.id)
         found = plan(study, folder.outcome)
 
-    def do(run: PlannedRun) -> bool:
-        return make(study, run, folder, worker, show)
+    def do(runs: Sequence[PlannedRun]) -> int:
+        return make(study, runs, folder, worker, show)
 
     while True:
         show.planned(found, folder)
         todo = list({run.id: run for run in found.runs if folder.outcome(run.id) is None}.values())
         if not todo:
             return found
-        if not engine(todo, do):
+        if not engine(batches_of(todo, study.together), do):
             show.note("the runs that are left are with other processes: waiting for the first of them")
             with folder.claim(todo[0].id, wait=True):
                 pass
         found = plan(study, folder.outcome)
 
 
-def make(study: Study, run: PlannedRun, folder: StudyFolder, worker: Worker, show: Show) -> bool:
-    """Make one run and write down how it ended; False: another living process is at it. Raises OSError for a full disk."""
-    with folder.claim(run.id) as mine:
-        if not mine:
-            return False
-        if folder.outcome(run.id) is None:  # another process may have ended it before the lock was ours
-            show.ended(run, attempt(study, run, folder, worker, show))
-    show.planned(plan(study, folder.outcome), folder)
-    return True
+def make(study: Study, runs: Sequence[PlannedRun], folder: StudyFolder, worker: Worker, show: Show) -> int:
+    """Make runs, several in one batch, and write down how they ended; returns how many were free: what another living process
+    is at is left to it. Raises OSError for a full disk.
+    """
+    with ExitStack() as claims:
+        free = [run for run in runs if claims.enter_context(folder.claim(run.id))]
+        # Another process may have ended one before the lock was ours.
+        todo = [run for run in free if folder.outcome(run.id) is None]
+        if len(todo) > 1:
+            _attempt_together(study, todo, folder, worker, show)
+        for run in todo:
+            if folder.outcome(run.id) is None:
+                show.ended(run, attempt(study, run, folder, worker, show))
+    if free:
+        show.planned(plan(study, folder.outcome), folder)
+    return len(free)
+
+
+def _attempt_together(
+    study: Study, runs: Sequence[PlannedRun], folder: StudyFolder, worker: Worker, show: Show
+) -> None:
+    """Make runs that nobody else is at in one batch. Whatever goes wrong but divergence leaves them to be made alone, from
+    their checkpoints: the one that cannot be made is then told from the others. Raises OSError for a full disk.
+    """
+    started = time.perf_counter()
+    for run in runs:
+        set_damage_aside(run, folder, show)
+        folder.begin_run(run)
+    progress = Shared(show.begins(runs), len(runs))
+    try:
+        found = worker.do_together(
+            runs,
+            folder,
+            keep_prompt=study.keep_prompts,
+            cache_features=study.cache_features,
+            progress=progress,
+        )
+    except Exception as error:
+        if disk_is_full(error):
+            raise _no_room(folder, runs[0], error) from error
+        show.note(f"{len(runs)} runs are made one after the other, as they cannot be made together: {error}")
+        free_kept_memory()
+        return
+    for run, outcome in zip(runs, found, strict=True):
+        if isinstance(outcome, TrainingDiverged):
+            outcome = _went_wrong(run, folder, outcome, (time.perf_counter() - started) / len(runs))
+        show.ended(run, outcome)
 
 
 def attempt(study: Study, run: PlannedRun, folder: StudyFolder, worker: Worker, show: Show) -> Outcome:
@@ -132,19 +176,27 @@ def attempt(study: Study, run: PlannedRun, folder: StudyFolder, worker: Worker, 
             return _do(study, run, folder, worker, show)
     except Exception as error:
         if disk_is_full(error):
-            raise OSError(
-                f"the disk of {folder.path} is full ({error}): every run that had ended is there, and {run.id} goes on from "
-                "its checkpoint; make room and give the same command again"
-            ) from error
-        facts = {
-            "status": "diverged" if isinstance(error, TrainingDiverged) else "failed",
-            "stage": run.stage,
-            "error": {"type": type(error).__name__, "message": str(error)},
-            "traceback": traceback.format_exc(),
-            "wall_seconds": time.perf_counter() - started,
-        }
-        free_kept_memory()
-        return folder.end(run.id, facts)
+            raise _no_room(folder, run, error) from error
+        return _went_wrong(run, folder, error, time.perf_counter() - started)
+
+
+def _no_room(folder: StudyFolder, run: PlannedRun, error: Exception) -> OSError:
+    return OSError(
+        f"the disk of {folder.path} is full ({error}): every run that had ended is there, and {run.id} goes on from its "
+        "checkpoint; make room and give the same command again"
+    )
+
+
+def _went_wrong(run: PlannedRun, folder: StudyFolder, error: Exception, seconds: float) -> Outcome:
+    facts = {
+        "status": "diverged" if isinstance(error, TrainingDiverged) else "failed",
+        "stage": run.stage,
+        "error": {"type": type(error).__name__, "message": str(error)},
+        "traceback": "".join(traceback.format_exception(error)),
+        "wall_seconds": seconds,
+    }
+    free_kept_memory()
+    return folder.end(run.id, facts)
 
 
 def set_damage_aside(run: PlannedRun, folder: StudyFolder, show: Show) -> None:
@@ -162,5 +214,11 @@ def _do(study: Study, run: PlannedRun, folder: StudyFolder, worker: Worker, show
 
         prune = pruner(study, run, folder)
     folder.begin_run(run)
-    progress = show.begins(run)
-    return worker.do(run, folder, keep_prompt=study.keep_prompts, progress=progress, prune=prune)
+    return worker.do(
+        run,
+        folder,
+        keep_prompt=study.keep_prompts,
+        cache_features=study.cache_features,
+        progress=show.begins([run]),
+        prune=prune,
+    )

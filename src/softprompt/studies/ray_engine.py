@@ -23,7 +23,8 @@ from softprompt.studies.config import Study, parse_study
 from softprompt.studies.engine import Engine, Quiet, Show, attempt, set_damage_aside
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.plan import Outcome, PlannedRun, plan
-from softprompt.studies.worker import OpenBackbone, Worker
+from softprompt.studies.supplies import OpenBackbone
+from softprompt.studies.worker import Worker
 
 _TRIES = 3  # a run that three workers were lost over is what kills them; a node that refuses three is no use
 
@@ -48,7 +49,9 @@ def over_ray(
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     crew = _Crew(ray, (dict(study.values), open_backbone, str(Path.cwd())))
     try:
-        yield lambda runs, _: _spread(runs, study, folder, crew, show or Quiet())
+        yield lambda batches, _: _spread(
+            [run for batch in batches for run in batch], study, folder, crew, show or Quiet()
+        )
     finally:
         crew.dismiss()
         if is_ours:

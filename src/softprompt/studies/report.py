@@ -12,6 +12,7 @@ from softprompt.studies.figures import Plot, plots
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.results import (
     StudyResults,
+    TimeSpent,
     accuracy_matrix,
     chosen_rows,
     comparisons,
@@ -118,9 +119,6 @@ def _facts(results: StudyResults) -> str:
 
     seeds = sorted({result.run.seed for result in results.finals})
     versions = made[-1]["versions"]
-    ended = {r.run.id: r for r in (*results.searched, *results.finals)}.values()
-    wall = sum(r.cost("wall_seconds") or 0 for r in ended)
-    steps = sum(r.cost("seconds") or 0 for r in ended)
     facts = {
         "Backbones": kinds("backbone"),
         "Runs": f"{len({r.run.id for r in results.finals})} final, {len({r.run.id for r in results.searched})} to choose "
@@ -128,13 +126,23 @@ def _facts(results: StudyResults) -> str:
         "Seeds": ", ".join(map(str, seeds)),
         "Scored on": ", ".join(results.data),
         "Device": f"{kinds('device')}, {kinds('precision')}",
-        "Time": f"{wall:,.0f} s in runs, {100 * steps / wall:.0f} % of it in training steps",
+        "Time": _time(results.time()),
         "Made with": f"softprompt {kinds('softprompt')}, commit {kinds('commit')}; "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + f"; {kinds('date')}",
     }
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     return f"<dl>{items}</dl>"
+
+
+def _time(spent: TimeSpent) -> str:
+    if spent.share is None:
+        return f"{spent.total:,.0f} s in runs, {spent.evaluation:,.0f} s of it in evaluations; nothing was trained"
+    rest = spent.total - spent.steps - spent.evaluation
+    return (
+        f"{spent.total:,.0f} s in runs: {spent.steps:,.0f} s in training steps, {spent.evaluation:,.0f} s in evaluations, "
+        f"{rest:,.0f} s in all else; {100 * spent.share:.0f} % of what is no evaluation in steps"
+    )
 
 
 def _doubts(results: StudyResults) -> str:

@@ -18,6 +18,7 @@ from softprompt.studies.statistics import Summary, holm, sign_flip_p, summarize
 COSTS = {
     "trained_parameters": "trained parameters",
     "seconds": "seconds in steps",
+    "evaluation": "seconds in evaluations",
     "wall_seconds": "seconds in all",
     "host": "peak memory, MiB",
     "device": "peak GPU memory, MiB",
@@ -45,8 +46,27 @@ class Result:
     def cost(self, name: str) -> float | None:
         """One of COSTS."""
         facts = self.outcome.facts
-        value = facts.get(name) if name not in ("host", "device") else facts.get("peak_memory", {}).get(name)
+        place = {"host": "peak_memory", "device": "peak_memory", "evaluation": "times"}.get(name)
+        value = (facts if place is None else facts.get(place, {})).get(name)
         return None if value is None else value / 2**20 if name in ("host", "device") else float(value)
+
+
+@dataclass(frozen=True)
+class TimeSpent:
+    """Seconds of processes that made runs: in all, in training steps, in evaluations on validation and test rows.
+
+    Of a run that was killed what the process spent that brought it to its end.
+    """
+
+    total: float
+    steps: float
+    evaluation: float
+
+    @property
+    def share(self) -> float | None:
+        """Of what is no evaluation the share in steps; None where nothing was trained."""
+        trained = self.total - self.evaluation
+        return self.steps / trained if self.steps and trained > 0 else None
 
 
 @dataclass(frozen=True)
@@ -129,6 +149,16 @@ class StudyResults:
         """The mean over a line's runs."""
         found = [value for result in self.of(line) if (value := result.cost(name)) is not None]
         return statistics.fmean(found) if found else None
+
+    def time(self) -> TimeSpent:
+        """Of all runs that ended and say how they spent it, those that settings were chosen by included."""
+        ended = {r.run.id: r.outcome.facts for r in (*self.searched, *self.finals)}.values()
+        told = [facts for facts in ended if facts.get("times")]
+        return TimeSpent(
+            sum(facts["wall_seconds"] for facts in told),
+            sum(facts["times"]["steps"] for facts in told),
+            sum(facts["times"]["evaluation"] for facts in told),
+        )
 
     def mean(self, line: str) -> float | None:
         """The mean over conditions and data sets of the means over seeds; None where the line lacks one of them.

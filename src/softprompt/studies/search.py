@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from softprompt.studies.config import Range, SearchConfig, Select, Study, cells, merged
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.plan import Outcome, Outcomes, PlannedRun, plan, planned
-from softprompt.studies.worker import Prune
+from softprompt.studies.watching import Prune
 
 if TYPE_CHECKING:
     import optuna

@@ -1,67 +1,38 @@
-"""What does one run, and keeps what the next one can use: the frozen backbone and the rows."""
+"""What does one run: training, the reading of the test rows, and what is written of both."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import shutil
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from softprompt.backbones.base import Backbone
-from softprompt.errors import SoftpromptWarning
-from softprompt.files import write_text
-from softprompt.fitting import fit
-from softprompt.progress import Progress, Record, Silent
+from softprompt.binding import evaluate
+from softprompt.errors import TrainingDiverged
+from softprompt.feature_cache import FeatureCache
+from softprompt.fitting import fit_data
+from softprompt.fitting_many import fit_many_data
+from softprompt.preparation import Data, room_of
+from softprompt.progress import Progress, Silent
 from softprompt.protocols.class_incremental import class_incremental_run
-from softprompt.protocols.few_shot import few_shot_splits
-from softprompt.run_config import BackboneConfig, SourceConfig, source_rows
 from softprompt.studies.config import RunSettings
 from softprompt.studies.environment import environment, peak_memory, reset_peak
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.plan import Outcome, PlannedRun
+from softprompt.studies.supplies import OpenBackbone, Supplies
+from softprompt.studies.watching import Prune, Pruned, Watcher, concerns_in
 from softprompt.tasks.base import Row
-
-OpenBackbone = Callable[[BackboneConfig], Backbone]
-Prune = Callable[[Sequence[Mapping[str, Any]]], bool]
-"""Told a trial's evaluations so far, each with "step" and "value": whether it is to be given up."""
+from softprompt.tuned import TunedPrompt
 
 
-class Pruned(Exception):  # noqa: N818 - no error
-    """A trial was given up."""
-
-
-@dataclass
 class Worker:
-    """Does runs one after the other.
+    """Does runs one after the other, with supplies that it keeps."""
 
-    open_backbone  loads what a config describes
-    """
-
-    open_backbone: OpenBackbone
-    _backbone: tuple[BackboneConfig, Backbone] | None = None
-    _rows: dict[str, list[Row]] = field(default_factory=dict)
-    _digests: dict[int, dict[str, Any]] = field(default_factory=dict)  # by identity of the lists in _rows
-
-    def backbone(self, config: BackboneConfig) -> Backbone:
-        """Loaded once for all runs in a row that are on it: one at a time, as memory may hold no second."""
-        if self._backbone is None or self._backbone[0] != config:
-            self._backbone = None
-            self._backbone = config, self.open_backbone(config)
-        return self._backbone[1]
-
-    def rows(self, source: SourceConfig, usual: str) -> list[Row]:
-        """Read once. usual: the split of a source that has splits and names none."""
-        key = repr((source, usual))
-        if key not in self._rows:
-            rows: list[Row] = list(source_rows(source, usual))
-            self._rows[key], self._digests[id(rows)] = rows, _about(rows)
-        return self._rows[key]
+    def __init__(self, open_backbone: OpenBackbone) -> None:
+        """open_backbone: loads what a config describes."""
+        self._supplies = Supplies(open_backbone)
 
     def do(
         self,
@@ -69,6 +40,7 @@ class Worker:
         folder: StudyFolder,
         *,
         keep_prompt: bool,
+        cache_features: bool = False,
         progress: Progress | None = None,
         prune: Prune | None = None,
     ) -> Outcome:
@@ -77,57 +49,139 @@ class Worker:
         if settings.class_tasks is not None:
             return self._in_tasks(run, settings, folder, keep_prompt, progress)
         started = time.perf_counter()
-        train, validation = self._training_rows(settings)
-        backbone = self.backbone(settings.config.backbone)
-        reset_peak(backbone.device)
         config = settings.config
-        watcher = _Watcher(place, config.task.main_metric, progress or Silent(), prune)
-        facts: dict[str, Any] = {"stage": run.stage, "main_metric": config.task.main_metric}
+        data = self._supplies.data(settings, FeatureCache() if cache_features else None)
+        backbone = self._supplies.backbone(config.backbone)
+        reset_peak(backbone.device)
+        watcher = Watcher(place, config.task.main_metric, progress or Silent(), prune)
         concerns: list[str] = []
+        began = time.perf_counter()
         try:
-            with _concerns_in(concerns):
-                tuned = fit(
+            with concerns_in(concerns):
+                tuned = fit_data(
                     backbone,
                     config.task,
                     config.method,
-                    train,
-                    validation,
-                    recipe=config.recipe,
+                    config.recipe,
+                    data,
+                    watcher,
                     folder=place / "checkpoint",
-                    progress=watcher,
+                    features=self._supplies.features(config.backbone),
                 )
         except Pruned:
             last = watcher.evaluations[-1]
-            found = {"validation": {config.task.main_metric: last["value"]}}
-            facts |= {"status": "pruned", "metrics": found, "steps_made": last["step"]}
-            facts["evaluations"] = watcher.evaluations
-            return self._ended(run, folder, facts | self._cost(backbone, started), [])
+            facts = {
+                "status": "pruned",
+                "stage": run.stage,
+                "main_metric": config.task.main_metric,
+                "metrics": {"validation": {config.task.main_metric: last["value"]}},
+                "steps_made": last["step"],
+                "evaluations": watcher.evaluations,
+            }
+            return self._ended(run, folder, facts | self._cost(backbone, started, watcher.times), [])
+        if not watcher.began:  # nothing to train: it was evaluated, or searched for
+            watcher.times["evaluation"] += time.perf_counter() - began
+        return self._finish(run, folder, data, tuned, watcher, concerns, started, keep_prompt)
+
+    def do_together(
+        self,
+        runs: Sequence[PlannedRun],
+        folder: StudyFolder,
+        *,
+        keep_prompt: bool,
+        cache_features: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Outcome | TrainingDiverged]:
+        """Make runs of one of the `batches_of` a study in one pass, each as if alone, and write how each ended.
+
+        One that diverged is not written: the error stands in its place. Raises whatever else goes wrong in any of them; those
+        that ended before it stay ended.
+        """
+        started = time.perf_counter()
+        every = [run.settings() for run in runs]
+        config = every[0].config
+        data = self._supplies.data(every[0], FeatureCache() if cache_features else None)
+        backbone = self._supplies.backbone(config.backbone)
+        reset_peak(backbone.device)
+        shown = progress or Silent()
+        places = [folder.run(run.id) for run in runs]
+        watchers = [Watcher(place, config.task.main_metric, shown) for place in places]
+        concerns: list[str] = []
+        with concerns_in(concerns):
+            learned = fit_many_data(
+                backbone,
+                config.task,
+                [(settings.config.method, settings.config.recipe) for settings in every],
+                data,
+                watchers,
+                [place / "checkpoint" for place in places],
+                features=self._supplies.features(config.backbone),
+            )
+        share = (time.perf_counter() - started) / len(runs)
+        outcomes: list[Outcome | TrainingDiverged] = []
+        for run, one, watcher in zip(runs, learned, watchers, strict=True):
+            if one.diverged is not None:
+                outcomes.append(one.diverged)
+                continue
+            own = [*concerns, *one.concerns]
+            begun = time.perf_counter() - share
+            outcomes.append(
+                self._finish(run, folder, data, one.tuned, watcher, own, begun, keep_prompt, len(runs))
+            )
+        return outcomes
+
+    def _finish(
+        self,
+        run: PlannedRun,
+        folder: StudyFolder,
+        data: Data,
+        tuned: TunedPrompt,
+        watcher: Watcher,
+        concerns: Sequence[str],
+        started: float,
+        keep_prompt: bool,
+        together: int = 1,
+    ) -> Outcome:
+        """Judge what a run learned on the test data, if it is a final one, and write how it ended."""
+        settings = run.settings()
         metrics = dict(tuned.metrics)
-        rows = {"train": train, **({} if validation is None else {"validation": validation})}
+        rows = {"train": data.train, **({} if data.validation is None else {"validation": data.validation})}
         if run.stage == "final":
-            tests = {"test": config.data.test, **settings.domains}
+            tests = {"test": settings.config.data.test, **settings.domains}
             for name, source in tests.items():
                 if source is not None:
-                    rows[name] = self.rows(source, "test")
-                    metrics[name] = tuned.evaluate(rows[name])
+                    rows[name] = self._supplies.rows(source, "test")
+                    began = time.perf_counter()
+                    metrics[name] = self._evaluated(tuned, rows[name], settings)
+                    watcher.times["evaluation"] += time.perf_counter() - began
             if keep_prompt:
-                replace(tuned, metrics=metrics).save(place / "prompt", overwrite=True)
-        facts |= {
+                identity = tuned.identity or self._supplies.identity(settings.config.backbone)
+                kept = replace(tuned, metrics=metrics, identity=identity)
+                kept.save(folder.run(run.id) / "prompt", overwrite=True)
+        facts = {
             "status": "finished",
+            "stage": run.stage,
+            "main_metric": settings.config.task.main_metric,
             "metrics": metrics,
             **{name: tuned.recipe.get(name) for name in ("trained_parameters", "learning_rate")},
             "steps_made": tuned.recipe.get("steps_made", 0),
             "best_step": tuned.recipe.get("best_step"),
             "seconds": tuned.recipe.get("seconds", 0.0),
-            "rows": {
-                name: self._digests.get(id(part)) or _about(part)
-                for name, part in rows.items()
-                if part is not None
-            },
+            "rows": {name: self._supplies.about(part) for name, part in rows.items()},
             "evaluations": watcher.evaluations,
-            "concerns": concerns,
+            "concerns": list(concerns),
+            "together": together,
         }
-        return self._ended(run, folder, facts | self._cost(backbone, started), tuned.history)
+        cost = self._cost(tuned.backbone, started, watcher.times)
+        return self._ended(run, folder, facts | cost, tuned.history)
+
+    def _evaluated(self, tuned: TunedPrompt, rows: Sequence[Row], settings: RunSettings) -> dict[str, Any]:
+        """What `tuned.evaluate` gives, of rows that are encoded once for all runs."""
+        if tuned.task != settings.config.task:  # a search wrote words into its template
+            return tuned.evaluate(rows)
+        room = room_of(tuned.module, tuned.max_tokens)
+        encoded = self._supplies.encodings(settings).of(rows, tuned.encoder, room)
+        return evaluate(tuned.model, tuned.task, tuned.encoder, rows, encoded=encoded)
 
     def _in_tasks(
         self,
@@ -143,11 +197,12 @@ class Worker:
         tested = config.data.test if part == "test" else config.data.validation
         if tested is None:
             raise ValueError(f"class_tasks: data.{part} is missing, on which each task is tested")
-        rows = {"train": self.rows(config.data.train, "train"), part: self.rows(tested, part)}
-        backbone = self.backbone(config.backbone)
+        sources = {"train": config.data.train, part: tested}
+        rows = {name: self._supplies.rows(source, name) for name, source in sources.items()}
+        backbone = self._supplies.backbone(config.backbone)
         reset_peak(backbone.device)
         concerns: list[str] = []
-        with _concerns_in(concerns):
+        with concerns_in(concerns):
             found = class_incremental_run(
                 backbone,
                 config.task,  # type: ignore[arg-type]  # parse_run has looked
@@ -174,10 +229,10 @@ class Worker:
             "learning_rate": found.prompt.recipe.get("learning_rate"),
             "steps_made": config.recipe.steps * len(found.tasks),
             "seconds": sum(stage["seconds"] or 0.0 for stage in found.stages),
-            "rows": {name: self._digests[id(some)] for name, some in rows.items()},
+            "rows": {name: self._supplies.about(some) for name, some in rows.items()},
             "concerns": concerns,
         }
-        return self._ended(run, folder, facts | self._cost(backbone, started), [])
+        return self._ended(run, folder, facts | self._cost(backbone, started, {}), [])
 
     def _ended(
         self,
@@ -190,82 +245,10 @@ class Worker:
         shutil.rmtree(folder.run(run.id) / "checkpoint", ignore_errors=True)
         return outcome
 
-    def _training_rows(self, settings: RunSettings) -> tuple[list[Row], list[Row] | None]:
-        data = settings.config.data
-        train = self.rows(data.train, "train")
-        validation = None if data.validation is None else self.rows(data.validation, "validation")
-        if settings.shots is None:
-            return train, validation
-        [split] = few_shot_splits(
-            train, settings.config.task, [settings.shots], [settings.config.recipe.seed]
-        )
-        # Few-shot validation is as small as the training data, unless rows of their own are given.
-        return [train[i] for i in split.train], validation or [train[i] for i in split.validation]
-
-    def _cost(self, backbone: Backbone, started: float) -> dict[str, Any]:
+    def _cost(self, backbone: Backbone, started: float, times: Mapping[str, float]) -> dict[str, Any]:
         return {
             "wall_seconds": time.perf_counter() - started,
+            "times": dict(times),
             "peak_memory": peak_memory(backbone.device),
             "environment": environment(backbone),
         }
-
-
-@dataclass
-class _Watcher:
-    """Passes a run's progress on, keeps its evaluations in a file, and gives a trial up."""
-
-    folder: Path
-    metric: str
-    shown: Progress
-    prune: Prune | None
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def _file(self) -> Path:
-        return self.folder / "evaluations.json"
-
-    def begin(self, steps: int, done: int) -> None:
-        # An evaluation is written before the checkpoint of its step: what a resumed run makes again is dropped here.
-        known = json.loads(self._file.read_text(encoding="utf-8")) if done and self._file.exists() else []
-        self.evaluations = [entry for entry in known if entry["step"] <= done]
-        self.shown.begin(steps, done)
-
-    def update(self, record: Record) -> None:
-        self.shown.update(record)
-
-    def report(self, record: Record, *, is_best: bool) -> None:
-        self.shown.report(record, is_best=is_best)
-        if self.metric not in record.metrics:
-            return
-        self.evaluations = [entry for entry in self.evaluations if entry["step"] < record.step]
-        self.evaluations.append({"step": record.step, "value": record.metrics[self.metric]})
-        write_text(self._file, json.dumps(self.evaluations))
-        if self.prune is not None and self.prune(self.evaluations):
-            raise Pruned
-
-    def end(self) -> None:
-        self.shown.end()
-
-
-@contextlib.contextmanager
-def _concerns_in(concerns: list[str]) -> Iterator[None]:
-    """The library's warnings go into the list, others where they go anyway."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", SoftpromptWarning)
-        yield
-    for warning in caught:
-        if issubclass(warning.category, SoftpromptWarning):
-            concerns.append(str(warning.message))
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-
-
-def _about(rows: Sequence[Row]) -> dict[str, Any]:
-    text = json.dumps([dict(row) for row in rows], sort_keys=True, default=_of_value)
-    return {"count": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _of_value(value: Any) -> str:
-    """What a value that is no JSON is known by: its bytes where it has them, since repr may cut them short."""
-    content = value if isinstance(value, bytes) else getattr(value, "tobytes", lambda: repr(value).encode())()
-    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,46 @@
+"""Which runs of a study can be trained in one batch, see `softprompt.fitting_many`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from softprompt.fitting_many import SHARED_SETTINGS
+from softprompt.studies.plan import PlannedRun
+
+
+def batches_of(runs: Sequence[PlannedRun], most: int) -> list[list[PlannedRun]]:
+    """Runs of one method on the same rows that differ in seed and settings, at most so many together; others alone.
+
+    In the order of the first run of each.
+    """
+    found: list[list[PlannedRun]] = []
+    open_: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        key = _common(run)
+        batch = None if key is None else open_.get(key)
+        if batch is None or len(batch) >= most:
+            batch = []
+            found.append(batch)
+        batch.append(run)
+        if key is not None:
+            open_[key] = batch
+    return found
+
+
+def _common(run: PlannedRun) -> str | None:
+    """What runs of a batch have in common; None: it is to be made alone."""
+    values = run.values
+    recipe, data = values["recipe"], values["data"]
+    # A trial may be given up between two steps, trackers follow one run at a time, and classes come task by task.
+    if run.trial is not None or recipe["trackers"] or "class_tasks" in values:
+        return None
+    common = {
+        "rows": [data["train"], data.get("validation")],
+        "recipe": {name: recipe[name] for name in SHARED_SETTINGS},
+        "method": values["method"]["name"],
+        **{key: values[key] for key in ("backbone", "task")},
+    }
+    if "shots" in values:  # the seed draws the rows
+        common["drawn"] = [values["shots"], run.seed]
+    return json.dumps(common, sort_keys=True)

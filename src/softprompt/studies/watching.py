@@ -1,0 +1,83 @@
+"""What is noted of a run while it goes on: evaluations, times, warnings."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from softprompt.errors import SoftpromptWarning
+from softprompt.files import write_text
+from softprompt.progress import Progress, Record
+
+Prune = Callable[[Sequence[Mapping[str, Any]]], bool]
+"""Told a trial's evaluations so far, each with "step" and "value": whether it is to be given up."""
+
+
+class Pruned(Exception):  # noqa: N818 - no error
+    """A trial was given up."""
+
+
+@dataclass
+class Watcher:
+    """Passes a run's progress on, keeps its evaluations in a file, and gives a trial up.
+
+    times: seconds of this process in steps and in evaluations
+    """
+
+    folder: Path
+    metric: str
+    shown: Progress
+    prune: Prune | None = None
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    times: dict[str, float] = field(default_factory=lambda: {"steps": 0.0, "evaluation": 0.0})
+    began: bool = False
+    _since: float = 0.0
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "evaluations.json"
+
+    def begin(self, steps: int, done: int) -> None:
+        # An evaluation is written before the checkpoint of its step: what a resumed run makes again is dropped here.
+        known = json.loads(self._file.read_text(encoding="utf-8")) if done and self._file.exists() else []
+        self.evaluations = [entry for entry in known if entry["step"] <= done]
+        self.shown.begin(steps, done)
+        self.began, self._since = True, time.perf_counter()
+
+    def update(self, record: Record) -> None:
+        self.times["steps"] += record.seconds
+        self.shown.update(record)
+        self._since = time.perf_counter()
+
+    def report(self, record: Record, *, is_best: bool) -> None:
+        self.times["evaluation"] += time.perf_counter() - self._since  # it follows the step that it judges
+        self.shown.report(record, is_best=is_best)
+        if self.metric not in record.metrics:
+            return
+        self.evaluations = [entry for entry in self.evaluations if entry["step"] < record.step]
+        self.evaluations.append({"step": record.step, "value": record.metrics[self.metric]})
+        write_text(self._file, json.dumps(self.evaluations))
+        if self.prune is not None and self.prune(self.evaluations):
+            raise Pruned
+
+    def end(self) -> None:
+        self.shown.end()
+
+
+@contextlib.contextmanager
+def concerns_in(concerns: list[str]) -> Iterator[None]:
+    """The library's warnings go into the list, others where they go anyway."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SoftpromptWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, SoftpromptWarning):
+            concerns.append(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
