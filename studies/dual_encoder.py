@@ -151,7 +151,9 @@ def adapted_run(name: str, source: str, target: str, seed: int) -> Run:
     if isinstance(method, sp.DAPL):
         domains = [source, target]
         task = replace(PLAIN, domains=domains, soft_template="{soft} {}, a {domain} image.")
-    drawn = few_shot(rows(source, "train"), SHOTS, "label", seed)
+    train = rows(source, "train")
+    [split] = few_shot_splits(train, PLAIN, [SHOTS], [seed])
+    drawn = [train[i] for i in split.train]
     test = rows(target, "test", 200)
     recipes = [replace(recipe(method, seed), learning_rate=rate, evaluate_every=STEPS // 2) for rate in RATES]
     with warnings.catch_warnings():
