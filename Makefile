@@ -29,7 +29,7 @@ test: setup  ## Run the whole suite, real models and the examples included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-fast: setup  ## Run the tests that need no fetched model and are not slow
-	$(BIN)/python -m pytest -m 'not real and not slow' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not real and not slow and not browser' $(PYTEST_ARGS)
 
 lint: setup  ## Check style, formatting and types
 	$(BIN)/ruff check .

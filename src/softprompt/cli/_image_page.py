@@ -121,7 +121,9 @@ def _section(image: ImageReport, top: int) -> str:
     figure = ""
     if image.attention is not None:
         drawn = attention_over_image(image.pixels, image.attention)
-        figure = f'<img alt="{escape(str(drawn.get_label()))}" src="{_data(as_png(drawn))}">'
+        drawing = f'<img alt="{escape(str(drawn.get_label()))}" src="{_data(as_png(drawn))}">'
+        name_of = f"attention to {escape(Path(image.source).name)}"
+        figure = f'<div class="wide" role="region" aria-label="{name_of}" tabindex="0">{drawing}</div>'
     heading = f"<h2><bdi>{name}</bdi></h2><p><bdi>{escape(said)}</bdi></p>"
     return f'<section>{heading}<div class="image">{picture}{table}</div>{figure}</section>'
 

@@ -17,16 +17,18 @@ body { margin: 2rem auto; max-width: 80rem; padding: 0 1rem; font: 1rem/1.5 syst
        color: var(--ink); background: var(--page); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
-caption { text-align: left; color: var(--soft); padding-bottom: .5rem; }
+.told { color: var(--soft); }
 th, td { border-bottom: 1px solid var(--line); padding: .4rem .6rem; text-align: left; vertical-align: top; }
-dt { font-weight: 600; } dd { margin: 0 0 .5rem; }
+dt { font-weight: 600; } dd { margin: 0 0 .5rem; overflow-wrap: anywhere; }
+@media (min-width: 50rem) { dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.5rem; } dd { margin: 0; } }
 ol { margin: 0; padding-left: 1.3rem; } li span { color: var(--soft); font-size: .85em; }
-code { font-family: ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+code { font-family: ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: break-word; }
 svg { display: block; margin-top: .3rem; outline: 1px solid var(--line); } rect { fill: var(--heat); }
 meter { width: 6rem; }
-img { max-width: 100%; height: auto; background: #ffffff; } img.seen { width: 10rem; image-rendering: pixelated; }
+img { max-width: 100%; height: auto; background: #ffffff; } .wide img { min-width: 44rem; }
+ img.seen { width: 10rem; image-rendering: pixelated; }
 .image { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; } .image table { width: auto; }
-h2 { font-size: 1.1rem; overflow-wrap: anywhere; }
+h1, h2 { line-height: 1.2; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; }
 """
 
 _COLUMNS = (
@@ -89,9 +91,9 @@ def words_table(report: PromptReport) -> str:
     heads = "".join(f'<th scope="col">{name}</th>' for name in (*_COLUMNS, "from its start"))
     rows = "".join(map(_row, report.tokens))
     return (
-        '<div class="wide" role="region" aria-label="Virtual tokens" tabindex="0"><table>'
-        f"<caption>{len(report.tokens)} virtual tokens. The strip shows the mean absolute value "
-        "in equal slices of the vector, stronger where it is larger.</caption>"
+        f'<p class="told">{len(report.tokens)} virtual tokens. The strip shows the mean absolute value '
+        "in equal slices of the vector, stronger where it is larger.</p>"
+        '<div class="wide" role="region" aria-label="Virtual tokens" tabindex="0"><table aria-label="Virtual tokens">'
         f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 

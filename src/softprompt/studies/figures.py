@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 import statistics
 from collections import defaultdict
@@ -90,27 +91,28 @@ def _trade_off(results: StudyResults, name: str) -> Plot | None:
         figure, [axes] = _figure(1, ink)
         for line, (cost, score) in points.items():
             colour, mark = _style(results, line)
-            axes.plot(
-                [cost],
-                [score],
-                mark,
-                color=colour,
-                fillstyle="full" if line in front else "none",
-                markersize=8,
-            )
-            axes.annotate(
-                _plain(line), (cost, score), xytext=(6, 5), textcoords="offset points", color=ink, fontsize=9
-            )
+            fill: Any = "full" if line in front else "none"
+            axes.plot([cost], [score], mark, color=colour, fillstyle=fill, markersize=8, label=_plain(line))
         axes.plot(
             *zip(*(points[line] for line in front), strict=True), "--", color=ink, linewidth=0.8, zorder=0
         )
-        axes.set_xscale("symlog", linthresh=1)
+        costs = [cost for cost, _ in points.values()]
+        least = min((cost for cost in costs if cost > 0), default=1)
+        if max(costs) >= 10 * least:  # a narrower range would have one number on a logarithmic axis, or none
+            if 0 in costs:
+                axes.set_xscale("symlog", linthresh=10 ** math.floor(math.log10(least)))
+            else:
+                axes.set_xscale("log")
         axes.set_xlabel(COSTS[name])
         axes.set_ylabel(f"mean {metric}")
-        axes.margins(0.15)
+        axes.margins(0.1)
+        _legend(figure, axes, ink)
         return figure
 
-    words = "; ".join(f"{line}: {score:.3f} at {cost:,.4g}" for line, (cost, score) in points.items())
+    words = "; ".join(
+        f"{line}: {score:.3f} at {cost:,.0f}" if cost >= 100 else f"{line}: {score:.3f} at {cost:.3g}"
+        for line, (cost, score) in points.items()
+    )
     return Plot(
         f"score-by-{name.replace('_', '-')}",
         f"Score against {COSTS[name]}",
@@ -144,7 +146,7 @@ def _curves(results: StudyResults) -> Plot:
             axes.set_xlabel("optimizer step")
             axes.set_ylabel(f"validation {results.metric(condition)}")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend(panels[0], ink)
+        _legend(figure, panels[0], ink)
         return figure
 
     ends = "; ".join(
@@ -196,9 +198,9 @@ def _ablation(results: StudyResults, axis: str) -> Plot:
             )
         if all(float(value) > 0 for value in values) and float(values[-1]) >= 10 * float(values[0]):
             axes.set_xscale("log")
-        axes.set_xlabel(_plain(axis))
+        axes.set_xlabel(_plain(name))
         axes.set_ylabel(f"{data} {metric}")
-        _legend(axes, ink)
+        _legend(figure, axes, ink)
         return figure
 
     words = "; ".join(
@@ -239,9 +241,16 @@ def _figure(count: int, ink: str) -> tuple[Figure, list[Any]]:
     return figure, panels[:count]
 
 
-def _legend(axes: Any, ink: str) -> None:
-    if len([label for label in axes.get_legend_handles_labels()[1] if label]) > 1:
-        axes.legend(frameon=False, labelcolor=ink, fontsize=9)
+def _legend(figure: Figure, axes: Any, ink: str) -> None:
+    """Below the plot, which grows by it: among the lines it would lie on some."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len([label for label in labels if label]) < 2:
+        return
+    columns = 1 if max(map(len, labels)) > 40 else 2 if figure.get_figwidth() < 8 else 3
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(labels) // columns))
+    figure.legend(
+        handles, labels, loc="outside lower left", ncols=columns, frameon=False, labelcolor=ink, fontsize=9
+    )
 
 
 def _style(results: StudyResults, line: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from softprompt.files import write_text
 from softprompt.studies.figures import Plot, plots
 from softprompt.studies.folder import StudyFolder
+from softprompt.studies.page_parts import STYLE, heat_map, picture, table
 from softprompt.studies.results import (
     StudyResults,
     TimeSpent,
@@ -21,7 +22,6 @@ from softprompt.studies.results import (
     read_results,
 )
 from softprompt.studies.tables import (
-    Table,
     as_csv,
     as_latex,
     as_markdown,
@@ -30,28 +30,6 @@ from softprompt.studies.tables import (
     run_table,
     score_table,
 )
-
-_STYLE = """
-:root { color-scheme: light dark;
-  --ink: #1a1a1a; --page: #ffffff; --line: #cccccc; --soft: #555555; --heat: 11 92 173; --note: #fff4d6; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8e8; --page: #16181b; --line: #44484d; --soft: #b0b0b0; --heat: 127 192 255; --note: #3a3117; }
-}
-body { margin: 2rem auto; max-width: 70rem; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif;
-       color: var(--ink); background: var(--page); }
-h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; } h2 { margin-top: 2.5rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; margin: .5rem 0; }
-caption { text-align: left; color: var(--soft); padding-bottom: .5rem; }
-th, td { border-bottom: 1px solid var(--line); padding: .35rem .7rem; text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; } td.text { text-align: left; }
-tr.best { font-weight: 600; }
-figure { margin: 1rem 0; } figcaption { color: var(--soft); } figure svg { width: 100%; min-width: 30rem; max-width: 52rem; }
-dt { font-weight: 600; } dd { margin: 0 0 .5rem; overflow-wrap: anywhere; }
-.note { background: var(--note); padding: .5rem 1rem; border-radius: .3rem; }
-pre { overflow-x: auto; font-size: .85rem; }
-summary { cursor: pointer; }
-"""
 
 
 def write_report(folder: StudyFolder, output: Path) -> list[Path]:
@@ -63,11 +41,11 @@ def write_report(folder: StudyFolder, output: Path) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     pictures = plots(results)
     files = {"index.html": page(results, pictures), "runs.csv": as_csv(run_table(results))}
-    for name, table in {"scores": score_table(results), "costs": cost_table(results)}.items():
+    for name, content in {"scores": score_table(results), "costs": cost_table(results)}.items():
         files |= {
-            f"{name}.csv": as_csv(table),
-            f"{name}.md": as_markdown(table),
-            f"{name}.tex": as_latex(table),
+            f"{name}.csv": as_csv(content),
+            f"{name}.md": as_markdown(content),
+            f"{name}.tex": as_latex(content),
         }
     files |= {f"{plot.name}.svg": plot.file() for plot in pictures}
     for name, text in files.items():
@@ -85,8 +63,8 @@ def page(results: StudyResults, pictures: Sequence[Plot]) -> str:
         _doubts(results),
         _scores(results),
         _comparisons(results),
-        "<h2>Costs</h2>" + _table(cost_table(results), "Costs, means over a line's runs"),
-        *(_picture(plot) for plot in pictures),
+        "<h2>Costs</h2>" + table(cost_table(results), "Costs", "Means over a line's runs."),
+        *(picture(plot) for plot in pictures),
         _confusions(results),
         _accuracy_matrices(results),
         _chosen(results),
@@ -99,7 +77,7 @@ def page(results: StudyResults, pictures: Sequence[Plot]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>{title}</title>
-<style>{_STYLE}</style>
+<style>{STYLE}</style>
 </head>
 <body>
 <main>
@@ -128,7 +106,7 @@ def _facts(results: StudyResults) -> str:
         "Device": f"{kinds('device')}, {kinds('precision')}",
         "Time": _time(results.time()),
         "Made with": f"softprompt {kinds('softprompt')}, commit {kinds('commit')}; "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + ", ".join(f"{name} {version}" for name, version in versions.items() if name != "softprompt")
         + f"; {kinds('date')}",
     }
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
@@ -159,7 +137,7 @@ def _scores(results: StudyResults) -> str:
         "Mean over seeds ± sample standard deviation [95 % interval of the mean by Student's t] (number of seeds). "
         f"{chosen}{read}The line with the best mean is in bold; whether it is better, the paired test says."
     )
-    return "<h2>Scores</h2>" + _table(score_table(results), note, best)
+    return "<h2>Scores</h2>" + table(score_table(results), "Scores", note, best)
 
 
 def _comparisons(results: StudyResults) -> str:
@@ -185,15 +163,7 @@ def _comparisons(results: StudyResults) -> str:
         "permutation test, alone and corrected for the number of "
         f"comparisons after Holm. With {smallest} pairs no p can be below {2 / 2**smallest:.3g}."
     )
-    return "<h2>Paired comparison</h2>" + _table((heads, rows), note)
-
-
-def _picture(plot: Plot) -> str:
-    return (
-        f"<h2>{escape(plot.title)}</h2><figure>"
-        f'<div class="wide" role="region" aria-label="{escape(plot.title)}" tabindex="0">{plot.svg()}</div>'
-        f"<figcaption>{escape(plot.alternative)}</figcaption></figure>"
-    )
+    return "<h2>Paired comparison</h2>" + table((heads, rows), "Paired comparison", note)
 
 
 def _confusions(results: StudyResults) -> str:
@@ -219,7 +189,7 @@ def _confusion(counts: Mapping[str, Mapping[str, int]], name: str) -> str:
     for gold, row in counts.items():
         total = sum(row.values()) or 1
         shares[gold] = [(str(row.get(label, 0)), row.get(label, 0) / total) for label in labels]
-    return _heat_map(labels, shares, name)
+    return heat_map(labels, shares, name)
 
 
 def _accuracy_matrices(results: StudyResults) -> str:
@@ -231,30 +201,11 @@ def _accuracy_matrices(results: StudyResults) -> str:
             name += f", {data}" if len(results.data) > 1 else ""
             tasks = [f"task {i + 1}" for i in range(len(matrix))]
             rows = {f"after {tasks[t]}": [(f"{a:.3f}", a) for a in row] for t, row in enumerate(matrix)}
-            parts.append(_heat_map(tasks, rows, name))
+            parts.append(heat_map(tasks, rows, name))
     if not parts:
         return ""
     note = "<p>Accuracy on the test rows of each task, after each task was learned: mean over seeds.</p>"
     return "<h2>Accuracy matrices</h2>" + note + "".join(parts)
-
-
-def _heat_map(columns: Sequence[str], rows: Mapping[str, Sequence[tuple[str, float]]], name: str) -> str:
-    """A table of (what stands in a cell, its heat between 0 and 1); a row may be short."""
-    heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
-    body = ""
-    for row, found in rows.items():
-        cells = "".join(
-            f'<td style="background: rgb(var(--heat) / {0.6 * heat:.2f})">{escape(text)}</td>'
-            for text, heat in found
-        )
-        body += (
-            f'<tr><th scope="row">{escape(row)}</th>{cells}{"<td></td>" * (len(columns) - len(found))}</tr>'
-        )
-    return (
-        f'<div class="wide" role="region" aria-label="{escape(name)}" tabindex="0"><table>'
-        f"<caption>{escape(name)}</caption><thead><tr><td></td>{heads}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
-    )
 
 
 def _chosen(results: StudyResults) -> str:
@@ -274,7 +225,9 @@ def _chosen(results: StudyResults) -> str:
         for row in rows
     ]
     note = "Every setting that was tried, by its mean validation score. The first of equals was chosen."
-    return "<h2>What was chosen on validation</h2>" + _table((heads, cells), note)
+    return "<h2>What was chosen on validation</h2>" + table(
+        (heads, cells), "What was chosen on validation", note
+    )
 
 
 def _failed(results: StudyResults) -> str:
@@ -288,18 +241,3 @@ def _failed(results: StudyResults) -> str:
             f"<details><summary>{escape(told)}</summary><pre>{escape(facts['traceback'])}</pre></details>"
         )
     return "<h2>Runs that went wrong</h2>" + "".join(parts) if parts else ""
-
-
-def _table(table: Table, caption: str, best: str = "") -> str:
-    heads, rows = table
-    top = "".join(f'<th scope="col">{escape(head)}</th>' if head else "<td></td>" for head in heads)
-    body = "".join(
-        f'<tr{" class=best" if best and row[0] == best else ""}><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="wide" role="region" aria-label="{escape(caption.split(".")[0])}" tabindex="0"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
