@@ -143,7 +143,8 @@ def test_the_comparison_of_the_how_to_runs(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "reviews.csv").write_text("\n".join(lines))
     install, *rest = commands.splitlines()
     assert len(rest) <= 4
-    assert install.startswith("pip install")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert re.fullmatch(r"pip install 'softprompt\[(\w+)\]'", install)[1] in extras  # type: ignore[index]
     for line in rest:
         result = CliRunner().invoke(app, shlex.split(line, comments=True)[1:])
         assert result.exit_code == 0, (line, result.output)

@@ -152,3 +152,17 @@ def test_parts_of_a_file_share_no_row_and_do_not_depend_on_its_order(tmp_path: P
     assert {name: sorted(part) for name, part in found.items()} == {n: sorted(p) for n, p in again.items()}
     with pytest.raises(ValueError, match="3 different rows cannot be split"):
         parts(rows[:3])
+
+
+def test_texts_are_cut_to_their_first_words(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"text": " one  two\nthree four", "label": 1}, {"text": "one", "label": 0}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cut = source_rows(SourceConfig(str(file), words=3), "train")
+    assert cut == [{"text": "one two three", "label": 1}, {"text": "one", "label": 0}]
+    assert source_rows(SourceConfig(str(file)), "train") == rows
+
+
+def test_keys_of_a_source_that_say_nothing_do_not_rename_a_run() -> None:
+    assert SourceConfig("rows.csv").as_dict() == {"source": "rows.csv", "split": None, "limit": None}
+    assert SourceConfig("rows.csv", words=9).as_dict()["words"] == 9

@@ -65,6 +65,13 @@ class SourceConfig:
     """At most so many rows, the same ones whatever the run's seed."""
     part: Literal["train", "validation", "test"] | None = None
     """Of rows that nobody has split: eight, one and one tenth of them, equal rows in the same part."""
+    words: int | None = Field(default=None, ge=1)
+    """Every text is cut to its first so many words, with one space between them."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; runs are named by them, so that keys that came later are left out where they say nothing."""
+        late = ("part", "words")
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in late or v is not None}
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -89,12 +96,8 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values that `parse_config` reads back as the same run."""
-        # A source of whole rows is written as it was before there were parts: runs are named by this.
-        data = {
-            name: {key: item for key, item in source.items() if key != "part" or item is not None}
-            for name, source in settings_of(self.data).items()
-            if source is not None
-        }
+        sources = {field: getattr(self.data, field) for field in field_names(DataConfig)}
+        data = {name: source.as_dict() for name, source in sources.items() if source is not None}
         recipe = settings_of(self.recipe)
         seed = recipe.pop("seed")
         backbone = settings_of(self.backbone)
@@ -185,7 +188,12 @@ def source_rows(source: SourceConfig, usual: str) -> list[dict[str, Any]]:
     rows = load_rows(source.source, split)
     if source.part is not None:
         rows = rows_of_part(rows, source.part)
-    return rows if source.limit is None else subsample(rows, source.limit, seed=0)
+    rows = rows if source.limit is None else subsample(rows, source.limit, seed=0)
+    return rows if source.words is None else [_cut(row, source.words) for row in rows]
+
+
+def _cut(row: Mapping[str, Any], words: int) -> dict[str, Any]:
+    return {k: " ".join(v.split()[:words]) if isinstance(v, str) else v for k, v in row.items()}
 
 
 def differences(found: Any, expected: Any, place: str = "") -> dict[str, tuple[Any, Any]]:

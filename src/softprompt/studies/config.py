@@ -150,10 +150,7 @@ class RunSettings:
         if self.class_tasks is not None:
             values["class_tasks"] = self.class_tasks
         if self.domains:
-            values["domains"] = {
-                name: {k: v for k, v in dataclasses.asdict(source).items() if k != "part" or v is not None}
-                for name, source in self.domains.items()
-            }
+            values["domains"] = {name: source.as_dict() for name, source in self.domains.items()}
         return values
 
 

@@ -304,7 +304,8 @@ def doubts(results: StudyResults) -> list[str]:
         for name, source in result.run.values["data"].items():
             rows = result.outcome.facts["rows"].get(name)
             if source and rows and "shots" not in result.run.values:
-                digests[f"{name} rows of {source['source']} (limit {source['limit']})"].add(rows["sha256"])
+                settings = [f"{k} {v}" for k, v in source.items() if k != "source" and v is not None]
+                digests[" ".join([f"{name} rows of {source['source']}", *settings])].add(rows["sha256"])
     found += [f"The {name} changed while the study ran." for name, kinds in digests.items() if len(kinds) > 1]
     concerns = Counter(concern for r in results.finals for concern in r.outcome.facts.get("concerns", ()))
     found += [f"{count} runs: {concern}" for concern, count in concerns.most_common(8)]
