@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import statistics
 from dataclasses import replace
@@ -102,6 +103,19 @@ def test_the_page_needs_nothing_else(reported: Path, page: Page) -> None:
     assert 'name="viewport"' in text
     policy = next(a for tag, a in page.tags if tag == "meta" and a.get("http-equiv"))
     assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def test_it_says_how_the_time_was_spent(reported: Path, page: Page) -> None:
+    spent = as_json("report", reported)["seconds"]
+    assert spent["total"] >= spent["steps"] + spent["evaluation"]
+    ended = [
+        facts
+        for path in reported.glob("runs/*/result.json")
+        if (facts := json.loads(path.read_text()))["status"] == "finished"
+    ]
+    assert spent["steps"] == pytest.approx(sum(facts["seconds"] for facts in ended))
+    assert spent["total"] == pytest.approx(sum(facts["wall_seconds"] for facts in ended))
+    assert re.search(r"\d+ s in training steps, \d+ s in evaluations, \d+ s in all else", page.text)
 
 
 def test_every_picture_and_table_has_a_name(page: Page) -> None:

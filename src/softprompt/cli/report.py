@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -32,10 +33,12 @@ def report(
 
         study = StudyFolder(folder)
         written = write_report(study, output or folder / "report")
-        heads, rows = score_table(read_results(study))
+        results = read_results(study)
+        heads, rows = score_table(results)
         table = Table(*(escape(head) for head in heads))
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         told.values.update({"page": str(written[0]), "files": [str(path) for path in written]})
+        told.values["seconds"] = dataclasses.asdict(results.time())
         told.human.print(table)
         told.human.print(f"the report: {written[0]}", highlight=False, markup=False, soft_wrap=True)

@@ -114,6 +114,8 @@ def _facts(results: StudyResults) -> str:
 
 
 def _time(spent: TimeSpent) -> str:
+    if not spent.total:
+        return "the runs do not say it"
     if spent.share is None:
         return f"{spent.total:,.0f} s in runs, {spent.evaluation:,.0f} s of it in evaluations; nothing was trained"
     rest = spent.total - spent.steps - spent.evaluation
