@@ -233,6 +233,9 @@ def tables(study: Study) -> str:
 
 
 def of(study: Study, prefix: str) -> list[Run]:
+    """The runs of all seeds. Raises ValueError for a study that is not finished."""
+    if missing := [seed for seed in SEEDS if f"{prefix}/{seed}" not in study.runs]:
+        raise ValueError(f"{prefix} has no runs yet of the seeds {missing}: run the study to its end")
     return [study.runs[f"{prefix}/{seed}"] for seed in SEEDS]
 
 
