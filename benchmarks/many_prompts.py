@@ -60,7 +60,7 @@ class Setting(harness.DeviceSetting):
 
     @property
     def steps(self) -> int:
-        return 2 if self.tiny else 5
+        return 2 if self.tiny else 3 if self.quick else 5
 
 
 class WordLoss:

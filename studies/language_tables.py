@@ -55,11 +55,11 @@ def methods_table(runs: Runs, backbone: str) -> str:
         if trained:
             cost = [
                 f"{statistics.median(run['trained_parameters'] for run in trained):,.0f}",
-                f"{statistics.median(run['seconds'] for run in trained):.0f}",
+                f"{statistics.median(run['cpu_seconds_of_training'] for run in trained):.0f}",
                 f"{statistics.median(run['peak_extra_mib'] for run in trained):,.0f}",
             ]
         body.append([name, *cells, *cost])
-    return lines(["", *SETS, "trained numbers", "seconds", "MiB"], body)
+    return lines(["", *SETS, "trained numbers", "CPU seconds", "MiB"], body)
 
 
 def rates_table(runs: Runs, backbone: str) -> str:
