@@ -26,7 +26,9 @@ from torch import Tensor
 from softprompt.backbones.base import Backbone
 from softprompt.binding import identity_of
 from softprompt.data import by_length
+from softprompt.images import POOLINGS, ImagePooling
 from softprompt.outputs import EncodedRow, Known, PromptOutput, windows_of
+from softprompt.row_features import RowFeatures
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,21 @@ def with_features(
             _write(path, states, cache.disk)
     known = (replace(part, known=Known(layers, state)) for part, state in zip(parts, states, strict=True))
     return [replace(next(known), windows=tuple(islice(known, len(row.windows)))) for row in rows]
+
+
+def recall(
+    features: RowFeatures, rows: Sequence[EncodedRow], pooling: ImagePooling, cache: FeatureCache
+) -> None:
+    """Have at hand what a prompt that is a function of its rows is given of these, from the folder where it is there.
+
+    It is what a probe that reads the same has, and one file serves both.
+    """
+    read = (POOLINGS.index(pooling),)
+    queries = [EncodedRow((), read=read, media=row.media) for row in rows if row.media is not None]
+    for row in with_features(features.backbone, queries, None, cache):
+        if row.known is not None and row.media is not None:
+            state = row.known.states[0].to(features.backbone.device)  # (1, d) -> (d,)
+            features.remember(row.media, pooling, state.to(torch.promote_types(state.dtype, torch.float32)))
 
 
 @torch.no_grad()

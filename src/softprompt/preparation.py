@@ -26,7 +26,7 @@ from softprompt.binding import (
 )
 from softprompt.data import names_file
 from softprompt.encodings import Encodings
-from softprompt.feature_cache import FeatureCache, with_features
+from softprompt.feature_cache import FeatureCache, recall, with_features
 from softprompt.images import ImagePooling
 from softprompt.loop import Run, TrainingResult
 from softprompt.model import PromptedModel
@@ -132,6 +132,8 @@ class PreparedRun:
     def _with_features(self, rows: list[EncodedRow], cache: FeatureCache) -> list[EncodedRow]:
         layers, size = self.method.frozen_layers(self.backbone.spec), self.recipe.batch_size
         # Of the given backbone: what a method puts into its copy is no part of what is frozen.
+        if self.module.reads is not None:
+            recall(self.model.features, rows, self.module.reads, cache)
         return self.data.encodings.kept(
             ("features", layers, size),
             rows,

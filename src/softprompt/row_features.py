@@ -49,6 +49,11 @@ class RowFeatures:
             self._kept[key] = found[key]
         return torch.stack([found[key] if key in found else self._kept[key] for key in keys])
 
+    def remember(self, media: Tensor, pooling: ImagePooling, feature: Tensor) -> None:
+        """Keep a state (d,) that is known already, float32 or wider, if there is room."""
+        if len(self._kept) < self.keep:
+            self._kept[self._digest(media), pooling, self._weights()] = feature
+
     def _digest(self, media: Tensor) -> bytes:
         """Of what a tensor holds, computed once while it is there and unchanged."""
         known = self._digests.get(id(media))

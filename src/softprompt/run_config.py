@@ -6,6 +6,7 @@
     data: {train: multiemo-products, validation: multiemo-products, test: {source: rows.csv, limit: 500}}
     recipe: {steps: 300}
     seed: 0
+    cache_features: caches/products            or true: what is frozen is computed once, see `fit`
 
 A path in it starts from the folder the command is run in.
 """
@@ -67,11 +68,13 @@ class SourceConfig:
     """Of rows that nobody has split: eight, one and one tenth of them, equal rows in the same part."""
     words: int | None = Field(default=None, ge=1)
     """Every text is cut to its first so many words, with one space between them."""
+    only: Mapping[str, tuple[str, ...]] | None = None
+    """By column the values that are wanted: other rows are left out, before `limit` counts."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; runs are named by them, so that keys that came later are left out where they say nothing."""
-        late = ("part", "words")
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in late or v is not None}
+        late = ("part", "words", "only")
+        return {k: v for k, v in settings_of(self).items() if k not in late or v is not None}
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -93,6 +96,8 @@ class RunConfig:
     method: Method
     data: DataConfig
     recipe: Recipe
+    cache_features: bool | str = False
+    """As in `fit`: true, in memory for this run; or a folder."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values that `parse_config` reads back as the same run."""
@@ -112,7 +117,7 @@ class RunConfig:
             "data": data,
             "recipe": recipe,
             "seed": seed,
-        }
+        } | ({"cache_features": self.cache_features} if self.cache_features else {})
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -158,7 +163,7 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
     """Raises ValueError for an unknown or missing key and a value that does not fit."""
     values = written_out(values)
-    check_keys(values, ["backbone", "task", "method", "data", "recipe", "seed"], "")
+    check_keys(values, [*(field.name for field in dataclasses.fields(RunConfig)), "seed"], "")
     for key in ("backbone", "task", "method", "data"):
         if values.get(key) is None:
             raise ValueError(f"the key {key!r} is missing; a run needs backbone, task, method and data")
@@ -179,21 +184,41 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
         parsed(
             Recipe, _with_seed(as_mapping(values.get("recipe") or {}, "recipe"), values.get("seed")), "recipe"
         ),
+        parse_cache(values.get("cache_features", False)),
     )
 
 
+def parse_cache(value: Any) -> bool | str:
+    """Raises ValueError for what is neither true, false nor a folder."""
+    if not isinstance(value, bool | str) or value == "":
+        raise ValueError(f"cache_features is {value!r}, expected true, false or a folder")
+    return value
+
+
 def source_rows(source: SourceConfig, usual: str) -> list[dict[str, Any]]:
-    """The rows of a source; of one with splits the `usual` one unless it names another. Raises as `load_rows`."""
+    """The rows of a source; of one with splits the `usual` one unless it names another. Raises as `load_rows`, and ValueError for `only` with what no row has."""
     split = source.split or (None if names_file(source.source) else usual)
     rows = load_rows(source.source, split)
     if source.part is not None:
         rows = rows_of_part(rows, source.part)
+    for column, values in (source.only or {}).items():
+        rows = _with_values(rows, column, values, source.source)
     rows = rows if source.limit is None else subsample(rows, source.limit, seed=0)
     return rows if source.words is None else [_cut(row, source.words) for row in rows]
 
 
 def _cut(row: Mapping[str, Any], words: int) -> dict[str, Any]:
     return {k: " ".join(v.split()[:words]) if isinstance(v, str) else v for k, v in row.items()}
+
+
+def _with_values(
+    rows: list[dict[str, Any]], column: str, values: Sequence[str], name: str
+) -> list[dict[str, Any]]:
+    if column not in rows[0]:
+        raise ValueError(f"only: {name} has no column {column!r}, it has {list(rows[0])}")
+    if missing := sorted(set(values) - {str(row[column]) for row in rows}):
+        raise ValueError(f"only: no row of {name} has {missing[0]!r} in its column {column!r}")
+    return [row for row in rows if str(row[column]) in values]
 
 
 def differences(found: Any, expected: Any, place: str = "") -> dict[str, tuple[Any, Any]]:

@@ -17,7 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.baselines._copies import NoPrompt, sharing_copy, trained_dtype
+from softprompt.baselines._layers import attention_parts, transformer_layers
 
+_QUERY_AND_VALUE = (("query", "value"), ("q_proj", "v_proj"))
 _TASK_TYPES = {"causal-lm": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}
 
 
@@ -30,7 +32,8 @@ class LoRA(NoPrompt):
     alpha: float = Field(default=16, gt=0)
     """Scale of the change, divided by r (by its root with `rank_stabilised`)."""
     targets: str | tuple[str, ...] | None = None
-    """Names of the layers, "all-linear", or by default those that peft takes for this kind of model: query and value."""
+    """Names of the layers, "all-linear", or by default those that peft takes for this kind of model, most often query and
+    value; of a kind that peft does not know, as of vision transformers, query and value where they are found."""
     rank_stabilised: bool = False
     """Divide by the root of r (Kalajdzievski 2023, arXiv 2312.03732)."""
 
@@ -63,9 +66,12 @@ def _injected(method: LoRA, backbone: Backbone) -> PreTrainedModel:
     """A copy with low-rank layers in it, which alone require a gradient."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
+        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
     except ImportError as error:
         raise ValueError("LoRA needs the package peft: pip install 'softprompt[lora]'") from error
     targets = list(method.targets) if isinstance(method.targets, tuple) else method.targets
+    if targets is None and backbone.model.config.model_type not in LORA_TARGETS:
+        targets = _query_and_value(backbone.model)
     config = LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]  # peft says int, and divides
@@ -86,6 +92,18 @@ def _injected(method: LoRA, backbone: Backbone) -> PreTrainedModel:
                 f'targets="all-linear" ({error})'
             ) from error
     return model
+
+
+def _query_and_value(model: PreTrainedModel) -> list[str] | None:
+    """What the query and value projections of a model are called; None where they go by no name that is known."""
+    names = {
+        name.rpartition(".")[2]
+        for layer in transformer_layers(model)
+        for part in attention_parts(layer)
+        for name, module in part.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    return next((list(pair) for pair in _QUERY_AND_VALUE if names.issuperset(pair)), None)
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:

@@ -32,6 +32,7 @@ _FREE = (
     "recipe.gradient_checkpointing",
     "backbone.device",
     "data.test",
+    "cache_features",
 )
 
 

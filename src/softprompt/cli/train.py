@@ -98,6 +98,7 @@ def _train(
         recipe=config.recipe,
         folder=folder.checkpoint,
         resume=resume,
+        cache_features=config.cache_features,
         progress=not quiet,
     )
     if not process.is_main_process:

@@ -17,7 +17,9 @@ import torch
 from softprompt.backbones.base import Backbone
 from softprompt.binding import Rows, identity_of, settings_of
 from softprompt.errors import SoftpromptWarning
+from softprompt.feature_cache import FeatureCache
 from softprompt.fitting import fit
+from softprompt.frozen_rows import encoded_rows
 from softprompt.progress import Progress
 from softprompt.prompts import Method
 from softprompt.protocols import accuracy_matrix
@@ -110,6 +112,7 @@ def class_incremental_run(
     answers: Answers = "all",
     rehearsal: Rehearsal | None = None,
     folder: str | Path | None = None,
+    cache_features: bool | str | Path | FeatureCache = False,
     progress: bool | Progress = False,
 ) -> ClassIncremental:
     """Learn the task's classes in tasks, and after each evaluate the test rows of every task so far.
@@ -125,6 +128,7 @@ def class_incremental_run(
     rehearsal   rows of earlier tasks that are trained on with those of a task; None: none are
     folder      where the state is kept after each task: a study that was killed goes on with the task it was at, and ends
                 with the same bits; the prompt is saved there in the end
+    cache_features  as in `fit`; of test rows too
 
     Sequential fine-tuning is this with FullTuning, and `joint_training` the bound from above.
 
@@ -142,7 +146,7 @@ def class_incremental_run(
     }
     place = None if folder is None else Path(folder)
     records, state = ([], None) if place is None else read_stages(place, settings)
-    prompt = None
+    prompt, cache = None, FeatureCache.of(cache_features)
     for t in range(len(records), len(stages)):
         stage, seen = stages[t], [label for group in groups[: t + 1] for label in group]
         competing = None if logits == "all" else stage.competing
@@ -156,6 +160,7 @@ def class_incremental_run(
                 [rows[i] for i in stage.train],
                 recipe=recipe,
                 start=state,
+                cache_features=cache or False,
                 progress=progress,
             )
         prompt, state = replace(tuned, task=replace(task, loss_labels=None)), tuned.state()
@@ -165,7 +170,7 @@ def class_incremental_run(
                 "task": t,
                 "rows": len(stage.train),
                 "rehearsed": stage.rehearsed,
-                "correct": _correct(prompt, task, tests, None if answers == "all" else seen),
+                "correct": _correct(prompt, backbone, task, tests, None if answers == "all" else seen, cache),
                 "seconds": tuned.recipe.get("seconds"),
                 "trained_parameters": tuned.recipe["trained_parameters"],
             }
@@ -213,7 +218,8 @@ def joint_training(
     def work() -> Record:
         plain = replace(task, loss_labels=None)
         tuned = fit(backbone, plain, method, rows, recipe=recipe, progress=progress)
-        correct = _correct(tuned, task, [[test_rows[i] for i in stage.test] for stage in stages], None)
+        tests = [[test_rows[i] for i in stage.test] for stage in stages]
+        correct = _correct(tuned, backbone, task, tests, None, None)
         accuracy = [right / len(stage.test) for right, stage in zip(correct, stages, strict=True)]
         return {
             "accuracy": accuracy,
@@ -227,11 +233,20 @@ def joint_training(
 
 
 def _correct(
-    tuned: TunedPrompt, task: HeadTask, tests: Sequence[Sequence[Row]], allowed: Labels | None
+    tuned: TunedPrompt,
+    backbone: Backbone,
+    task: HeadTask,
+    tests: Sequence[Sequence[Row]],
+    allowed: Labels | None,
+    cache: FeatureCache | None,
 ) -> list[int]:
     """Right answers to the rows of each task; allowed: labels among which the likeliest is the answer."""
     rows = [row for group in tests for row in group]
-    found = tuned.predict(rows)
+    if cache is None:
+        found = tuned.predict(rows)
+    else:
+        encoded = encoded_rows(tuned, backbone, rows, cache, answer=False)
+        found = tuned.encoder.predict(tuned.model, encoded)
     labels = [p.label if allowed is None else max(allowed, key=p.probabilities.__getitem__) for p in found]
     right = iter([label == task.read_label(row) for label, row in zip(labels, rows, strict=True)])
     return [sum(next(right) for _ in group) for group in tests]

@@ -17,11 +17,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from softprompt.protocols.class_incremental import Logits
 from softprompt.run_config import (
     RunConfig,
     SourceConfig,
@@ -29,13 +30,24 @@ from softprompt.run_config import (
     check_keys,
     field_names,
     parse_config,
+    parse_cache,
     parse_yaml,
     parsed,
     written_out,
 )
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-_RUN_KEYS = ("backbone", "task", "method", "data", "recipe", "shots", "class_tasks", "domains")
+_RUN_KEYS = (
+    "backbone",
+    "task",
+    "method",
+    "data",
+    "recipe",
+    "shots",
+    "class_tasks",
+    "class_logits",
+    "domains",
+)
 _OWN_KEYS = (
     "title",
     "axes",
@@ -111,7 +123,7 @@ class Study:
     compare       the axis whose options are the lines of the tables: what is compared
     keep_prompts  whether final runs leave their prompt in their folder
     together      so many runs of one method are trained in one batch
-    cache_features  what lies below the first trained weight is computed once for each row
+    cache_features  what lies below the first trained weight is computed once for each row; or a folder where it is kept
     """
 
     title: str
@@ -124,7 +136,7 @@ class Study:
     compare: str
     keep_prompts: bool
     together: int
-    cache_features: bool
+    cache_features: bool | str
     values: Mapping[str, Any] = dataclasses.field(repr=False)
 
 
@@ -134,12 +146,14 @@ class RunSettings:
 
     shots        train on so many rows of each class, drawn by the run's seed; None: on all rows
     class_tasks  the classes come in so many tasks, in an order drawn by the run's seed; None: all at once
+    class_logits those that compete in training, as in `class_incremental_run`
     domains      other test data by name, on which the trained prompt is evaluated too
     """
 
     config: RunConfig
     shots: int | None = None
     class_tasks: int | None = None
+    class_logits: Logits = "present"
     domains: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -149,6 +163,8 @@ class RunSettings:
             values["shots"] = self.shots
         if self.class_tasks is not None:
             values["class_tasks"] = self.class_tasks
+        if self.class_logits != "present":
+            values["class_logits"] = self.class_logits
         if self.domains:
             values["domains"] = {name: source.as_dict() for name, source in self.domains.items()}
         return values
@@ -202,7 +218,7 @@ def parse_study(values: Mapping[str, Any]) -> Study:
     compare = values.get("compare") or ("method" if "method" in axes else next(iter(axes), "method"))
     if axes and compare not in axes:
         raise ValueError(f"compare is {compare!r}, expected one of the axes {list(axes)}")
-    keep, cached = _flag(values, "keep_prompts", True), _flag(values, "cache_features", False)
+    keep, cached = _flag(values, "keep_prompts", True), parse_cache(values.get("cache_features", False))
     together = _count(values.get("together"), "together", "of runs in one batch") or 1
     shared = {key: value for key, value in values.items() if key in _RUN_KEYS}
     title = str(values.get("title") or "A study")
@@ -217,6 +233,11 @@ def parse_run(values: Mapping[str, Any]) -> RunSettings:
     domains = plain.pop("domains", None) or {}
     shots = _count(plain.pop("shots", None), "shots", "of rows for each class")
     class_tasks = _count(plain.pop("class_tasks", None), "class_tasks", "of tasks that the classes come in")
+    logits = plain.pop("class_logits", "present")
+    if logits not in get_args(Logits) or (class_tasks is None and logits != "present"):
+        raise ValueError(
+            f"class_logits is {logits!r}, expected one of {list(get_args(Logits))}, beside class_tasks"
+        )
     sources = {}
     for name, source in as_mapping(domains, "domains").items():
         source = {"source": source} if isinstance(source, str) else source
@@ -232,7 +253,7 @@ def parse_run(values: Mapping[str, Any]) -> RunSettings:
                 f"class_tasks needs a head over all classes: task image-classification or sequence-classification, "
                 f"not {config.task.name}"
             )
-    return RunSettings(config, shots, class_tasks, sources)
+    return RunSettings(config, shots, class_tasks, logits, sources)
 
 
 def _flag(values: Mapping[str, Any], key: str, usual: bool) -> bool:

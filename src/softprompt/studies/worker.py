@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from softprompt.backbones.base import Backbone
 from softprompt.binding import evaluate
 from softprompt.errors import TrainingDiverged
-from softprompt.feature_cache import FeatureCache
+from softprompt.feature_cache import FeatureCache, recall, with_features
 from softprompt.fitting import fit_data
 from softprompt.fitting_many import fit_many_data
 from softprompt.preparation import Data, room_of
@@ -27,6 +27,18 @@ from softprompt.tasks.base import Row
 from softprompt.tuned import TunedPrompt
 
 
+@dataclass(frozen=True)
+class _Clocks:
+    """When a run began. The processor's time says what it takes on a machine that has other work too."""
+
+    wall: float = field(default_factory=time.perf_counter)
+    cpu: float = field(default_factory=time.process_time)
+
+    def passed(self, runs: int = 1) -> tuple[float, float]:
+        """Seconds since, of one of so many runs: by the clock, and of the processor."""
+        return (time.perf_counter() - self.wall) / runs, (time.process_time() - self.cpu) / runs
+
+
 class Worker:
     """Does runs one after the other, with supplies that it keeps."""
 
@@ -40,17 +52,17 @@ class Worker:
         folder: StudyFolder,
         *,
         keep_prompt: bool,
-        cache_features: bool = False,
+        cache_features: bool | str = False,
         progress: Progress | None = None,
         prune: Prune | None = None,
     ) -> Outcome:
         """Make a run, or go on with it, and write how it ended. Raises whatever goes wrong in it."""
         settings, place = run.settings(), folder.run(run.id)
         if settings.class_tasks is not None:
-            return self._in_tasks(run, settings, folder, keep_prompt, progress)
-        started = time.perf_counter()
+            return self._in_tasks(run, settings, folder, keep_prompt, cache_features, progress)
+        started = _Clocks()
         config = settings.config
-        data = self._supplies.data(settings, FeatureCache() if cache_features else None)
+        data = self._supplies.data(settings, FeatureCache.of(cache_features))
         backbone = self._supplies.backbone(config.backbone)
         reset_peak(backbone.device)
         watcher = Watcher(place, config.task.main_metric, progress or Silent(), prune)
@@ -89,7 +101,7 @@ class Worker:
         folder: StudyFolder,
         *,
         keep_prompt: bool,
-        cache_features: bool = False,
+        cache_features: bool | str = False,
         progress: Progress | None = None,
     ) -> list[Outcome | TrainingDiverged]:
         """Make runs of one of the `batches_of` a study in one pass, each as if alone, and write how each ended.
@@ -97,10 +109,10 @@ class Worker:
         One that diverged is not written: the error stands in its place. Raises whatever else goes wrong in any of them; those
         that ended before it stay ended.
         """
-        started = time.perf_counter()
+        started = _Clocks()
         every = [run.settings() for run in runs]
         config = every[0].config
-        data = self._supplies.data(every[0], FeatureCache() if cache_features else None)
+        data = self._supplies.data(every[0], FeatureCache.of(cache_features))
         backbone = self._supplies.backbone(config.backbone)
         reset_peak(backbone.device)
         shown = progress or Silent()
@@ -117,14 +129,14 @@ class Worker:
                 [place / "checkpoint" for place in places],
                 features=self._supplies.features(config.backbone),
             )
-        share = (time.perf_counter() - started) / len(runs)
+        share = started.passed(len(runs))
         outcomes: list[Outcome | TrainingDiverged] = []
         for run, one, watcher in zip(runs, learned, watchers, strict=True):
             if one.diverged is not None:
                 outcomes.append(one.diverged)
                 continue
             own = [*concerns, *one.concerns]
-            begun = time.perf_counter() - share
+            begun = _Clocks(time.perf_counter() - share[0], time.process_time() - share[1])
             outcomes.append(
                 self._finish(run, folder, data, one.tuned, watcher, own, begun, keep_prompt, len(runs))
             )
@@ -138,7 +150,7 @@ class Worker:
         tuned: TunedPrompt,
         watcher: Watcher,
         concerns: Sequence[str],
-        started: float,
+        started: _Clocks,
         keep_prompt: bool,
         together: int = 1,
     ) -> Outcome:
@@ -152,7 +164,7 @@ class Worker:
                 if source is not None:
                     rows[name] = self._supplies.rows(source, "test")
                     began = time.perf_counter()
-                    metrics[name] = self._evaluated(tuned, rows[name], settings)
+                    metrics[name] = self._evaluated(tuned, rows[name], settings, data.cache)
                     watcher.times["evaluation"] += time.perf_counter() - began
             if keep_prompt:
                 identity = tuned.identity or self._supplies.identity(settings.config.backbone)
@@ -175,12 +187,22 @@ class Worker:
         cost = self._cost(tuned.backbone, started, watcher.times)
         return self._ended(run, folder, facts | cost, tuned.history)
 
-    def _evaluated(self, tuned: TunedPrompt, rows: Sequence[Row], settings: RunSettings) -> dict[str, Any]:
+    def _evaluated(
+        self, tuned: TunedPrompt, rows: Sequence[Row], settings: RunSettings, cache: FeatureCache | None
+    ) -> dict[str, Any]:
         """What `tuned.evaluate` gives, of rows that are encoded once for all runs."""
         if tuned.task != settings.config.task:  # a search wrote words into its template
             return tuned.evaluate(rows)
         room = room_of(tuned.module, tuned.max_tokens)
-        encoded = self._supplies.encodings(settings).of(rows, tuned.encoder, room)
+        encodings = self._supplies.encodings(settings)
+        encoded = encodings.of(rows, tuned.encoder, room)
+        if cache is not None:
+            backbone, layers = self._supplies.backbone(settings.config.backbone), tuned.method.frozen_layers(tuned.backbone.spec)
+            encoded = encodings.kept(
+                ("features", layers), encoded, lambda: with_features(backbone, encoded, layers, cache)
+            )
+            if tuned.module.reads is not None:
+                recall(tuned.model.features, encoded, tuned.module.reads, cache)
         return evaluate(tuned.model, tuned.task, tuned.encoder, rows, encoded=encoded)
 
     def _in_tasks(
@@ -189,10 +211,11 @@ class Worker:
         settings: RunSettings,
         folder: StudyFolder,
         keep_prompt: bool,
+        cache_features: bool | str,
         progress: Progress | None,
     ) -> Outcome:
         """Classes that come in tasks: tests follow each task, on validation rows where settings are chosen."""
-        config, place, started = settings.config, folder.run(run.id), time.perf_counter()
+        config, place, started = settings.config, folder.run(run.id), _Clocks()
         part = "test" if run.stage == "final" else "validation"
         tested = config.data.test if part == "test" else config.data.validation
         if tested is None:
@@ -212,7 +235,9 @@ class Worker:
                 tasks=settings.class_tasks or 1,
                 order_seed=config.recipe.seed,
                 recipe=config.recipe,
+                logits=settings.class_logits,
                 folder=place / "checkpoint",
+                cache_features=cache_features,
                 progress=progress or Silent(),
             )
         metrics = {**found.metrics, "accuracy_matrix": found.accuracy, "tasks": found.tasks}
@@ -245,9 +270,11 @@ class Worker:
         shutil.rmtree(folder.run(run.id) / "checkpoint", ignore_errors=True)
         return outcome
 
-    def _cost(self, backbone: Backbone, started: float, times: Mapping[str, float]) -> dict[str, Any]:
+    def _cost(self, backbone: Backbone, started: _Clocks, times: Mapping[str, float]) -> dict[str, Any]:
+        wall, cpu = started.passed()
         return {
-            "wall_seconds": time.perf_counter() - started,
+            "wall_seconds": wall,
+            "cpu_seconds": cpu,
             "times": dict(times),
             "peak_memory": peak_memory(backbone.device),
             "environment": environment(backbone),
