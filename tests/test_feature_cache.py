@@ -15,7 +15,9 @@ import torch
 from torch.testing import assert_close
 
 from softprompt import (
+    L2P,
     VPT,
+    DualPrompt,
     LinearProbe,
     MLPProbe,
     PartialTuning,
@@ -277,6 +279,27 @@ def test_memory_and_disk_are_bounded(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert len(list(tmp_path.iterdir())) == 2
     with_features(backbone, rows, 1, FeatureCache(tmp_path / "small", disk=size - 1))
     assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.parametrize("method", [L2P(pool=4, length=2, top=2), DualPrompt(general_layers=1, expert_layers=1)])
+def test_what_prompts_are_chosen_by_is_kept_too(method: Method, tmp_path: Path) -> None:
+    first, _ = probe(tmp_path / "cache", method=method)
+    plain = fit(first.backbone, TASK, method, ROWS[:8], ROWS[:6], **SETTINGS)
+    for name, tensor in plain.trained().items():  # queries of other batches differ in their last bits
+        assert_close(first.trained()[name], tensor, rtol=1e-4, atol=1e-6)
+    backbone = vision_backbone(dtype=torch.float32)
+    with passes(backbone) as seen:
+        again, _ = probe(tmp_path / "cache", method=method, backbone=backbone)
+    steps = 3 * 4 + 2 * 6  # what carries a prompt: three steps of four, two evaluations of six
+    assert sum(seen) == steps
+    assert_same(again, first)
+
+
+def test_a_probe_and_a_pool_of_prompts_share_a_file(tmp_path: Path) -> None:
+    probe(tmp_path, method=LinearProbe())
+    files = {path.name for path in tmp_path.iterdir()}
+    probe(tmp_path, method=L2P(pool=4, length=2, top=2))
+    assert {path.name for path in tmp_path.iterdir()} == files
 
 
 class Stopping(Silent):

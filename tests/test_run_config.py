@@ -154,6 +154,7 @@ def test_parts_of_a_file_share_no_row_and_do_not_depend_on_its_order(tmp_path: P
         parts(rows[:3])
 
 
+
 def test_texts_are_cut_to_their_first_words(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     rows = [{"text": " one  two\nthree four", "label": 1}, {"text": "one", "label": 0}]
@@ -166,3 +167,30 @@ def test_texts_are_cut_to_their_first_words(tmp_path: Path) -> None:
 def test_keys_of_a_source_that_say_nothing_do_not_rename_a_run() -> None:
     assert SourceConfig("rows.csv").as_dict() == {"source": "rows.csv", "split": None, "limit": None}
     assert SourceConfig("rows.csv", words=9).as_dict()["words"] == 9
+
+
+def test_rows_can_be_those_with_wanted_values_alone(tmp_path: Path) -> None:
+    rows = [{"text": f"row {i}", "kind": "abc"[i % 3], "size": i % 2} for i in range(12)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given: dict[str, Any] = {"source": str(file), "only": {"kind": ["a", "c"], "size": ["1"]}}
+    config = parse_config({**MINIMAL, "data": {"train": {**given, "limit": 3}}})
+    found = source_rows(config.data.train, "train")
+    assert [(row["kind"], row["size"]) for row in found] == [(row["kind"], 1) for row in found]
+    assert {row["kind"] for row in found} == {"a", "c"}
+    assert len(found) == 3  # the limit counts what is left
+    assert parse_config(json.loads(json.dumps(config.as_dict()))) == config
+    assert "only" not in parse_config(MINIMAL).as_dict()["data"]["train"]
+    for column, values, told in (("kinds", ["a"], "has no column 'kinds'"), ("kind", ["d"], "has 'd' in")):
+        with pytest.raises(ValueError, match=told):
+            source_rows(SourceConfig(str(file), only={column: values}), "train")  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("value", [True, "caches/features"])
+def test_a_cache_of_features_is_written_out_where_there_is_one(value: bool | str) -> None:
+    config = parse_config({**MINIMAL, "cache_features": value})
+    assert config.cache_features == value
+    assert parse_config(config.as_dict()) == config
+    assert "cache_features" not in parse_config(MINIMAL).as_dict()
+    with pytest.raises(ValueError, match="cache_features is 3, expected true, false or a folder"):
+        parse_config({**MINIMAL, "cache_features": 3})

@@ -14,10 +14,12 @@ from torch.testing import assert_close
 
 from softprompt import LoRA, SequenceClassification, fit, from_peft
 from softprompt.baselines import merged
+from softprompt.baselines.lora import lora_parameters
 from softprompt.store import PromptFileError
 from tests.tiny import Architecture, tiny_causal_lm
 from tests.tiny_encoders import encoder_backbone
 from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny_vision import LAYERS, TOWERS, Tower, vision_backbone
 
 SHORT: dict[str, Any] = {"steps": 4, "batch_size": 8, "learning_rate": 1e-2, "progress": False}
 IDS = torch.tensor([[20, 21, 30, 31, 40]])
@@ -128,3 +130,11 @@ def test_a_model_that_peft_has_no_layers_for_needs_names() -> None:
         LoRA().prepare(backbone, torch.Generator())
     prepared = LoRA(targets="all-linear").prepare(backbone, torch.Generator())
     assert any(".lora_" in name for name, _ in prepared.model.named_parameters())
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_of_vision_transformers_query_and_value_are_changed(tower: Tower) -> None:
+    prepared = LoRA(rank=2).prepare(vision_backbone(tower), torch.Generator())
+    changed = {name.split(".lora_")[0].rpartition(".")[2] for name in lora_parameters(prepared.model)}
+    assert changed in ({"query", "value"}, {"q_proj", "v_proj"})
+    assert len(lora_parameters(prepared.model)) == 2 * 2 * LAYERS

@@ -14,6 +14,7 @@ from tests.cli.runs import write_backbone, write_rows
 
 OF_THE_CLOCK = (
     "wall_seconds",
+    "cpu_seconds",
     "seconds",
     "times",
     "peak_memory",

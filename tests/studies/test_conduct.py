@@ -67,6 +67,7 @@ def test_a_run_leaves_all_that_is_known_of_it(undisturbed: Path) -> None:
     assert facts["rows"]["train"]["count"] == 16
     assert facts["peak_memory"]["host"] > 2**20
     assert facts["wall_seconds"] >= facts["seconds"] > 0
+    assert facts["cpu_seconds"] > 0
     assert facts["times"]["steps"] == pytest.approx(facts["seconds"])
     assert facts["times"]["evaluation"] > 0
     assert sum(facts["times"].values()) <= facts["wall_seconds"]

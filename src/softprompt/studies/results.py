@@ -20,6 +20,7 @@ COSTS = {
     "seconds": "seconds in steps",
     "evaluation": "seconds in evaluations",
     "wall_seconds": "seconds in all",
+    "cpu_seconds": "CPU seconds",
     "host": "peak memory, MiB",
     "device": "peak GPU memory, MiB",
 }
