@@ -29,13 +29,15 @@ from softprompt import (
 )
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
-from softprompt.feature_cache import FeatureCache, with_features
+from softprompt.feature_cache import FeatureCache, recall, with_features
 from softprompt.images import POOLINGS
 from softprompt.outputs import EncodedRow, Known, PromptOutput
 from softprompt.progress import Record, Silent
 from softprompt.prompts import Method
+from softprompt.row_features import RowFeatures
 from tests.naive import vision as naive
 from tests.tiny import tiny_seq2seq, tiny_tokenizer
+from tests.tiny_dual import dual_backbone
 from tests.tiny_encoders import encoder_backbone
 from tests.tiny_task import ROWS as TEXTS
 from tests.tiny_task import tiny_backbone
@@ -281,7 +283,9 @@ def test_memory_and_disk_are_bounded(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert not (tmp_path / "small").exists()
 
 
-@pytest.mark.parametrize("method", [L2P(pool=4, length=2, top=2), DualPrompt(general_layers=1, expert_layers=1)])
+@pytest.mark.parametrize(
+    "method", [L2P(pool=4, length=2, top=2), DualPrompt(general_layers=1, expert_layers=1)]
+)
 def test_what_prompts_are_chosen_by_is_kept_too(method: Method, tmp_path: Path) -> None:
     first, _ = probe(tmp_path / "cache", method=method)
     plain = fit(first.backbone, TASK, method, ROWS[:8], ROWS[:6], **SETTINGS)
@@ -293,6 +297,21 @@ def test_what_prompts_are_chosen_by_is_kept_too(method: Method, tmp_path: Path) 
     steps = 3 * 4 + 2 * 6  # what carries a prompt: three steps of four, two evaluations of six
     assert sum(seen) == steps
     assert_same(again, first)
+
+
+def test_what_a_dual_encoder_makes_of_an_image_is_kept_too(tmp_path: Path) -> None:
+    backbone = dual_backbone("clip")
+    read = POOLINGS.index("embedding")
+    size = backbone.spec.vision.image.rule.size  # type: ignore[union-attr]
+    pictures = torch.randint(0, 256, (3, 3, *size), generator=torch.Generator().manual_seed(0)).byte()
+    rows = [EncodedRow((), read=(read,), media=picture) for picture in pictures.unbind()]
+    expected = RowFeatures(backbone)(rows, "embedding")
+    for _ in range(2):
+        features = RowFeatures(backbone)
+        recall(features, rows, "embedding", FeatureCache(tmp_path))
+        assert len(features) == 3
+        assert_close(features(rows, "embedding"), expected, rtol=1e-10, atol=1e-10)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_probe_and_a_pool_of_prompts_share_a_file(tmp_path: Path) -> None:

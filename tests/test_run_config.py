@@ -154,7 +154,6 @@ def test_parts_of_a_file_share_no_row_and_do_not_depend_on_its_order(tmp_path: P
         parts(rows[:3])
 
 
-
 def test_texts_are_cut_to_their_first_words(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     rows = [{"text": " one  two\nthree four", "label": 1}, {"text": "one", "label": 0}]

@@ -196,7 +196,10 @@ def parse_cache(value: Any) -> bool | str:
 
 
 def source_rows(source: SourceConfig, usual: str) -> list[dict[str, Any]]:
-    """The rows of a source; of one with splits the `usual` one unless it names another. Raises as `load_rows`, and ValueError for `only` with what no row has."""
+    """The rows of a source; of one with splits the `usual` one unless it names another.
+
+    Raises as `load_rows`, and ValueError for `only` with a column or a value that no row has.
+    """
     split = source.split or (None if names_file(source.source) else usual)
     rows = load_rows(source.source, split)
     if source.part is not None:

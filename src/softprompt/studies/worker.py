@@ -197,7 +197,10 @@ class Worker:
         encodings = self._supplies.encodings(settings)
         encoded = encodings.of(rows, tuned.encoder, room)
         if cache is not None:
-            backbone, layers = self._supplies.backbone(settings.config.backbone), tuned.method.frozen_layers(tuned.backbone.spec)
+            backbone, layers = (
+                self._supplies.backbone(settings.config.backbone),
+                tuned.method.frozen_layers(tuned.backbone.spec),
+            )
             encoded = encodings.kept(
                 ("features", layers), encoded, lambda: with_features(backbone, encoded, layers, cache)
             )
