@@ -41,7 +41,7 @@ from tests.tiny_dual import dual_backbone
 from tests.tiny_encoders import encoder_backbone
 from tests.tiny_task import ROWS as TEXTS
 from tests.tiny_task import tiny_backbone
-from tests.tiny_vision import LAYERS, PATCHES, ROWS, TASK, TOWERS, Tower, images, vision_backbone
+from tests.tiny_vision import LAYERS, PATCHES, ROWS, RULE, TASK, TOWERS, Tower, images, vision_backbone
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:(every validation|no training word):softprompt.SoftpromptWarning"
@@ -302,7 +302,7 @@ def test_what_prompts_are_chosen_by_is_kept_too(method: Method, tmp_path: Path) 
 def test_what_a_dual_encoder_makes_of_an_image_is_kept_too(tmp_path: Path) -> None:
     backbone = dual_backbone("clip")
     read = POOLINGS.index("embedding")
-    size = backbone.spec.vision.image.rule.size  # type: ignore[union-attr]
+    size = RULE.size
     pictures = torch.randint(0, 256, (3, 3, *size), generator=torch.Generator().manual_seed(0)).byte()
     rows = [EncodedRow((), read=(read,), media=picture) for picture in pictures.unbind()]
     expected = RowFeatures(backbone)(rows, "embedding")

@@ -210,6 +210,11 @@ def test_classes_that_come_in_tasks_leave_a_matrix_of_accuracies(tmp_path: Path)
     mean = statistics.fmean(r.outcome.facts["metrics"]["test"]["accuracy_matrix"][1][0] for r in first)
     assert found[0][1][2] == ""
     assert found[0][2][:2] == ["after task 2", f"{mean:.3f}"]
+    tasks = list(csv.DictReader((tmp_path / "out" / "report" / "tasks.csv").read_text().splitlines()))
+    forgotten = [r.outcome.facts["metrics"]["test"]["forgetting"] for r in first]
+    assert tasks[0][""] == results.lines[0]
+    assert tasks[0]["forgetting"] == f"{statistics.fmean(forgotten):.3f} ± {statistics.stdev(forgotten):.3f}"
+    assert next(table for table in page.tables if "forgetting" in table[0])[1][0] == results.lines[0]
 
 
 def test_tables_and_plots_lie_beside_the_page(reported: Path) -> None:

@@ -29,11 +29,13 @@ from softprompt.studies.tables import (
     in_words,
     run_table,
     score_table,
+    task_table,
 )
 
 
 def write_report(folder: StudyFolder, output: Path) -> list[Path]:
-    """Write index.html, scores.csv, .md and .tex, costs.*, runs.csv and each plot as .svg and .png into `output`.
+    """Write index.html, scores.csv, .md and .tex, costs.*, tasks.* of classes that came in tasks, runs.csv and each plot as .svg
+    and .png into `output`.
 
     Returns what was written, the page first. Raises what `read_results` does, and OSError.
     """
@@ -41,7 +43,10 @@ def write_report(folder: StudyFolder, output: Path) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     pictures = plots(results)
     files = {"index.html": page(results, pictures), "runs.csv": as_csv(run_table(results))}
-    for name, content in {"scores": score_table(results), "costs": cost_table(results)}.items():
+    tables = {"scores": score_table(results), "costs": cost_table(results), "tasks": task_table(results)}
+    for name, content in tables.items():
+        if not content[1]:
+            continue
         files |= {
             f"{name}.csv": as_csv(content),
             f"{name}.md": as_markdown(content),
@@ -206,8 +211,13 @@ def _accuracy_matrices(results: StudyResults) -> str:
             parts.append(heat_map(tasks, rows, name))
     if not parts:
         return ""
+    about = (
+        "Mean over seeds ± sample standard deviation. Final average: the mean accuracy on the tasks after the last one. Incremental "
+        "average: the mean over stages of the accuracy on all classes so far. Learning accuracy: on each task just learned."
+    )
     note = "<p>Accuracy on the test rows of each task, after each task was learned: mean over seeds.</p>"
-    return "<h2>Accuracy matrices</h2>" + note + "".join(parts)
+    found = table(task_table(results), about)
+    return f"<h2>Classes in tasks</h2>{found}<h2>Accuracy matrices</h2>{note}{''.join(parts)}"
 
 
 def _chosen(results: StudyResults) -> str:

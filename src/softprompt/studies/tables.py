@@ -33,6 +33,19 @@ def cost_table(results: StudyResults) -> Table:
     ]
 
 
+def task_table(results: StudyResults) -> Table:
+    """Classes that came in tasks: mean ± std over seeds of what `accuracy_matrix` measures; no rows where none did."""
+    names = ("final_average", "incremental_average", "learning_accuracy", "forgetting", "backward_transfer")
+    rows = []
+    for condition, line, data in itertools.product(results.conditions, results.lines, results.data):
+        found = [r.outcome.facts.get("metrics", {}).get(data, {}) for r in results.of(line, condition)]
+        if found and all("final_average" in metrics for metrics in found):
+            own = {name: [metrics[name] for metrics in found if name in metrics] for name in names}
+            what = ", ".join([*([condition] if condition else []), line])
+            rows.append([what, *(_spread(own[name]) for name in names)])
+    return ["", *(name.replace("_", " ") for name in names)], rows
+
+
 def run_table(results: StudyResults) -> Table:
     """Every run that ended, a row each."""
     axes = list(dict.fromkeys(axis for run in results.plan.runs for axis in run.cell))
@@ -116,6 +129,13 @@ def _head(results: StudyResults, condition: str, data: str) -> str:
 def _cell(results: StudyResults, line: str, condition: str, data: str) -> str:
     scores = list(results.scores(line, condition, data).values())
     return in_words(summarize(scores)) if scores else ""
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    summary = summarize(values)
+    return f"{summary.mean:.3f}" + ("" if summary.std is None else f" ± {summary.std:.3f}")
 
 
 def _number(value: float | None) -> str:
