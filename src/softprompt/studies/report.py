@@ -34,8 +34,8 @@ from softprompt.studies.tables import (
 
 
 def write_report(folder: StudyFolder, output: Path) -> list[Path]:
-    """Write index.html, scores.csv, .md and .tex, costs.*, tasks.* of classes that came in tasks, runs.csv and each plot as .svg
-    and .png into `output`.
+    """Write index.html, scores.csv, .md and .tex, costs.*, tasks.* of classes that came in tasks, runs.csv and each plot as
+    .svg and .png into `output`.
 
     Returns what was written, the page first. Raises what `read_results` does, and OSError.
     """
@@ -212,11 +212,12 @@ def _accuracy_matrices(results: StudyResults) -> str:
     if not parts:
         return ""
     about = (
-        "Mean over seeds ± sample standard deviation. Final average: the mean accuracy on the tasks after the last one. Incremental "
-        "average: the mean over stages of the accuracy on all classes so far. Learning accuracy: on each task just learned."
+        "Mean over seeds ± sample standard deviation. Final average: the mean accuracy on the tasks after the last one. "
+        "Incremental average: the mean over stages of the accuracy on all classes so far. Learning accuracy: on each task just "
+        "learned."
     )
     note = "<p>Accuracy on the test rows of each task, after each task was learned: mean over seeds.</p>"
-    found = table(task_table(results), about)
+    found = table(task_table(results), "Classes in tasks", about)
     return f"<h2>Classes in tasks</h2>{found}<h2>Accuracy matrices</h2>{note}{''.join(parts)}"
 
 
