@@ -204,6 +204,6 @@ def test_what_a_batch_must_have_in_common(tmp_path: Path, changes: Any, sizes: l
 
 
 def test_settings_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    for key, value in (("together", 0), ("together", "all"), ("cache_features", "yes")):
+    for key, value in (("together", 0), ("together", "all"), ("cache_features", 3)):
         with pytest.raises(ValueError, match=f"{key} is {value!r}"):
             read_study(write(tmp_path / "study.yaml", **{key: value}))
