@@ -17,6 +17,7 @@ from softprompt.baselines import ZeroShot
 from softprompt.binding import Rows, identity_of, settings_of
 from softprompt.data import few_shot
 from softprompt.fitting import fit
+from softprompt.progress import Progress
 from softprompt.prompts import Method
 from softprompt.protocols._records import Record, once, rows_digest, rows_of
 from softprompt.protocols.few_shot import SEEDS
@@ -104,6 +105,8 @@ def base_to_new_runs(
     seeds: Sequence[int] = SEEDS,
     recipe: Recipe | None = None,
     file: str | Path | None = None,
+    folder: str | Path | None = None,
+    progress: bool | Progress = False,
 ) -> BaseToNew:
     """Train on rows of the base classes per seed, and read the test rows of both halves once.
 
@@ -112,6 +115,8 @@ def base_to_new_runs(
     shots   rows per class, drawn with the run's seed; None: all
     recipe  how to train, its seed replaced; the last step is tested, since new classes have no validation rows
     file    JSON file of finished runs, which are not run again
+    folder  checkpoints of the runs go there, a folder for each seed, so that a run that was killed goes on
+    progress  as in `fit`, of each run
 
     Raises ValueError for a task that does not compare images with texts, fewer than four labels, no seeds, and a half
     without rows; and what `fit` raises, as for class-specific contexts, which cannot serve new classes.
@@ -148,7 +153,13 @@ def base_to_new_runs(
         drawn = numbered if shots is None else few_shot(numbered, shots, "label", seed)
         chosen = [learned[one["row"]] for one in drawn]
         tuned = fit(
-            backbone, tasks["base"], method, chosen, recipe=replace(recipe, seed=seed), progress=False
+            backbone,
+            tasks["base"],
+            method,
+            chosen,
+            recipe=replace(recipe, seed=seed),
+            folder=None if folder is None else Path(folder) / str(seed),
+            progress=progress,
         )
         found = {
             "base": tuned.evaluate(tested["base"])["accuracy"],

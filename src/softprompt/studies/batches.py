@@ -32,8 +32,8 @@ def _common(run: PlannedRun) -> str | None:
     """What runs of a batch have in common; None: it is to be made alone."""
     values = run.values
     recipe, data = values["recipe"], values["data"]
-    # A trial may be given up between two steps, trackers follow one run at a time, and classes come task by task.
-    if run.trial is not None or recipe["trackers"] or "class_tasks" in values:
+    # A trial may be given up between two steps, trackers follow one run at a time, classes come task by task or half by half.
+    if run.trial is not None or recipe["trackers"] or "class_tasks" in values or "base_to_new" in values:
         return None
     common = {
         "rows": [data["train"], data.get("validation")],

@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from softprompt.protocols.base_to_new import base_and_new
 from softprompt.protocols.class_incremental import Logits
 from softprompt.run_config import (
     RunConfig,
@@ -35,6 +36,7 @@ from softprompt.run_config import (
     parsed,
     written_out,
 )
+from softprompt.tasks import ImageTextClassification
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 _RUN_KEYS = (
@@ -46,6 +48,7 @@ _RUN_KEYS = (
     "shots",
     "class_tasks",
     "class_logits",
+    "base_to_new",
     "domains",
 )
 _OWN_KEYS = (
@@ -147,6 +150,7 @@ class RunSettings:
     shots        train on so many rows of each class, drawn by the run's seed; None: on all rows
     class_tasks  the classes come in so many tasks, in an order drawn by the run's seed; None: all at once
     class_logits those that compete in training, as in `class_incremental_run`
+    base_to_new  train on the first half of the classes, test each half among its own, as in `base_to_new_runs`
     domains      other test data by name, on which the trained prompt is evaluated too
     """
 
@@ -154,6 +158,7 @@ class RunSettings:
     shots: int | None = None
     class_tasks: int | None = None
     class_logits: Logits = "present"
+    base_to_new: bool = False
     domains: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -165,6 +170,8 @@ class RunSettings:
             values["class_tasks"] = self.class_tasks
         if self.class_logits != "present":
             values["class_logits"] = self.class_logits
+        if self.base_to_new:
+            values["base_to_new"] = True
         if self.domains:
             values["domains"] = {name: source.as_dict() for name, source in self.domains.items()}
         return values
@@ -228,7 +235,7 @@ def parse_study(values: Mapping[str, Any]) -> Study:
 
 
 def parse_run(values: Mapping[str, Any]) -> RunSettings:
-    """Raises ValueError as `parse_config` does, and for shots, class_tasks and domains that do not fit."""
+    """Raises ValueError as `parse_config` does, and for shots, class_tasks, base_to_new and domains that do not fit."""
     plain = dict(values)
     domains = plain.pop("domains", None) or {}
     shots = _count(plain.pop("shots", None), "shots", "of rows for each class")
@@ -238,6 +245,8 @@ def parse_run(values: Mapping[str, Any]) -> RunSettings:
         raise ValueError(
             f"class_logits is {logits!r}, expected one of {list(get_args(Logits))}, beside class_tasks"
         )
+    halves = _flag(plain, "base_to_new", False)
+    plain.pop("base_to_new", None)
     sources = {}
     for name, source in as_mapping(domains, "domains").items():
         source = {"source": source} if isinstance(source, str) else source
@@ -253,7 +262,27 @@ def parse_run(values: Mapping[str, Any]) -> RunSettings:
                 f"class_tasks needs a head over all classes: task image-classification or sequence-classification, "
                 f"not {config.task.name}"
             )
-    return RunSettings(config, shots, class_tasks, logits, sources)
+    if halves:
+        _check_halves(config, class_tasks is not None or bool(sources))
+    return RunSettings(config, shots, class_tasks, logits, halves, sources)
+
+
+def _check_halves(config: RunConfig, others: bool) -> None:
+    if others:
+        raise ValueError("base_to_new is there together with class_tasks or domains: it judges two halves")
+    if not isinstance(config.task, ImageTextClassification):
+        raise ValueError(
+            f"base_to_new needs classes that are told by their names: task image-text-classification, "
+            f"not {config.task.name}"
+        )
+    base_and_new(config.task.labels)
+    if config.data.validation is not None:
+        raise ValueError(
+            "base_to_new with data.validation: new classes have no validation rows, so nothing is chosen on any; "
+            "leave data.validation and select out, and give the settings"
+        )
+    if config.data.test is None:
+        raise ValueError("base_to_new: data.test is missing, on whose rows both halves are tested")
 
 
 def _flag(values: Mapping[str, Any], key: str, usual: bool) -> bool:

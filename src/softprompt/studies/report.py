@@ -26,6 +26,7 @@ from softprompt.studies.tables import (
     as_latex,
     as_markdown,
     cost_table,
+    half_table,
     in_words,
     run_table,
     score_table,
@@ -34,8 +35,8 @@ from softprompt.studies.tables import (
 
 
 def write_report(folder: StudyFolder, output: Path) -> list[Path]:
-    """Write index.html, scores.csv, .md and .tex, costs.*, tasks.* of classes that came in tasks, runs.csv and each plot as
-    .svg and .png into `output`.
+    """Write index.html, scores.csv, .md and .tex, costs.*, tasks.* of classes that came in tasks, halves.* of base and new
+    classes, runs.csv and each plot as .svg and .png into `output`.
 
     Returns what was written, the page first. Raises what `read_results` does, and OSError.
     """
@@ -43,7 +44,12 @@ def write_report(folder: StudyFolder, output: Path) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     pictures = plots(results)
     files = {"index.html": page(results, pictures), "runs.csv": as_csv(run_table(results))}
-    tables = {"scores": score_table(results), "costs": cost_table(results), "tasks": task_table(results)}
+    tables = {
+        "scores": score_table(results),
+        "costs": cost_table(results),
+        "tasks": task_table(results),
+        "halves": half_table(results),
+    }
     for name, content in tables.items():
         if not content[1]:
             continue
@@ -71,6 +77,7 @@ def page(results: StudyResults, pictures: Sequence[Plot]) -> str:
         "<h2>Costs</h2>" + table(cost_table(results), "Costs", "Means over a line's runs."),
         *(picture(plot) for plot in pictures),
         _confusions(results),
+        _halves(results),
         _accuracy_matrices(results),
         _chosen(results),
         _failed(results),
@@ -197,6 +204,18 @@ def _confusion(counts: Mapping[str, Mapping[str, int]], name: str) -> str:
         total = sum(row.values()) or 1
         shares[gold] = [(str(row.get(label, 0)), row.get(label, 0) / total) for label in labels]
     return heat_map(labels, shares, name)
+
+
+def _halves(results: StudyResults) -> str:
+    found = half_table(results)
+    if not found[1]:
+        return ""
+    about = (
+        "Accuracy on the classes that were learned and on the others, each among its own half: mean over seeds ± sample "
+        "standard deviation. Mean of H: of each seed's harmonic mean, the score above. H of means: of mean base and mean new, "
+        "which papers print; it is never the lower one."
+    )
+    return "<h2>Base and new classes</h2>" + table(found, "Base and new classes", about)
 
 
 def _accuracy_matrices(results: StudyResults) -> str:

@@ -7,6 +7,8 @@ import io
 import itertools
 from collections.abc import Sequence
 
+from softprompt.protocols.base_to_new import harmonic_means
+from softprompt.studies.halves import NAMES as HALVES
 from softprompt.studies.results import COSTS, StudyResults
 from softprompt.studies.statistics import Summary, summarize
 
@@ -44,6 +46,19 @@ def task_table(results: StudyResults) -> Table:
             what = ", ".join([*([condition] if condition else []), line])
             rows.append([what, *(_spread(own[name]) for name in names)])
     return ["", *(name.replace("_", " ") for name in names)], rows
+
+
+def half_table(results: StudyResults) -> Table:
+    """Base and new classes: mean ± std over seeds, and H of the two means; no rows where none were told apart."""
+    rows = []
+    for condition, line in itertools.product(results.conditions, results.lines):
+        found = [r.outcome.facts["metrics"].get("test", {}) for r in results.of(line, condition)]
+        if found and all("base" in metrics and "new" in metrics for metrics in found):
+            own = {name: [metrics[name] for metrics in found] for name in HALVES}
+            of_means = harmonic_means([(m["base"], m["new"]) for m in found])["harmonic_mean_of_means"]
+            what = ", ".join([*([condition] if condition else []), line])
+            rows.append([what, *(_spread(own[name]) for name in HALVES), f"{of_means:.3f}"])
+    return ["", "base", "new", "mean of H", "H of means"], rows
 
 
 def run_table(results: StudyResults) -> Table:

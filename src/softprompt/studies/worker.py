@@ -20,6 +20,7 @@ from softprompt.protocols.class_incremental import class_incremental_run
 from softprompt.studies.config import RunSettings
 from softprompt.studies.environment import environment, peak_memory, reset_peak
 from softprompt.studies.folder import StudyFolder
+from softprompt.studies.halves import in_halves
 from softprompt.studies.plan import Outcome, PlannedRun
 from softprompt.studies.supplies import OpenBackbone, Supplies
 from softprompt.studies.watching import Prune, Pruned, Watcher, concerns_in
@@ -60,6 +61,8 @@ class Worker:
         settings, place = run.settings(), folder.run(run.id)
         if settings.class_tasks is not None:
             return self._in_tasks(run, settings, folder, keep_prompt, cache_features, progress)
+        if settings.base_to_new:
+            return self._in_halves(run, settings, folder, progress)
         started = _Clocks()
         config = settings.config
         data = self._supplies.data(settings, FeatureCache.of(cache_features))
@@ -258,6 +261,28 @@ class Worker:
             "steps_made": config.recipe.steps * len(found.tasks),
             "seconds": sum(stage["seconds"] or 0.0 for stage in found.stages),
             "rows": {name: self._supplies.about(some) for name, some in rows.items()},
+            "concerns": concerns,
+        }
+        return self._ended(run, folder, facts | self._cost(backbone, started, {}), [])
+
+    def _in_halves(
+        self, run: PlannedRun, settings: RunSettings, folder: StudyFolder, progress: Progress | None
+    ) -> Outcome:
+        """Some classes are learned, others told by their names: both are tested."""
+        data, started = settings.config.data, _Clocks()
+        train, test = self._supplies.rows(data.train, "train"), self._supplies.rows(data.test, "test")  # type: ignore[arg-type]  # parse_run has looked
+        backbone = self._supplies.backbone(settings.config.backbone)
+        reset_peak(backbone.device)
+        concerns: list[str] = []
+        with concerns_in(concerns):
+            found = in_halves(
+                backbone, settings, train, test, folder.run(run.id) / "checkpoint", progress or Silent()
+            )
+        facts = {
+            "status": "finished",
+            "stage": run.stage,
+            **found,
+            "rows": {"train": self._supplies.about(train), "test": self._supplies.about(test)},
             "concerns": concerns,
         }
         return self._ended(run, folder, facts | self._cost(backbone, started, {}), [])

@@ -1,0 +1,54 @@
+"""A study's run of base-to-new: what the protocol found, in the words of a run's result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from softprompt.backbones.base import Backbone
+from softprompt.progress import Progress
+from softprompt.protocols.base_to_new import base_to_new_runs
+from softprompt.studies.config import RunSettings
+from softprompt.tasks.base import Row
+
+MAIN = "harmonic_mean"
+NAMES = ("base", "new", MAIN)
+
+
+def in_halves(
+    backbone: Backbone,
+    settings: RunSettings,
+    train: Sequence[Row],
+    test: Sequence[Row],
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """One seed of `base_to_new_runs`: its metrics on test rows, H the main one, and what training took.
+
+    folder  checkpoints go there
+    """
+    config = settings.config
+    found = base_to_new_runs(
+        backbone,
+        config.task,  # type: ignore[arg-type]  # parse_run has looked
+        config.method,
+        train,
+        test,
+        shots=settings.shots,
+        seeds=(config.recipe.seed,),
+        recipe=config.recipe,
+        folder=folder,
+        progress=progress,
+    )
+    [record] = found.records
+    classes = {"base_labels": list(found.base_labels), "new_labels": list(found.new_labels)}
+    trained = bool(record["trained_parameters"])
+    return {
+        "main_metric": MAIN,
+        "metrics": {"test": {name: record[name] for name in NAMES} | classes},
+        "trained_parameters": record["trained_parameters"],
+        "learning_rate": record["learning_rate"],
+        "steps_made": config.recipe.steps if trained else 0,
+        "seconds": record["seconds"] or 0.0,
+    }
