@@ -39,4 +39,4 @@ def test_a_ready_study_comes_to_runs(path: Path, full: bool) -> None:
 def test_there_is_one_for_each_question() -> None:
     names = {path.stem for path in STUDIES}
     assert names >= {"prompt-length", "init", "steps", "dept", "peft", "domain-shift", "few-shot", "methods"}
-    assert names >= {"scale", "vpt", "class-incremental", "base-to-new"}
+    assert names >= {"scale", "vpt", "class-incremental", "base-to-new", "ensembles"}

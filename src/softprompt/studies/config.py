@@ -60,6 +60,7 @@ _OWN_KEYS = (
     "search",
     "compare",
     "keep_prompts",
+    "ensembles",
     "together",
     "cache_features",
     "full",
@@ -125,6 +126,7 @@ class Study:
     runs          named runs beside the grid, as options
     compare       the axis whose options are the lines of the tables: what is compared
     keep_prompts  whether final runs leave their prompt in their folder
+    ensembles     whether the prompts of a combination's seeds are judged together too
     together      so many runs of one method are trained in one batch
     cache_features  what lies below the first trained weight is computed once for each row; or a folder where it is kept
     """
@@ -141,6 +143,7 @@ class Study:
     together: int
     cache_features: bool | str
     values: Mapping[str, Any] = dataclasses.field(repr=False)
+    ensembles: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,10 +230,25 @@ def parse_study(values: Mapping[str, Any]) -> Study:
         raise ValueError(f"compare is {compare!r}, expected one of the axes {list(axes)}")
     keep, cached = _flag(values, "keep_prompts", True), parse_cache(values.get("cache_features", False))
     together = _count(values.get("together"), "together", "of runs in one batch") or 1
+    ensembles = _flag(values, "ensembles", False)
+    if ensembles and not keep:
+        raise ValueError("ensembles is true and keep_prompts false: kept prompts are what answers together")
     shared = {key: value for key, value in values.items() if key in _RUN_KEYS}
     title = str(values.get("title") or "A study")
     return Study(
-        title, shared, axes, runs, seeds, select, search, compare, keep, together, cached, dict(values)
+        title,
+        shared,
+        axes,
+        runs,
+        seeds,
+        select,
+        search,
+        compare,
+        keep,
+        together,
+        cached,
+        dict(values),
+        ensembles,
     )
 
 

@@ -12,6 +12,7 @@ from softprompt.errors import CheckpointError, TrainingDiverged
 from softprompt.progress import Progress, Shared, Silent
 from softprompt.studies.batches import batches_of
 from softprompt.studies.config import Study
+from softprompt.studies.ensembles import make_ensembles
 from softprompt.studies.environment import free_kept_memory
 from softprompt.studies.folder import DamagedRun, StudyFolder, disk_is_full
 from softprompt.studies.plan import Outcome, Plan, PlannedRun, plan
@@ -100,6 +101,8 @@ def conduct(
         show.planned(found, folder)
         todo = list({run.id: run for run in found.runs if folder.outcome(run.id) is None}.values())
         if not todo:
+            if study.ensembles:
+                make_ensembles(found, folder, lambda runs: worker.as_ensemble(runs, folder), show.note)
             return found
         if not engine(batches_of(todo, study.together), do):
             show.note("the runs that are left are with other processes: waiting for the first of them")

@@ -26,6 +26,7 @@ from softprompt.studies.tables import (
     as_latex,
     as_markdown,
     cost_table,
+    ensemble_table,
     half_table,
     in_words,
     run_table,
@@ -36,7 +37,7 @@ from softprompt.studies.tables import (
 
 def write_report(folder: StudyFolder, output: Path) -> list[Path]:
     """Write index.html, scores.csv, .md and .tex, costs.*, tasks.* of classes that came in tasks, halves.* of base and new
-    classes, runs.csv and each plot as .svg and .png into `output`.
+    classes, ensembles.*, runs.csv and each plot as .svg and .png into `output`.
 
     Returns what was written, the page first. Raises what `read_results` does, and OSError.
     """
@@ -49,6 +50,7 @@ def write_report(folder: StudyFolder, output: Path) -> list[Path]:
         "costs": cost_table(results),
         "tasks": task_table(results),
         "halves": half_table(results),
+        "ensembles": ensemble_table(results),
     }
     for name, content in tables.items():
         if not content[1]:
@@ -78,6 +80,7 @@ def page(results: StudyResults, pictures: Sequence[Plot]) -> str:
         *(picture(plot) for plot in pictures),
         _confusions(results),
         _halves(results),
+        _ensembles(results),
         _accuracy_matrices(results),
         _chosen(results),
         _failed(results),
@@ -216,6 +219,15 @@ def _halves(results: StudyResults) -> str:
         "which papers print; it is never the lower one."
     )
     return "<h2>Base and new classes</h2>" + table(found, "Base and new classes", about)
+
+
+def _ensembles(results: StudyResults) -> str:
+    found = ensemble_table(results)
+    about = (
+        "The prompts of a line's seeds answer test rows together: by mean probability, by majority vote, by mean class score "
+        "(logit). The best member is the best on these very rows: which one that is nobody knows beforehand."
+    )
+    return "<h2>Ensembles of seeds</h2>" + table(found, "Ensembles of seeds", about) if found[1] else ""
 
 
 def _accuracy_matrices(results: StudyResults) -> str:

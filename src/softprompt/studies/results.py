@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from softprompt.studies.config import Study
+from softprompt.studies.ensembles import members_of, recorded
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.plan import Outcome, Plan, PlannedRun, plan
 from softprompt.studies.statistics import Summary, holm, sign_flip_p, summarize
@@ -91,6 +92,7 @@ class StudyResults:
     """Everything that tables and pictures are made of.
 
     data  the data sets that final runs were scored on: "test" and the domains, or "validation" where there is no test
+    ensembles  line and condition in words, and what the line's prompts score together
     """
 
     study: Study
@@ -100,6 +102,7 @@ class StudyResults:
     failed: Sequence[Result]
     missing: int
     data: Sequence[str]
+    ensembles: Sequence[tuple[str, Mapping[str, Any]]] = ()
 
     @property
     def lines(self) -> list[str]:
@@ -183,7 +186,7 @@ def read_results(folder: StudyFolder) -> StudyResults:
     study = folder.study()
     found = plan(study, folder.outcome)
     ended = [
-        Result(run, outcome, run.cell.get(study.compare, study.title), _condition(study, run.cell))
+        Result(run, outcome, line_of(study, run), _condition(study, run.cell))
         for run in found.runs
         if (outcome := folder.outcome(run.id)) is not None
     ]
@@ -203,7 +206,17 @@ def read_results(folder: StudyFolder) -> StudyResults:
         [r for r in ended if r.outcome.status in ("failed", "diverged")],
         len(found.runs) - len(ended) + found.later,
         judged,
+        [
+            (", ".join(filter(None, (_condition(study, runs[0].cell), line_of(study, runs[0])))), facts)
+            for runs in (members_of(found, folder) if study.ensembles else ())
+            if (facts := recorded(runs, folder)) is not None
+        ],
     )
+
+
+def line_of(study: Study, run: PlannedRun) -> str:
+    """What of a run is compared."""
+    return run.cell.get(study.compare, study.title)
 
 
 def comparisons(results: StudyResults) -> list[Comparison]:

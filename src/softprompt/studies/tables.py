@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Sequence
 
 from softprompt.protocols.base_to_new import harmonic_means
+from softprompt.protocols.ensembling import RULES
 from softprompt.studies.halves import NAMES as HALVES
 from softprompt.studies.results import COSTS, StudyResults
 from softprompt.studies.statistics import Summary, summarize
@@ -59,6 +60,17 @@ def half_table(results: StudyResults) -> Table:
             what = ", ".join([*([condition] if condition else []), line])
             rows.append([what, *(_spread(own[name]) for name in HALVES), f"{of_means:.3f}"])
     return ["", "base", "new", "mean of H", "H of means"], rows
+
+
+def ensemble_table(results: StudyResults) -> Table:
+    """What the prompts of a line's seeds score together on test rows, beside their mean and best; no rows without ensembles."""
+    names = (*RULES, "mean", "best")
+    rows = [
+        [what, str(len(facts["members"])), facts["metric"], *(f"{facts[name]:.3f}" for name in names)]
+        for what, facts in results.ensembles
+    ]
+    heads = ["", "prompts", "metric", *(f"by {rule}" for rule in RULES), "mean member", "best member"]
+    return heads, rows
 
 
 def run_table(results: StudyResults) -> Table:

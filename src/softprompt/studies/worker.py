@@ -17,6 +17,7 @@ from softprompt.fitting_many import fit_many_data
 from softprompt.preparation import Data, room_of
 from softprompt.progress import Progress, Silent
 from softprompt.protocols.class_incremental import class_incremental_run
+from softprompt.protocols.ensembling import PromptEnsemble
 from softprompt.studies.config import RunSettings
 from softprompt.studies.environment import environment, peak_memory, reset_peak
 from softprompt.studies.folder import StudyFolder
@@ -25,7 +26,7 @@ from softprompt.studies.plan import Outcome, PlannedRun
 from softprompt.studies.supplies import OpenBackbone, Supplies
 from softprompt.studies.watching import Prune, Pruned, Watcher, concerns_in
 from softprompt.tasks.base import Row
-from softprompt.tuned import TunedPrompt
+from softprompt.tuned import TunedPrompt, load
 
 
 @dataclass(frozen=True)
@@ -264,6 +265,23 @@ class Worker:
             "concerns": concerns,
         }
         return self._ended(run, folder, facts | self._cost(backbone, started, {}), [])
+
+    def as_ensemble(self, runs: Sequence[PlannedRun], folder: StudyFolder) -> dict[str, Any]:
+        """The main metric of the runs' prompts as an ensemble on their test rows, by rule, beside the members' mean and best.
+
+        Raises ValueError for prompts that cannot answer together, see `PromptEnsemble`.
+        """
+        config = runs[0].settings().config
+        backbone = self._supplies.backbone(config.backbone)
+        test = self._supplies.rows(config.data.test, "test")  # type: ignore[arg-type]  # members have test rows
+        prompts = [load(folder.run(run.id) / "prompt", backbone) for run in runs]
+        found, metric = PromptEnsemble(prompts).evaluate(test), config.task.main_metric
+        return {
+            "metric": metric,
+            **{rule: metrics[metric] for rule, metrics in found.ensemble.items()},
+            "mean": found.mean[metric],
+            "best": found.members[found.best][metric],
+        }
 
     def _in_halves(
         self, run: PlannedRun, settings: RunSettings, folder: StudyFolder, progress: Progress | None
