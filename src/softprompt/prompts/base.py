@@ -22,16 +22,16 @@ class BuildContext:
 
     spec       the facts of the backbone
     labels     label name -> its words, where the task has labels (class-label initialisation)
-    domains    names of the domains that the task tells apart, if it does
     rows       gives the training rows, encoded without virtual tokens but with their answers (demonstrations)
     generator  the only source of randomness, on the CPU
+    domains    names of the domains that the task tells apart, if it does
     """
 
     spec: BackboneSpec
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    domains: Sequence[str] = ()
     rows: Callable[[], Sequence[EncodedRow]] = tuple
     generator: torch.Generator = field(default_factory=torch.Generator)
+    domains: Sequence[str] = ()
 
 
 class PromptModule(nn.Module):
