@@ -110,7 +110,7 @@ def initial_tokens(tuned: TunedPrompt) -> tuple[Tensor | None, str]:
     context = BuildContext(
         tuned.backbone.spec,
         tuned.task.label_words,
-        tuned.task.domain_names,
+        domains=tuned.task.domain_names,
         generator=torch.Generator().manual_seed(seed),
     )
     tokens = method.build(context).bake()().tokens

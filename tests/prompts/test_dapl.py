@@ -39,7 +39,7 @@ def built(
     """In float64."""
     backbone = dual_backbone(dual)
     context = BuildContext(
-        backbone.spec, task.label_words, task.domain_names, generator=torch.Generator().manual_seed(3)
+        backbone.spec, task.label_words, domains=task.domain_names, generator=torch.Generator().manual_seed(3)
     )
     module: PromptModule = method.build(context).double()
     encoder = bind(backbone, task, module.length, None)
