@@ -15,8 +15,10 @@ import pytest
 import yaml
 
 from softprompt.studies import StudyFolder
+from softprompt.studies.comparisons import comparisons
+from softprompt.studies.doubts import doubts
 from softprompt.studies.figures import plots
-from softprompt.studies.results import comparisons, doubts, read_results
+from softprompt.studies.results import read_results
 from softprompt.studies.statistics import summarize
 from softprompt.studies.tables import in_words
 from tests.cli.runs import as_json, softprompt, write_rows

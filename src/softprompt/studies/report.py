@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 
 from softprompt.files import write_text
+from softprompt.studies.comparisons import comparisons
+from softprompt.studies.doubts import doubts
 from softprompt.studies.figures import Plot, plots
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.page_parts import STYLE, heat_map, picture, table
@@ -16,9 +18,7 @@ from softprompt.studies.results import (
     TimeSpent,
     accuracy_matrix,
     chosen_rows,
-    comparisons,
     confusion,
-    doubts,
     read_results,
 )
 from softprompt.studies.tables import (

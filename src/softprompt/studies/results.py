@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import statistics
 from collections import Counter, defaultdict
@@ -14,7 +13,6 @@ from softprompt.studies.config import Study
 from softprompt.studies.ensembles import members_of, recorded
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.plan import Outcome, Plan, PlannedRun, plan
-from softprompt.studies.statistics import Summary, holm, sign_flip_p, summarize
 
 COSTS = {
     "trained_parameters": "trained parameters",
@@ -69,22 +67,6 @@ class TimeSpent:
         """Of what is no evaluation the share in steps; None where nothing was trained."""
         trained = self.total - self.evaluation
         return self.steps / trained if self.steps and trained > 0 else None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two lines over the seeds that both have.
-
-    difference  first less second
-    p, holm     of the paired sign-flip test, alone and corrected for the number of comparisons
-    """
-
-    first: str
-    second: str
-    metric: str
-    difference: Summary
-    p: float
-    holm: float
 
 
 @dataclass(frozen=True)
@@ -219,47 +201,6 @@ def line_of(study: Study, run: PlannedRun) -> str:
     return run.cell.get(study.compare, study.title)
 
 
-def comparisons(results: StudyResults) -> list[Comparison]:
-    """Every pair of lines that have runs in common, for each metric by itself.
-
-    A pair is a seed on one task and its training rows: differences over other conditions (steps, say) and over data sets that
-    one prompt is judged on are averaged within it, as they are no independent trials.
-    """
-    pairs = []
-    for metric, (first, second) in itertools.product(
-        results.metrics, itertools.combinations(results.lines, 2)
-    ):
-        blocks: dict[tuple[str, int], list[float]] = defaultdict(list)
-        for condition, data in itertools.product(results.conditions, results.data):
-            if results.metric(condition) != metric:
-                continue
-            ours, theirs = _for_each_seed(results, first, second, condition, data)
-            for seed in ours.keys() & theirs.keys():
-                blocks[results.problem(condition), seed].append(ours[seed] - theirs[seed])
-        if blocks:
-            differences = [statistics.fmean(found) for _, found in sorted(blocks.items())]
-            pairs.append((first, second, metric, differences))
-    p_values = [sign_flip_p(differences) for *_, differences in pairs]
-    return [
-        Comparison(first, second, metric, summarize(differences), p, corrected)
-        for (first, second, metric, differences), p, corrected in zip(
-            pairs, p_values, holm(p_values), strict=True
-        )
-    ]
-
-
-def _for_each_seed(
-    results: StudyResults, first: str, second: str, condition: str, data: str
-) -> tuple[dict[int, float], dict[int, float]]:
-    """Scores by seed. What trains nothing and was run with one seed stands beside every seed of the other."""
-    ours, theirs = results.scores(first, condition, data), results.scores(second, condition, data)
-    if len(ours) == 1 and not results.trains(first):
-        ours = dict.fromkeys(theirs, *ours.values()) if theirs else ours
-    if len(theirs) == 1 and not results.trains(second):
-        theirs = dict.fromkeys(ours, *theirs.values()) if ours else theirs
-    return ours, theirs
-
-
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> set[str]:
     """Names of the (cost, score) points that none betters: as cheap and better, or cheaper and as good."""
     return {
@@ -293,37 +234,6 @@ def accuracy_matrix(results: Sequence[Result], data: str) -> list[list[float]]:
     return [
         [statistics.fmean(values) for values in zip(*rows, strict=True)] for rows in zip(*found, strict=True)
     ]
-
-
-def doubts(results: StudyResults) -> list[str]:
-    """What a reader should know before believing the tables."""
-    found = list(results.plan.stuck)
-    if results.missing:
-        found.append(f"{results.missing} runs have not been made yet: the tables are not whole.")
-    few = min(len({r.run.seed for r in results.of(line)}) for line in results.lines)
-    if few < 3:
-        found.append(
-            f"Some lines have {few} seed{'s' * (few != 1)} only: a spread over fewer than 3 says little."
-        )
-    if results.data == ["validation"]:
-        found.append(
-            "There are no test data: these are scores on the rows that checkpoints and settings were chosen by."
-        )
-    for what in ("softprompt", "commit", "device", "precision"):
-        kinds = {str(r.outcome.facts["environment"].get(what)) for r in results.finals}
-        if len(kinds) > 1 and not (what == "precision" and "backbone" in results.study.axes):
-            found.append(f"Runs were made with different {what}: {', '.join(sorted(kinds))}.")
-    digests: dict[str, set[str]] = defaultdict(set)
-    for result in results.finals:
-        for name, source in result.run.values["data"].items():
-            rows = result.outcome.facts["rows"].get(name)
-            if source and rows and "shots" not in result.run.values:
-                settings = [f"{k} {v}" for k, v in source.items() if k != "source" and v is not None]
-                digests[" ".join([f"{name} rows of {source['source']}", *settings])].add(rows["sha256"])
-    found += [f"The {name} changed while the study ran." for name, kinds in digests.items() if len(kinds) > 1]
-    concerns = Counter(concern for r in results.finals for concern in r.outcome.facts.get("concerns", ()))
-    found += [f"{count} runs: {concern}" for concern, count in concerns.most_common(8)]
-    return found
 
 
 def _condition(study: Study, cell: Mapping[str, str]) -> str:
