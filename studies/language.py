@@ -151,11 +151,14 @@ def train(
     seed: int,
     task: Task | None = None,
     few: Sequence[Row] | None = None,
+    judged: bool = False,
     **recipe: Any,
 ) -> tuple[sp.TunedPrompt, Run]:
     """A tuned prompt and what is known of its training.
 
-    few: rows to train on instead of the set's. Seconds are the processor's: other work on the machine does not count.
+    few     rows to train on instead of the set's
+    judged  score the prompt on the validation rows when it is done, which nothing else is chosen on
+    Seconds are the processor's: other work on the machine does not count.
     """
     gc.collect()
     own = backbone_of(backbone)
@@ -170,12 +173,12 @@ def train(
             task or task_of(backbone, method.name, data),
             method,
             few or rows(data, "train"),
-            rows(data, "validation"),
+            rows(data, "validation") if judged else None,
             progress=False,
             **settings,
         )
     return tuned, {
-        "validation": scores(tuned.metrics["validation"]),
+        **({"validation": scores(tuned.metrics["validation"])} if judged else {}),
         "trained_parameters": tuned.recipe["trained_parameters"],
         "learning_rate": tuned.recipe["learning_rate"],
         "cpu_seconds_of_training": round(time.process_time() - started, 1),
@@ -201,7 +204,8 @@ def rate_run(backbone: str, method: sp.Method, factor: float) -> Run:
     head_only = type(method).head_only
     rate = factor * (method.head_learning_rate(spec) if head_only else method.learning_rate(spec))
     recipe = {"head_learning_rate": rate} if head_only else {}
-    return train(backbone, method, HOME, seed=0, learning_rate=rate, **recipe)[1] | {"learning_rate": rate}
+    result = train(backbone, method, HOME, seed=0, judged=True, learning_rate=rate, **recipe)[1]
+    return result | {"learning_rate": rate}
 
 
 def final_run(study: Study, backbone: str, name: str, method: sp.Method, data: str, seed: int) -> Run:
@@ -304,7 +308,7 @@ def run_ablations(study: Study, backbone: str, seeds: Sequence[int] = SEEDS) -> 
     def go(key: str, method: sp.Method, seed: int, **recipe: Any) -> None:
         study.run(
             f"{backbone}/ablation/{key}/{seed}",
-            lambda: train(backbone, method, HOME, seed=seed, **recipe)[1],
+            lambda: train(backbone, method, HOME, seed=seed, judged=True, **recipe)[1],
         )
 
     for seed in seeds:
