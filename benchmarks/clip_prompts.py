@@ -1,4 +1,4 @@
-"""CoOp and CoCoOp on a CLIP ViT-B/16-shaped random model: shared texts against whole texts of 77 tokens.
+"""CoOp, CoCoOp and DAPL on a CLIP ViT-B/16-shaped random model: shared texts against whole texts of 77 tokens.
 
 Letters: C classes, M context tokens, B images, d width of the text tower, e width of an embedding.
 """
@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -29,9 +29,11 @@ NAME = "clip_prompts"
 COOP = ((24, 16), (24, 4), (100, 16), (100, 4), (1000, 4))
 SLOW_COOP = ((1000, 16),)  # a step of the peer takes more than a minute on two cores
 COCOOP = ((24, 4), (100, 4))
+DAPL = ((12, 16), (65, 16))  # classes of VisDA and of Office-Home; as many tokens for all domains as of each
 MEMORY = (24, 100, 1000)
 AT_ONCE = 100
 """Classes that the peer runs at a time: a thousand whole texts do not fit into most memories."""
+Steps = dict[str, Callable[[], Outcome]]
 BEGIN, STOP, END = 49_406, 269, 49_407
 TEXT: dict[str, Any] = {
     "hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 2048,
@@ -122,7 +124,7 @@ def whole_texts(setting: Setting, targets: Sequence[Sequence[int]], context: Ten
     return functional.normalize(features.float(), dim=-1)
 
 
-def coop_steps(setting: Setting, classes: int, length: int) -> dict[str, Callable[[], Outcome]]:
+def coop_steps(setting: Setting, classes: int, length: int) -> Steps:
     """Forward and backward of all texts, behind one context."""
     width = backbone(setting).spec.width
     targets, start = texts(classes, length), (0.02 * noise(length, width, seed=1)).to(setting.device)
@@ -150,7 +152,7 @@ def coop_steps(setting: Setting, classes: int, length: int) -> dict[str, Callabl
     return {"ours": ours, "whole texts": peer}
 
 
-def cocoop_steps(setting: Setting, classes: int, length: int) -> dict[str, Callable[[], Outcome]]:
+def cocoop_steps(setting: Setting, classes: int, length: int) -> Steps:
     """Forward and backward of all texts behind the context of each image."""
     width, count = backbone(setting).spec.width, setting.batch
     targets = texts(classes, length)
@@ -179,9 +181,42 @@ def cocoop_steps(setting: Setting, classes: int, length: int) -> dict[str, Calla
     return {"ours": ours, "one image at a time": peer}
 
 
-def evaluation(setting: Setting) -> Row:
-    """Two batches of images among a thousand classes: texts kept, or run again for each batch as the released code does."""
-    classes, batch = setting.classes(1000), 2 * setting.batch
+def dapl_steps(setting: Setting, classes: int, length: int) -> Steps:
+    """Forward and backward of all texts of both domains: M tokens that the domains share, then M of the domain."""
+    width = backbone(setting).spec.width
+    targets = texts(classes, 2 * length)
+    start = (0.02 * noise(3, length, width, seed=1)).to(setting.device)  # shared, source, target
+    direction = noise(2, classes, 512, seed=2).to(setting.device)
+    rows = images(setting, 2 * targets, 1)
+
+    def contexts(parts: Tensor) -> list[Tensor]:
+        shared, *own = parts
+        return [torch.cat([shared, domain]) for domain in own]
+
+    def ours() -> Outcome:
+        parts = start.clone().requires_grad_()
+        prompt = PromptOutput(tokens=torch.stack(contexts(parts)), groups=2)
+        embedded = backbone(setting).score(rows, prompt).texts[0]
+        loss = (embedded.view(2, classes, -1) * direction).sum()
+        loss.backward()
+        assert parts.grad is not None
+        return Outcome(loss.item(), parts.grad)
+
+    def peer() -> Outcome:
+        parts, total = start.clone().requires_grad_(), 0.0
+        for n in range(2):
+            loss = (whole_texts(setting, targets, contexts(parts)[n]) * direction[n]).sum()
+            loss.backward()
+            total += loss.item()
+        assert parts.grad is not None
+        return Outcome(total, parts.grad)
+
+    return {"ours": ours, "whole texts": peer}
+
+
+def evaluation_steps(setting: Setting, classes: int) -> Steps:
+    """Two batches of images: texts kept, or run again for each batch as the released code does."""
+    batch = 2 * setting.batch
     tower, width = backbone(setting), backbone(setting).spec.width
     targets = texts(classes, 4)
     context = (0.02 * noise(4, width, seed=1)).to(setting.device)
@@ -209,9 +244,7 @@ def evaluation(setting: Setting) -> Row:
         scores = torch.cat(found)
         return Outcome(scores.square().mean().item(), scores)
 
-    steps = {"ours": ours, "whole texts": peer}
-    facts = {"classes": classes, "images": 2 * batch, **setting.facts}
-    return sides.timed_pair("evaluation C=1000 M=4", steps, setting.repetitions_of(1000), **facts)
+    return {"ours": ours, "whole texts": peer}
 
 
 def step_memory(setting: Setting, classes: int, side: str) -> int | None:
@@ -230,20 +263,25 @@ def memory(setting: Setting, classes: int) -> Row:
 
 
 def measured(setting: Setting) -> list[Row]:
-    made = []
-    for classes, length in setting.coop:
-        if setting.wants(case := f"CoOp C={classes} M={length}"):
-            count = setting.classes(classes)
-            steps, facts = coop_steps(setting, count, length), {"classes": count, **setting.facts}
-            made.append(sides.timed_pair(case, steps, setting.repetitions_of(classes), **facts))
-    for classes, length in COCOOP:
-        if setting.wants(case := f"CoCoOp C={classes} M={length}"):
-            count = setting.classes(classes)
-            steps = cocoop_steps(setting, count, length)
-            facts = {"classes": count, "batch": setting.batch, **setting.facts}
-            made.append(sides.timed_pair(case, steps, setting.repetitions_of(classes), **facts))
-    if setting.wants("evaluation C=1000 M=4"):
-        made.append(evaluation(setting))
+    made: list[Row] = []
+
+    def measure(case: str, make: Callable[[Setting, int], Steps], count: int, **facts: Any) -> None:
+        if setting.wants(case):
+            classes = setting.classes(count)
+            # Warmed up with a hundred where the peer's step of a thousand takes minutes.
+            warm_ups = make(setting, AT_ONCE) if classes > AT_ONCE else None
+            facts = {"classes": classes, **facts, **setting.facts}
+            steps, repetitions = make(setting, classes), setting.repetitions_of(count)
+            made.append(sides.timed_pair(case, steps, repetitions, facts, warm_ups))
+
+    for count, m in setting.coop:
+        measure(f"CoOp C={count} M={m}", partial(coop_steps, length=m), count)
+    for count, m in COCOOP:
+        step = partial(cocoop_steps, length=m)
+        measure(f"CoCoOp C={count} M={m}", step, count, batch=setting.batch)
+    for count, m in DAPL:
+        measure(f"DAPL C={count} M={m}+{m}", partial(dapl_steps, length=m), count)
+    measure("evaluation C=1000 M=4", evaluation_steps, 1000, images=4 * setting.batch)
     if harness.measures_memory(setting.device):
         made += [memory(setting, count) for count in MEMORY if setting.wants(f"memory C={count} M=4")]
     return made
@@ -252,7 +290,7 @@ def measured(setting: Setting) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = harness.parser(
-        NAME, "CoOp and CoCoOp on a CLIP ViT-B/16-shaped random model: shared texts against whole ones."
+        NAME, "CoOp, CoCoOp and DAPL on a CLIP ViT-B/16-shaped random model: shared texts against whole ones."
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or auto")

@@ -192,7 +192,7 @@ def dense(setting: Setting) -> list[Row]:
         pair: tuple[Who, Who] = ("ours", "dense")
         if setting.wants(case):
             steps = {who: make_step(setting, shape, who, DENSE_LENGTH) for who in pair}
-            made.append(sides.timed_pair(case, steps, setting.repetitions, m=DENSE_LENGTH))
+            made.append(sides.timed_pair(case, steps, setting.repetitions, {"m": DENSE_LENGTH}))
         if shape in FULL:
             made += memory(setting, f"{case} memory", shape, pair, DENSE_LENGTH)
     return made

@@ -107,16 +107,18 @@ def interleaved(
     sides: Mapping[Side, Callable[[], Result]],
     repetitions: int,
     check: Callable[[Mapping[Side, Result]], None] | None = None,
+    warm_ups: Mapping[Side, Callable[[], Result]] | None = None,
 ) -> dict[Side, list[float]]:
     """Seconds of every repetition of each side: one warm-up each, then all in turns.
 
-    check  is given what the warm-ups returned, before anything is timed
+    check     is given what the warm-ups returned, before anything is timed
+    warm_ups  smaller steps of the same code, where the sides' own take minutes; none: the sides
     A side that runs out of GPU memory in its warm-up is left out: its list is empty.
     """
     warm: dict[Side, Result] = {}
-    for name, side in sides.items():
+    for name, warm_up in (warm_ups or sides).items():
         try:
-            warm[name] = side()
+            warm[name] = warm_up()
         except torch.OutOfMemoryError:
             continue
     if check is not None:

@@ -193,7 +193,7 @@ def make(setting: Setting, method: str, length: int) -> Steps:
 def time_of(setting: Setting, method: str, length: int) -> Row:
     """Seconds per step of both sides, and how far their results are apart."""
     case = f"{method} P={length} float32"
-    return sides.timed_pair(case, make(setting, method, length), setting.repetitions)
+    return sides.timed_pair(case, make(setting, method, length), setting.repetitions, {})
 
 
 def memory_of(setting: Setting, method: str, length: int) -> Row:

@@ -146,8 +146,14 @@ def peft_step(tuned: PeftModel, trained: Sequence[Tensor], batch: dict[str, Tens
     return step
 
 
-def timed_pair(case: str, steps: Mapping[Side, Callable[[], Outcome]], repetitions: int, **facts: Any) -> Row:
-    """Seconds of two sides' steps, the first ours, and how far apart what they computed is."""
+def timed_pair(
+    case: str,
+    steps: Mapping[Side, Callable[[], Outcome]],
+    repetitions: int,
+    facts: Mapping[str, Any],
+    warm_ups: Mapping[Side, Callable[[], Outcome]] | None = None,
+) -> Row:
+    """Seconds of two sides' steps, the first ours, and how far apart what their warm-ups computed is."""
     first, second = list(steps)
     difference: dict[str, float] = {}
 
@@ -158,7 +164,7 @@ def timed_pair(case: str, steps: Mapping[Side, Callable[[], Outcome]], repetitio
             difference["gradient"] = relative_difference(ours.gradient, peer.gradient)
             print(f"{case}, relative difference: {difference}", flush=True)
 
-    seconds = harness.interleaved(steps, repetitions, compare)
+    seconds = harness.interleaved(steps, repetitions, compare, warm_ups)
     return harness.row_of_times(
         case, seconds[first], seconds[second], relative_difference=difference, **facts
     )

@@ -6,6 +6,7 @@ A step is what `fit` does with one batch: scores, loss, gradients, and one move 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from benchmarks import harness, sides
 from benchmarks.harness import Row
 from benchmarks.sides import Outcome
 from softprompt import (
+    L2P,
     VPT,
     Adapter,
     BitFit,
+    DualPrompt,
     FullTuning,
     LinearProbe,
     LoRA,
@@ -28,8 +31,9 @@ from softprompt import (
 from softprompt.backbones.vision import VisionBackbone
 from softprompt.binding import trained_tensors
 from softprompt.feature_cache import FeatureCache, with_features
+from softprompt.images import POOLINGS
 from softprompt.model import HeadModel, PromptedModel
-from softprompt.outputs import EncodedRow
+from softprompt.outputs import EncodedRow, Penalized
 from softprompt.prompts import BuildContext, Method
 
 CLASSES = 10
@@ -44,6 +48,8 @@ METHODS: Mapping[str, Method] = {
     "LoRA": LoRA(targets=("q_proj", "v_proj")),
     "VPT-Shallow p=50": VPT(length=50, deep=False),
     "VPT-Deep p=50": VPT(length=50),
+    "L2P": L2P(bound=0.1),
+    "DualPrompt": DualPrompt(bound=0.1),
     "Full": FullTuning(),
 }
 """The name of each in the table."""
@@ -63,13 +69,18 @@ def training_step(
     optimizer = torch.optim.AdamW(parameters, lr=0.0)  # so that every step is the same
     labels = torch.arange(len(rows), device=own.device) % CLASSES
     model = HeadModel(PromptedModel(own, [module], [head]))
+    if module.pooling is not None:
+        rows = [replace(row, read=(POOLINGS.index(module.pooling),)) for row in rows]
     if cached:
         rows = with_features(backbone, rows, method.frozen_layers(own.spec), FeatureCache())
 
     def run() -> Outcome:
         optimizer.zero_grad()
         outputs: Any = model.score(rows)
-        loss = functional.cross_entropy(outputs.float(), labels)
+        answers, penalty = outputs, torch.zeros((), device=own.device)
+        if isinstance(outputs, Penalized):
+            answers, penalty = outputs.answers, outputs.penalty.mean()
+        loss = functional.cross_entropy(answers.float(), labels) + penalty
         loss.backward()
         optimizer.step()
         first = next(parameter.grad for parameter in head.parameters() if parameter.grad is not None)
@@ -78,12 +89,27 @@ def training_step(
     return run
 
 
+def extra_memory(backbone: VisionBackbone, rows: list[EncodedRow], name: str) -> int | None:
+    """Bytes that a method and its first step take above the frozen model: copies of weights that it trains, gradients,
+    AdamW's moments, and what is kept for backward."""
+    training_step(backbone, rows, VPT(length=1))()  # weights and code are touched
+
+    def build_and_step() -> Outcome:
+        return training_step(backbone, rows, METHODS[name])()
+
+    return harness.peak_extra_bytes(build_and_step, backbone.device)
+
+
 def cases(
-    backbone: VisionBackbone, rows: list[EncodedRow], repetitions: int, only: str, *, memory: bool
+    backbone: VisionBackbone,
+    rows: list[EncodedRow],
+    repetitions: int,
+    only: str,
+    memory: Callable[[str], int | None] | None,
 ) -> list[Row]:
     """Seconds of a cached step against the same without, VPT-Deep against full tuning, and a line for each method.
 
-    memory: measure it too, of each method; on a CPU it is that of the whole process.
+    memory: what a method's step takes, by its name; none where that cannot be measured
     """
     facts = {"batch": len(rows), "dtype": str(backbone.dtype).removeprefix("torch.")}
     made = []
@@ -94,7 +120,7 @@ def cases(
                 side: training_step(backbone, rows, METHODS[name], cached=side == "ours")
                 for side in ("ours", "peer")
             }
-            made.append(sides.timed_pair(case, steps, repetitions, **facts))
+            made.append(sides.timed_pair(case, steps, repetitions, facts))
     case = "VPT-Deep step against full fine-tuning"
     if only in case:
         steps = {name: training_step(backbone, rows, METHODS[name]) for name in ("VPT-Deep p=50", "Full")}
@@ -102,24 +128,11 @@ def cases(
         made.append(harness.row_of_times(case, seconds["VPT-Deep p=50"], seconds["Full"], **facts))
     for name, method in METHODS.items():
         case = f"method {name}"
-        if only in case:
-            made += _line(
-                case, training_step(backbone, rows, method), len(rows), repetitions, backbone, memory
-            )
-    return made
-
-
-def _line(
-    case: str,
-    step: Callable[[], Outcome],
-    batch: int,
-    repetitions: int,
-    backbone: VisionBackbone,
-    memory: bool,
-) -> list[Row]:
-    seconds = harness.interleaved({"ours": step}, repetitions)["ours"]
-    made = [harness.row_of_rates(case, batch, "images/s", seconds, [], batch=batch)]
-    if memory:
-        peak = harness.peak_extra_bytes(step, backbone.device)
-        made.append(harness.row_of_memory(f"{case}, memory", peak, None))
+        if only not in case:
+            continue
+        step = training_step(backbone, rows, method)
+        taken = harness.interleaved({"ours": step}, repetitions)["ours"]
+        made.append(harness.row_of_rates(case, len(rows), "images/s", taken, [], **facts))
+        if memory is not None:
+            made.append(harness.row_of_memory(f"{case}, memory", memory(name), None))
     return made

@@ -1,5 +1,5 @@
-"""Visual prompts on a ViT-B/16-shaped random model: prompts as keys and values against concatenation; L2P's queries kept
-against computed in every step; all methods.
+"""Visual prompts on a ViT-B/16-shaped random model and a real ViT-S/14: prompts as keys and values against concatenation;
+L2P's queries kept against computed in every step; all methods.
 
 Letters: B images, P prompt rows, L layers, d width.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import ViTConfig, ViTModel
 from benchmarks import harness, sides, vision_methods
 from benchmarks.harness import Row
 from benchmarks.sides import Outcome
+from softprompt import load_backbone
 from softprompt.backbones.precision import resolve_dtype
 from softprompt.backbones.vision import VisionBackbone
 from softprompt.images import POOLINGS, ImagePooling, ImageRule
@@ -30,19 +31,27 @@ from softprompt.row_features import RowFeatures
 
 NAME = "vision_prompts"
 LENGTHS = (50, 100, 200)
+REAL = "vit-s14-saliency"
 VIT_B16: dict[str, Any] = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
     "image_size": 224, "patch_size": 16,
 }  # fmt: skip
 TINY: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64,
+    "hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 4, "intermediate_size": 64,
     "image_size": 16, "patch_size": 4,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Setting(harness.DeviceSetting):
-    """With the model, images and batches of this benchmark."""
+    """With the model, images and batches of this benchmark. carrier: weights instead of random ones of ViT-B/16's shape."""
+
+    carrier: str = ""
+
+    @property
+    def of(self) -> str:
+        """What the names of its cases end with."""
+        return f", {self.carrier}" if self.carrier else ""
 
     @property
     def batch(self) -> int:
@@ -54,18 +63,23 @@ class Setting(harness.DeviceSetting):
 
 @cache
 def backbone(setting: Setting, packed: bool) -> VisionBackbone:
-    """The random model behind one of the two paths; both share its weights."""
-    size = (TINY if setting.tiny else VIT_B16)["image_size"]
-    rule = ImageRule((size, size), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return VisionBackbone(model(setting), rule, packed=packed)
+    """The model behind one of the two paths; both share its weights."""
+    model, rule = parts(setting)
+    return VisionBackbone(model, rule, packed=packed)
 
 
 @cache
-def model(setting: Setting) -> ViTModel:
+def parts(setting: Setting) -> tuple[Any, ImageRule]:
+    if setting.carrier:
+        found = load_backbone(setting.carrier, dtype=setting.dtype, device=setting.device)
+        assert isinstance(found, VisionBackbone)
+        return found.model, found.rule
+    shape = TINY if setting.tiny else VIT_B16
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made: Any = ViTModel(ViTConfig(**(TINY if setting.tiny else VIT_B16)), add_pooling_layer=False)
-    return made.to(setting.device, setting.dtype).eval().requires_grad_(False)
+        made: Any = ViTModel(ViTConfig(**shape), add_pooling_layer=False)
+    made = made.to(setting.device, setting.dtype).eval().requires_grad_(False)
+    return made, ImageRule((shape["image_size"],) * 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def images(setting: Setting, pooling: ImagePooling = "class") -> list[EncodedRow]:
@@ -97,18 +111,19 @@ def deep(setting: Setting) -> list[Row]:
     """Seconds a step of VPT-Deep, and on a GPU its memory, by prompt length."""
     made = []
     for length in LENGTHS:
-        case = f"VPT-Deep p={length}"
+        case = f"VPT-Deep p={length}{setting.of}"
         if not setting.wants(case):
             continue
-        sizes = TINY if setting.tiny else VIT_B16
+        sizes = parts(setting)[0].config
         generator = torch.Generator().manual_seed(1)
-        prompts = torch.randn(sizes["num_hidden_layers"], length, sizes["hidden_size"], generator=generator)
+        prompts = torch.randn(sizes.num_hidden_layers, length, sizes.hidden_size, generator=generator)
         prompts = (0.04 * prompts).to(setting.device)  # the spread that VPT starts with
         steps = {
             "ours": step(setting, prompts, packed=True),
             "concatenation": step(setting, prompts, packed=False),
         }
-        made.append(sides.timed_pair(case, steps, setting.repetitions, batch=setting.batch, **setting.facts))
+        facts = {"batch": setting.batch, **setting.facts}
+        made.append(sides.timed_pair(case, steps, setting.repetitions, facts))
         if setting.device.type == "cuda":
             peak = {name: harness.peak_extra_bytes(run, setting.device) for name, run in steps.items()}
             made.append(harness.row_of_memory(f"{case}, memory", peak["ours"], peak["concatenation"]))
@@ -160,22 +175,31 @@ def pool_run(setting: Setting, features: RowFeatures, *, training: bool) -> Call
 def pool(setting: Setting) -> list[Row]:
     """Seconds of a batch of L2P whose images were seen before, training and in use."""
     made = []
-    for case, training in (("L2P train", True), ("L2P eval", False)):
-        if not setting.wants(case):
+    for what, training in (("L2P train", True), ("L2P eval", False)):
+        if not setting.wants(case := what + setting.of):
             continue
         runs = {
             "ours": pool_run(setting, RowFeatures(backbone(setting, True)), training=training),
             "recomputed": pool_run(setting, Recomputed(backbone(setting, False)), training=training),
         }
-        made.append(sides.timed_pair(case, runs, setting.repetitions, batch=setting.batch, **setting.facts))
+        facts = {"batch": setting.batch, **setting.facts}
+        made.append(sides.timed_pair(case, runs, setting.repetitions, facts))
     return made
+
+
+def extra_memory(setting: Setting, method: str) -> int | None:
+    return vision_methods.extra_memory(backbone(setting, True), images(setting), method)
 
 
 def methods(setting: Setting) -> list[Row]:
     """The cases of `vision_methods`."""
-    memory = harness.measures_memory(setting.device)
+
+    def memory(method: str) -> int | None:
+        return harness.in_fresh_process(extra_memory, setting, method)
+
+    measures = memory if harness.measures_memory(setting.device) else None
     return vision_methods.cases(
-        backbone(setting, True), images(setting), setting.repetitions, setting.only, memory=memory
+        backbone(setting, True), images(setting), setting.repetitions, setting.only, measures
     )
 
 
@@ -183,8 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = harness.parser(
         NAME,
-        "A ViT-B/16-shaped random model: VPT-Deep as keys and values against concatenation, L2P against queries that are"
-        " computed in every step.",
+        "A ViT-B/16-shaped random model and a real ViT-S/14: VPT-Deep as keys and values against concatenation, L2P against"
+        " queries that are computed in every step.",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or auto")
@@ -192,7 +216,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     setting = Setting(options.quick, options.tiny, options.only, device, resolve_dtype(options.dtype, device))
     start = time.perf_counter()
-    rows = deep(setting) + pool(setting) + methods(setting)
+    rows = deep(setting) + pool(setting)
+    if not setting.tiny:
+        real = replace(setting, carrier=REAL)
+        rows += deep(real) + pool(real)
+    rows += methods(setting)
     harness.report(NAME, rows, argv, options.json)
     print(f"{time.perf_counter() - start:.0f} s")
     return 0
