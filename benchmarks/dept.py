@@ -38,34 +38,41 @@ BATCH = 16
 LENGTHS = (20, 40, 60, 80)
 DENSE_LENGTH = 60  # the paper's most frequent, with rank 30 at a width of 768
 
-Shape = Literal["t5", "causal", "t5 small", "causal small"]
+Shape = Literal["t5", "causal", "t5 small", "causal small", "t5 large", "causal large"]
 Who = Literal["ours", "dense", "prompt tuning"]
 FULL: tuple[Shape, ...] = ("t5", "causal")
 SMALL: tuple[Shape, ...] = ("t5 small", "causal small")
+LARGE: tuple[Shape, ...] = ("t5 large", "causal large")
 
-# About T5-base and T5-small; the causal ones are Llamas of those widths and depths.
+# About T5-base, T5-small and T5-large; the causal ones are Llamas of those widths and depths.
 T5: dict[str, dict[str, Any]] = {
     "t5": {"d_model": 768, "d_ff": 3072, "d_kv": 64, "num_layers": 12, "num_heads": 12},
     "t5 small": {"d_model": 512, "d_ff": 2048, "d_kv": 64, "num_layers": 6, "num_heads": 8},
+    "t5 large": {"d_model": 1024, "d_ff": 4096, "d_kv": 64, "num_layers": 24, "num_heads": 16},
     "tiny": {"d_model": 64, "d_ff": 96, "d_kv": 16, "num_layers": 2, "num_heads": 4, "vocab_size": 512},
 }
 LLAMA: dict[str, dict[str, Any]] = {
     "causal": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12},
     "causal small": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6},
+    "causal large": {"hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 24},
 }
-HEADS = {"causal": 12, "causal small": 8}
+HEADS = {"causal": 12, "causal small": 8, "causal large": 16}
 
 
 @dataclass(frozen=True)
 class Setting(harness.Setting):
     """With the shapes, prompt lengths and rows of this benchmark."""
 
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        return (20, 60) if self.quick or self.tiny else LENGTHS
+    def lengths(self, shape: Shape) -> tuple[int, ...]:
+        """m; of the large shapes one alone."""
+        return (DENSE_LENGTH,) if shape in LARGE else (20, 60) if self.quick or self.tiny else LENGTHS
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
+        return FULL if self.quick or self.tiny else FULL + SMALL + LARGE
+
+    @property
+    def dense_shapes(self) -> tuple[Shape, ...]:
         return FULL if self.quick or self.tiny else FULL + SMALL
 
     def backbone(self, shape: Shape) -> Backbone:
@@ -187,7 +194,7 @@ def outcome(loss: Tensor, module: PromptModule) -> Outcome:
 def dense(setting: Setting) -> list[Row]:
     """Seconds and memory of a step, ours against the dense form, on equal losses and gradients."""
     made = []
-    for shape in setting.shapes:
+    for shape in setting.dense_shapes:
         case = f"dense {shape}"
         pair: tuple[Who, Who] = ("ours", "dense")
         if setting.wants(case):
@@ -202,20 +209,19 @@ def against_prompt_tuning(setting: Setting) -> list[Row]:
     """Seconds and memory of a step over m, DePT against Prompt Tuning with the budget's 100 tokens."""
     made = []
     for shape in setting.shapes:
-        wanted = {m: f"prompt tuning {shape} m={m}" for m in setting.lengths}
+        wanted = {m: f"prompt tuning {shape} m={m}" for m in setting.lengths(shape)}
         timed = [m for m, case in wanted.items() if setting.wants(case)]
         steps: dict[int | str, Callable[[], Outcome]] = {
             m: make_step(setting, shape, "ours", m) for m in timed
         }
         if steps:
             steps["peer"] = make_step(setting, shape, "prompt tuning", BUDGET)
-        seconds = harness.interleaved(steps, setting.repetitions)
+        seconds = harness.interleaved(steps, 3 if shape in LARGE else setting.repetitions)
         for m in timed:
             extra = {"m": m, "r": len(dept_module(setting.backbone(shape), m).offset_b)}
             made.append(harness.row_of_times(wanted[m], seconds[m], seconds["peer"], **extra))
-        if shape in FULL:
-            for m, case in wanted.items():
-                made += memory(setting, f"{case} memory", shape, ("ours", "prompt tuning"), m)
+        for m, case in wanted.items():
+            made += memory(setting, f"{case} memory", shape, ("ours", "prompt tuning"), m)
     return made
 
 
