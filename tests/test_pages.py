@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from softprompt import VPT, fit
 from softprompt.cli._image_page import image_page
 from softprompt.image_inspection import inspect_images
+from softprompt.protocols.ensembling import RULES
+from softprompt.studies import StudyFolder, plan
+from softprompt.studies.ensembles import make_ensembles
+from softprompt.studies.report import write_report
 from tests.browser import CHROMIUM, Browser, browser
 from tests.cli.runs import as_json, softprompt
+from tests.studies.made_up import ended, made_up
 from tests.studies.small import write_study
 from tests.tiny_vision import ROWS, TASK, vision_backbone
 
@@ -52,14 +58,51 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     as_json("inspect", prompt, "--html", words)
     tuned = fit(vision_backbone(), TASK, VPT(length=3), list(ROWS[:12]), steps=2, progress=False)
     images.write_text(image_page(inspect_images(tuned, list(ROWS[:2]), top=3), 3), encoding="utf-8")
-    return {"report": out / "report" / "index.html", "words": words, "images": images}
+    everything = place / "everything"
+    write_report(everything_at_once(everything), everything / "report")
+    return {
+        "report": out / "report" / "index.html",
+        "everything": everything / "report" / "index.html",
+        "words": words,
+        "images": images,
+    }
+
+
+def everything_at_once(folder: Path) -> StudyFolder:
+    """A study of every kind of run there is, with results that were made up."""
+    labels = ["red", "blue", "green", "grey"]
+    head = {"name": "image-classification", "labels": labels}
+    texts = {"name": "image-text-classification", "labels": labels, "template": "a picture of a {}."}
+    kinds = {
+        "two tasks": {"task": head, "class_tasks": 2, "method": "linear-probe"},
+        "two halves": {"task": texts, "base_to_new": True, "method": {"name": "coop", "length": 2}},
+        "hotels and products": {"domains": {"hotels": "hotels.csv", "products": "products.csv"}},
+    }
+
+    def facts(run: Any) -> dict[str, Any]:
+        kind, score = run.cell["kind"], 0.6 + 0.1 * (run.cell["method"] == "long") + 0.01 * run.seed
+        if kind == "hotels and products":
+            return ended(run, score)
+        task = {"accuracy_matrix": [[1.0], [0.2, 0.99]], "final_average": score, "incremental_average": 0.8}
+        task |= {"learning_accuracy": 0.9, "forgetting": 0.8, "backward_transfer": -0.8}
+        halves = {"base": 0.9, "new": 0.5, "harmonic_mean": score}
+        main = "accuracy" if kind == "two tasks" else "harmonic_mean"
+        metrics = {main: score, **(task if kind == "two tasks" else halves)}
+        return ended(run, score) | {"main_metric": main, "metrics": {"test": metrics}, "evaluations": []}
+
+    methods = {"short": {}, "long": {"recipe.steps": 8}}
+    axes = {"method": methods, "kind": kinds, "recipe.weight_decay": [0.0, 0.1]}
+    found = made_up(folder, facts, title="Everything", axes=axes, seeds=[0, 1, 2], ensembles=True)
+    judged = {"metric": "accuracy", **dict.fromkeys(RULES, 0.7), "mean": 0.65, "best": 0.7}
+    make_ensembles(plan(found.study(), found.outcome), found, lambda runs: judged, print)
+    return found
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 390], ids=["desk", "phone"])
-@pytest.mark.parametrize("name", ["report", "words", "images"])
+@pytest.mark.parametrize("name", ["report", "everything", "words", "images"])
 def test_a_page_fits_its_window_and_can_be_read(
-    tab: Browser, pages: dict[str, Path], name: str, width: int, dark: bool
+    tab: Browser, pages: dict[str, Path], tmp_path: Path, name: str, width: int, dark: bool
 ) -> None:
     tab.open(pages[name], width=width, dark=dark)
     assert tab.complaints == []
@@ -76,15 +119,59 @@ def test_a_page_fits_its_window_and_can_be_read(
     # What is said of a table or a picture is never cut off at the window's edge.
     edges = "[...document.querySelectorAll('p, dd, figcaption, h1, h2')].map(e => e.getBoundingClientRect().right)"
     assert max(tab.value(edges)) <= width
+    tab.screenshot(tmp_path / f"{name}-{width}-{'dark' if dark else 'light'}.png")  # to be looked at
+    for text, colour, papers in tab.value(_COLOURS):
+        assert contrast(colour, *papers) >= 4.5, (text, colour, papers)  # AA, on whatever each text stands
 
 
-def luminance(colour: str) -> float:
-    """Relative luminance of "rgb(26, 26, 26)", between 0 and 1."""
-    parts = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+def test_the_page_with_everything_has_everything(pages: dict[str, Path]) -> None:
+    text = pages["everything"].read_text(encoding="utf-8")
+    for title in (
+        "Scores",
+        "Paired comparison",
+        "Costs",
+        "Score by weight_decay",
+        "Score by method",
+        "Learning curves",
+        "Accuracy after each task",
+        "Confusion matrices",
+        "Base and new classes",
+        "Ensembles of seeds",
+        "Classes in tasks",
+        "Accuracy matrices",
+    ):
+        assert f"<h2>{title}</h2>" in text, title
+
+
+_COLOURS = """
+[...new Set([...document.querySelectorAll('td, th, p, dd, dt, li, caption, figcaption, summary, pre, h1, h2')].map(e => {
+  const papers = [];
+  for (let around = e; around; around = around.parentElement) papers.unshift(getComputedStyle(around).backgroundColor);
+  return JSON.stringify([e.textContent.slice(0, 20), getComputedStyle(e).color, papers]);
+}))].map(JSON.parse)
+"""
+"""Of every text in the page its beginning, its colour, and what it stands on, from below."""
+
+
+def channels(colour: str) -> list[float]:
+    """Red, green, blue between 0 and 255 and alpha of "rgb(26, 26, 26)" or "rgba(26, 26, 26, 0.5)"."""
+    parts = [float(part) for part in colour.partition("(")[2].removesuffix(")").split(",")]
+    return parts if len(parts) == 4 else [*parts, 1.0]
+
+
+def luminance(*papers: str) -> float:
+    """Relative luminance between 0 and 1 of colours that lie on each other, the lowest first."""
+    shown = [255.0] * 3
+    for paper in papers:
+        *parts, alpha = channels(paper)
+        shown = [alpha * part + (1 - alpha) * under for part, under in zip(parts, shown, strict=True)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+        for part in (c / 255 for c in shown)
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def contrast(first: str, second: str) -> float:
-    bright, dim = sorted((luminance(first), luminance(second)), reverse=True)
+def contrast(ink: str, *papers: str) -> float:
+    bright, dim = sorted((luminance(ink), luminance(*papers)), reverse=True)
     return (bright + 0.05) / (dim + 0.05)

@@ -38,6 +38,7 @@ def environment(backbone: Backbone) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
         "backbone": backbone.name,
+        "backbone_parameters": sum(p.numel() for p in backbone.model.parameters()),
         "precision": str(backbone.dtype).removeprefix("torch."),
         "versions": store.library_versions(),
         "date": datetime.now(UTC).date().isoformat(),

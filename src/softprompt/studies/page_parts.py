@@ -6,14 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from softprompt.studies.figures import Plot
+from softprompt.studies.drawing import Plot
 from softprompt.studies.tables import Table
 
 STYLE = """
 :root { color-scheme: light dark;
-  --ink: #1a1a1a; --page: #ffffff; --line: #cccccc; --soft: #555555; --heat: 11 92 173; --note: #fff4d6; }
+  --ink: #1a1a1a; --page: #ffffff; --line: #cccccc; --soft: #555555; --heat: 11 92 173; --most: .6; --note: #fff4d6; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8e8; --page: #16181b; --line: #44484d; --soft: #b0b0b0; --heat: 127 192 255; --note: #3a3117; }
+  :root { --ink: #e8e8e8; --page: #16181b; --line: #44484d; --soft: #b0b0b0; --heat: 127 192 255; --most: .4;
+          --note: #3a3117; }
 }
 body { margin: 2rem auto; max-width: 70rem; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif;
        color: var(--ink); background: var(--page); }
@@ -26,10 +27,11 @@ th, td { border-bottom: 1px solid var(--line); padding: .35rem .7rem; text-align
 th[scope=row] { white-space: normal; min-width: min(14rem, 30vw); overflow-wrap: break-word; }
 th:first-child, .text { text-align: left; }
 tr.best { font-weight: 600; }
+td[style] { background: rgb(var(--heat) / calc(var(--most) * var(--share))); }
 figure { margin: 1rem 0; } figure svg { width: 100%; min-width: 30rem; max-width: 52rem; }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem; overflow-wrap: anywhere; }
 @media (min-width: 50rem) { dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.5rem; } dd { margin: 0; } }
-.note { background: var(--note); padding: .5rem 1rem; border-radius: .3rem; }
+.note { background: var(--note); padding: .5rem 1rem; border-radius: .3rem; overflow-wrap: anywhere; }
 pre { overflow-x: auto; font-size: .85rem; }
 summary { cursor: pointer; overflow-wrap: anywhere; } details { margin: .4rem 0; }
 """
@@ -68,10 +70,7 @@ def heat_map(columns: Sequence[str], rows: Mapping[str, Sequence[tuple[str, floa
     heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = ""
     for row, found in rows.items():
-        cells = "".join(
-            f'<td style="background: rgb(var(--heat) / {0.6 * heat:.2f})">{escape(text)}</td>'
-            for text, heat in found
-        )
+        cells = "".join(f'<td style="--share: {heat:.2f}">{escape(text)}</td>' for text, heat in found)
         body += (
             f'<tr><th scope="row">{escape(row)}</th>{cells}{"<td></td>" * (len(columns) - len(found))}</tr>'
         )

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from softprompt.files import write_text
-from softprompt.studies.comparisons import comparisons
 from softprompt.studies.doubts import doubts
-from softprompt.studies.figures import Plot, plots
+from softprompt.studies.drawing import Plot
+from softprompt.studies.figures import plots
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.page_parts import STYLE, heat_map, picture, table
 from softprompt.studies.results import (
     StudyResults,
     TimeSpent,
     accuracy_matrix,
-    chosen_rows,
     confusion,
     read_results,
 )
@@ -25,10 +25,12 @@ from softprompt.studies.tables import (
     as_csv,
     as_latex,
     as_markdown,
+    choice_table,
+    comparison_table,
+    confusion_table,
     cost_table,
     ensemble_table,
     half_table,
-    in_words,
     run_table,
     score_table,
     task_table,
@@ -36,18 +38,25 @@ from softprompt.studies.tables import (
 
 
 def write_report(folder: StudyFolder, output: Path) -> list[Path]:
-    """Write index.html, scores.csv, .md and .tex, costs.*, tasks.* of classes that came in tasks, halves.* of base and new
-    classes, ensembles.*, runs.csv and each plot as .svg and .png into `output`.
+    """Write index.html, runs.csv, confusions.csv, each plot as .svg and .png and each table as .csv, .md and .tex.
 
-    Returns what was written, the page first. Raises what `read_results` does, and OSError.
+    Tables are scores, comparisons (the paired test), costs (means), costs-median, choices (settings on validation), tasks
+    (classes that came in tasks), halves (base and new classes) and ensembles: those that the study has something for.
+    Returns what was written into `output`, the page first. Raises what `read_results` does, and OSError.
     """
     results = read_results(folder)
     output.mkdir(parents=True, exist_ok=True)
     pictures = plots(results)
     files = {"index.html": page(results, pictures), "runs.csv": as_csv(run_table(results))}
+    confusions = confusion_table(results)
+    if confusions[1]:
+        files["confusions.csv"] = as_csv(confusions)
     tables = {
         "scores": score_table(results),
+        "comparisons": comparison_table(results),
         "costs": cost_table(results),
+        "costs-median": cost_table(results, statistics.median),
+        "choices": choice_table(results),
         "tasks": task_table(results),
         "halves": half_table(results),
         "ensembles": ensemble_table(results),
@@ -76,7 +85,7 @@ def page(results: StudyResults, pictures: Sequence[Plot]) -> str:
         _doubts(results),
         _scores(results),
         _comparisons(results),
-        "<h2>Costs</h2>" + table(cost_table(results), "Costs", "Means over a line's runs."),
+        _costs(results),
         *(picture(plot) for plot in pictures),
         _confusions(results),
         _halves(results),
@@ -111,7 +120,10 @@ def _facts(results: StudyResults) -> str:
         return ", ".join(sorted({str(environment.get(name)) for environment in made}))
 
     seeds = sorted({result.run.seed for result in results.finals})
-    versions = made[-1]["versions"]
+    versions = {
+        name: " and ".join(sorted({str(environment["versions"].get(name)) for environment in made}))
+        for name in made[-1]["versions"]
+    }
     facts = {
         "Backbones": kinds("backbone"),
         "Runs": f"{len({r.run.id for r in results.finals})} final, {len({r.run.id for r in results.searched})} to choose "
@@ -158,45 +170,39 @@ def _scores(results: StudyResults) -> str:
 
 
 def _comparisons(results: StudyResults) -> str:
-    found = comparisons(results)
-    if not found:
+    found = comparison_table(results)
+    if not found[1]:
         return ""
-    heads = ["first less second", "metric", "difference", "pairs", "p", "p, Holm"]
-    rows = [
-        [
-            f"{c.first} − {c.second}",
-            c.metric,
-            in_words(c.difference, "+"),
-            str(c.difference.count),
-            f"{c.p:.3g}",
-            f"{c.holm:.3g}",
-        ]
-        for c in found
-    ]
-    smallest = min(c.difference.count for c in found)
+    smallest = min(int(row[3]) for row in found[1])
     note = (
         "A pair is a seed on one task and its training rows; other conditions and data sets are averaged within it. Mean "
         "difference ± standard deviation [95 % interval by Student's t] (pairs), and the two-sided p of an exact sign-flip "
         "permutation test, alone and corrected for the number of "
         f"comparisons after Holm. With {smallest} pairs no p can be below {2 / 2**smallest:.3g}."
     )
-    return "<h2>Paired comparison</h2>" + table((heads, rows), "Paired comparison", note)
+    return "<h2>Paired comparison</h2>" + table(found, "Paired comparison", note)
+
+
+def _costs(results: StudyResults) -> str:
+    note = (
+        "Means over a line's runs, then medians, which one run on a busy machine does not move. Peak memory is how far the "
+        "process rose above where it stood before the run, with its backbone loaded; that of the process is all that it held."
+    )
+    means, medians = cost_table(results), cost_table(results, statistics.median)
+    return f"<h2>Costs</h2>{table(means, 'Costs, means', note)}{table(medians, 'Costs, medians', 'Medians:')}"
 
 
 def _confusions(results: StudyResults) -> str:
     parts = []
-    data = results.data[0]
-    for line in results.lines:
-        for condition in results.conditions:
-            counts = confusion(results.of(line, condition), data)
-            if counts:
-                name = f"{line}{f', {condition}' if condition else ''}"
-                parts.append(
-                    f"<details><summary>{escape(name)}</summary>{_confusion(counts, name)}</details>"
-                )
+    for line, condition, data in itertools.product(results.lines, results.conditions, results.data):
+        if counts := confusion(results.of(line, condition), data):
+            name = ", ".join(
+                part for part in (line, condition, data if len(results.data) > 1 else "") if part
+            )
+            parts.append(f"<details><summary>{escape(name)}</summary>{_confusion(counts, name)}</details>")
     if not parts:
         return ""
-    note = f"<p>Rows of {escape(data)} summed over seeds: true labels down, given labels across.</p>"
+    note = f"<p>Rows of {escape(', '.join(results.data))} summed over seeds: true labels down, given labels across.</p>"
     return "<h2>Confusion matrices</h2>" + note + "".join(parts)
 
 
@@ -253,25 +259,10 @@ def _accuracy_matrices(results: StudyResults) -> str:
 
 
 def _chosen(results: StudyResults) -> str:
-    rows = chosen_rows(results)
-    if not rows:
-        return ""
-    heads = ["", "settings", "validation", "runs", "ended", "chosen"]
-    cells = [
-        [
-            ", ".join(part for part in (row["line"], row["condition"]) if part),
-            ", ".join(f"{key} {value}" for key, value in row["settings"].items()),
-            "" if row["validation"] is None else f"{row['validation']:.3f}",
-            str(row["runs"]),
-            row["status"],
-            "chosen" if row["chosen"] else "",
-        ]
-        for row in rows
-    ]
+    found = choice_table(results)
     note = "Every setting that was tried, by its mean validation score. The first of equals was chosen."
-    return "<h2>What was chosen on validation</h2>" + table(
-        (heads, cells), "What was chosen on validation", note
-    )
+    name = "What was chosen on validation"
+    return f"<h2>{name}</h2>{table(found, name, note)}" if found[1] else ""
 
 
 def _failed(results: StudyResults) -> str:

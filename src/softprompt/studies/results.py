@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,15 @@ COSTS = {
     "evaluation": "seconds in evaluations",
     "wall_seconds": "seconds in all",
     "cpu_seconds": "CPU seconds",
-    "host": "peak memory, MiB",
-    "device": "peak GPU memory, MiB",
+    "host": "peak memory of the process, MiB",
+    "memory": "peak memory, MiB",
+    "device": "peak GPU memory of the process, MiB",
+    "gpu_memory": "peak GPU memory, MiB",
 }
+_PEAKS = {"memory": "host", "gpu_memory": "device"}  # a run's own: from where its process stood to that peak
+
+
+Average = Callable[[Sequence[float]], float]
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,15 @@ class Result:
     def cost(self, name: str) -> float | None:
         """One of COSTS."""
         facts = self.outcome.facts
-        place = {"host": "peak_memory", "device": "peak_memory", "evaluation": "times"}.get(name)
-        value = (facts if place is None else facts.get(place, {})).get(name)
-        return None if value is None else value / 2**20 if name in ("host", "device") else float(value)
+        peaks = facts.get("peak_memory", {})
+        if name in ("host", "device"):
+            value = peaks.get(name)
+            return None if value is None else value / 2**20
+        if name in _PEAKS:
+            peak, before = peaks.get(_PEAKS[name]), peaks.get(f"{_PEAKS[name]}_before")
+            return None if peak is None or before is None else (peak - before) / 2**20
+        value = (facts.get("times", {}) if name == "evaluation" else facts).get(name)
+        return None if value is None else float(value)
 
 
 @dataclass(frozen=True)
@@ -131,10 +143,10 @@ class StudyResults:
         """The tasks' main metrics: one, unless the study has tasks of several kinds."""
         return list(dict.fromkeys(result.metric for result in self.finals))
 
-    def cost(self, line: str, name: str) -> float | None:
-        """The mean over a line's runs."""
+    def cost(self, line: str, name: str, average: Average = statistics.fmean) -> float | None:
+        """The mean over a line's runs, or another average of them."""
         found = [value for result in self.of(line) if (value := result.cost(name)) is not None]
-        return statistics.fmean(found) if found else None
+        return average(found) if found else None
 
     def time(self) -> TimeSpent:
         """Of all runs that ended and say how they spent it, those that settings were chosen by included."""
@@ -168,7 +180,7 @@ def read_results(folder: StudyFolder) -> StudyResults:
     study = folder.study()
     found = plan(study, folder.outcome)
     ended = [
-        Result(run, outcome, line_of(study, run), _condition(study, run.cell))
+        Result(run, outcome, line_of(study, run), condition_of(study, run.cell))
         for run in found.runs
         if (outcome := folder.outcome(run.id)) is not None
     ]
@@ -189,7 +201,7 @@ def read_results(folder: StudyFolder) -> StudyResults:
         len(found.runs) - len(ended) + found.later,
         judged,
         [
-            (", ".join(filter(None, (_condition(study, runs[0].cell), line_of(study, runs[0])))), facts)
+            (", ".join(filter(None, (condition_of(study, runs[0].cell), line_of(study, runs[0])))), facts)
             for runs in (members_of(found, folder) if study.ensembles else ())
             if (facts := recorded(runs, folder)) is not None
         ],
@@ -236,11 +248,12 @@ def accuracy_matrix(results: Sequence[Result], data: str) -> list[list[float]]:
     ]
 
 
-def _condition(study: Study, cell: Mapping[str, str]) -> str:
+def condition_of(study: Study, cell: Mapping[str, str], *others: str) -> str:
+    """A cell in words, without what is compared and without these other axes."""
     parts = [
         label if any(c.isalpha() for c in label) else f"{axis.split('.')[-1]} {label}"
         for axis, label in cell.items()
-        if axis != study.compare
+        if axis not in (study.compare, *others)
     ]
     return ", ".join(parts)
 

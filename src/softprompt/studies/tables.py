@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import statistics
 from collections.abc import Sequence
 
 from softprompt.protocols.base_to_new import harmonic_means
 from softprompt.protocols.ensembling import RULES
+from softprompt.studies.comparisons import comparisons
 from softprompt.studies.halves import NAMES as HALVES
-from softprompt.studies.results import COSTS, StudyResults
+from softprompt.studies.results import COSTS, Average, StudyResults, chosen_rows, confusion
 from softprompt.studies.statistics import Summary, summarize
 
 Table = tuple[list[str], list[list[str]]]
@@ -28,11 +30,53 @@ def score_table(results: StudyResults) -> Table:
     return heads, rows
 
 
-def cost_table(results: StudyResults) -> Table:
-    """What a line's runs took, on average."""
+def comparison_table(results: StudyResults) -> Table:
+    """Every pair of lines, see `comparisons`."""
+    heads = ["first less second", "metric", "difference", "pairs", "p", "p, Holm"]
+    return heads, [
+        [
+            f"{c.first} − {c.second}",
+            c.metric,
+            in_words(c.difference, "+"),
+            str(c.difference.count),
+            f"{c.p:.3g}",
+            f"{c.holm:.3g}",
+        ]
+        for c in comparisons(results)
+    ]
+
+
+def choice_table(results: StudyResults) -> Table:
+    """Every setting that was tried, by its mean validation score; no rows where nothing was chosen."""
+    return ["", "settings", "validation", "runs", "ended", "chosen"], [
+        [
+            _of(row["line"], row["condition"]),
+            ", ".join(f"{key} {value}" for key, value in row["settings"].items()),
+            "" if row["validation"] is None else f"{row['validation']:.3f}",
+            str(row["runs"]),
+            row["status"],
+            "chosen" if row["chosen"] else "",
+        ]
+        for row in chosen_rows(results)
+    ]
+
+
+def confusion_table(results: StudyResults) -> Table:
+    """How many rows of a true label were given which, over a line's seeds; a row for each pair of labels that there was."""
+    return ["line", "condition", "data", "true", "given", "rows"], [
+        [line, condition, data, gold, given, str(count)]
+        for line, condition, data in itertools.product(results.lines, results.conditions, results.data)
+        for gold, row in confusion(results.of(line, condition), data).items()
+        for given, count in row.items()
+        if count
+    ]
+
+
+def cost_table(results: StudyResults, average: Average = statistics.fmean) -> Table:
+    """What a line's runs took, on average: their mean, or statistics.median, which one run on a busy machine does not move."""
     names = [name for name in COSTS if any(results.cost(line, name) is not None for line in results.lines)]
     return ["", *(COSTS[name] for name in names)], [
-        [line, *(_number(results.cost(line, name)) for name in names)] for line in results.lines
+        [line, *(_number(results.cost(line, name, average)) for name in names)] for line in results.lines
     ]
 
 
@@ -44,8 +88,7 @@ def task_table(results: StudyResults) -> Table:
         found = [r.outcome.facts.get("metrics", {}).get(data, {}) for r in results.of(line, condition)]
         if found and all("final_average" in metrics for metrics in found):
             own = {name: [metrics[name] for metrics in found if name in metrics] for name in names}
-            what = ", ".join([*([condition] if condition else []), line])
-            rows.append([what, *(_spread(own[name]) for name in names)])
+            rows.append([_of(condition, line), *(_spread(own[name]) for name in names)])
     return ["", *(name.replace("_", " ") for name in names)], rows
 
 
@@ -57,8 +100,7 @@ def half_table(results: StudyResults) -> Table:
         if found and all("base" in metrics and "new" in metrics for metrics in found):
             own = {name: [metrics[name] for metrics in found] for name in HALVES}
             of_means = harmonic_means([(m["base"], m["new"]) for m in found])["harmonic_mean_of_means"]
-            what = ", ".join([*([condition] if condition else []), line])
-            rows.append([what, *(_spread(own[name]) for name in HALVES), f"{of_means:.3f}"])
+            rows.append([_of(condition, line), *(_spread(own[name]) for name in HALVES), f"{of_means:.3f}"])
     return ["", "base", "new", "mean of H", "H of means"], rows
 
 
@@ -156,6 +198,10 @@ def _head(results: StudyResults, condition: str, data: str) -> str:
 def _cell(results: StudyResults, line: str, condition: str, data: str) -> str:
     scores = list(results.scores(line, condition, data).values())
     return in_words(summarize(scores)) if scores else ""
+
+
+def _of(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
 
 
 def _spread(values: Sequence[float]) -> str:

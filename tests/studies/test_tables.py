@@ -1,0 +1,79 @@
+"""Tables of a report, as files that can be copied without a script."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from softprompt.studies.report import write_report
+from softprompt.studies.results import read_results
+from softprompt.studies.statistics import summarize
+from softprompt.studies.tables import in_words
+from tests.studies.made_up import ended, made_up
+
+AXES = {"method": {"short": {}, "long": {"method.length": 3}}}
+
+
+def written(folder: Any, name: str) -> list[dict[str, str]]:
+    place = folder.path / "report"
+    write_report(folder, place)
+    return list(csv.DictReader((place / name).read_text(encoding="utf-8").splitlines()))
+
+
+def test_costs_are_there_as_means_and_as_medians(tmp_path: Path) -> None:
+    seconds = {0: 2.0, 1: 3.0, 2: 10.0}  # one run had the machine to share
+    folder = made_up(
+        tmp_path, lambda run: ended(run, 0.5, cpu_seconds=seconds[run.seed]), axes=AXES, seeds=[0, 1, 2]
+    )
+    assert [row["CPU seconds"] for row in written(folder, "costs.csv")] == ["5", "5"]
+    [row, _] = written(folder, "costs-median.csv")
+    assert (row[""], row["CPU seconds"], row["peak memory, MiB"]) == ("short", "3", "100")
+    assert "| CPU seconds |" in (folder.path / "report" / "costs-median.md").read_text()
+    results = read_results(folder)
+    assert results.time().total == 6 * 4.0
+
+
+def test_the_paired_test_is_a_file_too(tmp_path: Path) -> None:
+    def facts(run: Any) -> dict[str, Any]:
+        gain = 0.1 + 0.01 * run.seed if run.cell["method"] == "short" else 0.0
+        return ended(run, 0.5 + gain)
+
+    folder = made_up(tmp_path, facts, axes=AXES, seeds=[0, 1, 2])
+    [row] = written(folder, "comparisons.csv")
+    assert row["first less second"] == "short − long"
+    assert row["difference"] == in_words(summarize([0.1 + 0.01 * seed for seed in (0, 1, 2)]), "+")
+    assert (row["pairs"], row["p"]) == ("3", "0.25")
+    assert {"comparisons.md", "comparisons.tex"} <= {path.name for path in (folder.path / "report").iterdir()}
+
+
+def test_what_was_chosen_is_a_file_too(tmp_path: Path) -> None:
+    def facts(run: Any) -> dict[str, Any]:
+        return ended(run, {0.01: 0.4, 0.1: 0.7}[run.chosen["recipe.learning_rate"]])
+
+    folder = made_up(
+        tmp_path,
+        facts,
+        data={"train": "train.csv", "validation": "validation.csv", "test": "test.csv"},
+        select={"recipe.learning_rate": [0.01, 0.1]},
+    )
+    rows = written(folder, "choices.csv")
+    assert [(row["settings"], row["validation"], row["chosen"]) for row in rows] == [
+        ("recipe.learning_rate 0.01", "0.400", ""),
+        ("recipe.learning_rate 0.1", "0.700", "chosen"),
+    ]
+
+
+def test_confusions_of_every_data_set_are_a_file_and_on_the_page(tmp_path: Path) -> None:
+    folder = made_up(
+        tmp_path, lambda run: ended(run, 0.5), axes=AXES, seeds=[0, 1], domains={"hotels": "hotels.csv"}
+    )
+    rows = written(folder, "confusions.csv")
+    assert [row["rows"] for row in rows if row["line"] == "long" and row["data"] == "hotels"] == [
+        "14",
+        "6",
+        "20",
+    ]
+    page = (folder.path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "<summary>long, hotels</summary>" in page
+    assert "<summary>long, test</summary>" in page
