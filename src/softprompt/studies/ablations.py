@@ -120,13 +120,12 @@ def _by_name(axis: str, name: str, labels: Sequence[str], panels: Sequence[_Pane
     names = list(dict.fromkeys(curve for panel in panels for curve in panel.series))
 
     def draw(ink: str) -> Figure:
-        step = 0.8 / len(names)
-        height = 1 + len(labels) * max(0.3, 0.16 * len(names))
+        height = 1 + len(labels) * max(0.3, 0.16 * max(len(panel.series) for panel in panels))
         figure, all_axes = panels_of(len(panels), ink, columns=1, height=height)
         for axes, panel in zip(all_axes, panels, strict=True):
-            for curve, found in panel.series.items():
-                i = names.index(curve)
-                colour, mark = style(i)
+            step = 0.8 / len(panel.series)
+            for i, (curve, found) in enumerate(panel.series.items()):
+                colour, mark = style(names.index(curve))
                 axes.errorbar(
                     [summary.mean for summary in found.values()],
                     [labels.index(label) + (i + 0.5) * step - 0.4 for label in found],
@@ -140,7 +139,6 @@ def _by_name(axis: str, name: str, labels: Sequence[str], panels: Sequence[_Pane
             axes.set_yticks(range(len(labels)), [plain(_short(label)) for label in labels])
             axes.set_ylim(len(labels) - 0.5, -0.5)  # in the order of the tables, from above
             axes.grid(axis="y", color=ink, alpha=0.15)
-            axes.set_title(plain(panel.title), color=ink, fontsize=10)
             axes.set_xlabel(plain(panel.metric))
         legend(figure, all_axes, ink)
         return figure

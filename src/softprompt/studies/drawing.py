@@ -57,7 +57,7 @@ class Plot:
         return stream.getvalue()
 
 
-def panels_of(count: int, ink: str, *, columns: int = 3, height: float = 3.6) -> tuple[Figure, list[Any]]:
+def panels_of(count: int, ink: str, *, columns: int = 2, height: float = 3.6) -> tuple[Figure, list[Any]]:
     """A figure with so many panels in rows of up to `columns`, each of this height in inches."""
     columns = min(count, columns)
     rows = -(-count // columns)
@@ -86,7 +86,7 @@ def legend(figure: Figure, panels: Sequence[Any], ink: str) -> None:
     }
     if len(shown) < 2:
         return
-    columns = 1 if max(map(len, shown)) > 40 else 2 if figure.get_figwidth() < 8 else 3
+    columns = 1 if max(map(len, shown)) > 40 else 2
     figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(shown) // columns))
     figure.legend(
         list(shown.values()),

@@ -160,8 +160,8 @@ def _doubts(results: StudyResults) -> str:
 def _scores(results: StudyResults) -> str:
     means = {line: mean for line in results.lines if (mean := results.mean(line)) is not None}
     best = max(means, key=means.__getitem__, default="")
-    chosen = "Settings were chosen on validation rows; " if results.searched else ""
-    read = "test rows were read once for each final run. " if results.data != ["validation"] else ""
+    chosen = "Settings were chosen on validation rows. " if results.searched else ""
+    read = "Test rows were read once for each final run. " if results.data != ["validation"] else ""
     note = (
         "Mean over seeds ± sample standard deviation [95 % interval of the mean by Student's t] (number of seeds). "
         f"{chosen}{read}The line with the best mean is in bold; whether it is better, the paired test says."

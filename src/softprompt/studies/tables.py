@@ -21,7 +21,11 @@ Table = tuple[list[str], list[list[str]]]
 
 def score_table(results: StudyResults) -> Table:
     """A line for each thing compared, a column for each condition and data set: mean ± std [95 % interval] (seeds)."""
-    columns = list(itertools.product(results.conditions, results.data))
+    columns = [
+        (condition, data)
+        for condition, data in itertools.product(results.conditions, results.data)
+        if any(results.scores(line, condition, data) for line in results.lines)
+    ]
     heads = ["", *(_head(results, condition, data) for condition, data in columns)]
     rows = [[line, *(_cell(results, line, c, d) for c, d in columns)] for line in results.lines]
     majority = [results.majority(condition, data) for condition, data in columns]
