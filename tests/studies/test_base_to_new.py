@@ -102,6 +102,14 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: p
         read_results(folder).finals[0].outcome.facts for folder in (StudyFolder(tmp_path / "whole"), killed)
     ]
     assert both[0]["metrics"] == both[1]["metrics"]
+    [run_id] = [path.name for path in (tmp_path / "whole" / "runs").iterdir()]
+    losses = [
+        [r["loss"] for r in StudyFolder(tmp_path / name).history(run_id)] for name in ("whole", "killed")
+    ]
+    assert len(losses[0]) == 3
+    assert losses[0] == losses[1]
+    assert 0 < both[0]["times"]["steps"] == pytest.approx(both[0]["seconds"])
+    assert both[0]["times"]["evaluation"] > 0
     assert not list((tmp_path / "killed").rglob("checkpoint"))
 
 

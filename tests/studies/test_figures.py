@@ -73,9 +73,7 @@ def test_backbones_stand_where_their_size_is(tmp_path: Path) -> None:
     sizes = {"large": 10**8, "small": 10**6}
 
     def facts(run: Any) -> Any:
-        found = ended(run, 0.5)
-        size = sizes[run.cell["backbone"]]
-        return found | {"environment": found["environment"] | {"backbone_parameters": size}}
+        return ended(run, 0.5, backbone_parameters=sizes[run.cell["backbone"]])
 
     axes = {"method": {"prompts": {}}, "backbone": list(sizes)}
     folder = made_up(tmp_path, facts, axes=axes)

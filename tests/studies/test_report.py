@@ -200,12 +200,19 @@ def test_classes_that_come_in_tasks_leave_a_matrix_of_accuracies(tmp_path: Path)
         assert result.score("test") == statistics.fmean(test["accuracy_matrix"][-1])
         assert sorted(label for task in test["tasks"] for label in task) == ["awful", "bad", "good", "great"]
         orders.add((result.run.seed, str(test["tasks"])))
-        assert result.outcome.facts["steps_made"] == 2 * 4
+        facts = result.outcome.facts
+        assert facts["steps_made"] == 2 * 4
+        assert facts["times"]["steps"] == pytest.approx(facts["seconds"])
+        assert 0 < facts["times"]["evaluation"] < facts["wall_seconds"]
+        history = StudyFolder(tmp_path / "out").history(result.run.id)
+        assert [(record["task"], record["step"]) for record in history] == [(i // 4, i + 1) for i in range(8)]
         assert not (StudyFolder(tmp_path / "out").run(result.run.id) / "checkpoint").exists()
     assert len(orders) == 2  # one for each seed, whatever the method
     as_json("report", tmp_path / "out")
     page = Page((tmp_path / "out" / "report" / "index.html").read_text())
     assert "Accuracy matrices" in page.text
+    assert re.search(r"\d+ s in training steps", page.text)
+    assert (tmp_path / "out" / "report" / "training-loss.png").exists()
     found = [table for table in page.tables if table[0] == ["", "task 1", "task 2"]]
     assert len(found) == 2  # a line each, over both seeds
     first = results.of(results.lines[0])

@@ -7,7 +7,8 @@ accuracy are each measured among the classes of that half, and H = 2 base new / 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from softprompt.protocols.few_shot import SEEDS
 from softprompt.recipe import Recipe
 from softprompt.tasks import ImageTextClassification
 from softprompt.tasks.base import Row
+from softprompt.tuned import TunedPrompt
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class BaseToNew:
 
     base_labels, new_labels  the classes
     records  per seed: method, seed, shots, base, new, harmonic_mean, zero_shot_base, zero_shot_new, zero_shot_harmonic_mean,
-             learning_rate, trained_parameters, seconds
+             learning_rate, trained_parameters, seconds (of training), test_seconds
     """
 
     base_labels: tuple[str, ...]
@@ -107,6 +109,7 @@ def base_to_new_runs(
     file: str | Path | None = None,
     folder: str | Path | None = None,
     progress: bool | Progress = False,
+    keep: Callable[[int, TunedPrompt], object] | None = None,
 ) -> BaseToNew:
     """Train on rows of the base classes per seed, and read the test rows of both halves once.
 
@@ -117,6 +120,7 @@ def base_to_new_runs(
     file    JSON file of finished runs, which are not run again
     folder  checkpoints of the runs go there, a folder for each seed, so that a run that was killed goes on
     progress  as in `fit`, of each run
+    keep    given the seed and the prompt of each run that is made, say to save it
 
     Raises ValueError for a task that does not compare images with texts, fewer than four labels, no seeds, and a half
     without rows; and what `fit` raises, as for class-specific contexts, which cannot serve new classes.
@@ -161,6 +165,9 @@ def base_to_new_runs(
             folder=None if folder is None else Path(folder) / str(seed),
             progress=progress,
         )
+        if keep is not None:
+            keep(seed, tuned)
+        began = time.perf_counter()
         found = {
             "base": tuned.evaluate(tested["base"])["accuracy"],
             "new": replace(tuned, task=tasks["new"]).evaluate(tested["new"])["accuracy"],
@@ -179,6 +186,7 @@ def base_to_new_runs(
             **{f"zero_shot_{half}": accuracy for half, accuracy in plain.items()},
             "zero_shot_harmonic_mean": harmonic_mean(**plain),
             **how,
+            "test_seconds": time.perf_counter() - began,
         }
 
     records = []

@@ -6,6 +6,7 @@ which task an image belongs to. Any method will do: its state goes on from task 
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -44,8 +45,9 @@ class ClassIncremental:
     tasks     the labels of each task, in the order of learning
     accuracy  row t: the accuracy on the test rows of each of the tasks 0 to t, after task t
     rows      test rows of each task
-    stages    a record per task: task, rows, rehearsed (how many of these), correct (of each task so far), seconds,
-              trained_parameters; of a pool of prompts also chosen (how often each was, while the task was learned)
+    stages    a record per task: task, rows, rehearsed (how many of these), correct (of each task so far), seconds (of
+              training), test_seconds, trained_parameters, history (a record per optimizer step); of a pool of prompts also
+              chosen (how often each was, while the task was learned)
     prompt    after the last task
     """
 
@@ -165,14 +167,18 @@ def class_incremental_run(
             )
         prompt, state = replace(tuned, task=replace(task, loss_labels=None)), tuned.state()
         tests = [[test_rows[i] for i in earlier.test] for earlier in stages[: t + 1]]
+        began = time.perf_counter()
+        correct = _correct(prompt, backbone, task, tests, None if answers == "all" else seen, cache)
         records.append(
             {
                 "task": t,
                 "rows": len(stage.train),
                 "rehearsed": stage.rehearsed,
-                "correct": _correct(prompt, backbone, task, tests, None if answers == "all" else seen, cache),
+                "correct": correct,
                 "seconds": tuned.recipe.get("seconds"),
+                "test_seconds": time.perf_counter() - began,
                 "trained_parameters": tuned.recipe["trained_parameters"],
+                "history": list(tuned.history),
             }
             | {name: tally.tolist() for name, tally in tuned.module.tallies().items()}
         )

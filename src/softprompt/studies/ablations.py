@@ -73,7 +73,7 @@ def _numbers(results: StudyResults, axis: str) -> tuple[Mapping[str, float] | No
         sizes = {
             r.run.cell[axis]: float(size)
             for r in results.finals
-            if axis in r.run.cell and (size := r.outcome.facts["environment"].get("backbone_parameters"))
+            if axis in r.run.cell and (size := r.outcome.facts.get("backbone_parameters"))
         }
         if sizes.keys() >= options.keys() and len(set(sizes.values())) > 1:
             return sizes, "parameters of the backbone"

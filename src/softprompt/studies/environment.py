@@ -38,22 +38,28 @@ def environment(backbone: Backbone) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
         "backbone": backbone.name,
-        "backbone_parameters": sum(p.numel() for p in backbone.model.parameters()),
         "precision": str(backbone.dtype).removeprefix("torch."),
         "versions": store.library_versions(),
         "date": datetime.now(UTC).date().isoformat(),
     }
 
 
-def reset_peak(device: torch.device) -> None:
-    """Let the highest use of memory start anew, at what is in use now."""
+def reset_peak(device: torch.device) -> dict[str, int]:
+    """Let the highest use of memory start anew, at what is in use now: bytes, as host_before and device_before.
+
+    Without host_before where the system keeps the peak of the whole process, over which a run may not rise.
+    """
+    before = {}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        before["device_before"] = torch.cuda.memory_allocated(device)
     with contextlib.suppress(OSError, AttributeError):
         # glibc: freed memory that it still holds, of an earlier run, would be taken again unseen.
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+        before["host_before"] = _host_peak()
+    return before
 
 
 def _host_peak() -> int:

@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -15,6 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from softprompt.studies.ablations import ablations
 from softprompt.studies.drawing import Plot, legend, panels_of, plain, style
 from softprompt.studies.results import COSTS, Result, StudyResults, accuracy_matrix, pareto_front
+
+Curves = Mapping[tuple[str, str, str], Sequence[tuple[int, float]]]
+"""Line, condition and, where there are several, data set -> points from left to right."""
 
 _TRADED = {  # what scores are held against, and the name of the picture
     "trained_parameters": "trained-parameters",
@@ -26,8 +29,9 @@ _TRADED = {  # what scores are held against, and the name of the picture
 
 def plots(results: StudyResults) -> list[Plot]:
     """Those that the study has something for."""
-    found = [*ablations(results), *(_trade_off(results, name) for name in _TRADED)]
-    return [plot for plot in (*found, _curves(results), _after_each_task(results)) if plot is not None]
+    found: list[Plot | None] = [*ablations(results), *(_trade_off(results, name) for name in _TRADED)]
+    found += [_curves(results), _losses(results), _after_each_task(results)]
+    return [plot for plot in found if plot is not None]
 
 
 def _trade_off(results: StudyResults, name: str) -> Plot | None:
@@ -83,71 +87,107 @@ def _curves(results: StudyResults) -> Plot | None:
                 by_step[entry["step"]].append(entry["value"])
         return [(step, statistics.fmean(values)) for step, values in sorted(by_step.items())]
 
-    curves = {
-        (line, condition): points
-        for condition, line in itertools.product(results.conditions, results.lines)
-        if (points := curve(results.of(line, condition)))
-    }
-    conditions = list(dict.fromkeys(condition for _, condition in curves))
-    if not curves:
-        return None
+    def draw(axes: Any, condition: str, ink: str) -> None:
+        if (majority := results.majority(condition, "validation")) is not None:
+            axes.axhline(majority, color=ink, linestyle=":", linewidth=0.8, label="commonest label")
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel(f"validation {results.metric(condition)}")
 
-    def draw(ink: str) -> Figure:
-        figure, panels = panels_of(len(conditions), ink)
-        for axes, condition in zip(panels, conditions, strict=True):
-            _lines(results, axes, {line: points for (line, c), points in curves.items() if c == condition})
-            if (majority := results.majority(condition, "validation")) is not None:
-                axes.axhline(majority, color=ink, linestyle=":", linewidth=0.8, label="commonest label")
-            axes.set_title(plain(condition), color=ink, fontsize=10)
-            axes.set_xlabel("optimizer step")
-            axes.set_ylabel(f"validation {results.metric(condition)}")
-        legend(figure, panels, ink)
-        return figure
-
-    ends = "; ".join(
-        f"{line}{f' on {condition}' if condition else ''} ends at {points[-1][1]:.3f}"
-        for (line, condition), points in curves.items()
+    return _over_time(
+        results,
+        "learning-curves",
+        "Learning curves",
+        "Validation score by step, mean over seeds",
+        {
+            (line, condition, ""): points
+            for condition, line in itertools.product(results.conditions, results.lines)
+            if (points := curve(results.of(line, condition)))
+        },
+        draw,
     )
-    return Plot(
-        "learning-curves", "Learning curves", f"Validation score by step, mean over seeds: {ends}.", draw
+
+
+def _losses(results: StudyResults) -> Plot | None:
+    """Of runs without evaluations on the way, as where classes come in tasks or are named: nothing else tells how they went."""
+
+    def curve(found: Sequence[Result]) -> list[tuple[int, float]]:
+        steps = min((len(result.losses) for result in found), default=0)
+        size = max(1, steps // 40)  # single batches are noise
+        return [
+            (end, statistics.fmean(loss for r in found for loss in r.losses[end - size : end]))
+            for end in range(size, steps + 1, size)
+        ]
+
+    def draw(axes: Any, condition: str, ink: str) -> None:
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("training loss")
+
+    return _over_time(
+        results,
+        "training-loss",
+        "Training loss",
+        "Loss on the batches before each step, mean over seeds and up to a fortieth of the steps",
+        {
+            (line, condition, ""): points
+            for condition, line in itertools.product(results.conditions, results.lines)
+            if (points := curve(results.of(line, condition)))
+        },
+        draw,
     )
 
 
 def _after_each_task(results: StudyResults) -> Plot | None:
     """Classes that come in tasks: how the accuracy falls with their number."""
-    curves = {
-        (line, condition, data): [(t + 1, statistics.fmean(row)) for t, row in enumerate(matrix)]
-        for condition, data, line in itertools.product(results.conditions, results.data, results.lines)
-        if (matrix := accuracy_matrix(results.of(line, condition), data))
-    }
-    shown = list(dict.fromkeys((condition, data) for _, condition, data in curves))
-    if not any(len(points) > 1 for points in curves.values()):
+
+    def draw(axes: Any, condition: str, ink: str) -> None:
+        axes.set_xlabel("tasks learned")
+        axes.set_ylabel("mean accuracy on them")
+
+    return _over_time(
+        results,
+        "after-each-task",
+        "Accuracy after each task",
+        "Mean accuracy on the tasks learned so far, after each of them, mean over seeds",
+        {
+            (line, condition, data if len(results.data) > 1 else ""): [
+                (t + 1, statistics.fmean(row)) for t, row in enumerate(matrix)
+            ]
+            for condition, data, line in itertools.product(results.conditions, results.data, results.lines)
+            if len(matrix := accuracy_matrix(results.of(line, condition), data)) > 1
+        },
+        draw,
+    )
+
+
+def _over_time(
+    results: StudyResults,
+    name: str,
+    title: str,
+    told: str,
+    curves: Curves,
+    finish: Callable[[Any, str, str], None],
+) -> Plot | None:
+    """A panel for each condition and data set; `finish` is given its axes, its condition and the ink. None: no curves."""
+    places = list(dict.fromkeys((condition, data) for _, condition, data in curves))
+    if not curves:
         return None
 
     def draw(ink: str) -> Figure:
-        figure, panels = panels_of(len(shown), ink)
-        for axes, place in zip(panels, shown, strict=True):
-            _lines(results, axes, {line: points for (line, *at), points in curves.items() if (*at,) == place})
-            axes.set_title(
-                plain(", ".join(filter(None, place if len(results.data) > 1 else place[:1]))),
-                color=ink,
-                fontsize=10,
-            )
-            axes.set_xlabel("tasks learned")
-            axes.set_ylabel("mean accuracy on them")
+        figure, panels = panels_of(len(places), ink)
+        for axes, place in zip(panels, places, strict=True):
+            for (line, *at), points in curves.items():
+                if (*at,) == place:
+                    colour, mark = style(results.lines.index(line))
+                    axes.plot(
+                        *zip(*points, strict=True), f"{mark}-", color=colour, markersize=3, label=plain(line)
+                    )
+            axes.set_title(plain(", ".join(filter(None, place))), color=ink, fontsize=10)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            finish(axes, place[0], ink)
         legend(figure, panels, ink)
         return figure
 
     ends = "; ".join(
-        f"{', '.join(filter(None, (line, condition)))} ends at {points[-1][1]:.3f}"
-        for (line, condition, _), points in curves.items()
+        f"{', '.join(filter(None, where))} ends at {points[-1][1]:.3f}" for where, points in curves.items()
     )
-    told = f"Mean accuracy on the tasks learned so far, after each of them, mean over seeds: {ends}."
-    return Plot("after-each-task", "Accuracy after each task", told, draw)
-
-
-def _lines(results: StudyResults, axes: Any, curves: dict[str, list[tuple[int, float]]]) -> None:
-    for line, points in curves.items():
-        colour, mark = style(results.lines.index(line))
-        axes.plot(*zip(*points, strict=True), f"{mark}-", color=colour, markersize=3, label=plain(line))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return Plot(name, title, f"{told}: {ends}.", draw)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from softprompt.progress import Progress
 from softprompt.protocols.base_to_new import base_to_new_runs
 from softprompt.studies.config import RunSettings
 from softprompt.tasks.base import Row
+from softprompt.tuned import TunedPrompt
 
 MAIN = "harmonic_mean"
 NAMES = ("base", "new", MAIN)
@@ -23,12 +24,13 @@ def in_halves(
     test: Sequence[Row],
     folder: Path,
     progress: Progress,
-) -> dict[str, Any]:
-    """One seed of `base_to_new_runs`: its metrics on test rows, H the main one, and what training took.
+) -> tuple[dict[str, Any], Sequence[Mapping[str, Any]]]:
+    """One seed of `base_to_new_runs`: its metrics on test rows, H the main one, and what training and tests took; its history.
 
     folder  checkpoints go there
     """
     config = settings.config
+    kept: list[TunedPrompt] = []
     found = base_to_new_runs(
         backbone,
         config.task,  # type: ignore[arg-type]  # parse_run has looked
@@ -40,15 +42,18 @@ def in_halves(
         recipe=config.recipe,
         folder=folder,
         progress=progress,
+        keep=lambda seed, tuned: kept.append(tuned),
     )
     [record] = found.records
     classes = {"base_labels": list(found.base_labels), "new_labels": list(found.new_labels)}
     trained = bool(record["trained_parameters"])
-    return {
+    facts = {
         "main_metric": MAIN,
         "metrics": {"test": {name: record[name] for name in NAMES} | classes},
         "trained_parameters": record["trained_parameters"],
         "learning_rate": record["learning_rate"],
         "steps_made": config.recipe.steps if trained else 0,
         "seconds": record["seconds"] or 0.0,
+        "test_seconds": record["test_seconds"],
     }
+    return facts, kept[0].history

@@ -33,12 +33,16 @@ Average = Callable[[Sequence[float]], float]
 
 @dataclass(frozen=True)
 class Result:
-    """A run that has ended. `line` is what is compared, `condition` the rest of its cell in words."""
+    """A run that has ended. `line` is what is compared, `condition` the rest of its cell in words.
+
+    losses: of each step, of a final run without evaluations on the way
+    """
 
     run: PlannedRun
     outcome: Outcome
     line: str
     condition: str
+    losses: Sequence[float] = ()
 
     @property
     def metric(self) -> str:
@@ -180,7 +184,9 @@ def read_results(folder: StudyFolder) -> StudyResults:
     study = folder.study()
     found = plan(study, folder.outcome)
     ended = [
-        Result(run, outcome, line_of(study, run), condition_of(study, run.cell))
+        Result(
+            run, outcome, line_of(study, run), condition_of(study, run.cell), _losses(folder, run.id, outcome)
+        )
         for run in found.runs
         if (outcome := folder.outcome(run.id)) is not None
     ]
@@ -206,6 +212,12 @@ def read_results(folder: StudyFolder) -> StudyResults:
             if (facts := recorded(runs, folder)) is not None
         ],
     )
+
+
+def _losses(folder: StudyFolder, run_id: str, outcome: Outcome) -> list[float]:
+    if outcome.facts.get("stage") != "final" or outcome.facts.get("evaluations"):
+        return []
+    return [record["loss"] for record in folder.history(run_id) if record["loss"] is not None]
 
 
 def line_of(study: Study, run: PlannedRun) -> str:

@@ -48,6 +48,10 @@ class Supplies:
             self._identity = identity_of(backbone)
         return self._identity
 
+    def parameters(self, config: BackboneConfig) -> int:
+        """How many numbers this backbone has."""
+        return sum(parameter.numel() for parameter in self._loaded(config)[0].model.parameters())
+
     def features(self, config: BackboneConfig) -> RowFeatures:
         """What this backbone itself says of rows, for methods whose prompt is a function of it."""
         return self._loaded(config)[1]

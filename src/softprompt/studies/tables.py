@@ -133,6 +133,7 @@ def run_table(results: StudyResults) -> Table:
         "validation",
         *_judged(results),
         *COSTS,
+        "tensors",
     ]
     ended = list({r.run.id: r for r in (*results.searched, *results.finals, *results.failed)}.values())
     rows = []
@@ -151,9 +152,11 @@ def run_table(results: StudyResults) -> Table:
             str(run.seed),
         ]
         numbers = [*scores, *(result.cost(name) for name in COSTS)]
-        rows.append(
-            [*cells, chosen, facts.get("main_metric", ""), *("" if n is None else repr(n) for n in numbers)]
+        sizes = " ".join(
+            f"{name} {'x'.join(map(str, shape))}" for name, shape in facts.get("tensors", {}).items()
         )
+        told = [*("" if n is None else repr(n) for n in numbers), sizes]
+        rows.append([*cells, chosen, facts.get("main_metric", ""), *told])
     return heads, rows
 
 

@@ -28,6 +28,7 @@ class Watcher:
     """Passes a run's progress on, keeps its evaluations in a file, and gives a trial up.
 
     times: seconds of this process in steps and in evaluations
+    began: how often training began; 0: there was nothing to train
     """
 
     folder: Path
@@ -36,7 +37,7 @@ class Watcher:
     prune: Prune | None = None
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=lambda: {"steps": 0.0, "evaluation": 0.0})
-    began: bool = False
+    began: int = 0
     _since: float = 0.0
 
     @property
@@ -48,7 +49,7 @@ class Watcher:
         known = json.loads(self._file.read_text(encoding="utf-8")) if done and self._file.exists() else []
         self.evaluations = [entry for entry in known if entry["step"] <= done]
         self.shown.begin(steps, done)
-        self.began, self._since = True, time.perf_counter()
+        self.began, self._since = self.began + 1, time.perf_counter()
 
     def update(self, record: Record) -> None:
         self.times["steps"] += record.seconds

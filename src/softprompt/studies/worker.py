@@ -21,7 +21,7 @@ from softprompt.protocols.ensembling import PromptEnsemble
 from softprompt.studies.config import RunSettings
 from softprompt.studies.environment import environment, peak_memory, reset_peak
 from softprompt.studies.folder import StudyFolder
-from softprompt.studies.halves import in_halves
+from softprompt.studies.halves import MAIN, in_halves
 from softprompt.studies.plan import Outcome, PlannedRun
 from softprompt.studies.supplies import OpenBackbone, Supplies
 from softprompt.studies.watching import Prune, Pruned, Watcher, concerns_in
@@ -30,11 +30,15 @@ from softprompt.tuned import TunedPrompt, load
 
 
 @dataclass(frozen=True)
-class _Clocks:
-    """When a run began. The processor's time says what it takes on a machine that has other work too."""
+class _Start:
+    """Where a run began. The processor's time says what it takes on a machine that has other work too.
+
+    memory: what stood before it, as `reset_peak` says it
+    """
 
     wall: float = field(default_factory=time.perf_counter)
     cpu: float = field(default_factory=time.process_time)
+    memory: Mapping[str, int] = field(default_factory=dict)
 
     def passed(self, runs: int = 1) -> tuple[float, float]:
         """Seconds since, of one of so many runs: by the clock, and of the processor."""
@@ -64,11 +68,11 @@ class Worker:
             return self._in_tasks(run, settings, folder, keep_prompt, cache_features, progress)
         if settings.base_to_new:
             return self._in_halves(run, settings, folder, progress)
-        started = _Clocks()
+        started = _Start()
         config = settings.config
         data = self._supplies.data(settings, FeatureCache.of(cache_features))
         backbone = self._supplies.backbone(config.backbone)
-        reset_peak(backbone.device)
+        started = replace(started, memory=reset_peak(backbone.device))
         watcher = Watcher(place, config.task.main_metric, progress or Silent(), prune)
         concerns: list[str] = []
         began = time.perf_counter()
@@ -113,12 +117,12 @@ class Worker:
         One that diverged is not written: the error stands in its place. Raises whatever else goes wrong in any of them; those
         that ended before it stay ended.
         """
-        started = _Clocks()
+        started = _Start()
         every = [run.settings() for run in runs]
         config = every[0].config
         data = self._supplies.data(every[0], FeatureCache.of(cache_features))
         backbone = self._supplies.backbone(config.backbone)
-        reset_peak(backbone.device)
+        started = replace(started, memory=reset_peak(backbone.device))
         shown = progress or Silent()
         places = [folder.run(run.id) for run in runs]
         watchers = [Watcher(place, config.task.main_metric, shown) for place in places]
@@ -140,7 +144,7 @@ class Worker:
                 outcomes.append(one.diverged)
                 continue
             own = [*concerns, *one.concerns]
-            begun = _Clocks(time.perf_counter() - share[0], time.process_time() - share[1])
+            begun = _Start(time.perf_counter() - share[0], time.process_time() - share[1], started.memory)
             outcomes.append(
                 self._finish(run, folder, data, one.tuned, watcher, own, begun, keep_prompt, len(runs))
             )
@@ -154,7 +158,7 @@ class Worker:
         tuned: TunedPrompt,
         watcher: Watcher,
         concerns: Sequence[str],
-        started: _Clocks,
+        started: _Start,
         keep_prompt: bool,
         together: int = 1,
     ) -> Outcome:
@@ -187,6 +191,7 @@ class Worker:
             "evaluations": watcher.evaluations,
             "concerns": list(concerns),
             "together": together,
+            "tensors": {name: list(tensor.shape) for name, tensor in tuned.module.state_dict().items()},
         }
         cost = self._cost(tuned.backbone, started, watcher.times)
         return self._ended(run, folder, facts | cost, tuned.history)
@@ -222,7 +227,7 @@ class Worker:
         progress: Progress | None,
     ) -> Outcome:
         """Classes that come in tasks: tests follow each task, on validation rows where settings are chosen."""
-        config, place, started = settings.config, folder.run(run.id), _Clocks()
+        config, place, started = settings.config, folder.run(run.id), _Start()
         part = "test" if run.stage == "final" else "validation"
         tested = config.data.test if part == "test" else config.data.validation
         if tested is None:
@@ -230,7 +235,8 @@ class Worker:
         sources = {"train": config.data.train, part: tested}
         rows = {name: self._supplies.rows(source, name) for name, source in sources.items()}
         backbone = self._supplies.backbone(config.backbone)
-        reset_peak(backbone.device)
+        started = replace(started, memory=reset_peak(backbone.device))
+        watcher = Watcher(place, config.task.main_metric, progress or Silent())
         concerns: list[str] = []
         with concerns_in(concerns):
             found = class_incremental_run(
@@ -245,8 +251,10 @@ class Worker:
                 logits=settings.class_logits,
                 folder=place / "checkpoint",
                 cache_features=cache_features,
-                progress=progress or Silent(),
+                progress=watcher,
             )
+        made = found.stages[len(found.stages) - watcher.began :]  # by this process
+        watcher.times["evaluation"] = sum(stage["test_seconds"] for stage in made)
         metrics = {**found.metrics, "accuracy_matrix": found.accuracy, "tasks": found.tasks}
         main = config.task.main_metric
         if run.stage == "final" and keep_prompt:
@@ -264,7 +272,12 @@ class Worker:
             "rows": {name: self._supplies.about(some) for name, some in rows.items()},
             "concerns": concerns,
         }
-        return self._ended(run, folder, facts | self._cost(backbone, started, {}), [])
+        history = [
+            {**record, "task": t, "step": t * config.recipe.steps + record["step"]}
+            for t, stage in enumerate(found.stages)
+            for record in stage["history"]
+        ]
+        return self._ended(run, folder, facts | self._cost(backbone, started, watcher.times), history)
 
     def as_ensemble(self, runs: Sequence[PlannedRun], folder: StudyFolder) -> dict[str, Any]:
         """The main metric of the runs' prompts as an ensemble on their test rows, by rule, beside the members' mean and best.
@@ -287,15 +300,16 @@ class Worker:
         self, run: PlannedRun, settings: RunSettings, folder: StudyFolder, progress: Progress | None
     ) -> Outcome:
         """Some classes are learned, others told by their names: both are tested."""
-        data, started = settings.config.data, _Clocks()
+        data, started = settings.config.data, _Start()
         train, test = self._supplies.rows(data.train, "train"), self._supplies.rows(data.test, "test")  # type: ignore[arg-type]  # parse_run has looked
         backbone = self._supplies.backbone(settings.config.backbone)
-        reset_peak(backbone.device)
+        started = replace(started, memory=reset_peak(backbone.device))
+        place = folder.run(run.id)
+        watcher = Watcher(place, MAIN, progress or Silent())
         concerns: list[str] = []
         with concerns_in(concerns):
-            found = in_halves(
-                backbone, settings, train, test, folder.run(run.id) / "checkpoint", progress or Silent()
-            )
+            found, history = in_halves(backbone, settings, train, test, place / "checkpoint", watcher)
+        watcher.times["evaluation"] = found.pop("test_seconds")
         facts = {
             "status": "finished",
             "stage": run.stage,
@@ -303,7 +317,7 @@ class Worker:
             "rows": {"train": self._supplies.about(train), "test": self._supplies.about(test)},
             "concerns": concerns,
         }
-        return self._ended(run, folder, facts | self._cost(backbone, started, {}), [])
+        return self._ended(run, folder, facts | self._cost(backbone, started, watcher.times), history)
 
     def _ended(
         self,
@@ -312,16 +326,17 @@ class Worker:
         facts: Mapping[str, Any],
         history: Sequence[Mapping[str, Any]],
     ) -> Outcome:
-        outcome = folder.end(run.id, facts, history)
+        parameters = self._supplies.parameters(run.settings().config.backbone)
+        outcome = folder.end(run.id, {**facts, "backbone_parameters": parameters}, history)
         shutil.rmtree(folder.run(run.id) / "checkpoint", ignore_errors=True)
         return outcome
 
-    def _cost(self, backbone: Backbone, started: _Clocks, times: Mapping[str, float]) -> dict[str, Any]:
+    def _cost(self, backbone: Backbone, started: _Start, times: Mapping[str, float]) -> dict[str, Any]:
         wall, cpu = started.passed()
         return {
             "wall_seconds": wall,
             "cpu_seconds": cpu,
             "times": dict(times),
-            "peak_memory": peak_memory(backbone.device),
+            "peak_memory": {**peak_memory(backbone.device), **started.memory},
             "environment": environment(backbone),
         }
