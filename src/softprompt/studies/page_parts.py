@@ -24,7 +24,8 @@ h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; } h2 { margin-top: 2.5re
 table { border-collapse: collapse; margin: .5rem 0; }
 caption { text-align: left; padding-bottom: .5rem; }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .7rem; text-align: right; white-space: nowrap; }
-th[scope=row] { white-space: normal; min-width: min(14rem, 30vw); overflow-wrap: anywhere; }
+th[scope=row] { white-space: normal; min-width: min(14rem, 36vw); overflow-wrap: anywhere; }
+th[scope=col] { white-space: normal; vertical-align: bottom; }
 th:first-child, .text { text-align: left; }
 tr.best { font-weight: 600; }
 td[style] { background: rgb(var(--heat) / calc(var(--most) * var(--share))); }

@@ -178,7 +178,7 @@ def _comparisons(results: StudyResults) -> str:
         "A pair is a seed on one task and its training rows; other conditions and data sets are averaged within it. Mean "
         "difference ± standard deviation [95 % interval by Student's t] (pairs), and the two-sided p of an exact sign-flip "
         "permutation test, alone and corrected for the number of "
-        f"comparisons after Holm. With {smallest} pairs no p can be below {2 / 2**smallest:.3g}."
+        f"comparisons after Holm. With n pairs no p can be below 2 / 2^n, which is {2 / 2**smallest:.3g} for {smallest}."
     )
     return "<h2>Paired comparison</h2>" + table(found, "Paired comparison", note)
 
