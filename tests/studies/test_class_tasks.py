@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from softprompt.protocols import class_incremental
+from softprompt.protocols import _stages, class_incremental
 from softprompt.studies import StudyFolder, Worker, conduct, read_study
-from softprompt.studies.folder import Outcome
+from softprompt.studies.plan import Outcome
 from tests.cli.runs import write_rows
 from tests.studies.small import write_study
 from tests.studies.test_conduct import open_tiny
@@ -41,7 +41,7 @@ def test_it_goes_on_with_the_next_task_and_knows_the_steps_of_the_first(
         [{"text": f"the {what} is {word}", "label": word} for what in ("film", "book") for word in LABELS],
     )
     whole, history = made(study, tmp_path / "whole")
-    write = class_incremental.write_stage
+    write = _stages.write_stage
 
     def killed(*arguments: Any) -> None:
         write(*arguments)
