@@ -116,14 +116,28 @@ class TunedPrompt:
         """The same prompt for other classes of images, by their names; for tasks that compare images with texts.
 
         settings: what the task's own `with_labels` takes. Metrics and history are those of the run before.
-        Raises ValueError for a task whose labels are outputs of a head or words of a verbalizer, and what the task raises.
+        Raises ValueError for a task whose labels are outputs of a head or words of a verbalizer, for class-specific contexts,
+        and what the task raises.
         """
         if not isinstance(self.task, ImageTextClassification):
             raise ValueError(
                 f"{self.task.name} was trained for its own labels and answers with no others: only tasks that compare images"
                 " with texts, ImageTextClassification, do"
             )
-        return replace(self, task=self.task.with_labels(labels, **settings))
+        return self.with_task(self.task.with_labels(labels, **settings))
+
+    def with_task(self, task: Task) -> TunedPrompt:
+        """The same prompt asked through another task: where rows come from, or other classes by their names.
+
+        Raises ValueError for contexts of single classes and other labels, or the same ones in another order.
+        """
+        learned, asked = list(self.task.label_words), list(task.label_words)
+        if self.method.class_specific and asked != learned:
+            raise ValueError(
+                f"each class has a context of its own, and those of {learned} do not serve {asked}: train with"
+                " class_specific=False for a prompt that does"
+            )
+        return replace(self, task=task)
 
     def trained(self) -> dict[str, Tensor]:
         """Every trained tensor by name: the module's, the head's, and the backbone's where the method changed it."""

@@ -122,6 +122,42 @@ def test_texts_run_in_parts_give_the_same_logits_and_gradients(monkeypatch: pyte
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
 
 
+def test_what_is_kept_for_backward_does_not_grow_with_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = dual_backbone()
+
+    def kept(copies: int, chunk: int) -> int:
+        """Bytes saved for backward of `copies` times the names of TASK."""
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        [row] = rows_of(backbone, "end", 3, 1)
+        targets = tuple((*text[:-1], 5 + n, text[-1]) for n in range(copies) for text in row.targets)
+        saved: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        context = noise(1, 3, TEXT_WIDTH).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            scores = backbone.score([replace(row, targets=targets)], PromptOutput(tokens=context)).scores()
+        assert scores.shape == (1, len(targets))
+        return sum(saved.values())
+
+    assert kept(16, 24) < kept(4, 8192) / 4
+    assert kept(16, 8192) > 2 * kept(4, 8192)
+
+
+def test_a_part_of_texts_counts_the_padding_that_is_run() -> None:
+    siglip, clip = dual_backbone("siglip"), dual_backbone("clip")
+    texts = [EncodedRow((1, 2, 3))] * 12
+    positions = siglip._texts.positions
+    assert positions is not None
+    parts = [
+        [len(part) for part in module._parts(texts, one._texts.cost, 6 * positions)] for one in (siglip, clip)
+    ]
+    assert parts == [[6, 6], [12]]
+
+
 @pytest.mark.parametrize("dual", DUALS)
 def test_recomputed_layers_give_the_same_gradients(dual: Dual) -> None:
     backbone = dual_backbone(dual)

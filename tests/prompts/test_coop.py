@@ -13,12 +13,14 @@ from softprompt import (
     BitFit,
     CoOp,
     DePT,
+    Domain,
     FullTuning,
     ImageTextClassification,
     LoRA,
     MixedPrompts,
     PromptTuning,
     ZeroShot,
+    evaluate_domains,
     fit,
     load,
 )
@@ -98,8 +100,13 @@ def test_a_context_of_each_class_serves_no_others() -> None:
     backbone = dual_backbone(dtype=torch.float32)
     tuned = fit(backbone, TASK, CoOp(length=2, class_specific=True), ROWS, steps=2, progress=False)
     assert tuned.module.state_dict()["context"].shape == (2, 2, TEXT_WIDTH)
-    with pytest.raises(ValueError, match="contexts of its own for 2 texts"):
-        tuned.with_labels(["cat", "dog", "tree"]).predict([ROWS[0]["image"]])
+    for labels in (["cat", "dog", "tree"], ["tree", "house"], list(TASK.labels)[::-1]):
+        with pytest.raises(ValueError, match="each class has a context of its own"):
+            tuned.with_labels(labels)
+        abroad = Domain("others", ROWS, task=TASK.with_labels(labels))
+        with pytest.raises(ValueError, match="each class has a context of its own"):
+            evaluate_domains(tuned, Domain("home", ROWS), [abroad])
+    assert tuned.with_labels(TASK.labels).predict([ROWS[0]["image"]]) == tuned.predict([ROWS[0]["image"]])
 
 
 def test_prompts_of_different_tasks_share_a_batch_of_images() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.normalizers import Lowercase
 
 from softprompt import ImageTextClassification, PromptTuning, ZeroShot, fit, load
 from softprompt.binding import bind
@@ -135,6 +136,13 @@ def test_a_class_name_that_is_empty_or_too_long_is_named() -> None:
         bound(replace(TASK, names={"blue": long}))
     with pytest.raises(ValueError, match="leave no room"):
         bound(TASK, TEXT_POSITIONS)
+
+
+def test_names_that_the_tokenizer_reads_alike_are_named() -> None:
+    backbone = dual_backbone()
+    backbone.tokenizer.backend_tokenizer.normalizer = Lowercase()
+    with pytest.raises(ValueError, match="of 'red' and 'blue', 'Turkey' and 'turkey', are the same tokens"):
+        bind(backbone, replace(TASK, names={"red": "Turkey", "blue": "turkey"}), 0, None)
 
 
 def test_a_backbone_that_reads_no_texts_is_refused() -> None:

@@ -38,6 +38,10 @@ class TextTower(Protocol):
         """(n, e), not brought to any length. Differentiable in the prompt."""
         ...
 
+    def cost(self, text: EncodedRow) -> int:
+        """Tokens that are run for a text, what it may share with others counted in full."""
+        ...
+
     def with_settings(self, *, gradient_checkpointing: bool, compiled: bool) -> TextTower: ...
 
 
@@ -74,6 +78,9 @@ class CausalTexts:
         ends = self.model.final_layer_norm(states.index_select(0, tree.read))  # (N, d) -> (n, d)
         projected: Tensor = self.projection(ends)
         return projected
+
+    def cost(self, text: EncodedRow) -> int:
+        return len(text.context)
 
     def with_settings(self, *, gradient_checkpointing: bool, compiled: bool) -> CausalTexts:
         encoder = self.model.encoder
@@ -117,6 +124,9 @@ class PaddedTexts:
         embedded: Tensor = head(self.model.final_layer_norm(states[:, -1]))
         return embedded
 
+    def cost(self, text: EncodedRow) -> int:
+        return self.positions
+
     def with_settings(self, *, gradient_checkpointing: bool, compiled: bool) -> PaddedTexts:
         encoder = self.model.encoder
         forward = torch.compile(encoder) if compiled else encoder
@@ -139,6 +149,9 @@ class PooledTexts:
         states = self.encoder.states([replace(text, read=(0,)) for text in texts], prompt)
         projected: Tensor = self.projection(self.pooler(states[:, None]))  # (n, d) -> (n, e)
         return projected
+
+    def cost(self, text: EncodedRow) -> int:
+        return len(text.context)
 
     def with_settings(self, *, gradient_checkpointing: bool, compiled: bool) -> PooledTexts:
         encoder = self.encoder.with_settings(gradient_checkpointing=gradient_checkpointing, compiled=compiled)

@@ -10,7 +10,7 @@ Letters: B images, K targets of a row, G prompts, e width of an embedding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -296,7 +296,7 @@ class DualBackbone:
         def run(part: Sequence[EncodedRow]) -> Tensor:
             return _to_length_one(self._texts.embed(part, prompt))
 
-        parts = _parts(texts, CHUNK)
+        parts = _parts(texts, self._texts.cost, CHUNK)
         if len(parts) == 1 or not torch.is_grad_enabled():
             return torch.cat([run(part) for part in parts])
         # Nothing in a frozen tower is random.
@@ -304,15 +304,17 @@ class DualBackbone:
         return torch.cat([checkpoint(run, part, **again) for part in parts])
 
 
-def _parts(texts: Sequence[EncodedRow], tokens: int) -> list[list[EncodedRow]]:
+def _parts(
+    texts: Sequence[EncodedRow], cost: Callable[[EncodedRow], int], tokens: int
+) -> list[list[EncodedRow]]:
     """The texts in parts of at most so many tokens, in order; one text at least in each."""
     parts: list[list[EncodedRow]] = [[]]
     taken = 0
     for text in texts:
-        taken += len(text.context)
+        taken += cost(text)
         if parts[-1] and taken > tokens:
             parts.append([])
-            taken = len(text.context)
+            taken = cost(text)
         parts[-1].append(text)
     return parts
 

@@ -76,6 +76,8 @@ class Method(ABC):
     """How configs, files and the command line call it, e.g. `prompt-tuning`."""
     head_only: ClassVar[bool] = False
     """It trains a head and nothing else, so the task must have one."""
+    class_specific: bool = False
+    """Whether each class has a context of its own, so that the prompt serves no other classes; a setting of some methods."""
 
     @abstractmethod
     def build(self, context: BuildContext) -> PromptModule:

@@ -123,11 +123,16 @@ def base_to_new_runs(
     keep    given the seed and the prompt of each run that is made, say to save it
 
     Raises ValueError for a task that does not compare images with texts, fewer than four labels, no seeds, and a half
-    without rows; and what `fit` raises, as for class-specific contexts, which cannot serve new classes.
+    without rows, class-specific contexts, which cannot serve new classes; and what `fit` raises.
     """
     if not isinstance(task, ImageTextClassification):
         raise ValueError(
             f"{task.name} answers with the labels that it was trained for alone: base-to-new takes ImageTextClassification"
+        )
+    if method.class_specific:
+        raise ValueError(
+            f"{method.name} has class_specific=True, and a context of each base class serves no new ones: train with"
+            " class_specific=False"
         )
     if not seeds:
         raise ValueError("no seeds were given")
@@ -170,7 +175,7 @@ def base_to_new_runs(
         began = time.perf_counter()
         found = {
             "base": tuned.evaluate(tested["base"])["accuracy"],
-            "new": replace(tuned, task=tasks["new"]).evaluate(tested["new"])["accuracy"],
+            "new": tuned.with_task(tasks["new"]).evaluate(tested["new"])["accuracy"],
         }
         for half in halves:
             if half not in plain:

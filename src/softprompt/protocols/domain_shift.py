@@ -6,7 +6,7 @@ Lester, Al-Rfou, Constant, EMNLP 2021 (arXiv 2104.08691), section 5.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from softprompt.backbones.base import Backbone
@@ -135,7 +135,7 @@ def _reading(tuned: TunedPrompt, domain: Domain) -> TunedPrompt:
             f"the task of domain {domain.name!r} differs from the prompt's in {', '.join(other)}: it may differ in "
             f"{', '.join(sorted(allowed))} only, as in dataclasses.replace(tuned.task, columns=...)"
         )
-    return replace(tuned, task=domain.task)
+    return tuned.with_task(domain.task)
 
 
 def _without_prompt(tuned: TunedPrompt, backbone: Backbone | None) -> TunedPrompt | None:

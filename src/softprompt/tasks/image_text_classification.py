@@ -160,8 +160,9 @@ class ImageTextClassification(Task):
         return ("image",)
 
     def bind(self, setting: ImageTextSetting) -> ImageTextClassificationEncoder:
-        """Raises ValueError for a class name without any token, a text that is too long for the text tower, soft slots that
-        do not take what the method brings, and an image size that is no multiple of the patches."""
+        """Raises ValueError for a class name without any token, names that are the same tokens, a text that is too long for
+        the text tower, soft slots that do not take what the method brings, and an image size that is no multiple of the
+        patches."""
         sources = _each(self.soft_template if setting.text.virtual_tokens else self.template)
         bound = [Template.parse(_with_field(source)).bind(setting.text) for source in sources]
         targets: list[tuple[int, ...]] = []
@@ -173,10 +174,18 @@ class ImageTextClassification(Task):
                     f" names={{{label!r}: 'something'}}"
                 )
         for domain in self.domains or ("",):
+            first: dict[tuple[tuple[int, ...], ...], str] = {}
             for label in self.labels:
                 name = self.class_name(label)
                 values = {"name": name, "domain": domain.replace("_", " ")}
-                targets += [_fitting(one.encode(values), name, label, setting.text) for one in bound]
+                texts = [_fitting(one.encode(values), name, label, setting.text) for one in bound]
+                other = first.setdefault(tuple(texts), label)
+                if other != label:
+                    raise ValueError(
+                        f"the class names of {other!r} and {label!r}, {self.class_name(other)!r} and {name!r}, are the same"
+                        " tokens to this text tower: no text could tell them apart; set names"
+                    )
+                targets += texts
         return ImageTextClassificationEncoder(
             self, sized_rule(setting.image, self.image_size), tuple(targets), len(bound)
         )
