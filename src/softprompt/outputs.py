@@ -71,6 +71,12 @@ class PromptOutput:
         tensors += [key for key, _ in self.prefix or ()]
         return max([1, len(self.token_offset or ()), *(len(tensor) for tensor in tensors)])
 
+    @property
+    def beside_tokens(self) -> tuple[str, ...]:
+        """Names of what else it puts into a model: a prompt without any is virtual tokens and nothing more."""
+        names = ("prefix", "layers", "offset", "token_offset", "vision")
+        return tuple(name for name in names if getattr(self, name) is not None)
+
     def for_rows(self, rows: Tensor | None) -> PromptOutput:
         """The same prompts, carried by other rows."""
         return replace(self, rows=rows)

@@ -57,12 +57,7 @@ def project_prompt(
     """
     with torch.no_grad():
         output = tuned.module.bake()()
-    if (
-        output.tokens is None
-        or output.prefix is not None
-        or output.layers is not None
-        or output.offset is not None
-    ):
+    if output.tokens is None or output.beside_tokens:
         raise ValueError(
             f"only virtual tokens lie among words, and {tuned.method.name} has "
             f"{'none' if output.tokens is None else 'more than these'}"

@@ -21,6 +21,7 @@ from softprompt import (
     fit,
     load,
     load_backbone,
+    methods,
     project_prompt,
 )
 from softprompt.backbones.base import Backbone
@@ -226,11 +227,10 @@ def test_words_near_a_prompt_that_started_as_words_are_these_words() -> None:
 
 
 def test_what_has_no_place_among_words_is_not_projected() -> None:
-    from softprompt import PrefixTuning
-
-    tuned = fit(tiny_backbone(), TASK, PrefixTuning(length=2), ROWS, steps=1, progress=False)
-    with pytest.raises(ValueError, match="only virtual tokens lie among words, and prefix-tuning has none"):
-        project_prompt(tuned)
+    for name, found in (("prefix-tuning", "none"), ("dept", "more"), ("adept", "more")):
+        tuned = fit(tiny_backbone(), TASK, methods()[name](), ROWS, steps=1, progress=False)
+        with pytest.raises(ValueError, match=f"only virtual tokens lie among words, and {name} has {found}"):
+            project_prompt(tuned)
 
 
 def test_a_search_that_only_finds_the_majority_is_warned_of() -> None:

@@ -116,9 +116,10 @@ def test_vocabularies_that_share_too_little_are_said() -> None:
         sp.port_prompt(source, target, words=20, skip=0)
 
 
-def test_a_prompt_with_an_offset_cannot_be_ported() -> None:
+@pytest.mark.parametrize("method", ["dept", "adept"])
+def test_a_prompt_with_an_offset_cannot_be_ported(method: str) -> None:
     backbone = tiny_backbone()
     rows = [{"text": "film", "label": "pos"}, {"text": "dog", "label": "neg"}]
-    tuned = sp.fit(backbone, TASK, sp.methods()["dept"](), rows, steps=1, progress=False)
+    tuned = sp.fit(backbone, TASK, sp.methods()[method](), rows, steps=1, progress=False)
     with pytest.raises(ValueError, match="offset beside its virtual tokens, which would be lost"):
         sp.port_prompt(tuned, other_width(), **FEW)

@@ -122,11 +122,21 @@ def test_prompts_that_are_more_than_virtual_tokens_are_refused_with_what_to_do(t
         sp.rank_sources(prefix, [prefix])
     with pytest.raises(sp.PromptFileError, match="no virtual tokens"):
         sp.rank_sources(prefix.save(tmp_path / "prefix"), [prefix])
-    offset = sp.fit(backbone, TASK, sp.methods()["dept"](), ROWS, steps=1, progress=False)
-    assert sp.prompt_similarity(offset, offset.save(tmp_path / "dept"), "pooled") == pytest.approx(1)
-    for source in (offset, tmp_path / "dept"):
-        with pytest.raises(ValueError, match="beside its virtual tokens, which would be lost"):
-            sp.combine_prompts([source], backbone, TASK)
+    for name in ("dept", "adept"):
+        offset = sp.fit(backbone, TASK, sp.methods()[name](), ROWS, steps=1, progress=False)
+        assert sp.prompt_similarity(offset, offset.save(tmp_path / name), "pooled") == pytest.approx(1)
+        for source in (offset, tmp_path / name):
+            with pytest.raises(ValueError, match="beside its virtual tokens, which would be lost"):
+                sp.combine_prompts([source], backbone, TASK)
+
+
+def test_words_that_were_searched_for_are_virtual_tokens_in_memory_and_in_a_folder(tmp_path: Path) -> None:
+    backbone = tiny_backbone()
+    front = sp.TextClassification("{soft}\n{text} sentiment", labels={"neg": " bad", "pos": " good"})
+    found = sp.fit(backbone, front, sp.TriggerSearch(length=2, top_k=2), ROWS, steps=1, progress=False)
+    for source in (found, found.save(tmp_path / "found")):
+        combined = sp.combine_prompts([source], backbone, TASK)
+        assert torch.equal(tokens_of(combined), tokens_of(found))
 
 
 def test_prompts_of_different_lengths_can_be_compared_and_not_summed() -> None:

@@ -35,7 +35,7 @@ class SourcePrompt:
     name      of the folder, or of the method where the prompt is in memory
     tokens    (P, d), float32, on the CPU
     backbone  that it was trained on; None: PEFT's files do not say
-    beside    what else the prompt has (DePT's offset), which no sum and no port carries over
+    beside    what else the prompt has (the offsets of DePT and ADePT), which no sum and no port carries over
     """
 
     name: str
@@ -61,12 +61,12 @@ def read_source(source: Source) -> SourcePrompt:
     """
     if isinstance(source, TunedPrompt):
         output = source.module.bake()()
-        if output.tokens is None or output.prefix is not None or output.layers is not None:
+        beside = output.beside_tokens
+        if output.tokens is None or not {"offset", "token_offset"}.issuperset(beside):
             raise ValueError(
                 f"a {source.method.name} prompt is more than virtual tokens, or none: transfer needs a prompt that is "
                 "one (P, d) table, as PromptTuning's is"
             )
-        beside = () if output.offset is None else ("offset",)
         identity = source.identity or identity_of(source.backbone)
         return SourcePrompt(
             source.method.name, output.tokens[0].detach().float().cpu(), identity, beside
@@ -76,7 +76,9 @@ def read_source(source: Source) -> SourcePrompt:
         return SourcePrompt(str(source), tokens.float(), None)
     saved = store.load(source)
     rest = (name.removeprefix("prompt.") for name in saved.tensors if not name.startswith("head."))
-    return SourcePrompt(str(source), tokens, saved.backbone, tuple(name for name in rest if name != "tokens"))
+    # The ids of words that were searched for say again what their tokens are.
+    beside = tuple(name for name in rest if name not in ("tokens", "ids"))
+    return SourcePrompt(str(source), tokens, saved.backbone, beside)
 
 
 def cosine(one: Tensor, other: Tensor, measure: Measure = "per-token") -> float:
