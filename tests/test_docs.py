@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
+import sys
 import tomllib
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from softprompt.version import __version__
@@ -77,7 +79,6 @@ def test_every_make_target_of_the_readme_exists() -> None:
 @pytest.mark.real
 def test_the_demo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import runpy
-    import sys
 
     monkeypatch.setattr(
         sys, "argv", ["demo.py", "It is great.", "--steps", "3", "--rows", "16", "--output", str(tmp_path)]
@@ -94,7 +95,6 @@ def test_the_example_of_classes_in_tasks_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import runpy
-    import sys
 
     options = "--methods linear-probe --classes 4 --tasks 2 --steps 2 --rehearse 1 --output"
     monkeypatch.setattr(sys, "argv", ["class_incremental.py", *options.split(), str(tmp_path)])
@@ -110,22 +110,37 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert __version__ in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_method_in_contributing_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_method_in_contributing_is_found_keeps_the_rules_and_passes_its_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import softprompt as sp
-    from softprompt.backbones.causal import CausalBackbone
-    from tests.tiny import tiny_causal_lm, tiny_tokenizer
+    import softprompt.prompts
+    from softprompt.run_config import read_config
+    from tests.prompts import test_methods
+    from tests.test_run_config import MINIMAL
 
-    (source,) = blocks("CONTRIBUTING.md", "python")
-    (tmp_path / "gain.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    method = importlib.import_module("gain").GainPrompt(length=4)
-    backbone = CausalBackbone(tiny_causal_lm("llama").requires_grad_(False), tiny_tokenizer())
-    task = sp.TextClassification("{text} feeling", labels={"good": " happy", "bad": " sad"})
-    rows = [{"text": "great", "label": "good"}, {"text": "awful", "label": "bad"}]
-    tuned = sp.fit(backbone, task, method, rows, steps=3, progress=False, warmup=0, learning_rate=0.1)
-    assert (tuned.module.gain != 1).all()  # type: ignore[union-attr]
-    again = method.restore(backbone.spec, tuned.module.state_dict())
-    assert (again.gain == tuned.module.gain).all()  # type: ignore[union-attr]
+    method, its_tests = blocks("CONTRIBUTING.md", "python")
+    (tmp_path / "gain.py").write_text(method)
+    monkeypatch.setattr(softprompt.prompts, "__path__", [*softprompt.prompts.__path__, str(tmp_path)])
+    sp.methods.cache_clear()
+    try:
+        test_methods.test_the_settings_of_every_method_have_a_json_schema_with_a_default_for_each_but_texts()
+        namespace: dict[str, Any] = {}
+        exec(compile(its_tests, "CONTRIBUTING.md", "exec"), namespace)  # noqa: S102 - our own document
+        tests = {name: test for name, test in namespace.items() if name.startswith("test_")}
+        assert len(tests) == 3
+        for name, test in tests.items():
+            if "folder" not in name:
+                test()
+                continue
+            for length in (1, 4):
+                test(length, tmp_path / str(length))
+        config = tmp_path / "run.yaml"
+        config.write_text(yaml.safe_dump({**MINIMAL, "method": {"name": "gain-prompt", "length": 3}}))
+        assert read_config(config).method == sp.methods()["gain-prompt"](length=3)  # type: ignore[call-arg]
+    finally:
+        sp.methods.cache_clear()
+        sys.modules.pop("softprompt.prompts.gain", None)
 
 
 def test_the_comparison_of_the_how_to_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ _SEES = replace(
 KINDS: Mapping[str, BackboneSpec] = {
     "causal LM": _DECODER,
     "prefix LM": replace(_DECODER, family="prefix-lm"),
-    "state-space LM": replace(_DECODER, key_values=()),
+    "state-space LM": replace(_DECODER, key_values=(), attention=False),
     "encoder-decoder": _TWO_SIDED,
     "speech": replace(_TWO_SIDED, closed=False, read_media=torch.as_tensor),
     "masked LM": replace(_DECODER, family="masked-lm", closed=True, mask=3),
@@ -77,9 +77,10 @@ Written by `python -m softprompt.capabilities`; a test compares it with the code
 A text encoder has no words to answer with: its tasks are those with a head. Probes need a task with a head; the
 methods that train nothing need one that is answered by words. Some things are seen only when a method is applied, and
 are an error then: BitFit needs biases, which Llama and its kin do not have; adapters need layers of attention and a
-feed-forward network, which state-space models and mixtures of experts do not have, partial tuning layers of attention with
-weights of their own; on images, prompts cannot start
-from words: set `init="uniform"` (virtual tokens) or `init="random"` (prefixes).
+feed-forward network, which mixtures of experts do not have, partial tuning layers of attention with weights of their own; LoRA
+must be told its `targets` on a state-space model; DAPL needs a task with domains.
+Prompts cannot start from words on images: set `init="uniform"` (virtual tokens) or `init="random"` (prefixes); nor can
+prefixes on speech, where the keys and values of words depend on the sound.
 """
 
 

@@ -37,6 +37,7 @@ class BackboneSpec:
                       None where the backbone reads nothing but text
     mask              id of the mask token where words are predicted in its place; None where they are not
     prefix_counts     the positions of a key-value prefix count: a row's context behind it begins at position P, not at 0
+    attention         some of its layers hold attention: a state-space model's hold none
     layers            L, for hidden-state prompts; 0 where they are not defined
     image             how it reads images; None: it reads text
     embedding_width   of what a dual encoder compares, e; None elsewhere
@@ -60,6 +61,7 @@ class BackboneSpec:
     read_media: Callable[[Any], Tensor] | None = None
     mask: int | None = None
     prefix_counts: bool = True
+    attention: bool = True
     layers: int = 0
     image: ImageSetting | None = None
     embedding_width: int | None = None

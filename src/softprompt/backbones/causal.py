@@ -102,6 +102,7 @@ class CausalBackbone:
             tokenize=tokenize,
             special_ids=frozenset(self.tokenizer.all_special_ids),
             key_values_of=(lambda ids: own_key_values(self.model, ids)) if shapes else None,
+            attention=bool(shapes) or any("att" in name for name, _ in self.model.named_modules()),
         )
 
     def with_model(self, model: PreTrainedModel) -> CausalBackbone:

@@ -6,6 +6,17 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from softprompt.backbones.base import BackboneSpec
+
+
+def without_attention(spec: BackboneSpec) -> str | None:
+    """Why what is placed by a model's layers is not defined on a backbone; None where it is."""
+    return (
+        None
+        if spec.attention
+        else "its layers are found by the attention in them, and this backbone's have none"
+    )
+
 
 def layer_lists(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
     """The outermost lists of layers that hold attention, by name: the encoder's, the decoder's.

@@ -18,7 +18,13 @@ from transformers import PreTrainedModel
 
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.baselines._copies import NoPrompt, sharing_copy, trained_dtype
-from softprompt.baselines._layers import attention_parts, outputs_of, projections, transformer_layers
+from softprompt.baselines._layers import (
+    attention_parts,
+    outputs_of,
+    projections,
+    transformer_layers,
+    without_attention,
+)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -39,7 +45,7 @@ class Adapter(NoPrompt):
     def unsupported(self, spec: BackboneSpec) -> str | None:
         if spec.vision is not None:
             return "its adapters have one width, and the two towers of a dual encoder need not"
-        return None
+        return without_attention(spec)
 
     def prepare(self, backbone: Backbone, generator: torch.Generator) -> Backbone:
         model = sharing_copy(backbone.model)

@@ -70,7 +70,8 @@ def _injected(method: LoRA, backbone: Backbone) -> PreTrainedModel:
     except ImportError as error:
         raise ValueError("LoRA needs the package peft: pip install 'softprompt[lora]'") from error
     targets = list(method.targets) if isinstance(method.targets, tuple) else method.targets
-    if targets is None and backbone.model.config.model_type not in LORA_TARGETS:
+    unknown = backbone.model.config.model_type not in LORA_TARGETS
+    if targets is None and unknown and backbone.spec.attention:
         targets = _query_and_value(backbone.model)
     config = LoraConfig(
         r=method.rank,

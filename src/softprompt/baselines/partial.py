@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.baselines._copies import NoPrompt, sharing_copy, train_own
-from softprompt.baselines._layers import last_layers
+from softprompt.baselines._layers import last_layers, without_attention
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -31,7 +31,7 @@ class PartialTuning(NoPrompt):
             return "a dual encoder has the last layers of two towers: load its vision tower alone"
         if "cross" in spec.places and spec.read_media is None:
             return "words are read behind its decoder and heads behind its encoder, so which layers are the last is open"
-        return None
+        return without_attention(spec)
 
     def frozen_layers(self, spec: BackboneSpec) -> int | None:
         return max(0, spec.layers - self.layers)

@@ -13,7 +13,7 @@ from torch import Tensor
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Row, Scorer, Task, TextSetting
 from softprompt.tasks.classes import ClassPrediction, class_losses, predict_classes
-from softprompt.tasks.columns import check_columns, read_fields
+from softprompt.tasks.columns import check_columns, read_fields, read_media
 from softprompt.tasks.labels import label_concerns, label_names, read_label
 from softprompt.tasks.metrics import classification_metrics
 from softprompt.tasks.reading import (
@@ -50,6 +50,8 @@ class SequenceClassification(Task):
     """Name in the template -> column of the data, where the two differ."""
     cut: str | None = None
     """Field that is shortened from its end where a row is too long; by default the only field."""
+    media: str | None = None
+    """Column with what the backbone reads beside text, a sound or a spectrogram, where it does."""
     pooling: Pooling | None = None
     """Which last hidden states the head reads: that of the first or the last token, or the mean of all; virtual tokens
     never count. By default the first in an encoder, the last in a decoder, the mean in an encoder with a decoder."""
@@ -67,7 +69,7 @@ class SequenceClassification(Task):
     @model_validator(mode="after")
     def _check(self) -> SequenceClassification:
         template = Template.parse(self.template, self.cut)
-        check_columns(self.columns, [*template.fields, self.label_column])
+        check_columns(self.columns, [*template.fields, self.label_column, *filter(None, [self.media])])
         if len(self.labels) < 2:
             raise ValueError(f"labels are {list(self.labels)}: two or more are needed")
         if unknown := [label for label in self.loss_labels or () if label not in self.labels]:
@@ -142,6 +144,7 @@ class SequenceClassificationEncoder:
             read=pooled_positions(context, self.pooling),
             pooled=self.pooling == "mean",
             answer=(self.task.labels.index(self.task.read_label(row)),) if answer else (),
+            media=read_media(row, self.task.media, self.task.columns, self.setting),
         )
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
