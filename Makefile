@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Handed to commands by the environment: quotes and dollars in it are then nobody's syntax.
+override export TEXT := $(value TEXT)
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint bench clean
 
@@ -23,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup  ## Tune a prompt on a real model and print what it learned
-	$(BIN)/python examples/demo.py $(if $(TEXT),"$(TEXT)")
+	$(BIN)/python examples/demo.py $(if $(TEXT),"$$TEXT")
 
 test: setup  ## Run the whole suite, real models and the examples included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 import warnings
@@ -74,6 +75,18 @@ def test_every_make_target_of_the_readme_exists() -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text())
     assert {"demo", "test"} <= set(named) <= set(targets)
+
+
+def test_a_sentence_for_the_demo_reaches_it_whatever_stands_in_it(tmp_path: Path) -> None:
+    text = """It's "fine", $5 `id` $(id)"""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
+    python.chmod(0o755)
+    command = ["make", "-s", "demo", f"VENV={tmp_path}", f"BIN={tmp_path / 'bin'}", f"STAMP={python}"]
+    for given, expected in (([f"TEXT={text}"], f"examples/demo.py|{text}|"), ([], "examples/demo.py|")):
+        told = subprocess.run([*command, *given], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert told.stdout == expected
 
 
 @pytest.mark.real

@@ -20,7 +20,9 @@ from softprompt import (
     from_peft,
     load,
 )
+from softprompt.backbones.base import Backbone
 from softprompt.backbones.causal import CausalBackbone
+from softprompt.cli._options import open_prompt
 from softprompt.model import carrying
 from softprompt.outputs import EncodedRow
 from softprompt.prompts.prompt_tuning import VirtualTokens
@@ -149,6 +151,25 @@ def test_a_loaded_prompt_predicts_what_the_saved_one_did(tmp_path: Path, archite
     assert not any(p.requires_grad for p in again.module.parameters())
     twice = load(again.save(tmp_path / "copy"), backbone)
     assert twice.predict(TEXTS) == tuned.predict(TEXTS)
+
+
+def test_a_hub_model_is_loaded_again_from_the_commit_that_the_prompt_was_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = tiny_backbone()
+    monkeypatch.setattr(backbone.model.config, "_commit_hash", "a3f0", raising=False)
+    folder = untrained(backbone).save(tmp_path / "prompt")
+    asked: list[str | None] = []
+
+    def opened(name: str, *, revision: str | None, **_: Any) -> Backbone:
+        asked.append(revision)
+        return tiny_backbone()
+
+    monkeypatch.setattr("softprompt.tuned.load_backbone", opened)
+    monkeypatch.setattr("softprompt.cli._options.open_backbone", lambda name, *_, **kw: opened(name, **kw))
+    assert load(folder).predict(["film"]) == open_prompt(folder, None, None, None).predict(["film"])
+    open_prompt(folder, "another copy", None, None)
+    assert asked == ["a3f0", "a3f0", None]
 
 
 def test_a_prompt_trained_in_one_precision_serves_in_another(tmp_path: Path) -> None:

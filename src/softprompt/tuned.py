@@ -249,7 +249,10 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
     Raises PromptFileError for a damaged or foreign folder, WrongBackboneError if the backbone is another one.
     """
     saved = store.load(folder)
-    backbone = backbone or load_backbone(saved.backbone.name, prefix_lm=saved.backbone.family == "prefix-lm")
+    trained = saved.backbone
+    backbone = backbone or load_backbone(
+        trained.name, revision=trained.revision, prefix_lm=trained.family == "prefix-lm"
+    )
     store.check_backbone(saved, identity_of(backbone))
     method = _from_settings(methods(), saved.method, folder, "method")
     task = _from_settings(TASKS, saved.task, folder, "task")

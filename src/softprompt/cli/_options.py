@@ -96,5 +96,8 @@ def open_prompt(folder: Path, backbone: str | None, dtype: str | None, device: s
     if not (folder / "prompt.json").exists() and (folder / "prompt" / "prompt.json").exists():
         folder = folder / "prompt"
     saved = store.load(folder).backbone
-    prefix_lm = saved.family == "prefix-lm"
-    return load(folder, open_backbone(backbone or saved.name, dtype, device, prefix_lm=prefix_lm))
+    revision = None if backbone else saved.revision
+    opened = open_backbone(
+        backbone or saved.name, dtype, device, revision=revision, prefix_lm=saved.family == "prefix-lm"
+    )
+    return load(folder, opened)

@@ -41,6 +41,7 @@ class BackboneIdentity:
     config_digest     see `config_digest`
     table_digest      see `table_digest`
     tokenizer_digest  see `tokenizer_digest`; None where the backbone has no tokenizer
+    revision          commit of a hub model, which it is loaded with again; not compared
     """
 
     name: str
@@ -50,6 +51,7 @@ class BackboneIdentity:
     config_digest: str
     table_digest: str
     tokenizer_digest: str | None = None
+    revision: str | None = None
 
 
 def fingerprint(
@@ -75,6 +77,7 @@ def fingerprint(
         config_digest=config_digest(config),
         table_digest=table_digest(table),
         tokenizer_digest=None if vocabulary is None else tokenizer_digest(vocabulary),
+        revision=getattr(config, "_commit_hash", None),
     )
 
 

@@ -97,6 +97,7 @@ class _Backbone(_Strict):
     config_digest: str
     table_digest: str
     tokenizer_digest: str | None
+    revision: str | None = None
 
 
 class _Record(_Strict):
