@@ -163,6 +163,16 @@ def test_texts_are_cut_to_their_first_words(tmp_path: Path) -> None:
     assert source_rows(SourceConfig(str(file)), "train") == rows
 
 
+def test_a_source_says_how_its_text_is_encoded(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes("text,label\nGefühl,pos\n".encode("cp1252"))
+    assert source_rows(SourceConfig(str(file), encoding="cp1252"), "train") == [
+        {"text": "Gefühl", "label": "pos"}
+    ]
+    with pytest.raises(ValueError, match="`encoding:` beside `source:`"):
+        source_rows(SourceConfig(str(file)), "train")
+
+
 def test_keys_of_a_source_that_say_nothing_do_not_rename_a_run() -> None:
     assert SourceConfig("rows.csv").as_dict() == {"source": "rows.csv", "split": None, "limit": None}
     assert SourceConfig("rows.csv", words=9).as_dict()["words"] == 9

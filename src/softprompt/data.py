@@ -112,7 +112,8 @@ def _decoded(path: Path, content: bytes, encoding: str) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not {encoding}: byte 0x{content[error.start]:02x} at position {error.start};"
-            ' save it as UTF-8, or say what it is, for example encoding="cp1252" (Western Windows)'
+            " save it as UTF-8, or say what it is, for example cp1252 (Western Windows): load_rows(file, encoding=...) in"
+            " Python, `encoding:` beside `source:` in a YAML file"
         ) from error
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,29 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write under another name, then rename. Raises OSError if it cannot be written."""
     temporary = path.with_name(f".{path.name}.part")
+    with unwritable_explained(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def unwritable_explained(path: Path) -> Iterator[None]:
+    """An OSError while `path` is written says what was not, that nothing was lost, and what to do."""
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise OSError(  # the number makes it the same kind of OSError
+            error.errno,
+            f"could not write {path}: {error.strerror or error}. What was there before is unchanged. "
+            "Free the disk, change the permissions of the folder that holds it, or choose another place",
+        ) from error
 
 
 def finite(value: Any) -> Any:

@@ -70,10 +70,12 @@ class SourceConfig:
     """Every text is cut to its first so many words, with one space between them."""
     only: Mapping[str, tuple[str, ...]] | None = None
     """By column the values that are wanted: other rows are left out, before `limit` counts."""
+    encoding: str | None = None
+    """Of a text file; by default UTF-8."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; runs are named by them, so that keys that came later are left out where they say nothing."""
-        late = ("part", "words", "only")
+        late = ("part", "words", "only", "encoding")
         return {k: v for k, v in settings_of(self).items() if k not in late or v is not None}
 
 
@@ -201,7 +203,7 @@ def source_rows(source: SourceConfig, usual: str) -> list[dict[str, Any]]:
     Raises as `load_rows`, and ValueError for `only` with a column or a value that no row has.
     """
     split = source.split or (None if names_file(source.source) else usual)
-    rows = load_rows(source.source, split)
+    rows = load_rows(source.source, split, encoding=source.encoding or "utf-8")
     if source.part is not None:
         rows = rows_of_part(rows, source.part)
     for column, values in (source.only or {}).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -144,6 +145,28 @@ def test_a_mistake_is_one_message_without_traceback(config: Path, change: str, m
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert result.stdout == ""
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_message_that_says_what_to_do(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def locked(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for where, replaced in (
+        ("softprompt.files.os.fsync", full),
+        ("softprompt.cli._run_folder.Path.mkdir", locked),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(where, replaced)
+            result = softprompt("train", config, "--output", config.parent / "out", "--quiet")
+        assert result.exit_code == 1
+        assert "could not write" in result.stderr
+        assert "choose another place" in result.stderr.replace("\n", " ")
+        assert "Traceback" not in result.output
 
 
 def test_a_mistake_is_an_object_with_json_and_an_exception_with_debug(config: Path) -> None:

@@ -20,7 +20,7 @@ import yaml
 
 from softprompt import checkpoint, plots, store
 from softprompt.cli._results import scores
-from softprompt.files import finite, write_text
+from softprompt.files import finite, unwritable_explained, write_text
 from softprompt.run_config import RunConfig, differences
 from softprompt.tuned import TunedPrompt
 from softprompt.version import __version__
@@ -92,7 +92,8 @@ class RunFolder:
         if self._is_finished:
             (self.checkpoint / checkpoint.FILE).unlink(missing_ok=True)
             self._metrics.unlink(missing_ok=True)
-        self.path.mkdir(parents=True, exist_ok=True)
+        with unwritable_explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         write_text(self._config, _config_text(config))
 
     def finish(

@@ -6,8 +6,10 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+
+from softprompt.files import unwritable_explained
 
 
 def standing(folder: Path) -> Path:
@@ -31,28 +33,16 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], *, overwrite: bool)
     """
     folder = Path(os.path.realpath(folder))  # through a link, so that the link survives the renames
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    with _explained(folder):
+    with unwritable_explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _finish_interrupted_overwrite(folder)
     _refuse_to_delete(folder, set(files), overwrite)
     try:
-        with _explained(folder):
+        with unwritable_explained(folder):
             _write(temporary, files)
             _take_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(  # the number makes it the same kind of OSError
-            error.errno,
-            f"could not write {folder}: {error.strerror or error}. What was there before is unchanged. "
-            "Free the disk, change the permissions of the folder that holds it, or choose another place",
-        ) from error
 
 
 def _previous(folder: Path) -> Path:
