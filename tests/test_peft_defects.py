@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 from torch import nn
 from torch.testing import assert_close
-from transformers import LlamaForCausalLM, PreTrainedConfig, Qwen2_5_VLConfig
+from transformers import DynamicCache, LlamaForCausalLM, PreTrainedConfig, Qwen2_5_VLConfig
 
 from softprompt import LoRA, PromptTuning, PTuningV2, fit, load_backbone
-from softprompt.backbones.loading import FAMILIES
+from softprompt.backbones._generation import SET_HERE
 from softprompt.baselines import merged
 from softprompt.model import carrying, stack_prompts
 from softprompt.outputs import EncodedRow, PromptOutput
@@ -47,6 +47,24 @@ def test_what_cannot_run_behind_a_prompt_is_refused_by_name(option: str) -> None
     for backbone in (tiny_backbone(), backbone_of("t5")):
         with pytest.raises(ValueError, match=f"'{option}'.*cannot be used behind a prompt"):
             backbone.generate([EncodedRow((-1, 20))], prompt, **{option: 3})
+
+
+GIVEN = {
+    "position_ids": torch.arange(2)[None],
+    "attention_mask": torch.zeros(1, 1, 2, 2),  # four dimensions
+    "inputs_embeds": torch.zeros(1, 2, 48),
+    "input_ids": torch.tensor([[20, 21]]),
+    "past_key_values": DynamicCache(),
+}
+
+
+@pytest.mark.parametrize("option", sorted(SET_HERE))
+@pytest.mark.parametrize("architecture", ["llama", "t5"])
+def test_what_a_caller_would_place_by_hand_is_refused_by_name(architecture: str, option: str) -> None:
+    backbone = tiny_backbone() if architecture == "llama" else backbone_of("t5")
+    prompt = PromptOutput(tokens=torch.zeros(1, 1, 48).double())
+    with pytest.raises(ValueError, match=rf"generate\(\) sets \['{option}'\] itself; remove them"):
+        backbone.generate([EncodedRow((-1, 20))], prompt, **{option: GIVEN[option]})
 
 
 def test_a_prompt_is_trained_on_merged_lora_weights_and_both_stay() -> None:
@@ -101,9 +119,10 @@ def test_without_its_prompt_an_encoder_decoder_generates_what_the_model_generate
     assert len(expected) >= 4
 
 
-def test_a_vision_language_model_is_refused_and_not_run_with_wrong_positions() -> None:
-    config = Qwen2_5_VLConfig()
-    assert not any(family.holds(config) for family in FAMILIES)
+def test_a_vision_language_model_is_refused_and_not_run_with_wrong_positions(tmp_path: Path) -> None:
+    Qwen2_5_VLConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"a model of type 'qwen2_5_vl', which belongs to no family"):
+        load_backbone(tmp_path)
 
 
 def test_a_backbone_in_bfloat16_takes_float32_prompts_and_gives_float32_gradients() -> None:

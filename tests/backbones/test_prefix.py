@@ -269,6 +269,24 @@ def test_a_prefix_for_a_model_without_keys_and_values_is_refused() -> None:
     assert "keys and values of its own" in (PrefixTuning().unsupported(spec) or "")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"
+)  # torch.compile's own
+def test_torch_compile_gives_a_prefix_the_same_loss_and_gradient() -> None:
+    backbone = tiny_backbone("llama", dtype=torch.float32)
+    prefix = tuple((k.detach().float(), v.detach().float()) for k, v in random_prefix(backbone))
+    leaves = [part.requires_grad_() for pair in prefix for part in pair]
+    torch._dynamo.reset()
+    found, expected = (
+        b.score(ROWS, PromptOutput(prefix=prefix)).token_log_likelihoods()
+        for b in (backbone.with_settings(compiled=True), backbone)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(*(torch.autograd.grad(x.sum(), leaves) for x in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_sliding_window_that_does_not_reach_back_to_the_prefix_is_a_warning() -> None:
     backbone = tiny_backbone("gemma3_text")
