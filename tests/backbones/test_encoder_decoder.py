@@ -184,17 +184,26 @@ def test_a_row_without_sound_is_an_error_in_a_speech_model() -> None:
         backbone.score([EncodedRow((1,), ((5,),))], PromptOutput())
 
 
-def test_what_is_added_to_a_word_whatever_its_place_is_added_in_the_encoder() -> None:
-    backbone = backbone_of("t5")
-    plain = PromptOutput(tokens=virtual_tokens(backbone).detach())
-    doubled = replace(plain, token_offset=(lambda embeds: embeds,))
-    found = scored(backbone, INLINE, doubled)
-    with torch.no_grad():
-        backbone.model.get_encoder().embed_tokens = double = torch.nn.Embedding(*backbone.table.shape)
-        double.weight.copy_(2 * backbone.model.shared.weight)
-        double.double()
-        double.weight.copy_(2 * backbone.model.shared.weight)
-    torch.testing.assert_close(found, scored(backbone, INLINE, plain))
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("architecture", SEQ2SEQ)
+def test_what_is_added_to_a_word_whatever_its_place_equals_plain_concatenation(
+    architecture: str, layout: str
+) -> None:
+    backbone, rows = backbone_of(architecture), LAYOUTS[layout]
+    tokens, network = virtual_tokens(backbone), virtual_tokens(backbone, length=48, seed=3)
+
+    def shift(words: Tensor) -> Tensor:
+        return (words @ network[0]).relu()
+
+    found = scored(backbone, rows, PromptOutput(tokens=tokens, token_offset=(shift,)))
+    expected = torch.cat([
+        naive.target_log_likelihood(
+            backbone.model, row, target, tokens[0], token_offset=shift, start=START[architecture]
+        )
+        for row in rows
+        for target in row.targets
+    ])  # fmt: skip
+    assert_same(found, expected, [tokens, network])
 
 
 @pytest.mark.parametrize("architecture", SEQ2SEQ)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache
 
-from softprompt import PromptTuning, fit, load, load_backbone
+from softprompt import PrefixTuning, PromptTuning, TextClassification, fit, load, load_backbone
 from softprompt.backbones.causal import CausalBackbone
+from softprompt.binding import bind
 from softprompt.outputs import EncodedRow, PromptOutput
+from softprompt.prompts import BuildContext
+from softprompt.search import candidate_losses
+from softprompt.search.scoring import substituted
 from tests.naive import prefix_lm as naive
+from tests.search.problems import BEHIND, FRONT, PARTED
 from tests.tiny import WINDOW, Architecture, tiny_causal_lm, tiny_seq2seq, tiny_tokenizer
 from tests.tiny_task import ROWS, TASK
 
@@ -51,6 +60,101 @@ def test_a_batch_equals_one_row_at_a_time(architecture: Architecture) -> None:
     (ours,) = torch.autograd.grad((found * weights).sum(), tokens)
     (theirs,) = torch.autograd.grad((expected * weights).sum(), tokens)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10 * theirs.abs().max().item())
+
+
+def assert_same(found: Tensor, expected: Tensor, leaves: Sequence[Tensor]) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view_as(found)
+    for a, b in zip(
+        *(torch.autograd.grad((x * weights).sum(), leaves) for x in (found, expected)), strict=True
+    ):
+        assert b.abs().max() > 0
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["offset", "token_offset", "prefix", "several prompts"])
+def test_every_kind_of_prompt_equals_one_row_at_a_time(kind: str, architecture: Architecture) -> None:
+    backbone = prefix_lm(architecture)
+    generator = torch.Generator().manual_seed(2)
+
+    def leaf(*shape: int) -> Tensor:
+        return (torch.randn(shape, dtype=torch.float64, generator=generator) * 0.5).requires_grad_()
+
+    tokens, rows = virtual_tokens(backbone), BATCH
+    given: dict[str, Any] = {}
+    beside: dict[str, Any] = {}
+    leaves = [tokens]
+    if kind == "offset":
+        leaves.append(leaf(1, 6, backbone.spec.width))
+        given, beside = {"offset": leaves[1]}, {"offset": leaves[1][0]}
+    elif kind == "token_offset":
+        leaves.append(leaf(backbone.spec.width, backbone.spec.width))
+        given = {"token_offset": (lambda words: words @ leaves[1],)}
+        beside = {"token_offset": given["token_offset"][0]}
+    elif kind == "prefix":
+        prefix = tuple((leaf(1, h, 3, size), leaf(1, h, 3, size)) for h, size in backbone.spec.key_values)
+        rows = [replace(row, context=tuple(80 - a if a < 0 else a for a in row.context)) for row in BATCH]
+        given, beside = {"prefix": prefix}, {"prefix": prefix}
+        leaves = [part for pair in prefix for part in pair]
+    else:
+        leaves = [leaf(2, 3, backbone.spec.width)]
+        tokens = leaves[0]
+        given = {"lengths": torch.tensor([2, 3])}
+        rows = [
+            *BATCH,
+            EncodedRow((-1, 20, -2, -3, 21), LABELS, prompt=1),
+            EncodedRow((-3, 9), LABELS, prompt=1),
+        ]
+    prompt = PromptOutput(tokens=None if kind == "prefix" else tokens, **given)
+    expected = torch.cat([
+        naive.target_log_likelihood(backbone.model, row, target, tokens[row.prompt], **beside)
+        for row in rows
+        for target in row.targets
+    ])  # fmt: skip
+    assert_same(backbone.score(rows, prompt).token_log_likelihoods(), expected, leaves)
+
+
+def test_heads_read_states_that_saw_the_whole_context() -> None:
+    backbone = prefix_lm()
+    tokens = virtual_tokens(backbone)
+    rows = [replace(row, targets=(), read=(0, len(row.context) - 1)) for row in BATCH]
+    expected = torch.cat([naive.states(backbone.model, row, tokens[0]) for row in rows])
+    assert_same(backbone.states(rows, PromptOutput(tokens=tokens)), expected, [tokens])
+
+
+def test_a_prefix_starts_as_what_the_decoder_keeps_of_a_text() -> None:
+    backbone = prefix_lm()
+    ids = backbone.spec.tokenize("film good dog")
+    method = PrefixTuning(length=len(ids), init="text", init_text="film good dog", reparametrize=False)
+    prefix = method.build(BuildContext(backbone.spec)).double()().prefix
+    kept = DynamicCache(config=backbone.model.config)
+    backbone.model(torch.tensor([ids]), past_key_values=kept)
+    assert prefix is not None
+    for (key, value), layer in zip(prefix, kept.layers, strict=True):
+        torch.testing.assert_close((key, value), (layer.keys, layer.values), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", [FRONT, BEHIND, PARTED], ids=["front", "behind", "parted"])
+def test_candidates_of_a_search_have_the_losses_of_each_written_into_each_row(
+    task: TextClassification,
+) -> None:
+    backbone = prefix_lm()
+    encoder = bind(backbone, task, 2, None)
+    rows = [encoder.encode(row) for row in ROWS[:4]]
+    candidates = torch.tensor([[40, 41], [42, 43], [44, 45]])
+    none = torch.zeros(0, backbone.spec.width)
+    expected = []
+    for ids in candidates.tolist():
+        written = [replace(row, context=substituted(row.context, ids)) for row in rows]
+        scores = torch.stack([
+            torch.stack([naive.target_log_likelihood(backbone.model, row, t, none).sum() for t in row.targets])
+            for row in written
+        ])  # fmt: skip
+        gold = torch.tensor([row.gold for row in rows])
+        expected.append(functional.cross_entropy(scores, gold))
+    found = candidate_losses(backbone, encoder, rows, candidates)
+    torch.testing.assert_close(found, torch.stack(expected).detach(), rtol=1e-10, atol=0)
 
 
 def test_it_is_not_the_causal_model() -> None:

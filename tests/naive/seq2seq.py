@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,11 @@ from softprompt.outputs import EncodedRow
 
 
 def embed(
-    table: torch.nn.Module, atoms: Sequence[int], tokens: Tensor, offset: Tensor | None = None
+    table: torch.nn.Module,
+    atoms: Sequence[int],
+    tokens: Tensor,
+    offset: Tensor | None = None,
+    token_offset: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Input embeddings of a sequence, virtual token k taken from `tokens` (P, d): (T, d)."""
     pieces, number = [], 0
@@ -20,7 +24,9 @@ def embed(
         if atom < 0:
             pieces.append(tokens[-1 - atom])
             continue
-        piece = table(torch.tensor(atom))
+        word = piece = table(torch.tensor(atom))
+        if token_offset is not None:
+            piece = piece + token_offset(word)
         if offset is not None and number < len(offset):
             piece = piece + offset[number]
         number += 1
@@ -34,6 +40,7 @@ def logits(
     written: Sequence[int],
     tokens: Tensor,
     offset: Tensor | None = None,
+    token_offset: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Next-token logits after each token that the decoder has written, (len(written), V).
 
@@ -43,9 +50,9 @@ def logits(
         assert row.media is not None
         states = model.get_encoder()(row.media[None])
         atoms = row.context + tuple(written)
-        begun = embed(model.get_decoder().get_input_embeddings(), atoms, tokens, offset)
+        begun = embed(model.get_decoder().get_input_embeddings(), atoms, tokens, offset, token_offset)
         return model(encoder_outputs=states, decoder_inputs_embeds=begun[None], use_cache=False).logits[0]
-    read = embed(model.get_encoder().get_input_embeddings(), row.context, tokens, offset)
+    read = embed(model.get_encoder().get_input_embeddings(), row.context, tokens, offset, token_offset)
     return model(
         inputs_embeds=read[None], decoder_input_ids=torch.tensor([list(written)]), use_cache=False
     ).logits[0]
@@ -68,11 +75,13 @@ def target_log_likelihood(
     target: Sequence[int],
     tokens: Tensor,
     offset: Tensor | None = None,
+    token_offset: Callable[[Tensor], Tensor] | None = None,
     *,
     start: Sequence[int],
 ) -> Tensor:
     """log p(target | row) token by token, (len(target),). start: what the decoder begins with, () for speech."""
-    found = logits(model, row, (*start, *target[:-1]), tokens, offset).log_softmax(-1)[-len(target) :]
+    found = logits(model, row, (*start, *target[:-1]), tokens, offset, token_offset)
+    found = found.log_softmax(-1)[-len(target) :]
     return torch.stack([found[j, token] for j, token in enumerate(target)])
 
 
