@@ -27,9 +27,10 @@ from softprompt import (
 from softprompt.backbones.base import Backbone
 from softprompt.prompts.base import Method
 from softprompt.search import candidate_losses, searchable_words
+from tests import test_encoder_decoder as seq2seq
 from tests.naive import triggers
 from tests.search.problems import BEHIND, FRONT, check_of, tiny_problem
-from tests.tiny import Architecture, tiny_seq2seq, tiny_tokenizer
+from tests.tiny import Architecture, tiny_causal_lm, tiny_seq2seq, tiny_tokenizer
 from tests.tiny_encoders import encoder_backbone
 from tests.tiny_task import ROWS, TASK, tiny_backbone
 
@@ -243,22 +244,30 @@ CLOZE = TextClassification("{soft} {text} sentiment {mask}.", labels={"neg": " b
 
 
 @pytest.mark.parametrize("method", [TriggerSearch(length=2, top_k=3), PEZ(length=2)], ids=["trigger", "pez"])
-@pytest.mark.parametrize("family", ["masked-lm", "encoder-decoder"])
+@pytest.mark.parametrize("family", ["masked-lm", "encoder-decoder", "prefix-lm", "speech"])
 def test_words_are_found_for_every_family(method: Any, family: str) -> None:
     backbone: Backbone
+    rows = ROWS
+    inputs: list[Any] = ["film", "dog"]
     if family == "masked-lm":
         backbone, task = encoder_backbone("bert"), CLOZE
+    elif family == "prefix-lm":
+        model = tiny_causal_lm("llama").requires_grad_(False)
+        backbone, task = load_backbone(model, tokenizer=tiny_tokenizer(), prefix_lm=True), FRONT
+    elif family == "speech":
+        backbone, task, rows = seq2seq.backbone_of("whisper"), seq2seq.HEARD, seq2seq.SOUNDS
+        inputs = rows[:2]
     else:
         model = tiny_seq2seq("t5").requires_grad_(False)
         backbone, task = load_backbone(model, tokenizer=tiny_tokenizer(closed=True)), FRONT
-    tuned = fit(backbone, task, method, ROWS, steps=2, batch_size=8, progress=False)
-    found = project_prompt(tuned, ROWS)
+    tuned = fit(backbone, task, method, rows, steps=2, batch_size=8, progress=False)
+    found = project_prompt(tuned, rows)
     assert found.text == tuned.recipe["text"]
     assert found.task is not None
-    again = fit(backbone, found.task, ZeroShot(), ROWS, progress=False)
-    for one, other in zip(tuned.predict(["film", "dog"]), again.predict(["film", "dog"]), strict=True):
+    again = fit(backbone, found.task, ZeroShot(), rows, progress=False)
+    for one, other in zip(tuned.predict(inputs), again.predict(inputs), strict=True):
         assert one.probabilities["pos"] == pytest.approx(other.probabilities["pos"], rel=1e-5)
-    problem = [tuned.encoder.encode(row) for row in ROWS[:4]]
+    problem = [tuned.encoder.encode(row) for row in rows[:4]]
     candidates = torch.randint(10, 300, (3, 2))
     together = candidate_losses(backbone, tuned.encoder, problem, candidates)
     alone = [candidate_losses(backbone, tuned.encoder, problem, ids[None], per_pass=1) for ids in candidates]

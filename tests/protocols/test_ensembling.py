@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import permutations
 from typing import Any
 
@@ -13,7 +14,8 @@ from softprompt.backbones.base import Backbone
 from softprompt.backbones.causal import CausalBackbone
 from softprompt.protocols.ensembling import RULES, combine
 from softprompt.tasks import ClassPrediction
-from tests.test_encoder_decoder import backbone_of
+from tests.test_encoder_decoder import HEARD, SOUNDS, backbone_of
+from tests.tiny import tiny_causal_lm, tiny_tokenizer
 from tests.tiny_encoders import ENCODERS, encoder_backbone
 from tests.tiny_task import ROWS, TASK, tiny_backbone
 
@@ -26,15 +28,17 @@ def answer(**probabilities: float) -> ClassPrediction:
     return ClassPrediction(max(probabilities, key=probabilities.__getitem__), probabilities)
 
 
-def members(backbone: Backbone, task: sp.TextClassification = TASK) -> list[sp.TunedPrompt]:
+def members(
+    backbone: Backbone, task: sp.TextClassification = TASK, rows: Sequence[Any] = ROWS
+) -> list[sp.TunedPrompt]:
     """Prompts of different lengths, seeds and methods."""
     methods: tuple[Any, ...] = (
         sp.PromptTuning(length=6),
         sp.PromptTuning(length=2),
-        sp.PrefixTuning(length=3),
+        sp.PrefixTuning(length=3, init="vocab" if backbone.spec.key_values_of else "random"),
     )
     return [
-        sp.fit(backbone, task, method, ROWS, steps=2, learning_rate=0.2, warmup=0, seed=seed, progress=False)
+        sp.fit(backbone, task, method, rows, steps=2, learning_rate=0.2, warmup=0, seed=seed, progress=False)
         for seed, method in enumerate(methods)
     ]
 
@@ -128,23 +132,31 @@ def test_evaluation_shows_the_ensemble_beside_its_members() -> None:
         assert found.ensemble[rule] == wanted
 
 
-@pytest.mark.parametrize("architecture", ["t5", "bart", "bert", "roberta", "modernbert"])
-def test_on_every_family_of_words_each_member_answers_as_it_does_alone(architecture: Any) -> None:
-    task = TASK
+@pytest.mark.parametrize(
+    "architecture", ["prefix-lm", "t5", "bart", "whisper", "bert", "roberta", "modernbert"]
+)
+def test_on_every_other_family_of_words_each_member_answers_as_it_does_alone(architecture: Any) -> None:
+    task, rows = TASK, ROWS
+    inputs: list[Any] = list(TEXTS)
+    backbone: Any
     if architecture in ENCODERS:
         task = sp.TextClassification("{text} sentiment{mask}", labels=TASK.labels)
-        backbone: Any = encoder_backbone(architecture)
+        backbone = encoder_backbone(architecture)
+    elif architecture == "prefix-lm":
+        backbone = sp.load_backbone(tiny_causal_lm("llama"), tokenizer=tiny_tokenizer(), prefix_lm=True)
     else:
         backbone = backbone_of(architecture)
-    prompts = members(backbone, task)
-    alone = [prompt.predict(TEXTS) for prompt in prompts]
-    together = sp.PromptEnsemble(prompts).member_predictions(TEXTS, batch_size=2)
+    if architecture == "whisper":
+        task, rows, inputs = HEARD, SOUNDS, SOUNDS[:5]
+    prompts = members(backbone, task, rows)
+    alone = [prompt.predict(inputs) for prompt in prompts]
+    together = sp.PromptEnsemble(prompts).member_predictions(inputs, batch_size=2)
     order = [0, 2, 1, 1, 2]
-    mixed = sp.MixedPrompts(prompts).predict(TEXTS, order, batch_size=4)
-    for i, text in enumerate(TEXTS):
+    mixed = sp.MixedPrompts(prompts).predict(inputs, order, batch_size=4)
+    for i in range(len(inputs)):
         for n, answers in enumerate(alone):
             expected = pytest.approx(answers[i].probabilities, rel=1e-6)
-            assert together[i][n].probabilities == expected, (text, n)
+            assert together[i][n].probabilities == expected, (i, n)
             if order[i] == n:
                 assert mixed[i].probabilities == expected
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from transformers import ByT5Tokenizer
 
 import softprompt as sp
+from softprompt.backbones.base import Backbone
 from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
 from softprompt.tasks import LanguageModeling, TextSetting
 from softprompt.tasks.adaptation import corrupt
-from tests.tiny import tiny_seq2seq, tiny_tokenizer
+from tests.tiny import Seq2Seq, tiny_causal_lm, tiny_seq2seq, tiny_tokenizer
 from tests.tiny_task import tiny_backbone
 
 TEXTS = [
@@ -20,9 +25,21 @@ TEXTS = [
 ]
 
 
-def t5(dtype: torch.dtype = torch.float32) -> EncoderDecoderBackbone:
-    model = tiny_seq2seq("t5", dtype=dtype).requires_grad_(False)
-    return EncoderDecoderBackbone(model, ByT5Tokenizer(), name="tiny/t5")
+def seq2seq(architecture: Seq2Seq = "t5") -> EncoderDecoderBackbone:
+    model = tiny_seq2seq(architecture, dtype=torch.float32).requires_grad_(False)
+    return EncoderDecoderBackbone(model, ByT5Tokenizer(), name=f"tiny/{architecture}")
+
+
+def prefix_lm() -> Backbone:
+    model = tiny_causal_lm("llama", dtype=torch.float32)
+    return sp.load_backbone(model, tokenizer=ByT5Tokenizer(), prefix_lm=True)
+
+
+FAMILIES: dict[str, Callable[[], Backbone]] = {
+    "t5": seq2seq,
+    "bart": lambda: seq2seq("bart"),
+    "prefix-lm": prefix_lm,
+}
 
 
 def test_a_text_is_split_where_the_seed_says_and_nothing_is_lost() -> None:
@@ -61,15 +78,48 @@ def test_spans_that_are_cut_out_stand_behind_their_sentinels(length: int) -> Non
 
 
 @pytest.mark.parametrize("objective", ["prefix-lm", "span-corruption"])
-def test_full_tuning_adapts_a_copy_and_prompts_learn_too(objective: str) -> None:
-    backbone = t5()
-    task = LanguageModeling(objective=objective)  # type: ignore[arg-type]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_tuning_adapts_a_copy_and_prompts_learn_too(
+    family: str, objective: Literal["prefix-lm", "span-corruption"]
+) -> None:
+    backbone = FAMILIES[family]()
+    given = copy.deepcopy(backbone.model.state_dict())
+    task = LanguageModeling(objective=objective)
+    settings = {"steps": 6, "batch_size": 4, "progress": False, "warmup": 0}
     before = sp.fit(backbone, task, sp.ZeroShot(), TEXTS, progress=False).evaluate(TEXTS)
-    settings = {"steps": 6, "batch_size": 4, "progress": False, "learning_rate": 0.02, "warmup": 0}
-    for method in (sp.FullTuning(), sp.PromptTuning(length=4)):
-        after = sp.fit(backbone, task, method, TEXTS, TEXTS, **settings).evaluate(TEXTS)
+    adapted = sp.fit(backbone, task, sp.FullTuning(), TEXTS, TEXTS, learning_rate=0.02, **settings)
+    prompted = sp.fit(backbone, task, sp.PromptTuning(length=4), TEXTS, TEXTS, learning_rate=0.2, **settings)
+    for after in (adapted.evaluate(TEXTS), prompted.evaluate(TEXTS)):
         assert after["log_likelihood"] > before["log_likelihood"]
         assert after["perplexity"] < before["perplexity"]
+    assert all(torch.equal(tensor, given[name]) for name, tensor in backbone.model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_starts_on_the_adapted_model_as_on_any_other(family: str, tmp_path: Path) -> None:
+    backbone = FAMILIES[family]()
+    adapted = sp.fit(
+        backbone, LanguageModeling(), sp.FullTuning(), TEXTS, steps=2, learning_rate=0.02, progress=False
+    )
+    adapted.backbone.model.save_pretrained(tmp_path / "adapted")
+    base = sp.load_backbone(
+        tmp_path / "adapted",
+        tokenizer=backbone.tokenizer,
+        dtype="float32",
+        device="cpu",
+        prefix_lm=family == "prefix-lm",
+    )
+    assert not any(p.requires_grad for p in base.model.parameters())
+    rows = [{"text": text, "mood": mood} for text, mood in (("good film", "glad"), ("bad dog", "sad"))]
+    mood = sp.TextClassification("{text}", labels={"glad": "g", "sad": "s"}, label_column="mood")
+    tuned = sp.fit(base, mood, sp.PromptTuning(length=4), rows, steps=2, progress=False)
+    unadapted = sp.fit(backbone, mood, sp.PromptTuning(length=4), rows, steps=2, progress=False)
+    assert tuned.history[0]["gradient_norm"] > 0
+    assert tuned.history[0]["loss"] != unadapted.history[0]["loss"]
+    folder = tuned.save(tmp_path / "prompt")
+    assert sp.load(folder, base).predict(["a film"]) == tuned.predict(["a film"])
+    with pytest.raises(sp.WrongBackboneError):
+        sp.load(folder, backbone)
 
 
 def test_a_decoder_alone_reads_on_and_both_parts_fit_into_its_positions() -> None:
@@ -84,10 +134,24 @@ def test_a_decoder_alone_reads_on_and_both_parts_fit_into_its_positions() -> Non
 
 
 def test_answers_may_begin_with_a_sentinel() -> None:
-    task = sp.TextGeneration("{text}", target="<extra_id_0> {answer}")
-    setting = TextSetting(ByT5Tokenizer(), 1, closed=True)
-    row = task.bind(setting).encode({"text": "a", "answer": "b"})
-    assert row.targets[0][0] == ByT5Tokenizer().convert_tokens_to_ids("<extra_id_0>")
+    tokenizer = ByT5Tokenizer()
+    sentinel = tokenizer.convert_tokens_to_ids("<extra_id_0>")
+    written = sp.TextGeneration("{text}", target="<extra_id_0> {answer}")
+    row = written.bind(TextSetting(tokenizer, 1, closed=True)).encode({"text": "a", "answer": "b"})
+    assert row.targets[0][0] == sentinel
+
+
+def test_label_words_may_begin_with_a_sentinel_and_prompts_learn_them() -> None:
+    words = {"glad": "<extra_id_0> happy", "sad": "<extra_id_0> sad"}
+    task = sp.TextClassification("{text}", labels=words, label_column="mood")
+    rows = [{"text": text, "mood": mood} for text, mood in (("good film", "glad"), ("bad dog", "sad"))] * 4
+    backbone = seq2seq()
+    settings = {"steps": 60, "batch_size": 8, "learning_rate": 0.5, "progress": False}
+    tuned = sp.fit(backbone, task, sp.PromptTuning(length=6), rows, rows, **settings)
+    sentinel = backbone.tokenizer.convert_tokens_to_ids("<extra_id_0>")
+    letters = backbone.tokenizer(" happy", add_special_tokens=False)["input_ids"]
+    assert tuned.encoder.encode(rows[0]).targets[0] == (sentinel, *letters)
+    assert tuned.evaluate(rows)["accuracy"] == 1.0
 
 
 def test_what_cannot_be_learned_from_is_an_error_that_says_why() -> None:
