@@ -48,6 +48,20 @@ LONG = [front(*range(20, 20 + n), targets=((90, 91),)) for n in (30, 17, 1)]
 LAYOUTS = {"front": FRONT, "inline": INLINE, "first label": FIRST_LABEL, "single row": SINGLE, "long": LONG}
 
 
+@torch.no_grad()
+def naive_logits(
+    backbone: CausalBackbone, rows: list[EncodedRow], tokens: Tensor, offset: Tensor | None
+) -> Tensor:
+    """Of each target token the logits that predict it, (M, V)."""
+    found = []
+    for row in rows:
+        own = None if offset is None else offset[row.prompt]
+        for target in row.targets:
+            logits = naive.logits(backbone.model, row.context + target[:-1], tokens[row.prompt], own)
+            found.append(logits[-len(target) :])
+    return torch.cat(found)
+
+
 def naive_tokens(
     backbone: CausalBackbone, rows: list[EncodedRow], tokens: Tensor, offset: Tensor | None = None
 ) -> Tensor:
@@ -62,7 +76,10 @@ def assert_same(
     backbone: CausalBackbone, rows: list[EncodedRow], tokens: Tensor, offset: Tensor | None = None
 ) -> None:
     leaves = [tokens] if offset is None else [tokens, offset]
-    packed = backbone.score(rows, PromptOutput(tokens=tokens, offset=offset)).token_log_likelihoods()
+    scored = backbone.score(rows, PromptOutput(tokens=tokens, offset=offset))
+    logits = scored.logits[scored.position]  # (M, V)
+    torch.testing.assert_close(logits, naive_logits(backbone, rows, tokens, offset), rtol=1e-10, atol=1e-10)
+    packed = scored.token_log_likelihoods()
     expected = naive_tokens(backbone, rows, tokens, offset)
     torch.testing.assert_close(packed, expected, rtol=1e-10, atol=1e-10)
     weights = torch.linspace(-1, 1, len(expected), dtype=torch.float64)

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from softprompt import load_backbone
+from softprompt.backbones import loading
 from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
 from tests.tiny import (
     ARCHITECTURES,
@@ -228,3 +229,13 @@ def test_weights_of_another_shape_are_an_error_with_the_folder(tmp_path: Path) -
     (folder / "config.json").write_text(config.replace('"intermediate_size": 64', '"intermediate_size": 32'))
     with pytest.raises(ValueError, match=re.escape(str(folder))):
         load_backbone(folder, device="cpu")
+
+
+def test_each_process_of_a_launcher_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loading._own_device() == ("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert loading._own_device() == "cuda:3"
+    monkeypatch.delenv("LOCAL_RANK")
+    assert loading._own_device() == "cuda"

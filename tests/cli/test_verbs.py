@@ -128,6 +128,7 @@ def test_fetch_lists_carriers_and_names_the_nearest_of_a_wrong_one(
 ) -> None:
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path))
     listed = {row["name"]: row for row in as_json("fetch", "--list")["carriers"]}
+    assert listed["emoji-clip"]["bytes"] > listed["vit-s14-saliency"]["bytes"] + listed["minilm-l6"]["bytes"]
     assert listed["smollm2-135m-instruct"]["kind"] == "model"
     assert not any(row["cached"] for row in listed.values())
     assert "multiemo" in softprompt("fetch").stdout

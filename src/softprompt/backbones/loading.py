@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
@@ -146,7 +147,7 @@ def load_backbone(
     tokenizer needed for a model object that reads text; else by default the one that lies beside the weights
     processor the same for images: an ImageRule, an image processor of transformers, or its configuration
     dtype     of the weights; "auto" is bfloat16 where the hardware is good at it, else float32
-    device    where to; by default the first GPU, else the CPU
+    device    where to; by default the first GPU, of a process that a launcher started its own one, else the CPU
     revision  of a hub model
     packed    False runs the plain padded path instead of sharing prompts; by default found out by a trial
     prefix_lm a decoder whose prompt and input see each other both ways (UniLM), where its attention can be reached
@@ -167,7 +168,7 @@ def load_backbone(
 
     name = str(source)
     folder = str(carriers.fetch(name)) if name in carriers.names() else name
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = torch.device(device or _own_device())
     wanted = resolve_dtype(dtype, where)
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision)
@@ -207,6 +208,14 @@ def load_backbone(
         )
     log.info("%s: %s on %s", name, str(wanted).removeprefix("torch."), where)
     return family.backbone(model.to(where).eval().requires_grad_(False), *readers, name=name, packed=packed)
+
+
+def _own_device() -> str:
+    """torchrun and `accelerate launch` start a process for each GPU, and say which one is whose."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    rank = os.environ.get("LOCAL_RANK")
+    return "cuda" if rank is None else f"cuda:{int(rank) % torch.cuda.device_count()}"
 
 
 def _family_of(config: PreTrainedConfig, name: str, prefix_lm: bool) -> Family:

@@ -43,16 +43,17 @@ def _list(report: Report) -> None:
         table.add_column(heading, overflow="fold", no_wrap=heading not in ("licence", "what"))
     rows = []
     for carrier in CARRIERS.values():
+        fetched = sum(archive.size for archive in (carrier.archive, *carrier.beside))
         row = {
             "name": carrier.name,
             "kind": carrier.kind,
-            "bytes": carrier.archive.size,
+            "bytes": fetched,
             "licence": carrier.licence,
             "what": carrier.description,
             "cached": is_cached(carrier.name),
         }
         rows.append(row)
-        size, cached = f"{carrier.archive.size / 1e6:.0f}", "yes" if row["cached"] else "no"
+        size, cached = f"{fetched / 1e6:.0f}", "yes" if row["cached"] else "no"
         table.add_row(carrier.name, carrier.kind, size, carrier.licence, carrier.description, cached)
     report.values["carriers"] = rows
     report.human.print(table)
