@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,10 +270,61 @@ def test_a_full_disk_stops_the_study_with_a_clear_error_and_loses_nothing(
     assert results(undisturbed, tmp_path / "out") == results(undisturbed, undisturbed.parent / "out")
 
 
+@pytest.mark.parametrize("writes", [0, 1, 2, 3, 5, 8, 13, 21])
+def test_a_disk_may_be_full_at_any_write(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    sync, room = os.fsync, [writes]
+
+    def full(descriptor: int) -> None:
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        result = softprompt("compare", undisturbed, "-o", tmp_path / "out", "--quiet")
+    assert result.exit_code == 1
+    assert "the disk is full" in result.stderr
+    assert "make room and give the same command again" in result.stderr.replace("\n", " ")
+    as_json("compare", undisturbed, "-o", tmp_path / "out", "--quiet")
+    assert results(undisturbed, tmp_path / "out") == results(undisturbed, undisturbed.parent / "out")
+
+
+def test_damaged_evaluations_of_an_unfinished_run_are_set_aside_with_it(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed.parent / "out", out)
+    for run in (out / "runs").iterdir():
+        (run / "result.json").unlink()
+        (run / "evaluations.json").write_text("[{")
+    result = softprompt("compare", undisturbed, "-o", out)
+    assert result.exit_code == 0
+    assert "evaluations.json cannot be read" in result.stderr.replace("\n", "")
+    assert results(undisturbed, out) == results(undisturbed, undisturbed.parent / "out")
+
+
+@pytest.mark.parametrize("text", ["", "axes: [", "- a list"])
+def test_a_damaged_study_file_is_one_message(undisturbed: Path, tmp_path: Path, text: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed.parent / "out", out)
+    (out / "study.yaml").write_text(text)
+    result = softprompt("report", out)
+    assert result.exit_code == 1
+    assert "study.yaml" in result.stderr
+    assert "Traceback" not in result.output
+
+
 def test_a_clock_that_jumps_changes_nothing(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    conduct(read_study(undisturbed), StudyFolder(tmp_path / "out"), Worker(open_tiny))
+    jumps = itertools.count(2 * 10**9, -(10**6))  # back by days with each look at it
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda: float(next(jumps)))
+        conduct(read_study(undisturbed), StudyFolder(tmp_path / "out"), Worker(open_tiny))
+    assert results(undisturbed, tmp_path / "out") == results(undisturbed, undisturbed.parent / "out")
     for path in (tmp_path / "out").rglob("*"):
         os.utime(path, (10**9 * 5, 10**9 * 5))  # files of the year 2128
     monkeypatch.setattr("time.time", lambda: 0.0)

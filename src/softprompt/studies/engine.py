@@ -83,7 +83,20 @@ def conduct(
     Raises ValueError for runs whose settings do not fit together, before the first of them, and OSError for a disk that is
     full: what had ended is there, and the same call goes on.
     """
-    show = show or Quiet()
+    try:
+        return _conduct(study, folder, worker, engine, show or Quiet(), retry_failed)
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        raise OSError(
+            f"the disk is full ({error}). Every run of {folder.path} that had ended is there, the others go on from their"
+            " checkpoints: make room and give the same command again"
+        ) from error
+
+
+def _conduct(
+    study: Study, folder: StudyFolder, worker: Worker, engine: Engine, show: Show, retry_failed: bool
+) -> Plan:
     found = plan(study, folder.outcome)
     folder.begin(study)
     if retry_failed:
@@ -113,7 +126,7 @@ def conduct(
 
 def make(study: Study, runs: Sequence[PlannedRun], folder: StudyFolder, worker: Worker, show: Show) -> int:
     """Make runs, several in one batch, and write down how they ended; returns how many were free: what another living process
-    is at is left to it. Raises OSError for a full disk.
+    is at is left to it. Raises what a full disk raises.
     """
     with ExitStack() as claims:
         free = [run for run in runs if claims.enter_context(folder.claim(run.id))]
@@ -133,7 +146,7 @@ def _attempt_together(
     study: Study, runs: Sequence[PlannedRun], folder: StudyFolder, worker: Worker, show: Show
 ) -> None:
     """Make runs that nobody else is at in one batch. Whatever goes wrong but divergence leaves them to be made alone, from
-    their checkpoints: the one that cannot be made is then told from the others. Raises OSError for a full disk.
+    their checkpoints: the one that cannot be made is then told from the others. Raises what a full disk raises.
     """
     started = time.perf_counter()
     for run in runs:
@@ -150,7 +163,7 @@ def _attempt_together(
         )
     except Exception as error:
         if disk_is_full(error):
-            raise _no_room(folder, runs[0], error) from error
+            raise
         show.note(f"{len(runs)} runs are made one after the other, as they cannot be made together: {error}")
         free_kept_memory()
         return
@@ -163,7 +176,7 @@ def _attempt_together(
 def attempt(study: Study, run: PlannedRun, folder: StudyFolder, worker: Worker, show: Show) -> Outcome:
     """Make a run that nobody else is at. What goes wrong becomes its outcome; a damaged folder is set aside first.
 
-    Raises OSError for a full disk.
+    Raises what a full disk raises.
     """
     set_damage_aside(run, folder, show)
     started = time.perf_counter()
@@ -179,15 +192,8 @@ def attempt(study: Study, run: PlannedRun, folder: StudyFolder, worker: Worker, 
             return _do(study, run, folder, worker, show)
     except Exception as error:
         if disk_is_full(error):
-            raise _no_room(folder, run, error) from error
+            raise
         return _went_wrong(run, folder, error, time.perf_counter() - started)
-
-
-def _no_room(folder: StudyFolder, run: PlannedRun, error: Exception) -> OSError:
-    return OSError(
-        f"the disk of {folder.path} is full ({error}): every run that had ended is there, and {run.id} goes on from its "
-        "checkpoint; make room and give the same command again"
-    )
 
 
 def _went_wrong(run: PlannedRun, folder: StudyFolder, error: Exception, seconds: float) -> Outcome:

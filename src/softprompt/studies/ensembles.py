@@ -11,7 +11,8 @@ from typing import Any
 
 from softprompt.files import write_text
 from softprompt.protocols.ensembling import RULES
-from softprompt.studies.folder import StudyFolder
+from softprompt.studies.environment import free_kept_memory
+from softprompt.studies.folder import StudyFolder, disk_is_full
 from softprompt.studies.plan import Plan, PlannedRun
 
 Judge = Callable[[Sequence[PlannedRun]], Mapping[str, Any]]
@@ -36,7 +37,10 @@ def make_ensembles(plan: Plan, folder: StudyFolder, judge: Judge, note: Callable
                 continue
             try:
                 found = judge(members)
-            except ValueError as error:
+            except Exception as error:
+                if disk_is_full(error):
+                    raise
+                free_kept_memory()
                 note(f"no ensemble of {', '.join(run.id for run in members)}: {error}")
                 continue
             facts = {"members": [run.id for run in members], **found}

@@ -28,6 +28,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from softprompt.files import finite, write_bytes, write_text
+from softprompt.run_config import as_mapping, parse_yaml
 from softprompt.studies.config import Study, parse_study
 from softprompt.studies.plan import Outcome, PlannedRun, Status, run_hash
 
@@ -59,7 +60,7 @@ class StudyFolder:
         file = self.path / "study.yaml"
         if not file.is_file():
             raise FileNotFoundError(f"{self.path} holds no study: there is no {file.name} in it")
-        return parse_study(yaml.safe_load(file.read_text(encoding="utf-8")))
+        return parse_study(as_mapping(parse_yaml(file.read_text(encoding="utf-8"), str(file)), str(file)))
 
     def outcome(self, run_id: str) -> Outcome | None:
         """How a run ended; None: it has not, or its folder is damaged (then `check` says how)."""
@@ -83,6 +84,7 @@ class StudyFolder:
             return None  # killed before its first file was written
         _check_config(config, run_id)
         if not (folder / "result.json").exists():
+            _check_evaluations(folder / "evaluations.json")
             return None
         facts = _checked_facts(folder / "result.json")
         if facts.get("run") != run_id or facts.get("status") not in get_args(Status):
@@ -195,6 +197,19 @@ def _check_config(config: Path, run_id: str) -> None:
         raise DamagedRun(f"{config} cannot be read: {error}") from error
     if not run_id.endswith(found):
         raise DamagedRun(f"{config} is of another run: its settings have the hash {found}")
+
+
+def _check_evaluations(file: Path) -> None:
+    """Of an unfinished run, which goes on from them."""
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        sound = all(isinstance(entry["step"], int) and "value" in entry for entry in known)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DamagedRun(f"{file} cannot be read: {error!r}") from error
+    if not sound:
+        raise DamagedRun(f"{file} is not what the run wrote: expected a step and a value in each entry")
 
 
 def _checked_facts(file: Path) -> dict[str, Any]:
