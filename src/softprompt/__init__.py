@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from softprompt.version import __version__
 
 if TYPE_CHECKING:
+    from softprompt.attach import attach
     from softprompt.backbones.loading import load_backbone
     from softprompt.baselines import (
         Adapter,
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
 # Name -> where it is defined. Imported at first use: torch and transformers take seconds, and the command line's
 # --help needs neither.
 _HOMES = {
+    "attach": "softprompt.attach",
     "load_backbone": "softprompt.backbones.loading",
     "Adapter": "softprompt.baselines",
     "BitFit": "softprompt.baselines",
@@ -237,6 +239,7 @@ __all__ = [
     "ZeroShot",
     "__version__",
     "adapt",
+    "attach",
     "base_to_new_runs",
     "candidates",
     "class_incremental_run",
