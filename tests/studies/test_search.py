@@ -18,6 +18,7 @@ from softprompt.studies import (
     parse_study,
     plan,
     read_study,
+    search,
 )
 from softprompt.studies.engine import Quiet
 from tests.studies.small import results, write_study
@@ -45,13 +46,23 @@ def walked(study: Any, score: Any) -> list[PlannedRun]:
             known[run.id] = Outcome("finished", {"main_metric": "accuracy", "metrics": metrics})
 
 
+class Forgetful(dict[str, Any]):
+    """Keeps nothing from one question to the next: each draw is made anew, as by a process that has just begun."""
+
+    def __contains__(self, key: object) -> bool:
+        return False
+
+
 def near(chosen: Any) -> float:
     return -abs(chosen["method.length"] - 12) - abs(chosen["recipe.learning_rate"] - 0.1)
 
 
-def test_trials_are_the_same_each_time_and_other_ones_for_another_seed() -> None:
+def test_trials_are_the_same_each_time_and_other_ones_for_another_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     values = {**SHARED, "method": "prompt-tuning", "select": SPACE}
     first = walked(parse_study({**values, "search": SEARCH}), near)
+    monkeypatch.setattr(search, "_DRAWN", Forgetful())  # a new process for each plan
     again = walked(parse_study({**values, "search": SEARCH}), near)
     other = walked(parse_study({**values, "search": {**SEARCH, "seed": 1}}), near)
     assert [run.id for run in first] == [run.id for run in again]
@@ -61,14 +72,44 @@ def test_trials_are_the_same_each_time_and_other_ones_for_another_seed() -> None
 
 
 def test_trials_at_once_do_not_wait_for_each_other() -> None:
-    search = {**SEARCH, "at_once": 3}
+    at_once = {**SEARCH, "at_once": 3}
     study = parse_study(
-        {**SHARED, "method": "prompt-tuning", "select": SPACE, "search": search, "seeds": [0, 1]}
+        {**SHARED, "method": "prompt-tuning", "select": SPACE, "search": at_once, "seeds": [0, 1]}
     )
     found = plan(study, nothing)
     assert len(found.runs) == 3
     assert found.later == 5 + 2
     assert len(walked(study, near)) == 8
+
+
+def test_a_trial_below_the_median_of_the_earlier_ones_is_given_up_at_that_step(tmp_path: Path) -> None:
+    values = {**SHARED, "method": "prompt-tuning", "select": SPACE, "search": SEARCH}
+    study, folder = parse_study(values), StudyFolder(tmp_path)
+    folder.begin(study)
+    for number in range(5):
+        run = plan(study, folder.outcome).runs[number]
+        told = [{"step": step, "value": 0.1 * number + 0.01 * step} for step in (10, 20)]
+        prune = search.pruner(study, run, folder)
+        assert not prune(told), "four trials are let through, and what is no worse than their median"
+        folder.begin_run(run)
+        facts = {
+            "status": "finished",
+            "main_metric": "accuracy",
+            "metrics": {"validation": {"accuracy": told[-1]["value"]}},
+        }
+        folder.end(run.id, facts | {"evaluations": told})
+    prune = search.pruner(study, plan(study, folder.outcome).runs[5], folder)
+    median = 0.2 + 0.01 * 10
+    assert not prune([{"step": 10, "value": median + 0.01}])
+    assert prune([{"step": 10, "value": median - 0.01}])
+    assert prune([{"step": 10, "value": median + 0.01}, {"step": 20, "value": 0.0}])
+
+
+def test_a_trial_of_optuna_has_one_seed() -> None:
+    with pytest.raises(ValueError, match="a trial of Optuna is one run"):
+        parse_study(
+            {**SHARED, "method": "prompt-tuning", "select": SPACE, "search": {**SEARCH, "seeds": [1, 2]}}
+        )
 
 
 def test_a_search_finds_what_is_better_and_a_hopeless_trial_is_given_up(tmp_path: Path) -> None:

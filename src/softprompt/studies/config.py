@@ -74,7 +74,7 @@ class SearchConfig:
     by: Literal["grid", "optuna"] = "grid"
     """Every combination of the settings, or Optuna's tree-structured Parzen estimator."""
     seeds: tuple[int, ...] = (1000,)
-    """Of the runs that settings are chosen by; the final runs have others. Optuna takes the first."""
+    """Of the runs that settings are chosen by; the final runs have others. Optuna takes one."""
     trials: int = Field(default=20, ge=1)
     """Optuna: settings that are tried for each combination of the axes."""
     at_once: int = Field(default=1, ge=1)
@@ -83,6 +83,14 @@ class SearchConfig:
     """Optuna: stop a trial whose validation metric is below the median of the earlier ones at the same step."""
     seed: int = Field(default=0, ge=0)
     """Of Optuna's own draws."""
+
+    @model_validator(mode="after")
+    def _a_trial_is_one_run(self) -> SearchConfig:
+        if self.by == "optuna" and len(self.seeds) != 1:
+            raise ValueError(
+                f"seeds are {list(self.seeds)}, and a trial of Optuna is one run: name one, or take by: grid"
+            )
+        return self
 
 
 @dataclass(frozen=True, config=_STRICT)
