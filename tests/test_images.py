@@ -182,6 +182,25 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
         read_image(path)
 
 
+def test_a_file_that_may_not_be_read_or_is_huge_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(saved(picture(1, 2, 3, (64, 64))))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(
+        ValueError, match=r"picture\.png: the image is larger than Pillow opens .* make it smaller"
+    ):
+        read_image(path)
+
+    def locked(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")  # the tests may run as root, who may read everything
+
+    monkeypatch.setattr(Image, "open", locked)
+    with pytest.raises(ValueError, match=r"picture\.png: no permission to read it"):
+        read_image(path)
+
+
 def test_a_long_strip_is_not_blown_up() -> None:
     strip = picture(9, 9, 9, (2000, 1))
     with pytest.raises(ValueError, match="so long a strip"):

@@ -186,7 +186,7 @@ def read_image(value: Any) -> Image.Image:
 
 def _from_file(source: Path | io.BytesIO, name: str, size: int) -> Image.Image:
     if not size:
-        raise ValueError(f"{name}: the image is empty (0 bytes)")
+        raise ValueError(f"{name}: the image is empty (0 bytes): replace it, or leave its row out")
     try:
         with Image.open(source) as image:
             image.load()
@@ -194,9 +194,20 @@ def _from_file(source: Path | io.BytesIO, name: str, size: int) -> Image.Image:
     except (
         UnidentifiedImageError
     ) as error:  # its message names the file again, or an object that nobody knows
-        raise ValueError(f"{name}: no image that Pillow can read ({size} bytes)") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: the image cannot be read ({error}); it is damaged or cut off") from error
+        raise ValueError(
+            f"{name}: no image that Pillow can read ({size} bytes): expected PNG, JPEG or the like; convert it, or leave its"
+            " row out"
+        ) from error
+    except PermissionError as error:
+        raise ValueError(f"{name}: no permission to read it") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name}: the image is larger than Pillow opens ({error}): make it smaller"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"{name}: the image cannot be read ({error}); it is damaged or cut off: replace it, or leave its row out"
+        ) from error
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
