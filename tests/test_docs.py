@@ -117,6 +117,21 @@ def test_the_example_of_classes_in_tasks_runs(
     assert "final average" in capsys.readouterr().out
 
 
+@pytest.mark.real
+def test_the_example_of_a_search_for_words_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import runpy
+
+    options = "--steps 1 --candidates 2 --rows 4 --batch-size 2 --output"
+    monkeypatch.setattr(sys, "argv", ["find_trigger.py", *options.split(), str(tmp_path / "found")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        runpy.run_path(str(ROOT / "examples" / "find_trigger.py"), run_name="__main__")
+    assert "found prompt, as an ordinary template" in capsys.readouterr().out
+    assert (tmp_path / "found" / "prompt.json").exists()
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == __version__

@@ -222,7 +222,7 @@ def test_folders_that_hold_no_peft_prompt_are_told_apart(tmp_path: Path, folder:
 @pytest.mark.parametrize(
     ("tokens", "changes", "message"),
     [
-        (torch.zeros(48), {}, r"shape \(48,\); expected floating-point \(P, d\)"),
+        (torch.zeros(48), {}, r"shape \(48,\); PROMPT_TUNING holds floating-point \(P, d\)"),
         (torch.zeros(0, 48), {}, r"shape \(0, 48\)"),
         (torch.zeros(2, 48, dtype=torch.int64), {}, "int64"),
         (torch.zeros(2, 48), {"task_type": "CAUSAL"}, "task_type is 'CAUSAL'; PEFT knows CAUSAL_LM"),

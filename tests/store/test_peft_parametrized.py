@@ -26,7 +26,7 @@ from softprompt.outputs import PromptOutput
 from softprompt.prompts import Method
 from softprompt.store import read_peft, write_peft
 from tests.prompts.against_naive import rows_in_front
-from tests.tiny import tiny_causal_lm
+from tests.tiny import tiny_causal_lm, tiny_seq2seq
 from tests.tiny_task import ROWS, TASK, tiny_backbone
 
 peft = pytest.importorskip("peft")
@@ -149,8 +149,42 @@ def test_a_multitask_prompt_whose_tensors_do_not_fit_is_refused(tmp_path: Path) 
         read_peft(tmp_path)
 
 
-def test_a_multitask_prompt_is_not_written(tmp_path: Path) -> None:
+def test_prompts_of_several_tasks_written_as_one_multitask_prompt_give_peft_each_its_logits(
+    tmp_path: Path,
+) -> None:
+    tokens = torch.randn(3, 5, 48)
+    write_peft(tmp_path / "ours", tokens, **MODEL, peft_type="MULTITASK_PROMPT_TUNING")
+    theirs = peft.PeftModel.from_pretrained(tiny_causal_lm("llama"), tmp_path / "ours").eval()
+    for task in range(3):
+        found = peft_logits(theirs, task_ids=torch.full((len(TEXT),), task))
+        assert_close(found, concatenated_logits(tokens[task]), rtol=0, atol=1e-12)
+        again = read_peft(tmp_path / "ours", peft_task=task).tokens
+        assert again is not None
+        assert torch.equal(again, tokens[task])
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, expected = (
+        json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("ours", "theirs")
+    )
+    assert ours == {**expected, "peft_version": ours["peft_version"]}
+
+
+def test_a_multitask_prompt_of_an_encoder_decoder_has_no_one_meaning_and_is_refused(tmp_path: Path) -> None:
+    kind: Any = {"peft_type": "MULTITASK_PROMPT_TUNING", "task_type": "SEQ_2_SEQ_LM"}
+    with pytest.raises(ValueError, match="in front of the decoder in training and is left out in generation"):
+        write_peft(tmp_path / "ours", torch.zeros(2, 4, 48), **MODEL, **kind)
+    config = peft.MultitaskPromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, num_tasks=2)
+    peft.get_peft_model(tiny_seq2seq("bart"), config).save_pretrained(tmp_path / "theirs")
+    with pytest.raises(PromptFileError, match="keep a PROMPT_TUNING for each task"):
+        read_peft(tmp_path / "theirs", peft_task=0)
+
+
+def test_what_is_no_prompt_for_each_task_is_no_multitask_prompt(tmp_path: Path) -> None:
     kind: Any = "MULTITASK_PROMPT_TUNING"
+    with pytest.raises(
+        ValueError, match=r"shape \(2, 48\); MULTITASK_PROMPT_TUNING holds .* a prompt for each"
+    ):
+        write_peft(tmp_path / "p", torch.zeros(2, 48), **MODEL, peft_type=kind)
+    kind = "PREFIX_TUNINGS"
     with pytest.raises(ValueError, match="that can be written are: PROMPT_TUNING, P_TUNING"):
         write_peft(tmp_path / "p", torch.zeros(2, 48), **MODEL, peft_type=kind)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from softprompt.store.errors import PromptFileError
@@ -19,6 +20,12 @@ CONFIG = "adapter_config.json"
 
 # The release whose complete set of fields is written here, and against which both directions are tested.
 _PEFT_VERSION = "0.21.2"
+
+
+_TWO_SIDED_MULTITASK = (
+    "PEFT's multitask prompt of an encoder-decoder has a second half that stands in front of the decoder in training and is "
+    "left out in generation: no prompt here does both; keep a PROMPT_TUNING for each task"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +74,8 @@ def _read_tokens(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folde
 def _read_multitask(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: str) -> PeftContent:
     """Task k has the shared tokens, number by number times the low-rank product of its columns and rows."""
     shared = _read_tokens(config, tensors, folder).tokens
+    if shared is not None and len(shared) != len(tensors[PROMPT]):
+        raise PromptFileError(f"{folder}: {_TWO_SIDED_MULTITASK}")
     columns, rows = tensors.get("prefix_task_cols"), tensors.get("prefix_task_rows")
     assert shared is not None
     if (
@@ -85,7 +94,7 @@ def _read_multitask(config: Mapping[str, Any], tensors: Mapping[str, Tensor], fo
             f"{folder}: a multitask prompt of shape {tuple(tensors[PROMPT].shape)} needs prefix_task_cols (tasks, "
             f"{len(tensors[PROMPT])}, rank) and prefix_task_rows (tasks, rank, {shared.shape[1]}); found {found}"
         )
-    factors = columns[:, : len(shared)].float() @ rows.float()  # (K, P, r) x (K, r, d) -> (K, P, d)
+    factors = columns.float() @ rows.float()  # (K, P, r) x (K, r, d) -> (K, P, d)
     return PeftContent(tokens=shared * factors)
 
 
@@ -142,6 +151,26 @@ def _write_tokens(content: PeftContent, shape: PeftShape) -> tuple[dict[str, Any
     return fields | own, {PROMPT: content.tokens.repeat(fields["num_transformer_submodules"], 1)}
 
 
+def _write_multitask(content: PeftContent, shape: PeftShape) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Any K prompts, exactly: what is shared are ones, each task's columns pick its rows, which are its tokens."""
+    assert content.tokens is not None
+    tasks, length, width = content.tokens.shape
+    fields, _ = _write_tokens(PeftContent(tokens=content.tokens[0]), shape)
+    if fields["num_transformer_submodules"] == 2:
+        raise ValueError(_TWO_SIDED_MULTITASK)
+    own = {
+        "num_ranks": length,
+        "num_tasks": tasks,
+        "prompt_tuning_init_state_dict_path": None,
+        "prompt_tuning_init_task": 0,
+    }
+    return fields | own, {
+        PROMPT: torch.ones(length, width),
+        "prefix_task_cols": torch.eye(length).repeat(tasks, 1, 1),  # (P, P) -> (K, P, P)
+        "prefix_task_rows": content.tokens,  # (K, P, d)
+    }
+
+
 def _write_p_tuning(content: PeftContent, shape: PeftShape) -> tuple[dict[str, Any], dict[str, Tensor]]:
     assert content.tokens is not None
     length, width = content.tokens.shape
@@ -196,10 +225,10 @@ def _common(shape: PeftShape, length: int, width: int) -> dict[str, Any]:
 
 _Reader = Callable[[Mapping[str, Any], Mapping[str, Tensor], str], PeftContent]
 _Writer = Callable[[PeftContent, PeftShape], tuple[dict[str, Any], dict[str, Tensor]]]
-LAYOUTS: dict[str, tuple[_Reader, _Writer | None]] = {
+LAYOUTS: dict[str, tuple[_Reader, _Writer]] = {
     "PROMPT_TUNING": (_read_tokens, _write_tokens),
     "P_TUNING": (_read_tokens, _write_p_tuning),
-    "MULTITASK_PROMPT_TUNING": (_read_multitask, None),  # a prompt of one task is PROMPT_TUNING
+    "MULTITASK_PROMPT_TUNING": (_read_multitask, _write_multitask),
     "PREFIX_TUNING": (_read_prefix, _write_prefix),
     "CARTRIDGE": (_read_cartridge, _write_cartridge),
 }

@@ -93,25 +93,29 @@ def write_peft(
     num_layers: int,
     num_attention_heads: int,
     task_type: TaskType = "CAUSAL_LM",
-    peft_type: Literal["PROMPT_TUNING", "P_TUNING"] = "PROMPT_TUNING",
+    peft_type: Literal["PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING"] = "PROMPT_TUNING",
     overwrite: bool = False,
 ) -> None:
     """Write virtual tokens so that `peft.PeftModel.from_pretrained(model, folder)` uses them.
 
-    tokens: (P, d), in the space of the embedding module's output; written as float32.
+    tokens: (P, d), in the space of the embedding module's output; written as float32. A MULTITASK_PROMPT_TUNING holds the
+    prompts of K tasks, (K, P, d): PEFT takes the one that a row's `task_ids` says.
     base_model_name, num_layers, num_attention_heads: of the model, written because other tools read them
     (PEFT would find them in the model). For an encoder-decoder, the encoder's.
-    peft_type: both hold the same tokens. PEFT trains PROMPT_TUNING on, but not P_TUNING, whose encoder is not saved.
-    The folder is written whole or not at all. Raises ValueError for tokens of another shape or an unknown
-    task type, FileExistsError and OSError as `softprompt.store.save` does.
+    peft_type: PROMPT_TUNING and P_TUNING hold the same tokens; PEFT trains the first on, but not the second, whose encoder is
+    not saved.
+    The folder is written whole or not at all. Raises ValueError for tokens of another shape, an unknown task type and a
+    multitask prompt of an encoder-decoder, FileExistsError and OSError as `softprompt.store.save` does.
     """
-    if tokens.dim() != 2 or 0 in tokens.shape or not tokens.is_floating_point():
+    several = peft_type == "MULTITASK_PROMPT_TUNING"
+    if tokens.dim() != 2 + several or 0 in tokens.shape or not tokens.is_floating_point():
+        expected = "(K, P, d), a prompt for each task" if several else "(P, d)"
         raise ValueError(
-            f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}; expected floating-point (P, d)"
+            f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}; {peft_type} holds floating-point {expected}"
         )
     content = PeftContent(tokens=tokens.detach().to("cpu", torch.float32).contiguous())
     shape = PeftShape(task_type, num_layers, num_attention_heads)
-    card = peft_card(base_model_name, *tokens.shape)
+    card = peft_card(base_model_name, *tokens.shape[-2:])
     _write(Path(folder), peft_type, content, shape, base_model_name, card, overwrite)
 
 
@@ -167,10 +171,9 @@ def _write(
 ) -> None:
     if shape.task_type not in get_args(TaskType):
         raise ValueError(f"task_type is {shape.task_type!r}; PEFT knows {', '.join(get_args(TaskType))}")
-    _, write = LAYOUTS.get(peft_type, (None, None))
-    if write is None:
-        writable = ", ".join(name for name, (_, writer) in LAYOUTS.items() if writer)
-        raise ValueError(f"peft_type is {peft_type!r}; the types that can be written are: {writable}")
+    if peft_type not in LAYOUTS:
+        raise ValueError(f"peft_type is {peft_type!r}; the types that can be written are: {_known()}")
+    _, write = LAYOUTS[peft_type]
     fields, tensors = write(content, shape)
     config = {**fields, "base_model_name_or_path": base_model_name, "peft_type": peft_type}
     files = {
