@@ -47,8 +47,8 @@ class ImageClassification(Task):
     they were trained for another. By default what its image processor says."""
     pooling: ImagePooling | None = None
     """What the head reads: the class token, the mean of the patches, that of prompts and patches together (of states
-    behind the last norm, which the released VPT for MAE puts behind the mean), that of the prompts alone (L2P), or the tower's own pooler. By default what the method says, else the
-    pooler where there is one, else the class token."""
+    behind the last norm, which the released VPT for MAE puts behind the mean), that of the prompts alone (L2P), or the
+    tower's own pooler. By default what the method says, else the pooler where there is one, else the class token."""
 
     @field_validator("labels", "loss_labels", mode="before")
     @classmethod
