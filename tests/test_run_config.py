@@ -178,6 +178,15 @@ def test_keys_of_a_source_that_say_nothing_do_not_rename_a_run() -> None:
     assert SourceConfig("rows.csv", words=9).as_dict()["words"] == 9
 
 
+def test_a_head_that_hears_nothing_is_the_run_that_it_was_before_heads_could_hear() -> None:
+    task = {"name": "sequence-classification", "template": "{text}", "labels": ["a", "b"]}
+    config = parse_config({**MINIMAL, "task": task})
+    assert "media" not in config.as_dict()["task"]
+    hears = parse_config({**MINIMAL, "task": {**task, "media": "audio"}})
+    assert hears.as_dict()["task"]["media"] == "audio"
+    assert parse_config(hears.as_dict()) == hears
+
+
 def test_rows_can_be_those_with_wanted_values_alone(tmp_path: Path) -> None:
     rows = [{"text": f"row {i}", "kind": "abc"[i % 3], "size": i % 2} for i in range(12)]
     file = tmp_path / "rows.jsonl"

@@ -29,7 +29,7 @@ from softprompt.data import load_rows, names_file, rows_of_part, subsample
 from softprompt.errors import explain
 from softprompt.prompts import Method, methods
 from softprompt.recipe import Recipe
-from softprompt.tasks import TASKS
+from softprompt.tasks import TASKS, SequenceClassification
 from softprompt.tasks.base import Task
 from softprompt.tasks.columns import guess
 
@@ -112,9 +112,12 @@ class RunConfig:
         for key, usual in (("revision", None), ("prefix_lm", False), ("packed", None)):
             if backbone[key] is usual:
                 del backbone[key]
+        task = {"name": self.task.name, **settings_of(self.task)}
+        if isinstance(self.task, SequenceClassification) and self.task.media is None:
+            del task["media"]  # it came later, too
         return {
             "backbone": backbone,
-            "task": {"name": self.task.name, **settings_of(self.task)},
+            "task": task,
             "method": {"name": self.method.name, **settings_of(self.method)},
             "data": data,
             "recipe": recipe,
