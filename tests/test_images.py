@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -199,6 +200,32 @@ def test_a_file_that_may_not_be_read_or_is_huge_is_not_called_damaged(
     monkeypatch.setattr(Image, "open", locked)
     with pytest.raises(ValueError, match=r"picture\.png: no permission to read it"):
         read_image(path)
+
+
+def test_the_path_beside_bytes_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^cats/7\.png: no image .*leave its row out"):
+        read_image({"bytes": b"x", "path": "cats/7.png"})
+    with pytest.raises(ValueError, match="^the bytes of the image column: no image"):
+        read_image({"bytes": b"x", "path": None})
+
+
+def test_images_of_a_hub_data_set_are_left_undecoded_until_they_are_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    good = saved(picture(200, 10, 10))
+    held = datasets.Dataset.from_dict(
+        {
+            "image": [{"bytes": good, "path": "0.png"}, {"bytes": b"x", "path": "1.png"}],
+            "label": [1, 0],
+        },
+        features=datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"])),
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: held)
+    rows = load_rows("someone/pets", "train")
+    assert rows[0] == {"image": {"bytes": good, "path": "0.png"}, "label": 1}
+    assert read_image(rows[0]["image"]).size == (16, 12)
+    with pytest.raises(ValueError, match=r"1\.png: no image"):
+        read_image(rows[1]["image"])
 
 
 def test_a_long_strip_is_not_blown_up() -> None:

@@ -215,13 +215,23 @@ def _from_hub(source: str, split: str | None, carriers: Sequence[str]) -> list[d
             f" ({type(error).__name__}: {error}); check the connection or HF_HUB_OFFLINE; {remedy}"
         ) from error
     if not isinstance(loaded, datasets.DatasetDict):
-        return _checked(loaded)
+        return _checked(_undecoded(loaded))
     if len(loaded) > 1:
         raise ValueError(
             f"data set {source!r} has the splits {list(loaded)}: say which, as in"
             f" split={next(iter(loaded))!r}"
         )
-    return _checked(next(iter(loaded.values())))
+    return _checked(_undecoded(next(iter(loaded.values()))))
+
+
+def _undecoded(data: Any) -> Any:
+    """A data set of the library datasets whose images stay files: smaller, and one that is damaged is named when it is read."""
+    import datasets
+
+    for name, feature in data.features.items():
+        if isinstance(feature, datasets.Image):
+            data = data.cast_column(name, datasets.Image(decode=False))
+    return data
 
 
 def _checked(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -164,7 +164,8 @@ def read_image(value: Any) -> Image.Image:
         case Image.Image():
             return _to_rgb(value)
         case {"bytes": bytes(content)}:
-            return _from_file(io.BytesIO(content), "the bytes of the image column", len(content))
+            name = value.get("path") or "the bytes of the image column"
+            return _from_file(io.BytesIO(content), str(name), len(content))
         case {"path": str(name)}:
             return read_image(name)
         case bytes():

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from softprompt import FullTuning, PartialTuning, SequenceClassification, fit, load
+from softprompt import (
+    Adapter,
+    BitFit,
+    FullTuning,
+    LoRA,
+    PartialTuning,
+    SequenceClassification,
+    fit,
+    load,
+)
 from softprompt.backbones.vision import VisionBackbone
 from softprompt.baselines._copies import NoPrompt
 from softprompt.baselines._layers import last_layers, layer_lists
@@ -42,12 +51,31 @@ def gradients(states: Tensor, weights: Tensor, model: torch.nn.Module) -> dict[s
     [(tower, "class") for tower in TOWERS if tower != "siglip"]
     + [("siglip", "pooler"), ("siglip", "mean"), ("dinov2", "mean")],
 )
-@pytest.mark.parametrize("method", [PartialTuning(), PartialTuning(layers=2), FullTuning()], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [
+        PartialTuning(),
+        PartialTuning(layers=2),
+        FullTuning(),
+        BitFit(),
+        Adapter(bottleneck=3),
+        Adapter(bottleneck=3, places="houlsby"),
+        LoRA(rank=2, targets="all-linear"),
+    ],
+    ids=str,
+)
 def test_states_and_gradients_are_those_of_the_plain_model(method: NoPrompt, tower: Tower, read: str) -> None:
     backbone = vision_backbone(tower)
     own = method.prepare(backbone, torch.Generator())
     if isinstance(method, FullTuning):  # it trains in float32
         own = backbone.with_model(own.model.double())
+    moved = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # adapters and LoRA start as no change
+        for parameter in own.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(
+                    torch.randn(parameter.shape, generator=moved, dtype=parameter.dtype), alpha=0.1
+                )
     pixels = images(3)
     rows = [EncodedRow((), read=(POOLINGS.index(read),), media=image) for image in pixels]  # type: ignore[arg-type]
     plain = copy.deepcopy(own.model)

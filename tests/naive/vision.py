@@ -75,7 +75,7 @@ def state(
         case "prompts":
             return after(torch.cat([dropped, Z])).mean(0)
         case "mean-with-prompts":
-            return after(torch.cat([dropped, Z, E])).mean(0)
+            return after(torch.cat([dropped, Z, E]).mean(0))
         case _:
             return model.head(after(torch.cat([x, rest]))[None])[0]  # type: ignore[operator]
 

@@ -227,7 +227,8 @@ class Tower:
                 pooled = self.after(rows[:, self.special + inside :]).mean(dim=1)
             case "mean-with-prompts":
                 prompt = rows[:, self.front : self.front + inside]
-                pooled = self.after(torch.cat([prompt, rows[:, self.special + inside :]], dim=1)).mean(dim=1)
+                every = torch.cat([prompt, rows[:, self.special + inside :]], dim=1)
+                pooled = self.after(every.mean(dim=1))  # MAE's fc_norm comes behind the mean
             case "prompts":
                 pooled = self.after(rows[:, self.front : self.front + inside]).mean(dim=1)
             case "pooler":

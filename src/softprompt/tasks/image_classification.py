@@ -46,9 +46,9 @@ class ImageClassification(Task):
     """Side, or (height, width), that images are brought to, in pixels; the backbone's positions are interpolated where
     they were trained for another. By default what its image processor says."""
     pooling: ImagePooling | None = None
-    """What the head reads: the class token, the mean of the patches, that of prompts and patches together (of states
-    behind the last norm, which the released VPT for MAE puts behind the mean), that of the prompts alone (L2P), or the
-    tower's own pooler. By default what the method says, else the pooler where there is one, else the class token."""
+    """What the head reads: the class token, the mean of the patches behind the last norm, the last norm of the mean of
+    prompts and patches together (as the released VPT does on MAE), the mean of the prompts alone (L2P), or the tower's own
+    pooler. By default what the method says, else the pooler where there is one, else the class token."""
 
     @field_validator("labels", "loss_labels", mode="before")
     @classmethod
