@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from softprompt.errors import SoftpromptWarning
+from softprompt.protocols import Rehearsal
 from softprompt.studies import StudyFolder, plan, read_study
+from softprompt.studies.figures import plots
 from softprompt.studies.results import read_results
 from tests.cli.runs import as_json
 from tests.cli.test_images import write_tower
@@ -95,3 +97,35 @@ def test_the_logits_that_compete_in_tasks_are_a_setting(tmp_path: Path) -> None:
     bad = write_image_study(tmp_path / "bad.yaml", class_logits="all")
     with pytest.raises(ValueError, match="beside class_tasks"):
         plan(read_study(bad), lambda run: None)
+
+
+def test_order_answers_and_rehearsal_of_tasks_are_settings(tmp_path: Path) -> None:
+    study = write_image_study(
+        tmp_path / "study.yaml",
+        axes={"way": {"natural": {}, "rehearsed": {"rehearsal": {"size": 2}}}},
+        method={"name": "l2p", "pool": 4, "length": 2, "top": 2},
+        seeds=[0],
+        class_tasks=2,
+        class_order="natural",
+        class_answers="seen",
+        recipe={"steps": 3, "batch_size": 4},
+    )
+    found = made(study, tmp_path / "out")
+    for metrics in found.values():
+        assert metrics["test"]["tasks"] == [["red", "green"], ["blue", "grey"]]
+        assert metrics["test"]["majority_accuracy"] == 0.25
+        assert [sum(chosen) for chosen in metrics["test"]["chosen"]] == [3 * 4 * 2] * 2
+    results = read_results(StudyFolder(tmp_path / "out"))
+    assert {r.run.settings().rehearsal for r in results.finals} == {None, Rehearsal(size=2)}
+    assert len({r.run.id for r in results.finals}) == 2
+    [drawn] = [plot for plot in plots(results) if plot.name == "prompt-selection"]
+    assert "prompts were ever chosen" in drawn.alternative
+    assert "<svg" in drawn.svg()
+    bad = {
+        "rehearsal is there without class_tasks": {"rehearsal": {"size": 1}},
+        "class_order is 'drawn', expected one of": {"class_tasks": 2, "class_order": "drawn"},
+        "rehearsal": {"class_tasks": 2, "rehearsal": {"size": 0}},
+    }
+    for message, changes in bad.items():
+        with pytest.raises(ValueError, match=message):
+            plan(read_study(write_image_study(tmp_path / "bad.yaml", **changes)), lambda run: None)

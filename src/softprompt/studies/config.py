@@ -23,7 +23,8 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from softprompt.protocols.base_to_new import base_and_new
-from softprompt.protocols.class_incremental import Logits
+from softprompt.protocols.class_incremental import Answers, Logits
+from softprompt.protocols.rehearsal import Rehearsal
 from softprompt.run_config import (
     RunConfig,
     SourceConfig,
@@ -48,9 +49,15 @@ _RUN_KEYS = (
     "shots",
     "class_tasks",
     "class_logits",
+    "class_order",
+    "class_answers",
+    "rehearsal",
     "base_to_new",
     "domains",
 )
+Order = Literal["seed", "natural"]
+_CLASS_CHOICES = {"class_logits": Logits, "class_order": Order, "class_answers": Answers}
+"""Of runs whose classes come in tasks; the first of each is the default."""
 _OWN_KEYS = (
     "title",
     "axes",
@@ -159,8 +166,11 @@ class RunSettings:
     """All that one run depends on.
 
     shots        train on so many rows of each class, drawn by the run's seed; None: on all rows
-    class_tasks  the classes come in so many tasks, in an order drawn by the run's seed; None: all at once
+    class_tasks  the classes come in so many tasks; None: all at once
     class_logits those that compete in training, as in `class_incremental_run`
+    class_order  seed: drawn by the run's; natural: that of the task's labels
+    class_answers  those that a test allows, as in `class_incremental_run`
+    rehearsal    rows of earlier tasks that are trained on again; None: none are
     base_to_new  train on the first half of the classes, test each half among its own, as in `base_to_new_runs`
     domains      other test data by name, on which the trained prompt is evaluated too
     """
@@ -169,6 +179,9 @@ class RunSettings:
     shots: int | None = None
     class_tasks: int | None = None
     class_logits: Logits = "present"
+    class_order: Order = "seed"
+    class_answers: Answers = "all"
+    rehearsal: Rehearsal | None = None
     base_to_new: bool = False
     domains: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
 
@@ -179,8 +192,11 @@ class RunSettings:
             values["shots"] = self.shots
         if self.class_tasks is not None:
             values["class_tasks"] = self.class_tasks
-        if self.class_logits != "present":
-            values["class_logits"] = self.class_logits
+        for key, choices in _CLASS_CHOICES.items():
+            if (choice := getattr(self, key)) != get_args(choices)[0]:
+                values[key] = choice
+        if self.rehearsal is not None:
+            values["rehearsal"] = dataclasses.asdict(self.rehearsal)
         if self.base_to_new:
             values["base_to_new"] = True
         if self.domains:
@@ -266,11 +282,18 @@ def parse_run(values: Mapping[str, Any]) -> RunSettings:
     domains = plain.pop("domains", None) or {}
     shots = _count(plain.pop("shots", None), "shots", "of rows for each class")
     class_tasks = _count(plain.pop("class_tasks", None), "class_tasks", "of tasks that the classes come in")
-    logits = plain.pop("class_logits", "present")
-    if logits not in get_args(Logits) or (class_tasks is None and logits != "present"):
-        raise ValueError(
-            f"class_logits is {logits!r}, expected one of {list(get_args(Logits))}, beside class_tasks"
-        )
+    of_tasks: dict[str, Any] = {}
+    for key, choices in _CLASS_CHOICES.items():
+        usual, *_ = allowed = get_args(choices)
+        of_tasks[key] = plain.pop(key, usual)
+        if of_tasks[key] not in allowed or (class_tasks is None and of_tasks[key] != usual):
+            raise ValueError(
+                f"{key} is {of_tasks[key]!r}, expected one of {list(allowed)}, beside class_tasks"
+            )
+    if (memory := plain.pop("rehearsal", None)) is not None:
+        if class_tasks is None:
+            raise ValueError("rehearsal is there without class_tasks: it repeats rows of earlier tasks")
+        of_tasks["rehearsal"] = parsed(Rehearsal, as_mapping(memory, "rehearsal"), "rehearsal")
     halves = _flag(plain, "base_to_new", False)
     plain.pop("base_to_new", None)
     sources = {}
@@ -290,7 +313,7 @@ def parse_run(values: Mapping[str, Any]) -> RunSettings:
             )
     if halves:
         _check_halves(config, class_tasks is not None or bool(sources))
-    return RunSettings(config, shots, class_tasks, logits, halves, sources)
+    return RunSettings(config, shots, class_tasks, base_to_new=halves, domains=sources, **of_tasks)
 
 
 def _check_halves(config: RunConfig, others: bool) -> None:

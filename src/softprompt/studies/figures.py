@@ -30,7 +30,7 @@ _TRADED = {  # what scores are held against, and the name of the picture
 def plots(results: StudyResults) -> list[Plot]:
     """Those that the study has something for."""
     found: list[Plot | None] = [*ablations(results), *(_trade_off(results, name) for name in _TRADED)]
-    found += [_curves(results), _losses(results), _after_each_task(results)]
+    found += [_curves(results), _losses(results), _after_each_task(results), _prompt_selection(results)]
     return [plot for plot in found if plot is not None]
 
 
@@ -155,6 +155,50 @@ def _after_each_task(results: StudyResults) -> Plot | None:
             for condition, data, line in itertools.product(results.conditions, results.data, results.lines)
             if len(matrix := accuracy_matrix(results.of(line, condition), data)) > 1
         },
+        draw,
+    )
+
+
+def _prompt_selection(results: StudyResults) -> Plot | None:
+    """Pools of prompts where classes come in tasks: which prompt was chosen for which task (L2P, Figure 3)."""
+    found: dict[str, list[list[int]]] = {}
+    for condition, data, line in itertools.product(results.conditions, results.data, results.lines):
+        tables = [
+            table
+            for result in results.of(line, condition)
+            if (table := result.outcome.facts.get("metrics", {}).get(data, {}).get("chosen"))
+        ]
+        if tables and len({(len(table), len(table[0])) for table in tables}) == 1:
+            where = ", ".join(filter(None, (line, condition, data if len(results.data) > 1 else "")))
+            found[where] = [
+                [sum(counts) for counts in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)
+            ]
+    if not found:
+        return None
+
+    def draw(ink: str) -> Figure:
+        figure, panels = panels_of(len(found), ink)
+        for axes, (where, table) in zip(panels, found.items(), strict=True):
+            width = 0.8 / len(table)
+            for t, row in enumerate(table):
+                places = [j + (t + 0.5) * width - 0.4 for j in range(len(row))]
+                shares = [count / max(1, sum(row)) for count in row]
+                axes.bar(places, shares, width, color=style(t)[0], label=f"task {t + 1}")
+            axes.set_title(plain(where), color=ink, fontsize=10)
+            axes.set_xlabel("prompt of the pool")
+            axes.set_ylabel("share of the selections")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend(figure, panels, ink)
+        return figure
+
+    used = "; ".join(
+        f"{where}: {sum(any(column) for column in zip(*table, strict=True))} of {len(table[0])} prompts were ever chosen"
+        for where, table in found.items()
+    )
+    return Plot(
+        "prompt-selection",
+        "Prompts chosen by task",
+        f"While each task was learned, over seeds: {used}.",
         draw,
     )
 

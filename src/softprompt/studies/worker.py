@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -246,16 +247,27 @@ class Worker:
                 rows["train"],
                 rows[part],
                 tasks=settings.class_tasks or 1,
-                order_seed=config.recipe.seed,
+                order_seed=config.recipe.seed if settings.class_order == "seed" else None,
                 recipe=config.recipe,
                 logits=settings.class_logits,
+                answers=settings.class_answers,
+                rehearsal=settings.rehearsal,
                 folder=place / "checkpoint",
                 cache_features=cache_features,
                 progress=watcher,
             )
         made = found.stages[len(found.stages) - watcher.began :]  # by this process
         watcher.times["evaluation"] = sum(stage["test_seconds"] for stage in made)
-        metrics = {**found.metrics, "accuracy_matrix": found.accuracy, "tasks": found.tasks}
+        task: Any = config.task
+        commonest = max(Counter(map(task.read_label, rows[part])).values())
+        metrics = {
+            **found.metrics,
+            "accuracy_matrix": found.accuracy,
+            "tasks": found.tasks,
+            "majority_accuracy": commonest / len(rows[part]),
+        }
+        if chosen := [stage["chosen"] for stage in found.stages if "chosen" in stage]:
+            metrics["chosen"] = chosen  # how often each prompt of the pool was, by task
         main = config.task.main_metric
         if run.stage == "final" and keep_prompt:
             found.prompt.save(place / "prompt", overwrite=True)
