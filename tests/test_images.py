@@ -205,7 +205,7 @@ def test_a_file_that_may_not_be_read_or_is_huge_is_not_called_damaged(
 def test_the_path_beside_bytes_is_named() -> None:
     with pytest.raises(ValueError, match=r"^cats/7\.png: no image .*leave its row out"):
         read_image({"bytes": b"x", "path": "cats/7.png"})
-    with pytest.raises(ValueError, match="^the bytes of the image column: no image"):
+    with pytest.raises(ValueError, match=r"^the bytes of the image column: no image"):
         read_image({"bytes": b"x", "path": None})
 
 
