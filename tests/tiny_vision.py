@@ -35,13 +35,15 @@ PATCHES = (SIZE // PATCH) ** 2
 RULE = ImageRule((SIZE, SIZE), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), resample=2)
 
 
-def tiny_tower(tower: Tower, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> PreTrainedModel:
-    """A random vision transformer in eval mode. d = 32, H = 4, three layers, 9 patches of 4 x 4 pixels.
+def tiny_tower(
+    tower: Tower, *, dtype: torch.dtype = torch.float64, seed: int = 0, patch: int = PATCH
+) -> PreTrainedModel:
+    """A random vision transformer in eval mode. d = 32, H = 4, three layers, 9 patches of 4 x 4 pixels unless told.
 
     DINOv2 with registers has SwiGLU for its feed-forward network, and two registers.
     """
     sizes: dict[str, Any] = {"hidden_size": WIDTH, "num_attention_heads": 4, "num_hidden_layers": LAYERS}
-    sizes |= {"image_size": SIZE, "patch_size": PATCH, "initializer_range": 0.2}
+    sizes |= {"image_size": SIZE, "patch_size": patch, "initializer_range": 0.2}
     deep = {"intermediate_size": 48, **sizes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -76,16 +78,17 @@ def vision_backbone(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     rule: ImageRule = RULE,
+    patch: int = PATCH,
 ) -> VisionBackbone:
     """A frozen tiny tower with its rule."""
-    model = tiny_tower(tower, dtype=dtype, seed=seed).requires_grad_(False)
+    model = tiny_tower(tower, dtype=dtype, seed=seed, patch=patch).requires_grad_(False)
     return VisionBackbone(model, rule, name=f"tiny/{tower}", packed=packed)
 
 
-def images(count: int, size: int = SIZE, seed: int = 0) -> torch.Tensor:
-    """Images as the model reads them, (count, 3, size, size) float64."""
+def images(count: int, size: int = SIZE, seed: int = 0, width: int | None = None) -> torch.Tensor:
+    """Images as the model reads them, (count, 3, size, width) float64; square if no width is given."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 3, size, size, generator=generator, dtype=torch.float64)
+    return torch.randn(count, 3, size, width or size, generator=generator, dtype=torch.float64)
 
 
 def picture(

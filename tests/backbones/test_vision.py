@@ -144,12 +144,18 @@ def test_an_image_is_read_alike_whatever_else_is_in_the_batch(kind: str) -> None
     assert_close(among[-1:], alone, **CLOSE)
 
 
+@pytest.mark.parametrize(
+    ("patch", "height", "width"),
+    [(4, 20, 20), (4, 12, 20), (4, 16, 12), (3, 12, 12), (3, 9, 15), (6, 18, 12)],
+)
 @each_tower
-def test_images_of_another_size_have_their_positions_interpolated(tower: Tower) -> None:
-    backbone, prompts = vision_backbone(tower), vectors(LAYERS, P, WIDTH)
-    pixels = images(2, SIZE + 2 * PATCH)
+def test_images_of_another_size_have_their_positions_interpolated(
+    tower: Tower, patch: int, height: int, width: int
+) -> None:
+    backbone, prompts = vision_backbone(tower, patch=patch), vectors(LAYERS, P, WIDTH)
+    pixels = images(2, height, width=width)
     output, told = variants(prompts)["deep"]
-    patches = (SIZE // PATCH + 2) ** 2
+    patches = (height // patch) * (width // patch)
     read = reads_of(backbone)[0]
     expected = [naive.state(backbone.model, x, patches, **told, read=read) for x in pixels]
     assert_close(backbone.states(rows_of(pixels, read), output), torch.stack(expected), **CLOSE)

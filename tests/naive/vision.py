@@ -27,7 +27,7 @@ def parts(model: Any) -> tuple[nn.Module | None, list[nn.Module], nn.Module]:
 def embedded(model: Any, image: Tensor) -> Tensor:
     """Rows of one image (3, H, W) with positions, (T, d)."""
     size = model.config.image_size
-    other = image.shape[1] != size
+    other = image.shape[1:] != (size, size)
     if other and "dinov2" not in model.config.model_type:
         return model.embeddings(image[None], interpolate_pos_encoding=True)[0]
     return model.embeddings(image[None])[0]
