@@ -93,7 +93,7 @@ def shift_table(runs: Runs, backbone: str) -> str:
 
 def ensemble_table(runs: Runs, backbone: str) -> str:
     """Five prompts: their mean, the best of them, and both rules of putting them together."""
-    body = []
+    body, rules = [], []
     for data in SETS:
         found = [run for key, run in runs.items() if key.startswith(f"{backbone}/{data}/ensemble/")]
         if found:
@@ -103,7 +103,7 @@ def ensemble_table(runs: Runs, backbone: str) -> str:
                 + [spread([100 * max(run["members"]) for run in found])]
                 + [spread([100 * run["rules"][rule] for run in found]) for rule in rules]
             )
-    return lines(["", "mean of 5", "best of 5 (on test)", "mean probability", "majority vote"], body)
+    return lines(["", "mean of 5", "best of 5 (on test)", *rules], body)
 
 
 def ablation_table(runs: Runs, backbone: str) -> str:
