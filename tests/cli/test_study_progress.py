@@ -84,9 +84,7 @@ def test_how_a_run_ended_in_words(tmp_path: Path) -> None:
 
 def shown(found: Plan, folder: StudyFolder, *, terminal: bool) -> str:
     file = io.StringIO()
-    with StudyProgress(
-        Console(file=file, force_terminal=terminal, width=160, color_system=None)
-    ) as progress:
+    with StudyProgress(Console(file=file, force_terminal=terminal, width=160, color_system=None)) as progress:
         progress.planned(found, folder)
         run, outcome = found.runs[0], folder.outcome(found.runs[0].id)
         assert outcome is not None
