@@ -17,9 +17,16 @@ from softprompt.images import ImageRule, normalized
 
 
 def text_embedding(
-    model: Any, tokenizer: PreTrainedTokenizerBase, atoms: Sequence[int], context: Tensor | None
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    atoms: Sequence[int],
+    context: Tensor | None,
+    offset: Tensor | None = None,
 ) -> Tensor:
-    """(e,) of length 1. atoms: the whole text, begin and end included, virtual token k as -1 - k; context (M, d)."""
+    """(e,) of length 1. atoms: the whole text, begin and end included, virtual token k as -1 - k; context (M, d).
+
+    offset  (s, d): row i is added to the embedding of the i-th token that is not virtual
+    """
     length = model.config.text_config.max_position_embeddings
     kind = model.config.model_type
     pad = tokenizer.pad_token_id
@@ -29,6 +36,11 @@ def text_embedding(
     embeds = torch.stack(
         [context[-1 - atoms[i]] if i < len(atoms) and atoms[i] < 0 else rows[i] for i in range(length)]
     )  # type: ignore[index]
+    if offset is not None:
+        # SigLIP sees its padding: it is text there.
+        words = [i for i in range(length if kind == "siglip" else len(atoms)) if i >= len(atoms) or atoms[i] >= 0]
+        shifts = dict(zip(words, offset, strict=False))
+        embeds = torch.stack([embeds[i] + shifts.get(i, torch.zeros(())) for i in range(length)])
     handle = table.register_forward_hook(lambda *_: embeds[None])
     # CLIP and BERT are given the mask, SigLIP sees its padding.
     mask = None if kind == "siglip" else torch.tensor([[1] * len(atoms) + [0] * (length - len(atoms))])

@@ -15,6 +15,7 @@ from softprompt.binding import bind
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
 from softprompt.prompts import BuildContext, PromptModule
+from tests.backbones.test_dual import SOFT
 from tests.naive import dual as naive
 from tests.tiny_dual import DUALS, Dual, dual_backbone
 from tests.tiny_vision import ROWS
@@ -24,19 +25,20 @@ METHOD = CoCoOp(length=3, reduction=4)
 
 
 def built(
-    dual: Dual = "clip", method: CoCoOp = METHOD
+    dual: Dual = "clip", method: CoCoOp = METHOD, task: ImageTextClassification = TASK
 ) -> tuple[PromptedModel, PromptModule, list[EncodedRow]]:
     """In float64, with three images."""
     backbone = dual_backbone(dual)
     generator = torch.Generator().manual_seed(3)
     module = method.build(BuildContext(backbone.spec, generator=generator)).double()
-    encoder = bind(backbone, TASK, module.length, None)
+    encoder = bind(backbone, task, module.length, None)
     return PromptedModel(backbone, [module]), module, [encoder.encode(row) for row in ROWS[:3]]
 
 
+@pytest.mark.parametrize("position", SOFT)
 @pytest.mark.parametrize("dual", DUALS)
-def test_a_batch_gives_what_each_image_gives_alone_with_its_own_texts(dual: Dual) -> None:
-    model, module, rows = built(dual)
+def test_a_batch_gives_what_each_image_gives_alone_with_its_own_texts(dual: Dual, position: str) -> None:
+    model, module, rows = built(dual, task=replace(TASK, soft_template=SOFT[position]))
     ours = model.score(rows).scores()
     (ours * torch.tensor([1.0, -2.0])).sum().backward()
     found = {name: p.grad for name, p in module.named_parameters()}

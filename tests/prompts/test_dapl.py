@@ -47,13 +47,17 @@ def built(
     return PromptedModel(backbone, [module]), module, encoder
 
 
+SEVERAL = {"template": ["a picture of a {}.", "the {}."], "soft_template": ["{soft} {} {domain}.", "{} {soft}."]}
+
+
+@pytest.mark.parametrize(("specific", "templates"), [(False, 1), (True, 1), (False, 2)])
 @pytest.mark.parametrize("over", ["domain", "all"])
-@pytest.mark.parametrize("specific", [False, True])
 @pytest.mark.parametrize("dual", DUALS)
 def test_the_loss_is_that_of_source_labels_and_sure_pseudo_labels(
-    dual: Dual, specific: bool, over: Literal["domain", "all"]
+    dual: Dual, specific: bool, over: Literal["domain", "all"], templates: int
 ) -> None:
-    task = replace(TASK, normalize_over=over)
+    written: dict[str, Any] = SEVERAL if templates == 2 else {}
+    task = replace(TASK, normalize_over=over, **written)
     model, module, encoder = built(task, replace(METHOD, class_specific=specific), dual)
     backbone = model.backbone
     plain = fit(backbone, task, ZeroShot(), SOURCE, progress=False)
@@ -72,12 +76,14 @@ def test_the_loss_is_that_of_source_labels_and_sure_pseudo_labels(
         assert media is not None
         return naive_dual.image_embedding(backbone.model, media, backbone.spec.image.rule)  # type: ignore[union-attr]
 
+    of_classes = [encoder.targets[i : i + templates] for i in range(0, 4 * templates, templates)]
+    plain_texts = plain.encoder.targets  # type: ignore[attr-defined]
     theirs = naive.loss(
         backbone.model,
         backbone.tokenizer,
         lambda d, k: torch.cat([module.context[k if specific else 0], module.domains[d]]),
-        [encoder.targets[:2], encoder.targets[2:]],
-        plain.encoder.targets[:2],  # type: ignore[attr-defined]
+        [of_classes[:2], of_classes[2:]],
+        [plain_texts[k * templates : (k + 1) * templates] for k in range(2)],
         [(image(row), task.labels.index(row["label"])) for row in SOURCE],
         [image(row) for row in TARGET],
         threshold,

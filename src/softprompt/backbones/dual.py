@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from softprompt.backbones._kept_texts import KeptTexts, Texts
 from softprompt.backbones._texts import TextTower, find_text_tower
 from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.backbones.vision import VisionBackbone
@@ -33,8 +34,6 @@ CHUNK = 8192
 """Tokens of texts that are run at a time, what they share counted for each. A larger batch of texts is run in parts, and
 computed again in backward: what is kept then does not grow with its tokens. At CLIP ViT-B/16's width a part keeps some
 2 GB in float32, and a thousand classes with a context of 4 are not far above one."""
-
-Texts = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,7 @@ class DualBackbone:
         pooler = getattr(parts.vision_model, "pooler", None)
         self._visual_pooler = pooler if isinstance(pooler, nn.Module) else None
         self._kept = RowFeatures(self)
+        self._kept_texts = KeptTexts([part for part in (parts.text_model, projection) if part is not None])
         self._width = _embedding_width(self._visual_projection, projection, parts)
 
     @property
@@ -152,6 +152,7 @@ class DualBackbone:
         other.vision = other.vision.with_settings(**settings)
         other._texts = other._texts.with_settings(**settings)
         other._kept = self._kept  # the same weights: how they are run changes none of it
+        other._kept_texts = self._kept_texts
         return other
 
     def score(
@@ -159,6 +160,7 @@ class DualBackbone:
     ) -> ImageTextEmbeddings:
         """Embeddings of the rows' images and targets. Differentiable in the prompt.
 
+        Texts that nothing changes, neither this prompt nor training, are run once and kept.
         Raises ValueError for rows without an image or without texts, texts longer than the text tower, and contexts of
         single classes that are for another number of texts.
         """
@@ -175,7 +177,10 @@ class DualBackbone:
             sets.setdefault((id(row.targets), g), row.targets)
         known = {} if compiled is None else compiled.known
         missing = {key: texts for key, texts in sets.items() if key not in known}
-        found = self._embedded(missing, plain)
+        if self._kept_texts.serve(plain):
+            found = self._kept_texts(missing, lambda new: self._embedded(new, plain))
+        else:
+            found = self._embedded(missing, plain)
         if compiled is not None:
             known |= {key: (sets[key], embedded) for key, embedded in found.items()}
         order = list(sets)

@@ -1,0 +1,57 @@
+"""Embeddings of texts that no prompt stands in and no training moves: computed once, not in every step.
+
+Letters: K texts of a row, e width of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from softprompt.outputs import PromptOutput
+
+Texts = tuple[tuple[int, ...], ...]
+Key = TypeVar("Key", bound=Hashable)
+
+_KEEP = 16
+"""Sets of texts that are kept: a run has one, that of its task."""
+
+
+class KeptTexts:
+    """What the text tower says of whole sets of texts, by what they are and by the version of its weights.
+
+    parts  the modules that a text passes through. What torch does not see (NumPy) is not noticed.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        self.parts = parts
+        self._kept: dict[tuple[Texts, object], Tensor] = {}
+
+    def serve(self, prompt: PromptOutput) -> bool:
+        """Whether nothing that a text becomes depends on this prompt or on a weight that is trained."""
+        if prompt.tokens is not None or prompt.offset is not None or prompt.token_offset is not None:
+            return False
+        return not any(p.requires_grad for part in self.parts for p in part.parameters())
+
+    def __call__(
+        self, sets: Mapping[Key, Texts], embed: Callable[[Mapping[Key, Texts]], dict[Key, Tensor]]
+    ) -> dict[Key, Tensor]:
+        """Of each set its embeddings (K, e), without gradient; `embed` is asked for those that are not kept."""
+        weights = self._weights()
+        missing = {key: texts for key, texts in sets.items() if (texts, weights) not in self._kept}
+        with torch.no_grad():
+            new = embed(missing)
+        found = {key: self._kept[texts, weights] for key, texts in sets.items() if key not in new}
+        for key, embedded in new.items():
+            if len(self._kept) >= _KEEP:
+                self._kept.clear()
+            self._kept[sets[key], weights] = embedded
+        return found | new
+
+    def _weights(self) -> object:
+        """What changes when weights are changed in place or moved: what was found before is then of another model."""
+        parameters = [p for part in self.parts for p in part.parameters()]
+        return sum(1 + p._version for p in parameters), parameters[0].device, parameters[0].dtype
