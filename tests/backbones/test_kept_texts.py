@@ -10,7 +10,7 @@ from softprompt import VPT, BitFit, CoOp, fit
 from softprompt.backbones.dual import DualBackbone
 from softprompt.outputs import EncodedRow, PromptOutput
 from softprompt.prompts import Method
-from tests.backbones.test_dual import noise, rows_of
+from tests.backbones.test_dual_prompts import noise, rows_of
 from tests.tiny_dual import DUALS, TASK, TEXT_WIDTH, Dual, dual_backbone
 from tests.tiny_vision import ROWS, WIDTH
 
@@ -30,7 +30,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("method", "in_training", "in_evaluation"), [(VPT(length=2), 1, 0), (CoOp(length=2), 4, 1), (BitFit(), 4, 1)]
+    ("method", "in_training", "in_evaluation"),
+    [(VPT(length=2), 1, 0), (CoOp(length=2), 4, 1), (BitFit(), 4, 1)],
 )
 def test_texts_are_run_in_every_step_only_where_a_step_changes_them(
     method: Method, in_training: int, in_evaluation: int, run: list[int]

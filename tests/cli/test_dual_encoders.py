@@ -78,3 +78,35 @@ def test_a_split_without_data_is_refused(prompt: Path) -> None:
     result = softprompt("inspect", prompt, "--limit", "3", *CPU)
     assert result.exit_code == 1
     assert "of --data, and there is none" in " ".join(result.stderr.split())
+
+
+def test_other_classes_are_named_at_the_command_line(prompt: Path, data: Path) -> None:
+    other = ("--label", "cat", "--label", "red", "--label", "blue=very blue water")
+    [shown] = as_json("predict", prompt, data.parent / "0.png", *other, *CPU)["predictions"]
+    tuned = sp.load(prompt, sp.load_backbone(str(prompt.parent / "backbone"), dtype="float32", device="cpu"))
+    asked = tuned.with_labels(["cat", "red", "blue"], names={"blue": "very blue water"})
+    [expected] = asked.predict([ROWS[0]["image"]])
+    assert list(shown["probabilities"]) == ["cat", "red", "blue"]
+    assert shown["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+    measured = as_json("evaluate", prompt, "--data", data, *other, *CPU)["metrics"]
+    assert list(measured["predicted"]) == ["cat", "red", "blue"]
+    seen = as_json("inspect", prompt, data.parent / "0.png", *other, *CPU)["images"]
+    assert seen[0]["probabilities"] == pytest.approx(shown["probabilities"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("cat",), "two or more are needed"),
+        (("cat", "cat"), "are the same text, 'cat'"),
+        (("cat", "=dog"), "--label '=dog' names no label"),
+        (("cat", "dog="), "class name '' of label 'dog' has no tokens"),
+    ],
+)
+def test_classes_that_cannot_be_meant_are_named(
+    prompt: Path, data: Path, labels: tuple[str, ...], message: str
+) -> None:
+    options = [part for label in labels for part in ("--label", label)]
+    result = softprompt("predict", prompt, data.parent / "0.png", *options, *CPU)
+    assert result.exit_code == 1
+    assert message in " ".join(result.stderr.split())

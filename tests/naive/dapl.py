@@ -34,7 +34,10 @@ def loss(
     """
     classes = range(len(plain))
     embedded = [
-        [[dual.text_embedding(model, tokenizer, text, contexts(d, k)) for text in texts[d][k]] for k in classes]
+        [
+            [dual.text_embedding(model, tokenizer, text, contexts(d, k)) for text in texts[d][k]]
+            for k in classes
+        ]
         for d in range(len(texts))
     ]
     untrained = [[dual.text_embedding(model, tokenizer, text, None) for text in own] for own in plain]

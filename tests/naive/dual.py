@@ -38,7 +38,9 @@ def text_embedding(
     )  # type: ignore[index]
     if offset is not None:
         # SigLIP sees its padding: it is text there.
-        words = [i for i in range(length if kind == "siglip" else len(atoms)) if i >= len(atoms) or atoms[i] >= 0]
+        words = [
+            i for i in range(length if kind == "siglip" else len(atoms)) if i >= len(atoms) or atoms[i] >= 0
+        ]
         shifts = dict(zip(words, offset, strict=False))
         embeds = torch.stack([embeds[i] + shifts.get(i, torch.zeros(())) for i in range(length)])
     handle = table.register_forward_hook(lambda *_: embeds[None])

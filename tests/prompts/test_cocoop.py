@@ -15,7 +15,7 @@ from softprompt.binding import bind
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
 from softprompt.prompts import BuildContext, PromptModule
-from tests.backbones.test_dual import SOFT
+from tests.backbones.test_dual_prompts import SOFT
 from tests.naive import dual as naive
 from tests.tiny_dual import DUALS, Dual, dual_backbone
 from tests.tiny_vision import ROWS

@@ -47,7 +47,10 @@ def built(
     return PromptedModel(backbone, [module]), module, encoder
 
 
-SEVERAL = {"template": ["a picture of a {}.", "the {}."], "soft_template": ["{soft} {} {domain}.", "{} {soft}."]}
+SEVERAL = {
+    "template": ["a picture of a {}.", "the {}."],
+    "soft_template": ["{soft} {} {domain}.", "{} {soft}."],
+}
 
 
 @pytest.mark.parametrize(("specific", "templates"), [(False, 1), (True, 1), (False, 2)])

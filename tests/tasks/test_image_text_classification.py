@@ -114,7 +114,11 @@ def test_a_saved_prompt_predicts_classes_that_it_is_told_of_later(tmp_path: Path
     ("settings", "message"),
     [
         ({"labels": ["red"]}, "two or more are needed"),
-        ({"labels": ["red", "red"]}, "the same text"),
+        (
+            {"labels": ["red", "red"]},
+            r"the names at 0 and 1 \(from 0\), are the same text, 'red', .* leave one out",
+        ),
+        ({"labels": ["red", 7, "blue", "7"]}, "7 and '7', the names at 1 and 3"),
         ({"labels": ["old_house", "old house"]}, "have the same class name, 'old house'"),
         ({"names": {"green": "x"}}, "names has \\['green'\\]"),
         ({"template": "a photo"}, "0 times {}"),
@@ -136,6 +140,12 @@ def test_a_class_name_that_is_empty_or_too_long_is_named() -> None:
         bound(replace(TASK, names={"blue": long}))
     with pytest.raises(ValueError, match="leave no room"):
         bound(TASK, TEXT_POSITIONS)
+    fits = replace(TASK, names={"blue": "very very very very very very"})
+    room = TEXT_POSITIONS - (max(map(len, bound(fits, 1).targets)) - 1)
+    assert max(map(len, bound(fits, room).targets)) == TEXT_POSITIONS
+    message = rf"'blue' takes 21 tokens, {room + 1} of them virtual, and 20 are allowed"
+    with pytest.raises(ValueError, match=message):
+        bound(fits, room + 1)
 
 
 def test_names_that_the_tokenizer_reads_alike_are_named() -> None:

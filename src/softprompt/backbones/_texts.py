@@ -168,7 +168,7 @@ def find_text_tower(
     if highest >= len(table):
         raise ValueError(
             f"the tokenizer has ids up to {highest}, and the text tower's embedding table has {len(table)} rows: they are of"
-            " different models"
+            " different models; take the tokenizer that was saved with this model"
         )
     if isinstance(model, CLIPTextModel):
         assert projection is not None
@@ -178,13 +178,14 @@ def find_text_tower(
         if expected not in (2, end):
             raise ValueError(
                 f"the text tower is read at its end-of-text token, {expected}, and the tokenizer ends a text with {end}: they"
-                " are of different models"
+                " are of different models; take the tokenizer that was saved with this model"
             )
         return CausalTexts(model, projection, model.encoder)
     if isinstance(model, SiglipTextModel):
         if tokenizer.pad_token_id is None:
             raise ValueError(
-                "the tokenizer has no padding token, and SigLIP's texts are padded: it is not the model's own"
+                "the tokenizer has no padding token, and SigLIP's texts are padded: it is not the model's own;"
+                " take the one that was saved with it"
             )
         return PaddedTexts(model, int(tokenizer.pad_token_id), model.encoder)
     pooler = getattr(model, "pooler", None)

@@ -341,6 +341,7 @@ def _embedding_width(visual: nn.Module | None, textual: nn.Module | None, parts:
     images, texts = width(visual, parts.vision_model), width(textual, parts.text_model)
     if images != texts:
         raise ValueError(
-            f"images become {images} numbers and texts {texts}, which cannot be compared: the towers are of different models"
+            f"images become {images} numbers and texts {texts}, which cannot be compared: the towers are of different models;"
+            " take both from one checkpoint, or projections to the same width"
         )
     return images

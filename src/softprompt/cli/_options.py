@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +31,15 @@ Dtype = Annotated[
 ]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first GPU if there is one.", show_default=False)
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label",
+        help="Other classes than the prompt's, one option each: NAME, or LABEL=NAME where the text says something else."
+        " For prompts that compare images with texts.",
+        show_default=False,
+    ),
 ]
 
 
@@ -88,8 +97,18 @@ def _bars_for_terminals_only() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def open_prompt(folder: Path, backbone: str | None, dtype: str | None, device: str | None) -> TunedPrompt:
-    """The prompt in a folder, or in a run's `prompt` folder, on its backbone or the one that is named."""
+def open_prompt(
+    folder: Path,
+    backbone: str | None,
+    dtype: str | None,
+    device: str | None,
+    labels: Sequence[str] | None = None,
+) -> TunedPrompt:
+    """The prompt in a folder, or in a run's `prompt` folder, on its backbone or the one that is named.
+
+    labels: classes that it is asked about instead of its own, as `--label` gives them.
+    Raises ValueError for a label without a name, and what `open_backbone`, `load` and `with_labels` raise.
+    """
     from softprompt import store
     from softprompt.tuned import load
 
@@ -100,4 +119,16 @@ def open_prompt(folder: Path, backbone: str | None, dtype: str | None, device: s
     opened = open_backbone(
         backbone or saved.name, dtype, device, revision=revision, prefix_lm=saved.family == "prefix-lm"
     )
-    return load(folder, opened)
+    tuned = load(folder, opened)
+    return _asked_about(tuned, labels) if labels else tuned
+
+
+def _asked_about(tuned: TunedPrompt, given: Sequence[str]) -> TunedPrompt:
+    pairs = [one.partition("=") for one in given]
+    labels = [label for label, _, _ in pairs]
+    if not all(labels):
+        raise ValueError(f"--label {given[labels.index('')]!r} names no label: expected NAME or LABEL=NAME")
+    other: Any = tuned.with_labels(labels)
+    names = {label: name for label, equals, name in pairs if equals}
+    # Names of the prompt's own classes stay where they are asked about again.
+    return tuned.with_labels(labels, names={**other.task.names, **names}) if names else other

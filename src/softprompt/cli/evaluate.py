@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from softprompt.cli._console import reporting
-from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, PromptDir, open_prompt
+from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, Labels, PromptDir, open_prompt
 
 
 def evaluate(
@@ -20,6 +20,7 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most so many rows.", show_default=False)
     ] = None,
+    labels: Labels = None,
     backbone: BackboneName = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -31,7 +32,7 @@ def evaluate(
         from softprompt.cli._results import metrics_table, never_predicted, read_source, scores
 
         rows = read_source(data, split, "test", limit)
-        tuned = open_prompt(prompt, backbone, dtype, device)
+        tuned = open_prompt(prompt, backbone, dtype, device, labels)
         metrics = tuned.evaluate(rows)
         report.values.update(
             {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from softprompt.cli._console import Report, reporting
-from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, PromptDir, open_prompt
+from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, Labels, PromptDir, open_prompt
 from softprompt.files import write_text
 from softprompt.image_folders import image_paths
 
@@ -42,6 +42,7 @@ def inspect(
         Path | None, typer.Option(help="Write a page that needs no other file.", show_default=False)
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Words for each virtual token, labels for each image.")] = 5,
+    labels: Labels = None,
     backbone: BackboneName = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -59,7 +60,7 @@ def inspect(
 
         if data is None and (split or limit):
             raise ValueError("--split and --limit are of --data, and there is none")
-        tuned = open_prompt(prompt, backbone, dtype, device)
+        tuned = open_prompt(prompt, backbone, dtype, device, labels)
         report.values["prompt"] = str(prompt)
         if tuned.task.about_images or images or data:
             from softprompt.cli._image_page import image_page, show_images

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softprompt.cli._console import Report, reporting
-from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, PromptDir, open_prompt
+from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, Labels, PromptDir, open_prompt
 from softprompt.image_folders import image_paths
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def predict(
         Path | None,
         typer.Option(help="Rows instead: .csv, .tsv, .jsonl, .json or .parquet.", show_default=False),
     ] = None,
+    labels: Labels = None,
     backbone: BackboneName = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -46,7 +47,7 @@ def predict(
             raise ValueError("give either texts or --file, not both")
         words = [] if file is not None else _lines() if not texts or texts == ["-"] else texts
         inputs: Sequence[Any] = words if file is None else _rows(file)
-        tuned = open_prompt(prompt, backbone, dtype, device)
+        tuned = open_prompt(prompt, backbone, dtype, device, labels)
         if file is None and len(tuned.task.fields) != 1:
             raise ValueError(
                 f"the template needs the columns {list(tuned.task.fields)}, and a text has none: "

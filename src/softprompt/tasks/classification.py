@@ -17,7 +17,7 @@ from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Row, Scorer, Task, TextSetting
 from softprompt.tasks.classes import ClassPrediction, likeliest
 from softprompt.tasks.columns import check_columns, read_fields, read_media
-from softprompt.tasks.labels import label_concerns, read_label
+from softprompt.tasks.labels import label_concerns, label_names, read_label
 from softprompt.tasks.metrics import classification_metrics
 from softprompt.tasks.template import BoundTemplate, Template
 from softprompt.tasks.verbalizer import Verbalizer, bind_verbalizer, calibrate
@@ -67,9 +67,7 @@ class TextClassification(Task):
     def _labels_to_text(cls, labels: Any) -> Any:
         if not isinstance(labels, Mapping):
             return labels
-        if len({str(label) for label in labels}) < len(labels):
-            raise ValueError(f"labels {list(labels)} are compared as text, and two of them are the same text")
-        return {str(label): words for label, words in labels.items()}
+        return dict(zip(label_names(list(labels)), labels.values(), strict=True))
 
     @field_validator("labels")
     @classmethod

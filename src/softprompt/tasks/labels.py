@@ -15,8 +15,13 @@ def label_names(labels: Any) -> Any:
     if isinstance(labels, str) or not isinstance(labels, Sequence):
         return labels
     names = tuple(str(label) for label in labels)
-    if len(set(names)) < len(names):
-        raise ValueError(f"labels {list(labels)} are compared as text, and two of them are the same text")
+    first: dict[str, int] = {}
+    for place, name in enumerate(names):
+        if (other := first.setdefault(name, place)) != place:
+            raise ValueError(
+                f"{labels[other]!r} and {labels[place]!r}, the names at {other} and {place} (from 0), are the same text,"
+                f" {name!r}, and names are compared as text: leave one out, or rename it"
+            )
     return names
 
 
