@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from softprompt.protocols.ensembling import EnsembleMetrics, PromptEnsemble
     from softprompt.protocols.few_shot import FewShotSplit, few_shot_runs, few_shot_splits
     from softprompt.protocols.probe_grid import ProbeGrid, probe_grid
+    from softprompt.protocols.probe_search import ProbeSearch, probe_search
     from softprompt.protocols.recycling import port_prompt
     from softprompt.protocols.rehearsal import Rehearsal
     from softprompt.protocols.selection import Candidate, Selection, candidates, select_and_test
@@ -146,6 +147,8 @@ _HOMES = {
     "few_shot_splits": "softprompt.protocols.few_shot",
     "ProbeGrid": "softprompt.protocols.probe_grid",
     "probe_grid": "softprompt.protocols.probe_grid",
+    "ProbeSearch": "softprompt.protocols.probe_search",
+    "probe_search": "softprompt.protocols.probe_search",
     "port_prompt": "softprompt.protocols.recycling",
     "Candidate": "softprompt.protocols.selection",
     "Selection": "softprompt.protocols.selection",
@@ -216,6 +219,7 @@ __all__ = [
     "PartialTuning",
     "PrefixTuning",
     "ProbeGrid",
+    "ProbeSearch",
     "PromptEnsemble",
     "PromptFileError",
     "PromptTuning",
@@ -256,6 +260,7 @@ __all__ = [
     "methods",
     "port_prompt",
     "probe_grid",
+    "probe_search",
     "project_prompt",
     "prompt_similarity",
     "rank_sources",

@@ -33,6 +33,7 @@ from softprompt.protocols.domain_shift import Domain, DomainScores, DomainShift,
 from softprompt.protocols.ensembling import EnsembleMetrics, PromptEnsemble, combine
 from softprompt.protocols.few_shot import FewShotSplit, few_shot_runs, few_shot_splits, started_from
 from softprompt.protocols.probe_grid import GridScore, ProbeGrid, probe_grid
+from softprompt.protocols.probe_search import ProbeSearch, StrengthScore, probe_search
 from softprompt.protocols.recycling import port_prompt, shared_words
 from softprompt.protocols.rehearsal import Rehearsal
 from softprompt.protocols.selection import Candidate, Selection, candidates, select_and_test
@@ -59,11 +60,13 @@ __all__ = [
     "FewShotSplit",
     "GridScore",
     "ProbeGrid",
+    "ProbeSearch",
     "PromptEnsemble",
     "PseudoLabels",
     "RankedSource",
     "Rehearsal",
     "Selection",
+    "StrengthScore",
     "adapt",
     "backward_transfer",
     "base_and_new",
@@ -88,6 +91,7 @@ __all__ = [
     "mixed_rows",
     "port_prompt",
     "probe_grid",
+    "probe_search",
     "prompt_similarity",
     "proportional_weights",
     "pseudo_labels",

@@ -10,7 +10,6 @@ Letters: M settings, B rows, n outputs of B rows, K numbers of an output, d widt
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -21,13 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.backbones.base import Backbone
-from softprompt.baselines import LinearProbe
-from softprompt.binding import Rows, bind, new_head, read_rows, settings_of
-from softprompt.data import batches, names_file
-from softprompt.feature_cache import FeatureCache, with_features
-from softprompt.model import pool
-from softprompt.outputs import EncodedRow, PromptOutput, windows_of
-from softprompt.prompts import BuildContext
+from softprompt.binding import Rows, settings_of
+from softprompt.data import batches
+from softprompt.feature_cache import FeatureCache
+from softprompt.protocols._probe_rows import ReadRows, read_for_probes
 from softprompt.recipe import Recipe, lr_factor
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.tuned import TunedPrompt
@@ -82,56 +78,25 @@ def probe_grid(
     recipe = recipe or Recipe()
     settings = list(product(learning_rates, weight_decays))
     _check(settings, recipe)
-    train_rows = read_rows(train, _split_of(train, "train"))
-    validation_rows = read_rows(validation, _split_of(validation, "validation"))
-    method = LinearProbe()
-    generator = torch.Generator().manual_seed(recipe.seed)
-    head = new_head(method, task, backbone.spec, generator)
-    assert isinstance(head, nn.Linear)
-    module = method.build(BuildContext(backbone.spec, generator=generator)).to(backbone.device)
-    encoder = bind(backbone, task, 0, recipe.max_tokens)
-    cache = FeatureCache.of(cache_features) or FeatureCache()
-    cache = replace(cache, memory=sys.maxsize)  # d numbers for each place that is read
-    encoded, others = (
-        with_features(
-            backbone, [encoder.encode(row) for row in part], None, cache, batch_size=recipe.batch_size
-        )
-        for part in (train_rows, validation_rows)
-    )
-    rows = [part for row in encoded for part in windows_of(row)]
-    parts = [part for row in others for part in windows_of(row)]
-    heads = _Heads(head.to(backbone.device), settings, recipe)
+    data = read_for_probes(backbone, task, train, validation, recipe, cache_features)
+    heads = _Heads(data.head, settings, recipe)
     best: dict[int, tuple[float, int, dict[str, Any], dict[str, Tensor]]] = {}
-    states, held_out = _Read(backbone, rows), _Read(backbone, parts)
-    order = _batches(len(rows), recipe)
+    order = _batches(len(data.train.rows), recipe)
     for step in range(recipe.steps):
-        heads.step(encoder, states, next(order), lr_factor(recipe, step))
+        heads.step(data.encoder, data.train, next(order), lr_factor(recipe, step))
         if (step + 1) % recipe.evaluation_interval and step + 1 != recipe.steps:
             continue
-        outputs = heads.outputs(held_out.of(range(len(parts))))  # (M, n, K)
-        for m, mine in enumerate(outputs):
-            model = _Known(mine, parts)
-            metrics = task.evaluate(encoder.predict(model, others), validation_rows)
+        for m, mine in enumerate(heads.outputs(data.held_out.all())):  # (M, n, K)
+            metrics = data.judge(mine)
             score = float(metrics[task.main_metric])
             if m not in best or score > best[m][0]:
                 best[m] = (score, step + 1, metrics, heads.state(m))
     chosen = max(range(len(settings)), key=lambda m: (best[m][0], -settings[m][0], -m))
     score, step, metrics, tensors = best[chosen]
-    head.load_state_dict(tensors)
     rate, decay = settings[chosen]
     used = replace(recipe, learning_rate=rate, weight_decay=decay)
-    facts = {"rows": len(train_rows), "grid": len(settings), "best_step": step, "steps_made": recipe.steps}
-    facts["trained_parameters"] = sum(p.numel() for p in head.parameters())
-    tuned = TunedPrompt(
-        backbone.with_settings(),
-        task,
-        method,
-        module.requires_grad_(False),
-        recipe.max_tokens,
-        settings_of(used) | facts,
-        {"validation": metrics},
-        head=head.requires_grad_(False),
-    )
+    facts = {"grid": len(settings), "best_step": step, "steps_made": recipe.steps}
+    tuned = data.tuned(tensors, recipe.max_tokens, settings_of(used) | facts, metrics)
     scores = [GridScore(*settings[m], best[m][0], best[m][1]) for m in range(len(settings))]
     return ProbeGrid(tuned, tuple(scores))
 
@@ -158,7 +123,7 @@ class _Heads:
         found = states.to(weight.dtype) @ weight.flatten(0, 1).T  # (n, d) x (M K, d) -> (n, M K)
         return found.unflatten(-1, weight.shape[:2]).transpose(0, 1) + bias[:, None]
 
-    def step(self, encoder: TaskEncoder, states: _Read, batch: Sequence[int], factor: float) -> None:
+    def step(self, encoder: TaskEncoder, states: ReadRows, batch: Sequence[int], factor: float) -> None:
         rows = [states.rows[i] for i in batch]
         outputs = self.outputs(states.of(batch))
         # A task's loss is that of each row alone: the heads' answers are those of so many rows more.
@@ -191,42 +156,6 @@ class _Heads:
         return {"weight": weight[m].detach().clone(), "bias": bias[m].detach().clone()}
 
 
-class _Read:
-    """What heads read of rows, pooled where a row is: computed once."""
-
-    def __init__(self, backbone: Backbone, rows: Sequence[EncodedRow]) -> None:
-        self.rows = rows
-        with torch.no_grad():
-            parts = [backbone.states(rows[i : i + 64], PromptOutput()) for i in range(0, len(rows), 64)]
-            self.states, owners = pool(rows, torch.cat(parts))
-        self.places: list[list[int]] = [[] for _ in rows]
-        for place, owner in enumerate(owners):
-            self.places[owner].append(place)
-
-    def of(self, rows: Sequence[int]) -> Tensor:
-        """(n, d), in the order of the rows."""
-        return self.states[[place for row in rows for place in self.places[row]]]
-
-
-class _Known:
-    """A model whose outputs are known: what `TaskEncoder.predict` asks."""
-
-    def __init__(self, outputs: Tensor, rows: Sequence[EncodedRow]) -> None:
-        counts = [min(1, len(row.read)) if row.pooled else len(row.read) for row in rows]
-        self.found = {
-            id(row.known): part for row, part in zip(rows, outputs.detach().split(counts), strict=True)
-        }
-
-    def outputs(self, rows: Sequence[EncodedRow]) -> Tensor:
-        return torch.cat([self.found[id(row.known)] for row in rows])
-
-    def score(self, rows: Sequence[EncodedRow]) -> Any:
-        raise NotImplementedError("a probe scores no words")
-
-    def generate(self, rows: Sequence[EncodedRow], **options: Any) -> list[list[int]]:
-        raise NotImplementedError("a probe writes no text")
-
-
 def _each(values: Tensor, like: Tensor) -> Tensor:
     """(M,) -> (M, 1, ...)."""
     return values.reshape(-1, *[1] * (like.dim() - 1))
@@ -249,7 +178,3 @@ def _check(settings: Sequence[tuple[float, float]], recipe: Recipe) -> None:
             f"the recipe has optimizer {recipe.optimizer!r} and patience {recipe.patience}: the heads of a grid are trained"
             " side by side with AdamW for all of their steps"
         )
-
-
-def _split_of(source: Rows, split: str) -> str | None:
-    return split if isinstance(source, str) and not names_file(source) else None
