@@ -3,7 +3,7 @@
     python -m studies.dual_encoder --output docs/results/clip.json      # several processes may work on one file
     python -m studies.dual_encoder --tables docs/results/clip.json
 
-Probes: rates and decays searched for on the rows of studies/clip-few-shot.yaml (the linear probe of CLIP and CoOp).
+Probes: rates and decays, or C of the optimum (CLIP's and CoOp's own), searched for on the rows of studies/clip-few-shot.yaml.
 Base-to-new: subcategories of emoji in three styles, 16 rows of each base class (Zhou et al., CVPR 2022: CoCoOp).
 CoCoOp with as many images as CoOp, which takes ten times as long: at 16 rows of each class, and in base-to-new.
 Adaptation: google's emoji have labels, twitter's none; then twitter's have, fluent's none (Ge et al., 2022: DAPL). As in its
@@ -31,6 +31,7 @@ from softprompt.protocols import (
     few_shot_splits,
     harmonic_means,
     probe_grid,
+    probe_search,
 )
 from studies.runs import Run, Study
 
@@ -44,6 +45,7 @@ THRESHOLD = 0.5  # of the released code
 SURER = (0.7, 0.9)  # thresholds that DAPL is also run with
 SHOTS = 16
 PROBED = (1, 2, 4, 8, 16)
+OPTIMAL = "linear probe, C searched for"
 
 SUBCATEGORIES = {
     "animal-bird": "bird", "animal-mammal": "mammal", "arrow": "arrow", "clothing": "clothing", "drink": "drink",
@@ -105,20 +107,22 @@ def rows(style: str, split: str, limit: int | None = None) -> list[dict[str, Any
     return found if limit is None else subsample(found, limit, seed=0)
 
 
-def probe_run(shots: int, seed: int) -> Run:
-    """The best of a grid of heads by the validation rows, and what it says of the test rows."""
+def probe_run(shots: int, seed: int, optimum: bool = False) -> Run:
+    """The best of many heads by the validation rows, and what it says of the test rows."""
     train = rows("google", "train")
     [split] = few_shot_splits(train, PLAIN, [shots], [seed])
-    found = probe_grid(
-        backbone(),
-        HEAD,
-        [train[i] for i in split.train],
-        rows("google", "validation", 60),
-        recipe=sp.Recipe(steps=100, batch_size=9, evaluate_every=20, seed=seed),
-    )
-    metrics = found.best.evaluate(rows("google", "test", 200))
-    best = max(score.score for score in found.scores)
-    return {"accuracy": metrics["accuracy"], "rows": metrics["rows"], "validation": best}
+    drawn, validation = [train[i] for i in split.train], rows("google", "validation", 60)
+    if optimum:
+        best = probe_search(backbone(), HEAD, drawn, validation).best
+    else:
+        recipe = sp.Recipe(steps=100, batch_size=9, evaluate_every=20, seed=seed)
+        best = probe_grid(backbone(), HEAD, drawn, validation, recipe=recipe).best
+    metrics = best.evaluate(rows("google", "test", 200))
+    return {
+        "accuracy": metrics["accuracy"],
+        "rows": metrics["rows"],
+        "validation": best.metrics["validation"]["accuracy"],
+    } | ({"c": best.recipe["c"]} if optimum else {})
 
 
 def in_halves(split: str) -> list[dict[str, Any]]:
@@ -236,6 +240,7 @@ def conduct(study: Study) -> None:
     for seed in SEEDS:
         for shots in PROBED:
             study.run(f"linear probe/{shots}/{seed}", probe_run, shots, seed)
+            study.run(f"{OPTIMAL}/{shots}/{seed}", probe_run, shots, seed, True)
         study.run(f"few rows/{MANY}/{seed}", few_shot_run, MANY, seed)
     for seed in SEEDS:
         for name in CONTEXTS:
@@ -252,7 +257,8 @@ def conduct(study: Study) -> None:
 def tables(study: Study) -> str:
     """The results as tables in Markdown, points: means and standard deviations over the seeds."""
     lines = [f"| | {' | '.join(map(str, PROBED))} |", f"|---|{'---:|' * len(PROBED)}"]
-    lines.append(line_of("linear probe", [of(study, f"linear probe/{shots}") for shots in PROBED]))
+    for probe in ("linear probe", OPTIMAL):
+        lines.append(line_of(probe, [of(study, f"{probe}/{shots}") for shots in PROBED]))
     lines += [f"{MANY}: {points([run['accuracy'] for run in of(study, f'few rows/{MANY}')])}", ""]
     lines += ["| | base | new | H of the means | mean of H |", "|---|---:|---:|---:|---:|"]
     runs = {name: of(study, f"base-to-new/{name}") for name in CONTEXTS}

@@ -35,8 +35,11 @@ def test_each_probe_is_the_optimum(c: float) -> None:
     weight, bias = naive.optimum(states, labels, len(TASK.labels), c)
     trained = found.best.trained()
     assert weight.abs().max() > 1e-6
-    torch.testing.assert_close(trained["head.weight"].double(), weight, rtol=2e-5, atol=1e-6)
-    torch.testing.assert_close(trained["head.bias"].double(), bias, rtol=2e-5, atol=1e-6)
+    # The minimum curves by at least 1 / (C n): so far from it may a gradient below 1e-8 be.
+    near = 1e-8 * c * len(ROWS) + 1e-6
+    torch.testing.assert_close(trained["head.weight"].double(), weight, rtol=2e-5, atol=near)
+    # Nothing but the rows holds the bias.
+    torch.testing.assert_close(trained["head.bias"].double(), bias, rtol=2e-5, atol=1e-4)
 
 
 def test_c_is_chosen_by_the_validation_rows_and_the_backbone_runs_once(tmp_path: Path) -> None:
@@ -48,7 +51,9 @@ def test_c_is_chosen_by_the_validation_rows_and_the_backbone_runs_once(tmp_path:
     assert sum(seen) == len(ROWS)
     best = max(score.score for score in found.scores)
     assert found.best.recipe["c"] == min(score.c for score in found.scores if score.score == best)
-    assert found.best.recipe["searched"] == len(found.scores) == 3 + 3  # the second halving shares an end
+    assert (
+        found.best.recipe["searched"] == len(found.scores) == 3 + 2
+    )  # the second halving's ends were tried before
     assert found.best.evaluate(ROWS[8:])["accuracy"] == found.best.metrics["validation"]["accuracy"] == best
     after = backbone.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -62,14 +67,17 @@ def test_c_is_chosen_by_the_validation_rows_and_the_backbone_runs_once(tmp_path:
 def test_a_range_about_the_best_is_halved_in_its_logarithm() -> None:
     tried: list[float] = []
 
+    def nearness(c: float) -> float:
+        return -abs(math.log10(c) - 2.6)
+
     def score(c: float) -> float:
         tried.append(c)
-        return -abs(math.log10(c) - 2.6)
+        return nearness(c)
 
     _halve(score, 100.0, 8)
     assert min(tried) == pytest.approx(10.0)
     assert max(tried) == pytest.approx(1000.0)
-    assert math.log10(max(tried, key=score)) == pytest.approx(2.6, abs=2 / 2**7)
+    assert math.log10(max(tried, key=nearness)) == pytest.approx(2.6, abs=2 / 2**7)
 
 
 def test_mistakes_are_named() -> None:
