@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from softprompt.binding import settings_of
@@ -64,6 +64,10 @@ class SourceConfig:
     """By default the one of its own name (train, validation, test); a file has none."""
     limit: int | None = Field(default=None, ge=1)
     """At most so many rows, the same ones whatever the run's seed."""
+    draw: int = Field(default=0, ge=0)
+    """Which rows `limit` takes: another number, others."""
+    stratify: str | None = None
+    """A column, its labels say, whose values keep their shares among the `limit` rows."""
     part: Literal["train", "validation", "test"] | None = None
     """Of rows that nobody has split: eight, one and one tenth of them, equal rows in the same part."""
     words: int | None = Field(default=None, ge=1)
@@ -73,10 +77,16 @@ class SourceConfig:
     encoding: str | None = None
     """Of a text file; by default UTF-8."""
 
+    @model_validator(mode="after")
+    def _draws_something(self) -> SourceConfig:
+        if self.limit is None and (self.draw or self.stratify):
+            raise ValueError("draw and stratify say which rows `limit` takes, and limit is missing")
+        return self
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values; runs are named by them, so that keys that came later are left out where they say nothing."""
-        late = ("part", "words", "only", "encoding")
-        return {k: v for k, v in settings_of(self).items() if k not in late or v is not None}
+        late = {"draw": 0, "stratify": None, "part": None, "words": None, "only": None, "encoding": None}
+        return {k: v for k, v in settings_of(self).items() if k not in late or v != late[k]}
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -211,7 +221,8 @@ def source_rows(source: SourceConfig, usual: str) -> list[dict[str, Any]]:
         rows = rows_of_part(rows, source.part)
     for column, values in (source.only or {}).items():
         rows = _with_values(rows, column, values, source.source)
-    rows = rows if source.limit is None else subsample(rows, source.limit, seed=0)
+    if source.limit is not None:
+        rows = subsample(rows, source.limit, seed=source.draw, stratify=source.stratify)
     return rows if source.words is None else [_cut(row, source.words) for row in rows]
 
 
