@@ -33,8 +33,8 @@ TASK = sp.TextClassification(
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tune, evaluate, save and use a prompt.")
     parser.add_argument("text", nargs="?", default="The battery lasts two days, I am delighted.")
-    parser.add_argument("--steps", type=int, default=150, help="optimizer steps")
-    parser.add_argument("--rows", type=int, default=400, help="test rows")
+    parser.add_argument("--steps", type=int, default=100, help="optimizer steps")
+    parser.add_argument("--rows", type=int, default=300, help="test rows")
     parser.add_argument("--output", type=Path, default=Path("runs/demo"))
     arguments = parser.parse_args()
     console = Console(width=100)
