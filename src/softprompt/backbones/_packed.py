@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from softprompt.backbones._attention import TreeCall, tree_implementation
 from softprompt.backbones._checkpointing import checkpointed_layers
-from softprompt.backbones._last_layer import last_mlp_only_at
+from softprompt.backbones._last_layer import last_layer_only_at
 from softprompt.backbones._norms import frozen_norms
 from softprompt.backbones._offsets import shifted
 from softprompt.backbones._tree import Atoms, PrefixTree, build_tree, shared_heads
@@ -78,7 +78,7 @@ class PackedModel:
                 stack.enter_context(checkpointed_layers(self.model))
             # Hooks would be compiled in, and are gone when a layer is recomputed.
             elif forward in (self.model, self.model.base_model):
-                stack.enter_context(last_mlp_only_at(self.model, keep, tree.tokens))
+                stack.enter_context(last_layer_only_at(self.model, keep, tree.tokens))
                 stack.enter_context(frozen_norms(self.model))
             return forward(
                 inputs_embeds=embed_tree(self.model, tree, prompt),

@@ -27,6 +27,7 @@ from softprompt.backbones._attention import (
     to_grid,
 )
 from softprompt.backbones._checkpointing import checkpointed_layers
+from softprompt.backbones._last_layer import last_layer_only_at
 from softprompt.backbones._packed import embed_tree, prefix_lengths
 from softprompt.backbones._tree import PrefixTree, build_tree
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
@@ -175,7 +176,7 @@ class Encoder:
         call = RowsCall(tree, prompt.prefix, lengths)
         starts = [0, *accumulate(tree.levels[0].lengths)]
         where = torch.tensor([starts[row] + i for row, i in places], dtype=torch.long, device=tree.ids.device)
-        states = self._run(tree, rows, prompt, call)
+        states = self._run(tree, rows, prompt, call, where)
         return states[0].index_select(0, where)  # (1, N, d) -> (U, d)
 
     @torch.no_grad()
@@ -241,12 +242,21 @@ class Encoder:
         )
 
     def _run(
-        self, tree: PrefixTree, rows: Sequence[EncodedRow], prompt: PromptOutput, call: RowsCall
+        self,
+        tree: PrefixTree,
+        rows: Sequence[EncodedRow],
+        prompt: PromptOutput,
+        call: RowsCall,
+        read: Tensor | None = None,
     ) -> Tensor:
+        """States of all packed tokens, (1, N, d). read: the places that matter; None: all do."""
         with ExitStack() as stack:
             stack.enter_context(rows_implementation(self.model))
             if self.checkpointing and torch.is_grad_enabled():
                 stack.enter_context(checkpointed_layers(self.model, rows_implementation))
+            # Hooks would be compiled in, and are gone when a layer is recomputed.
+            elif read is not None and self.forward is self.trunk:
+                stack.enter_context(last_layer_only_at(self.model, read.unique(), tree.tokens))
             states: Tensor = self.forward(
                 inputs_embeds=embed_tree(self.model, tree, prompt),
                 position_ids=tree.positions[None] + self.first,

@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.backbones._attention import TreeCall, tree_implementation
 from softprompt.backbones._checkpointing import checkpointed_layers
-from softprompt.backbones._last_layer import last_mlp_only_at
+from softprompt.backbones._last_layer import last_layer_only_at
 from softprompt.backbones._linear import frozen_linears
 from softprompt.backbones._packed import embed_tree, pack
 from softprompt.backbones._tree import build_tree
@@ -71,7 +71,7 @@ class CausalTexts:
             if self.checkpointing and torch.is_grad_enabled():
                 stack.enter_context(checkpointed_layers(self.model))
             elif self.forward is self.model.encoder:
-                stack.enter_context(last_mlp_only_at(self.model, tree.read, tree.tokens))
+                stack.enter_context(last_layer_only_at(self.model, tree.read, tree.tokens))
             states = self.forward(
                 inputs_embeds=embeds, attention_mask=None, prompt_tree=TreeCall(tree)
             ).last_hidden_state[0]
