@@ -212,3 +212,24 @@ def test_a_cache_of_features_is_written_out_where_there_is_one(value: bool | str
     assert "cache_features" not in parse_config(MINIMAL).as_dict()
     with pytest.raises(ValueError, match="cache_features is 3, expected true, false or a folder"):
         parse_config({**MINIMAL, "cache_features": 3})
+
+
+def test_a_limit_can_draw_other_rows_and_keep_the_shares_of_labels(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"text": f"row {i}", "label": "rare" if i % 4 == 0 else "common"} for i in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def drawn(**settings: Any) -> list[dict[str, Any]]:
+        given = {"source": str(file), "limit": 8, **settings}
+        config = parse_config({**MINIMAL, "data": {"train": given}})
+        assert parse_config(json.loads(json.dumps(config.as_dict()))) == config
+        return source_rows(config.data.train, "train")
+
+    assert drawn(draw=1) == drawn(draw=1) != drawn() == drawn(draw=0)
+    for draw in range(4):
+        labels = [row["label"] for row in drawn(draw=draw, stratify="label")]
+        assert labels.count("rare") == 2
+    with pytest.raises(ValueError, match="limit is missing"):
+        drawn(limit=None, draw=1)
+    with pytest.raises(ValueError, match="has no column 'labels'"):
+        drawn(stratify="labels")

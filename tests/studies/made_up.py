@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.studies import StudyFolder, parse_study, plan
-from softprompt.studies.plan import PlannedRun
+from softprompt.studies.runs import PlannedRun
 
 STUDY: dict[str, Any] = {
     "title": "Made up",

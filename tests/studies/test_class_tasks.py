@@ -9,7 +9,7 @@ import pytest
 
 from softprompt.protocols import _stages, class_incremental
 from softprompt.studies import StudyFolder, Worker, conduct, read_study
-from softprompt.studies.plan import Outcome
+from softprompt.studies.runs import Outcome
 from tests.cli.runs import write_rows
 from tests.studies.small import write_study
 from tests.studies.test_conduct import open_tiny

@@ -9,7 +9,7 @@ import pytest
 
 from softprompt.studies import Outcome, parse_study, plan, read_study
 from softprompt.studies.config import merged
-from softprompt.studies.plan import run_hash
+from softprompt.studies.runs import run_hash
 
 SHARED: dict[str, Any] = {
     "backbone": "smollm2-135m-instruct",

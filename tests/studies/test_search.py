@@ -21,6 +21,7 @@ from softprompt.studies import (
     search,
 )
 from softprompt.studies.engine import Quiet
+from softprompt.studies.pruning import pruner
 from tests.studies.small import results, write_study
 from tests.studies.test_plan import SHARED, nothing
 
@@ -89,7 +90,7 @@ def test_a_trial_below_the_median_of_the_earlier_ones_is_given_up_at_that_step(t
     for number in range(5):
         run = plan(study, folder.outcome).runs[number]
         told = [{"step": step, "value": 0.1 * number + 0.01 * step} for step in (10, 20)]
-        prune = search.pruner(study, run, folder)
+        prune = pruner(study, run, folder)
         assert not prune(told), "four trials are let through, and what is no worse than their median"
         folder.begin_run(run)
         facts = {
@@ -98,7 +99,7 @@ def test_a_trial_below_the_median_of_the_earlier_ones_is_given_up_at_that_step(t
             "metrics": {"validation": {"accuracy": told[-1]["value"]}},
         }
         folder.end(run.id, facts | {"evaluations": told})
-    prune = search.pruner(study, plan(study, folder.outcome).runs[5], folder)
+    prune = pruner(study, plan(study, folder.outcome).runs[5], folder)
     median = 0.2 + 0.01 * 10
     assert not prune([{"step": 10, "value": median + 0.01}])
     assert prune([{"step": 10, "value": median - 0.01}])

@@ -3,7 +3,8 @@
 from softprompt.studies.config import Study, parse_study, read_study
 from softprompt.studies.engine import Engine, conduct, in_process
 from softprompt.studies.folder import StudyFolder
-from softprompt.studies.plan import Outcome, Plan, PlannedRun, plan
+from softprompt.studies.plan import Plan, plan
+from softprompt.studies.runs import Outcome, PlannedRun
 from softprompt.studies.worker import Worker
 
 __all__ = [

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from softprompt.fitting_many import SHARED_SETTINGS
-from softprompt.studies.plan import PlannedRun
+from softprompt.studies.runs import PlannedRun
 
 
 def batches_of(runs: Sequence[PlannedRun], most: int) -> list[list[PlannedRun]]:

@@ -15,7 +15,9 @@ from softprompt.studies.config import Study
 from softprompt.studies.ensembles import make_ensembles
 from softprompt.studies.environment import free_kept_memory
 from softprompt.studies.folder import DamagedRun, StudyFolder, disk_is_full
-from softprompt.studies.plan import Outcome, Plan, PlannedRun, plan
+from softprompt.studies.plan import Plan, plan
+from softprompt.studies.pruning import pruner
+from softprompt.studies.runs import Outcome, PlannedRun
 from softprompt.studies.watching import Prune
 from softprompt.studies.worker import Worker
 
@@ -219,8 +221,6 @@ def set_damage_aside(run: PlannedRun, folder: StudyFolder, show: Show) -> None:
 def _do(study: Study, run: PlannedRun, folder: StudyFolder, worker: Worker, show: Show) -> Outcome:
     prune: Prune | None = None
     if run.trial is not None and study.search.prune:
-        from softprompt.studies.search import pruner
-
         prune = pruner(study, run, folder)
     folder.begin_run(run)
     return worker.do(

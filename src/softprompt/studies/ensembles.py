@@ -13,7 +13,8 @@ from softprompt.files import write_text
 from softprompt.protocols.ensembling import RULES
 from softprompt.studies.environment import free_kept_memory
 from softprompt.studies.folder import StudyFolder, disk_is_full
-from softprompt.studies.plan import Plan, PlannedRun
+from softprompt.studies.plan import Plan
+from softprompt.studies.runs import PlannedRun
 
 Judge = Callable[[Sequence[PlannedRun]], Mapping[str, Any]]
 """Evaluates the prompts of finished runs together on their test rows."""

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from softprompt.files import finite, write_bytes, write_text
 from softprompt.run_config import as_mapping, parse_yaml
 from softprompt.studies.config import Study, parse_study
-from softprompt.studies.plan import Outcome, PlannedRun, Status, run_hash
+from softprompt.studies.runs import Outcome, PlannedRun, Status, run_hash
 
 
 class DamagedRun(ValueError):  # noqa: N818 - it reads as the statement it is

@@ -2,72 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from softprompt.studies.config import (
-    Choices,
-    Option,
-    Range,
-    RunSettings,
-    Select,
-    Study,
-    cells,
-    merged,
-    parse_run,
-)
-
-Status = Literal["finished", "pruned", "diverged", "failed"]
-
-# What a run's result does not depend on, or only in its last bits.
-_FREE = {
-    "backbone": ("device",),
-    "recipe": ("trackers", "checkpoint_every", "gradient_checkpointing"),
-}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended. `facts` is what its folder says."""
-
-    status: Status
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def validation(self) -> float | None:
-        """The main metric on validation rows; None: it has none."""
-        metrics = self.facts.get("metrics", {}).get("validation", {})
-        value = metrics.get(self.facts.get("main_metric"))
-        return None if value is None else float(value)
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run with all its settings.
-
-    id      readable name and a hash of all that the result depends on
-    values  the run in plain values, see `RunSettings`
-    cell    label by axis
-    chosen  settings that are (stage "search") tried or (stage "final") chosen on validation
-    trial   number of an Optuna trial
-    """
-
-    id: str
-    values: Mapping[str, Any]
-    cell: Mapping[str, str]
-    seed: int
-    stage: Literal["search", "final"]
-    chosen: Mapping[str, Any] = field(default_factory=dict)
-    trial: int | None = None
-
-    def settings(self) -> RunSettings:
-        return parse_run(self.values)
+from softprompt.studies.config import Choices, Option, Range, Select, Study, cells, merged
+from softprompt.studies.runs import Outcome, Outcomes, PlannedRun, in_words, planned
+from softprompt.studies.search import trials
 
 
 @dataclass(frozen=True)
@@ -80,9 +23,6 @@ class Plan:
     runs: Sequence[PlannedRun]
     later: int = 0
     stuck: Sequence[str] = ()
-
-
-Outcomes = Callable[[str], Outcome | None]
 
 
 def plan(study: Study, outcomes: Outcomes) -> Plan:
@@ -112,15 +52,13 @@ def _cell_plan(study: Study, cell: dict[str, str], options: Sequence[Option], ou
     if not select:
         return Plan([planned(values, cell, seed, "final") for seed in seeds])
     if not (values.get("data") or {}).get("validation"):
-        raise ValueError(f"{_in_words(cell)}: select chooses on validation, and data.validation is missing")
+        raise ValueError(f"{in_words(cell)}: select chooses on validation, and data.validation is missing")
     if study.search.by == "optuna":
-        from softprompt.studies.search import trials
-
         searched, remaining = trials(study.search, values, cell, select, outcomes)
     else:
         searched = [
             planned(merged(values, chosen), cell, seed, "search", chosen)
-            for chosen in grid(select, _in_words(cell))
+            for chosen in grid(select, in_words(cell))
             for seed in study.search.seeds
         ]
         remaining = 0
@@ -130,7 +68,7 @@ def _cell_plan(study: Study, cell: dict[str, str], options: Sequence[Option], ou
     best = choose(searched, [outcome for outcome in ended if outcome is not None])
     if best is None:
         return Plan(
-            searched, 0, [f"{_in_words(cell)}: no setting was run to its end, so none could be chosen"]
+            searched, 0, [f"{in_words(cell)}: no setting was run to its end, so none could be chosen"]
         )
     finals = [planned(merged(values, best), cell, seed, "final", best) for seed in seeds]
     return Plan([*searched, *finals])
@@ -165,57 +103,5 @@ def grid(select: Select, place: str) -> list[dict[str, Any]]:
     return [dict(zip(select, combination, strict=True)) for combination in itertools.product(*lists)]  # type: ignore[arg-type]
 
 
-def planned(
-    values: Mapping[str, Any],
-    cell: Mapping[str, str],
-    seed: int,
-    stage: Literal["search", "final"],
-    chosen: Mapping[str, Any] | None = None,
-    trial: int | None = None,
-) -> PlannedRun:
-    """The run of these values with this seed. Raises ValueError, naming the combination, if they do not fit."""
-    full = {**values, "seed": seed}
-    if stage == "search":  # what is chosen by validation must not see the test data
-        full.pop("domains", None)
-        full["data"] = {name: source for name, source in full.get("data", {}).items() if name != "test"}
-    try:
-        text = _resolved(json.dumps(full, default=str))
-    except ValueError as error:
-        raise ValueError(f"{_in_words(cell)}: {error}") from error
-    resolved = json.loads(text)
-    labels = [
-        label if re.search("[A-Za-z]", label) else f"{axis.split('.')[-1]}={label}"
-        for axis, label in cell.items()
-    ]
-    words = [*labels, *(f"{key.split('.')[-1]}={value}" for key, value in (chosen or {}).items())]
-    name = "-".join([*(["search"] if stage == "search" else []), *words, f"seed{seed}"])
-    return PlannedRun(
-        f"{_slug(name)}-{run_hash(resolved)}", resolved, dict(cell), seed, stage, dict(chosen or {}), trial
-    )
-
-
-def run_hash(values: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits of the sha256 of all that a run's result depends on."""
-    kept = {
-        key: {k: v for k, v in value.items() if k not in _FREE[key]} if key in _FREE else value
-        for key, value in values.items()
-    }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
-
-
-@cache
-def _resolved(text: str) -> str:
-    """A run's values with every default filled in, as JSON."""
-    return json.dumps(parse_run(json.loads(text)).as_dict())
-
-
 def _backbone(run: PlannedRun) -> str:
     return json.dumps(run.values["backbone"])
-
-
-def _in_words(cell: Mapping[str, str]) -> str:
-    return ", ".join(f"{axis} {label}" for axis, label in cell.items()) or "the study"
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.=]+", "-", name).strip("-.")[:80]

@@ -22,7 +22,8 @@ import torch
 from softprompt.studies.config import Study, parse_study
 from softprompt.studies.engine import Engine, Quiet, Show, attempt, set_damage_aside
 from softprompt.studies.folder import StudyFolder
-from softprompt.studies.plan import Outcome, PlannedRun, plan
+from softprompt.studies.plan import plan
+from softprompt.studies.runs import Outcome, PlannedRun
 from softprompt.studies.supplies import OpenBackbone
 from softprompt.studies.worker import Worker
 

@@ -12,7 +12,8 @@ from typing import Any
 from softprompt.studies.config import Study
 from softprompt.studies.ensembles import members_of, recorded
 from softprompt.studies.folder import StudyFolder
-from softprompt.studies.plan import Outcome, Plan, PlannedRun, plan
+from softprompt.studies.plan import Plan, plan
+from softprompt.studies.runs import Outcome, PlannedRun
 
 COSTS = {
     "trained_parameters": "trained parameters",

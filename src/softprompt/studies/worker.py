@@ -23,7 +23,7 @@ from softprompt.studies.config import RunSettings
 from softprompt.studies.environment import environment, peak_memory, reset_peak
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.halves import MAIN, in_halves
-from softprompt.studies.plan import Outcome, PlannedRun
+from softprompt.studies.runs import Outcome, PlannedRun
 from softprompt.studies.supplies import OpenBackbone, Supplies
 from softprompt.studies.watching import Prune, Pruned, Watcher, concerns_in
 from softprompt.tasks.base import Row
