@@ -220,7 +220,7 @@ def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": f"{_cpu_model()}, {torch.backends.cpu.get_cpu_capability()}",  # two CPUs may share a name
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
