@@ -22,7 +22,9 @@ from softprompt import (
     load,
 )
 from softprompt.backbones.causal import CausalBackbone
+from softprompt.baselines.untrained import _in_turn
 from softprompt.binding import bind
+from softprompt.outputs import EncodedRow
 from softprompt.prompts.base import BuildContext
 from tests.tiny import ARCHITECTURES, Architecture
 from tests.tiny_task import ROWS, TASK, tiny_backbone
@@ -145,6 +147,19 @@ def test_the_seed_of_the_run_draws_the_demonstrations() -> None:
     assert len({shown(backbone, method, ROWS, seed=seed) for seed in range(5)}) > 1
     one, again = (untrained(backbone, method, seed=5).module.state_dict()["tokens"] for _ in range(2))
     assert torch.equal(one, again)
+
+
+def test_drawing_demonstrations_looks_at_each_row_once() -> None:
+    class Unprintable(EncodedRow):
+        """It was once sorted by how all rows of its label read, again for each turn."""
+
+        def __repr__(self) -> str:
+            raise AssertionError("a row was written out")
+
+    rows = [Unprintable((i,), ((1,), (2,), (3,)), gold=i % 3) for i in range(9)]
+    drawn = _in_turn(rows, torch.Generator().manual_seed(0))
+    assert [row.gold for row in drawn] == [0, 1, 2] * 3
+    assert {row.context[0] for row in drawn} == set(range(9))
 
 
 def test_few_shot_of_a_generation_task_shows_references() -> None:

@@ -125,10 +125,6 @@ def _in_turn(rows: Sequence[EncodedRow], generator: torch.Generator) -> list[Enc
     for i in torch.randperm(len(rows), generator=generator).tolist():
         # A generation task has one target a row and no labels: one group.
         groups.setdefault(rows[i].gold if len(rows[i].targets) > 1 else None, []).append(rows[i])
-    turns = max((len(group) for group in groups.values()), default=0)
-    return [
-        group[turn]
-        for turn in range(turns)
-        for _, group in sorted(groups.items(), key=str)
-        if turn < len(group)
-    ]
+    ordered = [groups[label] for label in sorted(groups, key=str)]
+    turns = max(map(len, ordered), default=0)
+    return [group[turn] for turn in range(turns) for group in ordered if turn < len(group)]
