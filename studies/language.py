@@ -1,6 +1,6 @@
 """The results of docs/results/language-methods.md: methods of the language side beside each other on real data.
 
-    python -m studies.language --output runs/language.json      # several processes may work on one file
+    python -m studies.language --output runs/language.json      # and print the tables; several processes may work on one file
 
 Parts, in order: the learning rates (validation rows only), the table of methods, with its prompts carried to other
 domains, ensembles, prompt length, start and steps, and DePT from few rows. A run that is in the file is not run again.
@@ -367,6 +367,9 @@ def main() -> None:
             run_ensembles(study, backbone)
         if "ablations" in arguments.parts:
             run_ablations(study, backbone)
+    from studies.language_tables import tables  # which takes the names of what was run from here
+
+    print(tables(study.runs))
 
 
 if __name__ == "__main__":

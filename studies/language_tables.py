@@ -131,18 +131,18 @@ def few_shot_table(runs: Runs, backbone: str) -> str:
     return lines(["DePT, product reviews", "4 per class", "16", "32"], body)
 
 
+def tables(runs: Runs) -> str:
+    """All of them, of both backbones, each under what it shows."""
+    kinds = (methods_table, rates_table, shift_table, ensemble_table, ablation_table, few_shot_table)
+    return "\n\n".join(
+        f"{backbone}: {(table.__doc__ or '').strip()}\n\n{table(runs, backbone)}"
+        for backbone in (DECODER, ENCODER)
+        for table in kinds
+    )
+
+
 def main() -> None:
-    runs: Runs = json.loads(Path(sys.argv[1]).read_text())
-    for backbone in (DECODER, ENCODER):
-        for table in (
-            methods_table,
-            rates_table,
-            shift_table,
-            ensemble_table,
-            ablation_table,
-            few_shot_table,
-        ):
-            print(f"{backbone}: {(table.__doc__ or '').strip()}\n\n{table(runs, backbone)}\n")
+    print(tables(json.loads(Path(sys.argv[1]).read_text())))
 
 
 if __name__ == "__main__":
