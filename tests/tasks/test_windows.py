@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,14 @@ def test_windows_train_predict_and_mix_as_rows_alone_do(tmp_path: Path) -> None:
     other = with_random_head(backbone, room)
     mixed = MixedPrompts([tuned, other])
     expected = [*tuned.predict(rows), *other.predict(rows)]
-    assert mixed.predict(rows * 2, [0] * 3 + [1] * 3) == expected
+    found = mixed.predict(rows * 2, [0] * 3 + [1] * 3)
+    # In a larger batch the last bits may be others.
+    assert [replace(one, probability=0.0) for one in found] == [
+        replace(one, probability=0.0) for one in expected
+    ]
+    assert [one.probability for one in found] == pytest.approx(
+        [one.probability for one in expected], rel=1e-12
+    )
 
 
 def with_random_head(backbone: Any, room: int) -> TunedPrompt:
