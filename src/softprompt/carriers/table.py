@@ -111,12 +111,12 @@ def _pictures(
     )
 
 
-def _news_lm(name: str, cost: str, size: Size) -> Carrier:
+def _news_lm(name: str, weights: str, size: Size) -> Carrier:
     return Carrier(
         name=name,
         kind="model",
-        description=f"A decoder pretrained here on the train split of bbc-news, without its labels ({cost}): a step of a ladder"
-        " of sizes, no language model to use.",
+        description=f"A decoder pretrained here on the train split of bbc-news, without its labels ({weights}; minutes,"
+        " the smallest 4 of one core): a step of a ladder of sizes, no language model to use.",
         licence="trained on text of the BBC, for research use; package MIT",
         archive=packages.BBC,
         convert=partial(convert_news_lm, size=size),
@@ -204,9 +204,9 @@ _TABLE = (
         convert=convert_emoji_clip,
         beside=(packages.MINILM, packages.EMOJI_GOOGLE, packages.EMOJI_TWITTER, packages.EMOJI_FLUENT),
     ),
-    _news_lm("news-lm-xs", "0.4 million weights; minutes", XS),
-    _news_lm("news-lm-s", "1.3 million weights; minutes", S),
-    _news_lm("news-lm-m", "3.5 million weights; a quarter of an hour", M),
+    _news_lm("news-lm-xs", "0.4 million weights", XS),
+    _news_lm("news-lm-s", "1.3 million weights", S),
+    _news_lm("news-lm-m", "3.5 million weights", M),
     _pictures(
         "emoji-google",
         "Noto emoji at 64 px; label: category. An emoji is in the same split in every style.",
