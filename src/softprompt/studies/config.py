@@ -17,47 +17,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from softprompt.protocols.base_to_new import base_and_new
-from softprompt.protocols.class_incremental import Answers, Logits
-from softprompt.protocols.rehearsal import Rehearsal
 from softprompt.run_config import (
-    RunConfig,
-    SourceConfig,
     as_mapping,
     check_keys,
     field_names,
     parse_cache,
-    parse_config,
     parse_yaml,
     parsed,
     written_out,
 )
-from softprompt.tasks import ImageTextClassification
+from softprompt.studies.run_settings import RUN_KEYS, count, flag
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-_RUN_KEYS = (
-    "backbone",
-    "task",
-    "method",
-    "data",
-    "recipe",
-    "shots",
-    "class_tasks",
-    "class_logits",
-    "class_order",
-    "class_answers",
-    "rehearsal",
-    "base_to_new",
-    "domains",
-)
-Order = Literal["seed", "natural"]
-_CLASS_CHOICES = {"class_logits": Logits, "class_order": Order, "class_answers": Answers}
-"""Of runs whose classes come in tasks; the first of each is the default."""
 _OWN_KEYS = (
     "title",
     "axes",
@@ -161,49 +137,6 @@ class Study:
     ensembles: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class RunSettings:
-    """All that one run depends on.
-
-    shots        train on so many rows of each class, drawn by the run's seed; None: on all rows
-    class_tasks  the classes come in so many tasks; None: all at once
-    class_logits those that compete in training, as in `class_incremental_run`
-    class_order  seed: drawn by the run's; natural: that of the task's labels
-    class_answers  those that a test allows, as in `class_incremental_run`
-    rehearsal    rows of earlier tasks that are trained on again; None: none are
-    base_to_new  train on the first half of the classes, test each half among its own, as in `base_to_new_runs`
-    domains      other test data by name, on which the trained prompt is evaluated too
-    """
-
-    config: RunConfig
-    shots: int | None = None
-    class_tasks: int | None = None
-    class_logits: Logits = "present"
-    class_order: Order = "seed"
-    class_answers: Answers = "all"
-    rehearsal: Rehearsal | None = None
-    base_to_new: bool = False
-    domains: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values that `parse_run` reads back as the same run."""
-        values = self.config.as_dict()
-        if self.shots is not None:
-            values["shots"] = self.shots
-        if self.class_tasks is not None:
-            values["class_tasks"] = self.class_tasks
-        for key, choices in _CLASS_CHOICES.items():
-            if (choice := getattr(self, key)) != get_args(choices)[0]:
-                values[key] = choice
-        if self.rehearsal is not None:
-            values["rehearsal"] = dataclasses.asdict(self.rehearsal)
-        if self.base_to_new:
-            values["base_to_new"] = True
-        if self.domains:
-            values["domains"] = {name: source.as_dict() for name, source in self.domains.items()}
-        return values
-
-
 def read_study(path: Path, *, full: bool = False) -> Study:
     """The study that a YAML file describes; full: with its key `full` merged over it.
 
@@ -226,7 +159,7 @@ def read_study(path: Path, *, full: bool = False) -> Study:
 
 def parse_study(values: Mapping[str, Any]) -> Study:
     """Raises ValueError for an unknown key and a value that does not fit; the runs themselves are checked by `plan`."""
-    check_keys(values, [*_RUN_KEYS, *_OWN_KEYS], "")
+    check_keys(values, [*RUN_KEYS, *_OWN_KEYS], "")
     for key in ("backbone", "task", "method"):
         if isinstance(values.get(key), list):
             raise ValueError(f"{key} is a list: put it under axes, as in axes: {{{key}: [...]}}")
@@ -252,12 +185,12 @@ def parse_study(values: Mapping[str, Any]) -> Study:
     compare = values.get("compare") or ("method" if "method" in axes else next(iter(axes), "method"))
     if axes and compare not in axes:
         raise ValueError(f"compare is {compare!r}, expected one of the axes {list(axes)}")
-    keep, cached = _flag(values, "keep_prompts", True), parse_cache(values.get("cache_features", False))
-    together = _count(values.get("together"), "together", "of runs in one batch") or 1
-    ensembles = _flag(values, "ensembles", False)
+    keep, cached = flag(values, "keep_prompts", True), parse_cache(values.get("cache_features", False))
+    together = count(values.get("together"), "together", "of runs in one batch") or 1
+    ensembles = flag(values, "ensembles", False)
     if ensembles and not keep:
         raise ValueError("ensembles is true and keep_prompts false: kept prompts are what answers together")
-    shared = {key: value for key, value in values.items() if key in _RUN_KEYS}
+    shared = {key: value for key, value in values.items() if key in RUN_KEYS}
     title = str(values.get("title") or "A study")
     return Study(
         title,
@@ -274,77 +207,6 @@ def parse_study(values: Mapping[str, Any]) -> Study:
         dict(values),
         ensembles,
     )
-
-
-def parse_run(values: Mapping[str, Any]) -> RunSettings:
-    """Raises ValueError as `parse_config` does, and for shots, class_tasks, base_to_new and domains that do not fit."""
-    plain = dict(values)
-    domains = plain.pop("domains", None) or {}
-    shots = _count(plain.pop("shots", None), "shots", "of rows for each class")
-    class_tasks = _count(plain.pop("class_tasks", None), "class_tasks", "of tasks that the classes come in")
-    of_tasks: dict[str, Any] = {}
-    for key, choices in _CLASS_CHOICES.items():
-        usual, *_ = allowed = get_args(choices)
-        of_tasks[key] = plain.pop(key, usual)
-        if of_tasks[key] not in allowed or (class_tasks is None and of_tasks[key] != usual):
-            raise ValueError(
-                f"{key} is {of_tasks[key]!r}, expected one of {list(allowed)}, beside class_tasks"
-            )
-    if (memory := plain.pop("rehearsal", None)) is not None:
-        if class_tasks is None:
-            raise ValueError("rehearsal is there without class_tasks: it repeats rows of earlier tasks")
-        of_tasks["rehearsal"] = parsed(Rehearsal, as_mapping(memory, "rehearsal"), "rehearsal")
-    halves = _flag(plain, "base_to_new", False)
-    plain.pop("base_to_new", None)
-    sources = {}
-    for name, source in as_mapping(domains, "domains").items():
-        source = {"source": source} if isinstance(source, str) else source
-        sources[str(name)] = parsed(SourceConfig, as_mapping(source, f"domains.{name}"), f"domains.{name}")
-    config = parse_config(plain)
-    if class_tasks is not None:
-        if shots is not None or sources:
-            raise ValueError(
-                "class_tasks is there together with shots or domains: it takes all rows of one data set"
-            )
-        if config.task.name not in ("image-classification", "sequence-classification"):
-            raise ValueError(
-                f"class_tasks needs a head over all classes: task image-classification or sequence-classification, "
-                f"not {config.task.name}"
-            )
-    if halves:
-        _check_halves(config, class_tasks is not None or bool(sources))
-    return RunSettings(config, shots, class_tasks, base_to_new=halves, domains=sources, **of_tasks)
-
-
-def _check_halves(config: RunConfig, others: bool) -> None:
-    if others:
-        raise ValueError("base_to_new is there together with class_tasks or domains: it judges two halves")
-    if not isinstance(config.task, ImageTextClassification):
-        raise ValueError(
-            f"base_to_new needs classes that are told by their names: task image-text-classification, "
-            f"not {config.task.name}"
-        )
-    base_and_new(config.task.labels)
-    if config.data.validation is not None:
-        raise ValueError(
-            "base_to_new with data.validation: new classes have no validation rows, so nothing is chosen on any; "
-            "leave data.validation and select out, and give the settings"
-        )
-    if config.data.test is None:
-        raise ValueError("base_to_new: data.test is missing, on whose rows both halves are tested")
-
-
-def _flag(values: Mapping[str, Any], key: str, usual: bool) -> bool:
-    value = values.get(key, usual)
-    if not isinstance(value, bool):
-        raise ValueError(f"{key} is {value!r}, expected true or false")
-    return value
-
-
-def _count(value: Any, key: str, what: str) -> int | None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise ValueError(f"{key} is {value!r}, expected a whole number {what}, 1 or more")
-    return value
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -388,7 +250,7 @@ def _axis(name: str, axis: Any) -> dict[str, Option]:
         }
     if not isinstance(axis, list) or not axis:
         raise ValueError(f"{place} is {axis!r}, expected a list of values or options by name")
-    check_keys({name.split(".")[0]: None}, _RUN_KEYS, "axes")
+    check_keys({name.split(".")[0]: None}, RUN_KEYS, "axes")
     labelled = {_label(name, value): Option({name: value}) for value in axis}
     if len(labelled) < len(axis):
         raise ValueError(
@@ -399,7 +261,7 @@ def _axis(name: str, axis: Any) -> dict[str, Option]:
 
 def _option(values: Mapping[str, Any], place: str) -> Option:
     changes = {key: value for key, value in values.items() if key not in ("select", "seeds")}
-    check_keys({str(key).split(".")[0]: None for key in changes}, _RUN_KEYS, place)
+    check_keys({str(key).split(".")[0]: None for key in changes}, RUN_KEYS, place)
     select = _select(values["select"], f"{place}.select") if "select" in values else None
     seeds = _seeds(values["seeds"], f"{place}.seeds") if "seeds" in values else None
     return Option(changes, select, seeds)

@@ -9,7 +9,7 @@ from typing import Any
 from softprompt.backbones.base import Backbone
 from softprompt.progress import Progress
 from softprompt.protocols.base_to_new import base_to_new_runs
-from softprompt.studies.config import RunSettings
+from softprompt.studies.run_settings import RunSettings
 from softprompt.tasks.base import Row
 from softprompt.tuned import TunedPrompt
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
-from softprompt.studies.config import RunSettings, parse_run
+from softprompt.studies.run_settings import RunSettings, parse_run
 
 Status = Literal["finished", "pruned", "diverged", "failed"]
 

@@ -17,7 +17,7 @@ from softprompt.protocols.few_shot import few_shot_splits
 from softprompt.row_features import RowFeatures
 from softprompt.run_config import BackboneConfig, SourceConfig, source_rows
 from softprompt.store import BackboneIdentity
-from softprompt.studies.config import RunSettings
+from softprompt.studies.run_settings import RunSettings
 from softprompt.tasks.base import Row, Task
 
 OpenBackbone = Callable[[BackboneConfig], Backbone]

@@ -19,10 +19,10 @@ from softprompt.preparation import Data, room_of
 from softprompt.progress import Progress, Silent
 from softprompt.protocols.class_incremental import class_incremental_run
 from softprompt.protocols.ensembling import PromptEnsemble
-from softprompt.studies.config import RunSettings
 from softprompt.studies.environment import environment, peak_memory, reset_peak
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.halves import MAIN, in_halves
+from softprompt.studies.run_settings import RunSettings
 from softprompt.studies.runs import Outcome, PlannedRun
 from softprompt.studies.supplies import OpenBackbone, Supplies
 from softprompt.studies.watching import Prune, Pruned, Watcher, concerns_in
