@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -322,4 +323,13 @@ def test_a_checkpoint_of_another_run_is_said_with_what_differs(tmp_path: Path) -
         fit(tiny_backbone(), TASK, METHOD, ROWS, folder=tmp_path, **{**SHORT, "steps": 3})
     with pytest.raises(CheckpointError, match=r"of another run"):
         fit(tiny_backbone(), TASK, PromptTuning(length=4), ROWS, folder=tmp_path, **SHORT)
+    uniform = PromptTuning(length=METHOD.length, init="uniform")
+    with pytest.raises(CheckpointError, match=r"of another run: .*method.init is auto in it and uniform now"):
+        fit(tiny_backbone(), TASK, uniform, ROWS, folder=tmp_path, **SHORT)
+    with pytest.raises(CheckpointError, match=r"of another run: .*task.loss is labels in it and lm now"):
+        fit(tiny_backbone(), replace(TASK, loss="lm"), METHOD, ROWS, folder=tmp_path, **SHORT)
+    with pytest.raises(CheckpointError, match=r"of another run: .*validation"):
+        fit(tiny_backbone(), TASK, METHOD, ROWS, ROWS, folder=tmp_path, **SHORT)
+    with pytest.raises(CheckpointError, match=r"of another run: .*backbone.table_digest is"):
+        fit(tiny_backbone(seed=1), TASK, METHOD, ROWS, folder=tmp_path, **SHORT, learning_rate=0.01)
     fit(tiny_backbone(), TASK, METHOD, ROWS, folder=tmp_path, resume=False, **{**SHORT, "steps": 3})

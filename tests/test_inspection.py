@@ -107,6 +107,23 @@ def test_the_start_is_built_again_as_training_began(method: sp.PromptTuning) -> 
     torch.testing.assert_close(start, still.module().tokens[0], atol=1e-7, rtol=0)
 
 
+def test_a_head_is_drawn_before_the_prompt_when_the_start_is_built_again() -> None:
+    task = sp.SequenceClassification("{text}", labels=["neg", "pos"])
+    still = sp.fit(
+        backbone(), task, sp.PromptTuning(length=5), ROWS, steps=1, learning_rate=1e-12, progress=False
+    )
+    start, _ = initial_tokens(still)
+    assert start is not None
+    torch.testing.assert_close(start, still.module().tokens[0], atol=1e-7, rtol=0)
+
+
+def test_a_start_from_another_prompt_is_called_unknown() -> None:
+    first = tuned_prompt(sp.PromptTuning(length=3))
+    task, method = first.task, sp.PromptTuning(length=3)
+    second = sp.fit(first.backbone, task, method, ROWS, start=first, steps=1, progress=False)
+    assert initial_tokens(second) == (None, "init unknown: training went on from another prompt")
+
+
 def test_a_start_that_cannot_be_known_is_called_unknown() -> None:
     tuned = tuned_prompt(sp.PromptTuning(length=3))
     assert initial_tokens(replace(tuned, recipe={}))[0] is None

@@ -6,6 +6,7 @@ A checksum over everything is in the header, so damage is an error and never a s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,7 +28,7 @@ from softprompt.recipe import Recipe
 from softprompt.version import __version__
 
 FILE = "checkpoint.safetensors"
-FORMAT = 1
+FORMAT = 2  # 1 said less about the run
 
 # Settings that change nothing in the tensors: they may differ when a run is resumed.
 _FREE_SETTINGS = {"trackers", "checkpoint_every", "gradient_checkpointing"}
@@ -66,12 +67,31 @@ def run_identity(
     rows: Sequence[EncodedRow],
     main_metric: str | None,
     start: Mapping[str, Tensor] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a resumed run must have in common with the one it goes on with, as JSON values.
 
     start: the tensors that it began with, where the recipe's seed does not say it.
+    facts: what else it depends on, by name.
     """
     names = {parameter: name for name, parameter in parameters.items()}
+    begun = None
+    if start is not None:
+        begun = _checksum("", {name: tensor.detach().cpu().contiguous() for name, tensor in start.items()})
+    return {
+        **(facts or {}),
+        "start": begun,
+        "recipe": {name: value for name, value in asdict(recipe).items() if name not in _FREE_SETTINGS},
+        "groups": [
+            {**group, "params": [names[parameter] for parameter in group["params"]]} for group in groups
+        ],
+        "rows": rows_identity(rows),
+        "main_metric": main_metric,
+    }
+
+
+def rows_identity(rows: Sequence[EncodedRow]) -> dict[str, Any]:
+    """How many rows there are, and the sha256 of all that a model reads of them and is asked about them."""
     digest = hashlib.sha256()
     targets: Any = None  # rows of images may all have the very same thousand texts
     lengths, content = "", b""
@@ -87,18 +107,7 @@ def run_identity(
         digest.update(content)
         if row.media is not None:
             digest.update(row.media.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    begun = None
-    if start is not None:
-        begun = _checksum("", {name: tensor.detach().cpu().contiguous() for name, tensor in start.items()})
-    return {
-        "start": begun,
-        "recipe": {name: value for name, value in asdict(recipe).items() if name not in _FREE_SETTINGS},
-        "groups": [
-            {**group, "params": [names[parameter] for parameter in group["params"]]} for group in groups
-        ],
-        "rows": {"count": len(rows), "sha256": digest.hexdigest()},
-        "main_metric": main_metric,
-    }
+    return {"count": len(rows), "sha256": digest.hexdigest()}
 
 
 def save_checkpoint(
@@ -162,7 +171,7 @@ def load_checkpoint(
     """Put the run found in `folder` into parameters and optimizer and return its state; None: there is none.
 
     Raises CheckpointError if the file is damaged or of another run (another recipe, other rows, other
-    parameters), and then leaves parameters and optimizer as they were.
+    parameters, another method, task or backbone), and then leaves parameters and optimizer as they were.
     """
     path = folder / FILE
     if not path.exists():
@@ -204,6 +213,12 @@ def load_checkpoint(
             if name.startswith("tallies/")
         },
     )
+
+
+def discard_checkpoint(folder: Path) -> None:
+    """Take away what a run that starts anew would replace only later: killed before, it would be resumed from that."""
+    with contextlib.suppress(NotADirectoryError):  # the first checkpoint says so
+        (folder / FILE).unlink(missing_ok=True)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softprompt.binding import as_row
+from softprompt.binding import as_row, new_head
 from softprompt.nearest import (
     MEASURES,
     Measure,
@@ -105,14 +105,13 @@ def initial_tokens(tuned: TunedPrompt) -> tuple[Tensor | None, str]:
     init = getattr(method, "init", None)
     if not tuned.recipe.get("trained_parameters"):
         return None, "init unknown: the prompt was not trained here"
+    if tuned.recipe.get("start"):
+        return None, "init unknown: training went on from another prompt"
     if init not in ("auto", "vocab", "uniform", "text", "labels") or not isinstance(seed, int):
         return None, f"init unknown: {method.name} cannot be built again from settings and seed alone"
-    context = BuildContext(
-        tuned.backbone.spec,
-        tuned.task.label_words,
-        domains=tuned.task.domain_names,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    spec, generator = tuned.backbone.spec, torch.Generator().manual_seed(seed)
+    new_head(method, tuned.task, spec, generator)  # drawn first, as in training
+    context = BuildContext(spec, tuned.task.label_words, domains=tuned.task.domain_names, generator=generator)
     tokens = method.build(context).bake()().tokens
     if tokens is None:
         return None, "init unknown: the method has no virtual tokens"

@@ -16,7 +16,13 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from softprompt.checkpoint import RunState, load_checkpoint, run_identity, save_checkpoint
+from softprompt.checkpoint import (
+    RunState,
+    discard_checkpoint,
+    load_checkpoint,
+    run_identity,
+    save_checkpoint,
+)
 from softprompt.data import batches
 from softprompt.diagnosis import diverged, nothing_learned
 from softprompt.errors import CheckpointError
@@ -36,9 +42,10 @@ class Run:
     evaluate     metrics of the current tensors, run without gradients on the main process; the highest
                  `main_metric` decides which tensors are best, the earlier of two equal ones
     folder       where checkpoint.safetensors and local trackers are written; None: nowhere
-    resume       go on from the checkpoint in `folder`, if there is one; else start anew and replace it
+    resume       go on from the checkpoint in `folder`, if there is one; else take it away and start anew
     start        what the parameters were set to, where they do not begin as the recipe's seed has them: a checkpoint is
                  resumed from this start only
+    facts        what else the tensors depend on, by name, as JSON: a checkpoint is resumed with the same only
     progress     is told of each step and evaluation
     tallies      counts that grow in place while rows are scored, by name: kept in checkpoints, added up over processes
     number       the prompt that the rows are to carry, where runs share a model of several; None: the one they say
@@ -53,6 +60,7 @@ class Run:
     folder: Path | None = None
     resume: bool = True
     start: Mapping[str, Tensor] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress | None = None
     tallies: Mapping[str, Tensor] = field(default_factory=dict)
     number: int | None = None
@@ -115,11 +123,13 @@ def steps_of(run: Run, accelerator: Accelerator) -> Generator[Step, Taken | None
     watcher = run.progress if run.progress is not None and accelerator.is_main_process else Silent()
     optimizer = build_optimizer(run.groups, recipe)
     peaks: list[float] = [group["lr"] for group in optimizer.param_groups]
-    identity = run_identity(recipe, run.groups, parameters, run.rows, run.main_metric, run.start)
+    identity = run_identity(recipe, run.groups, parameters, run.rows, run.main_metric, run.start, run.facts)
     state = RunState()
     if folder is not None and run.resume:
         state = load_checkpoint(folder, parameters, optimizer, identity) or state
         restore(counts, state.tallies)
+    elif folder is not None and accelerator.is_main_process:
+        discard_checkpoint(folder)
     synchronize(accelerator, [*trained, *counts.values()], state.step)
     resumed_after, saved = state.step, (state.step, state.evaluated)
     order = _batches_from(state.step, len(run.rows), recipe)

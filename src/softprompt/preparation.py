@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from softprompt.binding import (
     settings_of,
     trained_tensors,
 )
+from softprompt.checkpoint import rows_identity
 from softprompt.data import names_file
 from softprompt.encodings import Encodings
 from softprompt.feature_cache import FeatureCache, recall, with_features
@@ -185,10 +186,21 @@ class PreparedRun:
             None if folder is None else Path(folder),
             resume,
             self.start,
+            {} if folder is None else self.facts(),
             progress,
             {f"prompt.{name}": tally for name, tally in self.module.tallies().items()},
             number,
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What the trained tensors depend on beside recipe and training rows, as JSON; computing it reads the whole table."""
+        backbone = asdict(identity_of(self.given))
+        return {
+            "method": {"name": self.method.name, **settings_of(self.method)},
+            "task": {"name": self.task.name, **settings_of(self.task)},
+            "backbone": {key: value for key, value in backbone.items() if key not in ("name", "revision")},
+            "validation": rows_identity(self.encoded("validation")) if self.data.validation else None,
+        }
 
     def trained(self, run: TrainingResult) -> TunedPrompt:
         """The result of a run that came to its end."""
@@ -223,6 +235,7 @@ class PreparedRun:
             self.recipe.max_tokens,
             settings_of(self.recipe)
             | {"rows": len(self.data.train), "learning_rate": self.peak}
+            | ({} if self.start is None else {"start": "given"})
             | facts
             | {"trained_parameters": numbers},
             metrics,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import yaml
 
 from softprompt import store
 from softprompt.progress import Record, Silent
+from softprompt.tasks.classification import TextClassificationEncoder
 from tests.cli.runs import as_json, softprompt, write_config, write_rows
 
 
@@ -124,6 +126,51 @@ def test_an_unfinished_run_is_not_resumed_with_other_settings(
     assert "--no-resume" in result.stderr
     anew = as_json("train", config, "method.init=uniform", "--output", run, "--quiet", "--no-resume")
     assert anew["steps"] == 6
+
+
+def test_no_resume_that_is_killed_itself_leaves_nothing_of_the_older_run(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, changed = config.parent / "run", [config, "method.init=uniform"]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step=4)
+        softprompt("train", config, "--output", run, "--quiet")
+    with monkeypatch.context() as patch:
+
+        def killed(*_: object) -> None:
+            raise RuntimeError("killed")
+
+        patch.setattr("softprompt.loop.save_checkpoint", killed)  # as SIGKILL before the first checkpoint
+        with pytest.raises(RuntimeError, match="killed"):
+            softprompt("train", *changed, "--output", run, "--quiet", "--no-resume", "--debug")
+    as_json("train", *changed, "--output", run, "--quiet")
+    as_json("train", *changed, "--output", config.parent / "whole", "--quiet")
+    assert torch.equal(tensors_of(run), tensors_of(config.parent / "whole"))
+
+
+def test_the_last_good_prompt_of_a_run_that_diverged_is_kept_and_said(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, right = config.parent / "run", TextClassificationEncoder.loss
+    calls = 0
+
+    def breaks_at_the_fourth_step(self: Any, *given: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return right(self, *given) * (float("nan") if calls == 4 else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextClassificationEncoder, "loss", breaks_at_the_fourth_step)
+        result = softprompt("train", config, "--output", run, "--quiet")
+    assert result.exit_code == 1
+    assert "training diverged at step 4" in result.stderr
+    assert (
+        f"they are saved in {run / 'last-good'}; to train with other settings give --no-resume"
+        in result.stderr
+    )
+    assert softprompt("predict", run / "last-good", "good film").exit_code == 0
+    as_json("train", config, "recipe.learning_rate=0.001", "--output", run, "--quiet", "--no-resume")
+    assert not (run / "last-good").exists()
 
 
 @pytest.mark.parametrize(

@@ -120,4 +120,5 @@ def _message(error: Exception) -> str:
 
     from softprompt.errors import explain
 
-    return explain(error) if isinstance(error, ValidationError) else str(error) or type(error).__name__
+    said = explain(error) if isinstance(error, ValidationError) else str(error) or type(error).__name__
+    return "\n".join([said, *getattr(error, "__notes__", [])])

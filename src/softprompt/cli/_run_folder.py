@@ -6,11 +6,13 @@ history.jsonl  a line for each optimizer step
 curve.png      the same as a picture
 prompt/        the saved prompt
 metrics.json   results, and what they were made with; written last: with it the run is finished
+last-good/     in the place of prompt/ where training diverged: the prompt before that
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +47,10 @@ class RunFolder:
     @property
     def prompt(self) -> Path:
         return self.path / "prompt"
+
+    @property
+    def last_good(self) -> Path:
+        return self.path / "last-good"
 
     @property
     def checkpoint(self) -> Path:
@@ -120,6 +126,7 @@ class RunFolder:
             )
             plots.save_figure(figure, curve)
         tuned.save(self.prompt, overwrite=True)
+        shutil.rmtree(self.last_good, ignore_errors=True)
         results = {
             "metrics": dict(tuned.metrics),
             "summary": {

@@ -66,6 +66,7 @@ def _train(
     from softprompt import fitting
     from softprompt.cli import _run_folder
     from softprompt.cli._results import never_predicted
+    from softprompt.errors import TrainingDiverged
     from softprompt.run_config import read_config, source_rows
 
     config = read_config(path, changes)
@@ -89,18 +90,26 @@ def _train(
     if process.is_main_process:
         folder.begin(config)
     process.wait_for_everyone()
-    tuned = fitting.fit(
-        backbone,
-        config.task,
-        config.method,
-        rows["train"],
-        rows.get("validation"),
-        recipe=config.recipe,
-        folder=folder.checkpoint,
-        resume=resume,
-        cache_features=config.cache_features,
-        progress=not quiet,
-    )
+    try:
+        tuned = fitting.fit(
+            backbone,
+            config.task,
+            config.method,
+            rows["train"],
+            rows.get("validation"),
+            recipe=config.recipe,
+            folder=folder.checkpoint,
+            resume=resume,
+            cache_features=config.cache_features,
+            progress=not quiet,
+        )
+    except TrainingDiverged as error:
+        if process.is_main_process:
+            error.last_good.save(folder.last_good, overwrite=True)
+            error.add_note(
+                f"they are saved in {folder.last_good}; to train with other settings give --no-resume or another --output"
+            )
+        raise
     if not process.is_main_process:
         return
     test = tuned.evaluate(rows["test"]) if "test" in rows else None
