@@ -17,6 +17,10 @@ from transformers import (
     ElectraForPreTraining,
     FNetConfig,
     FNetForMaskedLM,
+    Gemma3nForCausalLM,
+    Gemma3nTextConfig,
+    MarianConfig,
+    MarianMTModel,
     PreTrainedModel,
     SwinConfig,
     SwinModel,
@@ -181,6 +185,37 @@ def test_an_encoder_decoder_that_does_not_say_what_its_decoder_starts_with_is_re
     )
     with pytest.raises(ValueError, match="decoder_start_token_id"):
         load_backbone(T5ForConditionalGeneration(config), tokenizer=tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: MarianMTModel(
+            MarianConfig(
+                vocab_size=300, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+                decoder_attention_heads=4, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64,
+                scale_embedding=True, pad_token_id=0, decoder_start_token_id=0,
+            )
+        ),
+        lambda: Gemma3nForCausalLM(
+            Gemma3nTextConfig(
+                vocab_size=300, vocab_size_per_layer_input=300, hidden_size=32, num_hidden_layers=2,
+                num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=32,
+                hidden_size_per_layer_input=8, laurel_rank=4, num_kv_shared_layers=0, pad_token_id=0,
+                layer_types=["sliding_attention", "full_attention"], activation_sparsity_pattern=[0.0, 0.0],
+            )
+        ),
+    ],
+    ids=["scales its tokens itself", "has a table for each layer"],
+)  # fmt: skip
+def test_a_model_that_makes_more_of_its_tokens_than_their_rows_is_refused(build: Any) -> None:
+    model = build()
+    for i, parameter in enumerate(
+        model.parameters()
+    ):  # an untrained Gemma 3n does not use its further tables yet
+        torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(i))
+    with pytest.raises(ValueError, match=r"answers otherwise when its tokens come as rows of its embedding"):
+        load_backbone(model, tokenizer=tiny_tokenizer())
 
 
 def test_a_model_of_no_family_is_refused() -> None:

@@ -8,13 +8,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 from torch import Tensor, nn
 from torch.testing import assert_close
+from transformers import PreTrainedTokenizerFast
 
 from softprompt import SoftpromptWarning
+from softprompt.backbones._vocabulary import alphabet_ids, special_ids
 from softprompt.backbones.base import BackboneSpec
 from softprompt.prompts import initialization as initial
-from tests.tiny import ARCHITECTURES, Architecture
+from tests.tiny import ARCHITECTURES, Architecture, tiny_tokenizer
 from tests.tiny_task import tiny_backbone
 
 
@@ -78,6 +82,27 @@ def test_sampled_words_are_among_the_most_common() -> None:
     tokens = initial.sampled_vocabulary(spec_of(table, special), initial.COMMON_TOKENS, seeded())
     expected = [i for i in range(6000) if i not in special][: initial.COMMON_TOKENS]
     assert sorted(tokens[:, 0].int().tolist()) == expected
+
+
+def test_places_kept_free_and_a_wordpiece_alphabet_are_no_common_words() -> None:
+    pieces = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "a", "##b", "\u30bb", "the", "##ing", "of"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]")),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+    )
+    assert special_ids(tokenizer) == {0, 1, 2, 3}
+    assert alphabet_ids(tokenizer) == {4, 5, 6}
+    assert alphabet_ids(tiny_tokenizer()) == frozenset()  # byte-level: its 256 bytes are words as others
+    spec = replace(spec_of(torch.randn(10, 4), special_ids(tokenizer)), alphabet=alphabet_ids(tokenizer))
+    assert initial.common_words(spec) == [
+        7,
+        8,
+        9,
+        4,
+        5,
+        6,
+    ]  # the alphabet only where there is not enough else
 
 
 def test_more_sampled_words_than_the_vocabulary_has_are_an_error() -> None:

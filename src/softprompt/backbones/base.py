@@ -25,7 +25,8 @@ class BackboneSpec:
     embedding_std     standard deviation of the embedding table as the model uses it: the scale of a virtual token
     embed             token ids (n,) -> (n, d) float32, a copy, as the model embeds them (scaled, where it scales)
     tokenize          text -> token ids, no special tokens
-    special_ids       ids that are no words (padding, begin, end ...)
+    special_ids       ids that are no words (padding, begin, end, places kept free ...)
+    alphabet          ids of single characters that the vocabulary lists before its words, however rare they are
     places            for each entry of `key_values` the attention that it goes in front of: "decoder", "encoder" or
                       "cross" (from the decoder to the encoder); empty: self-attention everywhere
     key_values_of     token ids (n,) -> per layer the keys and values, (1, Hkv, n, D) float32, a copy, that the frozen
@@ -54,6 +55,7 @@ class BackboneSpec:
     embed: Callable[[Tensor], Tensor]
     tokenize: Callable[[str], list[int]]
     special_ids: frozenset[int]
+    alphabet: frozenset[int] = frozenset()
     places: tuple[str, ...] = ()
     key_values_of: Callable[[Tensor], tuple[KeyValue, ...]] | None = None
     closed: bool = False

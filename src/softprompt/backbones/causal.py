@@ -21,6 +21,7 @@ from softprompt.backbones._key_values import key_value_shapes, own_key_values, w
 from softprompt.backbones._packed import CompiledPrompt, PackedModel, compile_prompt, pack, split_prompt
 from softprompt.backbones._padded import padded_logits, padded_states
 from softprompt.backbones._trial import can_pack
+from softprompt.backbones._vocabulary import special_ids
 from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
@@ -100,7 +101,7 @@ class CausalBackbone:
             embedding_std=embed(sample).std().item(),
             embed=embed,
             tokenize=tokenize,
-            special_ids=frozenset(self.tokenizer.all_special_ids),
+            special_ids=special_ids(self.tokenizer),
             key_values_of=(lambda ids: own_key_values(self.model, ids)) if shapes else None,
             attention=bool(shapes) or any("att" in name for name, _ in self.model.named_modules()),
         )

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.backbones._kept_texts import KeptTexts, Texts
 from softprompt.backbones._texts import TextTower, find_text_tower
+from softprompt.backbones._vocabulary import special_ids
 from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.backbones.vision import VisionBackbone
 from softprompt.images import POOLINGS, ImageRule
@@ -131,7 +132,7 @@ class DualBackbone:
             embedding_std=embed(sample).std().item(),
             embed=embed,
             tokenize=tokenize,
-            special_ids=frozenset(self.tokenizer.all_special_ids),
+            special_ids=special_ids(self.tokenizer),
             closed=True,
             state_width=vision.width,
             image=vision.image,

@@ -24,6 +24,7 @@ from softprompt.backbones._seq2seq import Seq2SeqModel, read_states, score
 from softprompt.backbones._sound import spectrogram
 from softprompt.backbones._sound_states import SoundStates
 from softprompt.backbones._tree import Atoms
+from softprompt.backbones._vocabulary import special_ids
 from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
@@ -118,7 +119,7 @@ class EncoderDecoderBackbone:
             embedding_std=embed(sample).std().item(),
             embed=embed,
             tokenize=tokenize,
-            special_ids=frozenset(self.tokenizer.all_special_ids),
+            special_ids=special_ids(self.tokenizer),
             places=places,
             key_values_of=None if self.speech else self._key_values_of,
             closed=not self.speech,

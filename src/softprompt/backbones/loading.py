@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +34,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from softprompt import carriers
+from softprompt.backbones._trial import check_embeddings
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.causal import CausalBackbone
 from softprompt.backbones.dual import DualBackbone
@@ -152,7 +153,8 @@ def load_backbone(
     packed    False runs the plain padded path instead of sharing prompts; by default found out by a trial
     prefix_lm a decoder whose prompt and input see each other both ways (UniLM), where its attention can be reached
 
-    Raises ValueError for a model of no known family, one that misses weights or has damaged ones, FileNotFoundError
+    Raises ValueError for a model of no known family, one that misses weights or has damaged ones, and one that does more
+    with its tokens than to look them up in its table (a short trial tells); FileNotFoundError
     for a source that is neither a carrier, nor a folder, nor to be had from the hub.
     """
     if isinstance(source, PreTrainedModel):
@@ -164,7 +166,7 @@ def load_backbone(
             raise ValueError("a model object comes without its tokenizer: pass tokenizer=")
         if family.images and processor is None:
             raise ValueError("a model object comes without its image processor: pass processor=")
-        return family.backbone(source.eval().requires_grad_(False), *readers, packed=packed)
+        return _built(family, source, readers, packed=packed)
 
     name = str(source)
     folder = str(carriers.fetch(name)) if name in carriers.names() else name
@@ -207,7 +209,16 @@ def load_backbone(
             f"{weight}: found {tuple(found)}, expected {tuple(expected)}; the files are of different models"
         )
     log.info("%s: %s on %s", name, str(wanted).removeprefix("torch."), where)
-    return family.backbone(model.to(where).eval().requires_grad_(False), *readers, name=name, packed=packed)
+    return _built(family, model.to(where), readers, name=name, packed=packed)
+
+
+def _built(family: Family, model: PreTrainedModel, readers: Sequence[Any], **settings: Any) -> Backbone:
+    model.eval().requires_grad_(False)
+    if model.main_input_name == "input_ids" and not family.images:
+        check_embeddings(
+            model, str(settings.get("name") or model.config.name_or_path or type(model).__name__)
+        )
+    return family.backbone(model, *readers, **settings)
 
 
 def _own_device() -> str:

@@ -24,6 +24,7 @@ from softprompt.backbones._cloze import read_cloze
 from softprompt.backbones._linear import frozen_linears
 from softprompt.backbones._packed import CompiledPrompt
 from softprompt.backbones._rows import Encoder, Place
+from softprompt.backbones._vocabulary import alphabet_ids, special_ids
 from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
@@ -110,7 +111,8 @@ class MaskedBackbone:
             embedding_std=embed(sample).std().item(),
             embed=embed,
             tokenize=tokenize,
-            special_ids=frozenset(self.tokenizer.all_special_ids),
+            special_ids=special_ids(self.tokenizer),
+            alphabet=alphabet_ids(self.tokenizer),
             key_values_of=key_values_of if self.packed else None,
             closed=True,
             state_width=config.hidden_size,

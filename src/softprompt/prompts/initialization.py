@@ -24,7 +24,9 @@ Init = Literal["auto", "vocab", "uniform", "text", "labels", "prompt"]
 """The class labels where the task has some, else common words; common words; noise of the table's scale; a text; the
 class labels; another prompt."""
 
-COMMON_TOKENS = 5000  # the vocabulary's most common pieces, as in the paper; ids are in order of frequency
+COMMON_TOKENS = (
+    5000  # the vocabulary's most common pieces, as in the paper; words' ids are in order of frequency
+)
 
 
 def start(
@@ -70,9 +72,10 @@ def uniform(spec: BackboneSpec, length: int, generator: torch.Generator) -> Tens
 
 
 def common_words(spec: BackboneSpec) -> list[int]:
-    """Ids of the vocabulary's most common pieces, no special ones."""
-    candidates = range(min(spec.vocabulary, COMMON_TOKENS + len(spec.special_ids)))
-    return [i for i in candidates if i not in spec.special_ids][:COMMON_TOKENS]
+    """Ids of the vocabulary's most common pieces, no special ones; its alphabet where words are fewer than 5,000."""
+    words = [i for i in range(spec.vocabulary) if i not in spec.special_ids]
+    words.sort(key=lambda i: i in spec.alphabet)  # stable: else in order
+    return words[:COMMON_TOKENS]
 
 
 def sampled_ids(spec: BackboneSpec, length: int, generator: torch.Generator) -> Tensor:
