@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -240,24 +242,36 @@ def test_a_batch_generates_what_each_row_generates_alone(architecture: str, comp
     assert found == [naive.greedy(backbone.model, row.context, tokens[row.prompt], 12) for row in rows]
 
 
-def test_beams_and_samples_of_a_batch_equal_those_of_each_row() -> None:
-    backbone = backbone_of("llama")
-    prompt = PromptOutput(tokens=virtual_tokens(backbone).detach())
-    rows = [front(*row.context[P:]) for row in FRONT]
-    beams = {
-        "max_new_tokens": 6,
-        "num_beams": 3,
-        "num_return_sequences": 2,
-        "do_sample": False,
-        "eos_token_id": -1,
-    }
-    together = backbone.generate(rows, prompt, **beams)
-    assert together == [sequence for row in rows for sequence in backbone.generate([row], prompt, **beams)]
-    assert len(together) == 6
-    torch.manual_seed(0)
-    first = backbone.generate(rows, prompt, max_new_tokens=6, do_sample=True)
-    torch.manual_seed(0)
-    assert first == backbone.generate(rows, prompt, max_new_tokens=6, do_sample=True)
+BEAMS = {"num_beams": 3, "num_return_sequences": 2, "do_sample": False}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_beams_and_samples_are_those_of_transformers_own_generate(architecture: str) -> None:
+    backbone = backbone_of(architecture)
+    tokens = virtual_tokens(backbone).detach()
+    prompt = PromptOutput(tokens=tokens)
+    rows = [front(*row.context[P:]) for row in (*FRONT, LONG[0])]  # the last is longer than a window
+    compiled = backbone.compile(rows, prompt)
+
+    def plain(row: EncodedRow, **settings: Any) -> list[list[int]]:
+        words = backbone.model.get_input_embeddings()(torch.tensor(row.context[P:]))
+        joined = torch.cat([tokens[0], words])[None]  # (1, P + T, d)
+        mask = torch.ones(joined.shape[:2], dtype=torch.long)
+        found = backbone.model.generate(  # type: ignore[operator]
+            inputs_embeds=joined, attention_mask=mask, pad_token_id=0, eos_token_id=-1, **settings
+        )
+        return list(found.tolist())
+
+    beams = {"max_new_tokens": 6, **BEAMS}
+    expected = [sequence for row in rows for sequence in plain(row, **beams)]
+    assert backbone.generate(rows, prompt, eos_token_id=-1, **beams) == expected
+    assert backbone.generate(rows, compiled, eos_token_id=-1, **beams) == expected
+    for row in rows:
+        sample = {"max_new_tokens": 6, "do_sample": True, "top_k": 20}
+        torch.manual_seed(0)
+        drawn = plain(row, **sample)
+        torch.manual_seed(0)
+        assert backbone.generate([row], compiled, eos_token_id=-1, **sample) == drawn
 
 
 def test_generation_refuses_what_a_filled_cache_cannot_do() -> None:
