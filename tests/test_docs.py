@@ -132,6 +132,20 @@ def test_the_example_of_a_search_for_words_runs(
     assert (tmp_path / "found" / "prompt.json").exists()
 
 
+@pytest.mark.real
+def test_the_example_of_a_dual_encoder_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import runpy
+
+    options = "--styles emoji-google --rows 20"
+    monkeypatch.setattr(sys, "argv", ["emoji_clip.py", *options.split()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        runpy.run_path(str(ROOT / "examples" / "emoji_clip.py"), run_name="__main__")
+    assert "emoji-google" in capsys.readouterr().out
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == __version__

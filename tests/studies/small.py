@@ -21,6 +21,7 @@ OF_THE_CLOCK = (
     "environment",
     "sha256",
     "history_sha256",
+    "prompt_sha256",  # prompt.json says how long the training took
     "traceback",
 )
 

@@ -196,7 +196,9 @@ def test_a_failed_run_is_made_again_only_when_asked(tmp_path: Path) -> None:
     assert as_json("compare", study, "-o", tmp_path / "out", "--quiet", "--retry-failed")["failed"] == []
 
 
-@pytest.mark.parametrize("damage", ["cut", "altered", "other", "history", "config"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "altered", "other", "list", "history", "prompt", "half a prompt", "config", "date"]
+)
 def test_a_damaged_run_is_set_aside_and_made_anew(undisturbed: Path, tmp_path: Path, damage: str) -> None:
     out = tmp_path / "out"
     values = yaml.safe_load(undisturbed.read_text()) | {"seeds": [0]}
@@ -213,8 +215,18 @@ def test_a_damaged_run_is_set_aside_and_made_anew(undisturbed: Path, tmp_path: P
         target.write_text(text.replace('"best_step": ', '"best_step": 1'))
     elif damage == "other":
         target.write_text((zero / "result.json").read_text())
+    elif damage == "list":
+        target.write_text("[]")
     elif damage == "history":
         (tuned / "history.jsonl").write_text("{}\n")
+    elif damage == "prompt":
+        prompt = tuned / "prompt" / "prompt.safetensors"
+        content = prompt.read_bytes()
+        prompt.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "half a prompt":
+        (tuned / "prompt" / "prompt.safetensors").unlink()
+    elif damage == "date":
+        (tuned / "config.yaml").write_text("a: 2020-01-01")  # which JSON does not have
     else:
         (tuned / "config.yaml").write_text("backbone: {}")
     result = softprompt("compare", study, "-o", out)
@@ -222,6 +234,32 @@ def test_a_damaged_run_is_set_aside_and_made_anew(undisturbed: Path, tmp_path: P
     assert "damaged:" in result.stderr
     assert [path.name for path in (out / "set-aside").iterdir()] == [f"{tuned.name}.0"]
     assert results(study, out) == whole
+
+
+def test_a_model_card_is_for_people_and_older_results_say_nothing_of_the_prompt(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed.parent / "out", tmp_path / "out")
+    folder = StudyFolder(tmp_path / "out")
+    tuned = min((folder.path / "runs").iterdir())
+    (tuned / "prompt" / "README.md").write_text("The one that we use.")
+    whole = folder.check(tuned.name)
+    assert whole is not None
+    assert set(whole.facts["prompt_sha256"]) == {"prompt.json", "prompt.safetensors"}
+    older = {name: value for name, value in whole.facts.items() if name not in ("run", "prompt_sha256")}
+    shutil.move(tuned / "prompt", tmp_path / "prompt")
+    folder.end(tuned.name, older, folder.history(tuned.name))
+    shutil.move(tmp_path / "prompt", tuned / "prompt")
+    (tuned / "prompt" / "prompt.json").write_text("{}")
+    assert folder.check(tuned.name) is not None
+
+
+def test_a_prompt_that_was_taken_away_to_make_room_is_no_damage(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed.parent / "out", tmp_path / "out")
+    folder = StudyFolder(tmp_path / "out")
+    tuned = min((folder.path / "runs").iterdir())
+    shutil.rmtree(tuned / "prompt")
+    assert folder.check(tuned.name) is not None
 
 
 def test_changed_data_are_no_ground_to_go_on_from_a_checkpoint(tmp_path: Path) -> None:

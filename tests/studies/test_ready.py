@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from softprompt import carriers
-from softprompt.studies import Outcome, plan, read_study
+from softprompt.studies import Outcome, PlannedRun, plan, read_study
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
 
@@ -29,11 +30,28 @@ def test_a_ready_study_comes_to_runs(path: Path, full: bool) -> None:
             known[run.id] = Outcome("finished", {"main_metric": "accuracy", "metrics": metrics})
     finals = [run for run in plan(study, known.get).runs if run.stage == "final"]
     assert all("test" in run.values["data"] for run in finals)
+    for run in finals:
+        assert_labels_hold(run)
     trained = [run for run in finals if run.values["method"]["name"] not in ("zero-shot", "manual-prompt")]
     assert len({run.seed for run in trained}) >= 3
     assert all(
         ("/" in run.values["backbone"]["name"]) == full for run in finals
     )  # carriers, or models of the hub
+
+
+def assert_labels_hold(run: PlannedRun) -> None:
+    """What the labels of a run say in numbers is what the run does."""
+    values = run.values
+    known = {
+        "steps": values["recipe"]["steps"],
+        "rows": values["data"]["train"]["limit"],
+        "a class": values.get("shots"),
+        "token": values["method"].get("length"),
+        "demonstrations": values["method"].get("shots"),
+    }
+    for label in run.cell.values():
+        for number, what in re.findall(rf"([\d,]+) ({'|'.join(known)})", label):
+            assert int(number.replace(",", "")) == known[what], f"{label}: {known[what]} {what}"
 
 
 def test_there_is_one_for_each_question() -> None:

@@ -6,7 +6,7 @@ runs/ID/       a run
   checkpoint/    where training stands; gone when the run has ended
   history.jsonl  a line for each optimizer step
   prompt/        the saved prompt, of final runs
-  result.json    how it ended, written last, with a checksum: with it the run has ended
+  result.json    how it ended, written last, with checksums of itself and of the two above: with it the run has ended
 claims/ID.lock who is at a run: locked by a living process. The kernel frees the lock of a dead one, whatever the clock says
 set-aside/     run folders that were damaged
 """
@@ -89,12 +89,8 @@ class StudyFolder:
         facts = _checked_facts(folder / "result.json")
         if facts.get("run") != run_id or facts.get("status") not in get_args(Status):
             raise DamagedRun(f"{folder / 'result.json'} is of {facts.get('run')!r}, not of this run")
-        history = folder / "history.jsonl"
-        if "history_sha256" in facts and (
-            not history.exists()
-            or hashlib.sha256(history.read_bytes()).hexdigest() != facts["history_sha256"]
-        ):
-            raise DamagedRun(f"{history} is missing or is not what the run wrote")
+        for file, digest in _written(facts, folder).items():
+            _check_file(folder / file, digest)
         return Outcome(facts["status"], facts)
 
     def begin_run(self, run: PlannedRun) -> None:
@@ -107,11 +103,11 @@ class StudyFolder:
     def end(
         self, run_id: str, facts: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = ()
     ) -> Outcome:
-        """Write how a run ended; facts: plain JSON with "status"."""
+        """Write how a run ended, after its prompt if it keeps one; facts: plain JSON with "status"."""
         folder = self.run(run_id)
         lines = "".join(json.dumps(finite(record)) + "\n" for record in history)
         write_text(folder / "history.jsonl", lines)
-        facts = {"run": run_id, **finite(facts), "history_sha256": hashlib.sha256(lines.encode()).hexdigest()}
+        facts = {"run": run_id, **finite(facts), **_digests(folder)}
         text = json.dumps({**facts, "sha256": _checksum(facts)}, indent=1, ensure_ascii=False) + "\n"
         write_text(folder / "result.json", text)
         self._ended[run_id] = Outcome(facts["status"], json.loads(json.dumps(facts)))
@@ -189,11 +185,16 @@ def disk_is_full(error: BaseException) -> bool:
     return False
 
 
+# What a file of any content may bring about before it is known to be of the right shape: YAML has dates, JSON has lists
+# where a mapping is expected, and either can be nested too deeply.
+_UNREADABLE = (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError)
+
+
 def _check_config(config: Path, run_id: str) -> None:
     try:
         values = yaml.safe_load(config.read_text(encoding="utf-8"))
         found = run_hash(values)
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+    except _UNREADABLE as error:
         raise DamagedRun(f"{config} cannot be read: {error}") from error
     if not run_id.endswith(found):
         raise DamagedRun(f"{config} is of another run: its settings have the hash {found}")
@@ -206,7 +207,7 @@ def _check_evaluations(file: Path) -> None:
         sound = all(isinstance(entry["step"], int) and "value" in entry for entry in known)
     except FileNotFoundError:
         return
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except _UNREADABLE as error:
         raise DamagedRun(f"{file} cannot be read: {error!r}") from error
     if not sound:
         raise DamagedRun(f"{file} is not what the run wrote: expected a step and a value in each entry")
@@ -214,14 +215,50 @@ def _check_evaluations(file: Path) -> None:
 
 def _checked_facts(file: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        checksum = facts.pop("sha256", None)
-    except (OSError, ValueError, AttributeError) as error:
+        facts = dict(json.loads(file.read_text(encoding="utf-8")))
+        wanted, found = facts.pop("sha256", None), _checksum(facts)
+    except _UNREADABLE as error:
         raise DamagedRun(f"{file} cannot be read: {error}") from error
-    if checksum != _checksum(facts):
+    if wanted != found:
         raise DamagedRun(f"{file} is not what the run wrote: its checksum is wrong")
-    return dict(facts)
+    return facts
 
 
 def _checksum(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _digests(folder: Path) -> dict[str, Any]:
+    """Of what a run leaves beside its result."""
+    # Not of the model card: it is for people, who may write in it, and nothing reads it.
+    prompt = {file.name: _sha256(file) for file in sorted((folder / "prompt").glob("prompt.*"))}
+    return {
+        "history_sha256": _sha256(folder / "history.jsonl"),
+        **({"prompt_sha256": prompt} if prompt else {}),
+    }
+
+
+def _written(facts: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """The sha256 of each file that a result names, by its path in the run's folder. Results of older versions name fewer.
+
+    A prompt that was taken away as a whole, to make room, is no damage.
+    """
+    history = {"history.jsonl": facts["history_sha256"]} if "history_sha256" in facts else {}
+    prompt = facts.get("prompt_sha256", {}) if (folder / "prompt").exists() else {}
+    return history | {f"prompt/{name}": digest for name, digest in prompt.items()}
+
+
+def _check_file(file: Path, digest: str) -> None:
+    try:
+        found = _sha256(file)
+    except OSError as error:
+        raise DamagedRun(f"{file} cannot be read: {error}") from error
+    if found != digest:
+        raise DamagedRun(f"{file} is not what the run wrote: its sha256 is wrong")
+
+
+def _sha256(file: Path) -> str:
+    # A prompt may be a whole model: it is not read into memory at once. `outcome` keeps what it found, so that a process
+    # reads each sound one once.
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
