@@ -274,6 +274,21 @@ def test_beams_and_samples_are_those_of_transformers_own_generate(architecture: 
         assert backbone.generate([row], compiled, eos_token_id=-1, **sample) == drawn
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_static_cache_gives_the_same_words(architecture: str) -> None:
+    backbone = backbone_of(architecture)
+    prompt = PromptOutput(tokens=virtual_tokens(backbone).detach())
+    rows = [front(*row.context[P:]) for row in (*FRONT, LONG[0])]
+    greedy = {"max_new_tokens": 12, "do_sample": False}
+    for options in (greedy, {"max_new_tokens": 6, **BEAMS}):
+        expected = backbone.generate(rows, prompt, eos_token_id=-1, **options)
+        static = {"cache_implementation": "static", **options}
+        assert backbone.generate(rows, prompt, eos_token_id=-1, **static) == expected
+    padded = CausalBackbone(backbone.model, backbone.tokenizer, packed=False)
+    expected = padded.generate(rows, prompt, eos_token_id=-1, **greedy)
+    assert padded.generate(rows, prompt, eos_token_id=-1, cache_implementation="static", **greedy) == expected
+
+
 def test_generation_refuses_what_a_filled_cache_cannot_do() -> None:
     backbone = backbone_of("llama")
     prompt = PromptOutput(tokens=virtual_tokens(backbone).detach())
@@ -281,6 +296,10 @@ def test_generation_refuses_what_a_filled_cache_cannot_do() -> None:
         backbone.generate(SINGLE, prompt, max_length=20)
     with pytest.raises(ValueError, match="sets \\['attention_mask'\\] itself"):
         backbone.generate(SINGLE, prompt, attention_mask=torch.ones(1, 1))
+    with pytest.raises(ValueError, match="'quantized': behind a prompt it may be 'dynamic' or 'static'"):
+        backbone.generate(SINGLE, prompt, max_new_tokens=2, cache_implementation="quantized")
+    with pytest.raises(ValueError, match="a static cache has its size from the beginning: give max_new"):
+        backbone.generate(SINGLE, prompt, cache_implementation="static")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

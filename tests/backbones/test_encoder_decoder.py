@@ -160,9 +160,20 @@ def test_beams_and_samples_of_a_batch_equal_those_of_each_row(architecture: str)
     assert samples[0] == samples[1]
 
 
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_a_static_cache_gives_the_same_words(architecture: str) -> None:
+    backbone = backbone_of(architecture)
+    prompt = PromptOutput(tokens=virtual_tokens(backbone).detach())
+    greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": 699}
+    expected = backbone.generate(FRONT, prompt, **greedy)
+    assert backbone.generate(FRONT, prompt, cache_implementation="static", **greedy) == expected
+
+
 def test_generation_refuses_options_that_are_set_behind_a_prompt() -> None:
     backbone = backbone_of("t5")
     prompt = PromptOutput(tokens=virtual_tokens(backbone).detach())
+    with pytest.raises(ValueError, match="a static cache is refused in a speech model and behind a prefix"):
+        backbone_of("whisper").generate(FRONT, prompt, cache_implementation="static")
     with pytest.raises(ValueError, match="max_new_tokens"):
         backbone.generate(FRONT, prompt, max_length=20)
     with pytest.raises(ValueError, match="sets \\['encoder_outputs'\\] itself"):

@@ -24,7 +24,7 @@ __all__ = ["exact_rotary"]
 pytestmark = pytest.mark.usefixtures("exact_rotary")
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
-PACKED: tuple[Encoder, ...] = ("bert", "roberta", "modernbert", "distilbert", "albert")
+PACKED: tuple[Encoder, ...] = ("bert", "roberta", "modernbert", "distilbert", "albert", "eurobert")
 MASK = int(encoder_tokenizer().mask_token_id)
 P = 4
 SOFT = tuple(-1 - k for k in range(P))
@@ -202,7 +202,7 @@ def test_text_behind_a_prefix_begins_where_transformers_has_it_begin(architectur
 @pytest.mark.parametrize("architecture", PACKED)
 def test_a_prefix_takes_positions_where_positions_are_embedded(architecture: Encoder) -> None:
     backbone = encoder_backbone(architecture)
-    assert backbone.spec.prefix_counts == (architecture != "modernbert")
+    assert backbone.spec.prefix_counts == (architecture not in ("modernbert", "eurobert"))
     limit = backbone.spec.positions
     assert limit is not None
     prompt = PromptOutput(prefix=prefixes(backbone, prompts=2), lengths=torch.tensor([1, 3]))
@@ -215,13 +215,15 @@ def test_a_prefix_takes_positions_where_positions_are_embedded(architecture: Enc
         backbone.score([longer], prompt)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "albert", "modernbert"])
+@pytest.mark.parametrize("architecture", ["bert", "albert", "modernbert", "eurobert"])
 def test_key_values_of_a_text_are_those_its_model_computes(architecture: Encoder) -> None:
     backbone = encoder_backbone(architecture)
     of = backbone.spec.key_values_of
     assert of is not None
     found = of(torch.tensor([CLS, 20, 21]))
-    assert [tuple(k.shape) for k, _ in found] == [(1, 4, 3, 12)] * len(backbone.spec.key_values)
+    heads, size = (2, 16) if architecture == "eurobert" else (4, 12)
+    assert backbone.spec.key_values == ((heads, size),) * backbone.model.config.num_hidden_layers
+    assert [tuple(k.shape) for k, _ in found] == [(1, heads, 3, size)] * len(backbone.spec.key_values)
     assert all(part.dtype == torch.float32 and not part.requires_grad for pair in found for part in pair)
     # Told that it stands at position 0, as its keys and values do, a text sees everything twice: attention as alone.
     backbone._encoder = replace(backbone._encoder, prefix_counts=False)
@@ -231,7 +233,7 @@ def test_key_values_of_a_text_are_those_its_model_computes(architecture: Encoder
     assert_close(alone, behind, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "modernbert", "distilbert", "albert"])
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "distilbert", "albert", "eurobert"])
 def test_checkpointed_layers_give_the_same_gradients(architecture: Encoder) -> None:
     backbone = encoder_backbone(architecture)
     prompt = PromptOutput(tokens=virtual_tokens(backbone), prefix=prefixes(backbone))

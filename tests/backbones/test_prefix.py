@@ -215,14 +215,16 @@ def test_beams_behind_a_prefix_are_the_same_on_both_paths() -> None:
     assert found == backbone.generate(ROWS, prompt, **options)
 
 
-def test_generation_behind_a_prefix_may_be_asked_for_without_a_cache_but_not_with_a_static_one() -> None:
-    backbone = tiny_backbone()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_generation_behind_a_prefix_may_be_asked_for_without_a_cache_and_with_a_static_one(
+    architecture: Architecture,
+) -> None:
+    backbone = tiny_backbone(architecture)
     prompt = PromptOutput(prefix=random_prefix(backbone))
     options = {"max_new_tokens": 4, "do_sample": False}
     expected = backbone.generate(ROWS, prompt, **options)
     assert backbone.generate(ROWS, prompt, use_cache=False, **options) == expected
-    with pytest.raises(ValueError, match=r"\['cache_implementation'\] cannot be used behind a prompt"):
-        backbone.generate(ROWS, prompt, cache_implementation="static", **options)
+    assert backbone.generate(ROWS, prompt, cache_implementation="static", **options) == expected
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

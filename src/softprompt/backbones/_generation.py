@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
 from softprompt.backbones._key_values import prefix_cache
 from softprompt.backbones._offsets import decoding
@@ -23,12 +23,8 @@ from softprompt.backbones._tree import Atoms, PrefixTree
 from softprompt.outputs import EncodedRow, PromptOutput
 
 SET_HERE = {"past_key_values", "inputs_embeds", "input_ids", "attention_mask", "position_ids"}
-NOT_WITH_A_FILLED_CACHE = {
-    "cache_implementation",
-    "assistant_model",
-    "prompt_lookup_num_tokens",
-    "max_length",
-}
+NOT_WITH_A_FILLED_CACHE = {"assistant_model", "prompt_lookup_num_tokens", "max_length"}
+CACHES = (None, "dynamic", "static")  # values of cache_implementation
 
 
 @torch.no_grad()
@@ -42,10 +38,7 @@ def generate(
     packed: bool,
 ) -> list[list[int]]:
     """See CausalBackbone.generate. Raises ValueError for options that cannot be combined with a filled cache."""
-    if found := SET_HERE & options.keys():
-        raise ValueError(f"generate() sets {sorted(found)} itself; remove them from the options")
-    if found := NOT_WITH_A_FILLED_CACHE & options.keys():
-        raise ValueError(f"{sorted(found)} cannot be used behind a prompt; give the length as max_new_tokens")
+    check_options(options)
     model = runner.model
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     # Without a cache generate() would not see what the rows were read into; with one the tokens are the same.
@@ -60,7 +53,8 @@ def generate(
     held = where[:, :-1].repeat_interleave(
         copies_of(model, options), 0
     )  # generate() feeds the last token itself
-    cache = DynamicCache(config=model.config)
+    cache = _empty_cache(model, mask.shape[1], options)
+    options.pop("cache_implementation", None)
     for layer, new in enumerate(runner.key_values(tree, plain)):
         prefix: Any = (None, None) if plain.prefix is None else plain.prefix[layer]
         keys, values = (_gather(part, old, held) for part, old in zip(new, prefix, strict=True))
@@ -70,6 +64,26 @@ def generate(
     with decoding(model, plain, *counts(rows, model.device), first=last):
         output = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)  # type: ignore[operator]
     return new_tokens(output, mask.shape[1], options)
+
+
+def check_options(options: dict[str, Any], also: frozenset[str] = frozenset()) -> None:
+    """Raises ValueError for what is set here, `also` more of it, and for what cannot go on from a cache that is filled."""
+    if found := (SET_HERE | also) & options.keys():
+        raise ValueError(f"generate() sets {sorted(found)} itself; remove them from the options")
+    if found := NOT_WITH_A_FILLED_CACHE & options.keys():
+        raise ValueError(f"{sorted(found)} cannot be used behind a prompt; give the length as max_new_tokens")
+    if (kind := options.get("cache_implementation")) not in CACHES:
+        raise ValueError(f"cache_implementation is {kind!r}: behind a prompt it may be 'dynamic' or 'static'")
+
+
+def _empty_cache(model: PreTrainedModel, context: int, options: dict[str, Any]) -> Cache:
+    """As asked for; a static one has room for the context and the new tokens."""
+    if options.get("cache_implementation") != "static":
+        return DynamicCache(config=model.config)
+    new = options.get("max_new_tokens") or getattr(model.generation_config, "max_new_tokens", None)
+    if new is None:
+        raise ValueError("a static cache has its size from the beginning: give max_new_tokens")
+    return StaticCache(config=model.config, max_cache_len=context + new)
 
 
 def counts(rows: Sequence[EncodedRow], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -147,6 +161,8 @@ def _generate_behind_prefix(
     model: PreTrainedModel, row: EncodedRow, prompt: PromptOutput, options: dict[str, Any]
 ) -> list[list[int]]:
     """One row by itself: padding between prefix and text would move the text."""
+    if options.get("cache_implementation") == "static":
+        raise ValueError("a static cache cannot be filled with a prefix where rows are padded")
     cache = prefix_cache(model, prompt, row.prompt, 1)
     before = cache.get_seq_length()
     embeds = embed_atoms(model, row.context, prompt, row.prompt)  # (T, d)

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor
 from transformers import EncoderDecoderCache, GenerationMixin, PreTrainedTokenizerBase
 
-from softprompt.backbones._generation import (
-    NOT_WITH_A_FILLED_CACHE,
-    SET_HERE,
-    copies_of,
-    counts,
-    new_tokens,
-)
+from softprompt.backbones._generation import check_options, copies_of, counts, new_tokens
 from softprompt.backbones._offsets import decoding
 from softprompt.backbones._prefixed import growing_cache
 from softprompt.backbones._seq2seq import Seq2SeqModel, batches_of, widened
 from softprompt.backbones._sequences import FULL, embed_sequences
 from softprompt.outputs import EncodedRow, PromptOutput
 
-_OURS = {"encoder_outputs", "decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds"}
+_OURS = frozenset(
+    {
+        "encoder_outputs",
+        "decoder_input_ids",
+        "decoder_attention_mask",
+        "decoder_inputs_embeds",
+    }
+)
 
 
 @torch.no_grad()
@@ -35,10 +36,9 @@ def generate(
     options: dict[str, Any],
 ) -> list[list[int]]:
     """See EncoderDecoderBackbone.generate. Raises ValueError for options that are set here."""
-    if clash := (SET_HERE | _OURS) & options.keys():
-        raise ValueError(f"generate() sets {sorted(clash)} itself; remove them from the options")
-    if clash := NOT_WITH_A_FILLED_CACHE & options.keys():
-        raise ValueError(f"{sorted(clash)} cannot be used behind a prompt; give the length as max_new_tokens")
+    check_options(options, also=_OURS)
+    if options.get("cache_implementation") == "static" and (runner.speech or prompt.prefix is not None):
+        raise ValueError("a static cache is refused in a speech model and behind a prefix: leave it out")
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     options = {"pad_token_id": eos if pad is None else pad, **options}
     each = options.get("num_return_sequences") or runner.model.generation_config.num_return_sequences or 1
