@@ -28,9 +28,17 @@ def main() -> None:
     arguments = parser.parse_args()
 
     backbone = sp.load_backbone("emoji-clip", dtype="float32")
-    table = Table(title="emoji of the test split, never seen in any style")
-    for column in ("", "images", "name, top 1", "name, top 5", "chance", "category", "majority"):
-        table.add_column(column, justify="right" if column else "left")
+    table = Table(title="Points; never seen in any style")
+    table.add_column("emoji of the test split")
+    for column in (
+        "images",
+        "name, top 1",
+        "name, top 5",
+        "chance",
+        "category, zero-shot",
+        "commonest category",
+    ):
+        table.add_column(column, justify="right")
     for style in arguments.styles:
         rows = list({row["name"]: row for row in load_rows(style, "test")}.values())[: arguments.rows]
         first, five = ranked(backbone, rows)
@@ -38,10 +46,10 @@ def main() -> None:
         table.add_row(
             style,
             str(len(rows)),
-            *(f"{share:.1%}" for share in (first, five, 1 / len(rows))),
-            *(f"{metrics[name]:.1%}" for name in ("accuracy", "majority_accuracy")),
+            *(f"{100 * share:.1f}" for share in (first, five, 1 / len(rows))),
+            *(f"{100 * metrics[name]:.1f}" for name in ("accuracy", "majority_accuracy")),
         )
-    Console(width=110).print(table)
+    Console(width=120).print(table)
 
 
 def zero_shot(backbone: Any, rows: list[dict[str, Any]], column: str) -> sp.TunedPrompt:

@@ -1,7 +1,8 @@
 """What a study file cannot say of docs/results/clip.md: a grid of linear probes, base-to-new, and domain adaptation.
 
-    python -m studies.dual_encoder --output docs/results/clip.json      # several processes may work on one file
-    python -m studies.dual_encoder --tables docs/results/clip.json
+    python -m studies.dual_encoder --output docs/results/clip.json      # and print the tables; several processes may share it
+
+The tables have beside them what studies/clip-few-shot.yaml found, out of its report's runs.csv (--few-shot).
 
 Probes: rates and decays, or C of the optimum (CLIP's and CoOp's own), searched for on the rows of studies/clip-few-shot.yaml.
 Base-to-new: subcategories of emoji in three styles, 16 rows of each base class (Zhou et al., CVPR 2022: CoCoOp).
@@ -14,8 +15,11 @@ base classes, and those of the source domain.
 from __future__ import annotations
 
 import argparse
+import csv
 import statistics
+import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -33,6 +37,7 @@ from softprompt.protocols import (
     probe_grid,
     probe_search,
 )
+from softprompt.studies.tables import as_markdown
 from studies.runs import Run, Study
 
 SEEDS = (0, 1, 2)
@@ -42,10 +47,12 @@ STEPS = 40
 RATES = (0.002, 0.01)
 SPLITS = ("train", "validation")
 THRESHOLD = 0.5  # of the released code
-SURER = (0.7, 0.9)  # thresholds that DAPL is also run with
+SURE = {f"DAPL, threshold {threshold}": threshold for threshold in (0.7, 0.9)}  # what DAPL is also run with
 SHOTS = 16
 PROBED = (1, 2, 4, 8, 16)
-OPTIMAL = "linear probe, C searched for"
+PROBE, OPTIMAL = "linear probe", "linear probe, C searched for"
+COMMONEST = "always the commonest label"
+FEW_SHOT = Path(__file__).parents[1] / "docs" / "results" / "clip-few-shot.csv"
 
 SUBCATEGORIES = {
     "animal-bird": "bird", "animal-mammal": "mammal", "arrow": "arrow", "clothing": "clothing", "drink": "drink",
@@ -87,6 +94,7 @@ CONTEXTS: Mapping[str, Context] = {
     "CoCoOp, as many images": Context(sp.CoCoOp(length=4)),
 }
 MANY = "CoCoOp, as many images"
+FEW_STEPS, FEW_BATCH = 60, 9  # of CoOp in studies/clip-few-shot.yaml
 ADAPTED: Mapping[str, tuple[sp.Method, float]] = {
     "CoOp on the source": (sp.CoOp(length=4), 0.0),
     "CoOp with pseudo-labels": (sp.CoOp(length=4), 1.0),
@@ -125,6 +133,27 @@ def probe_run(shots: int, seed: int, optimum: bool = False) -> Run:
     } | ({"c": best.recipe["c"]} if optimum else {})
 
 
+def few_rows_majority() -> Run:
+    """Always the commonest label of the test rows."""
+    test = rows("google", "test", 200)
+    return {"accuracy": share_of_commonest(PLAIN, test), "rows": len(test)}
+
+
+def halves_majority() -> Run:
+    """Always the commonest label of a half's test rows, and how many classes there are to guess among."""
+    found: Run = {}
+    for half, labels in zip(("base", "new"), base_and_new(HALVES.labels), strict=True):
+        own = [row for row in in_halves("test") if row["subcategory"] in labels]
+        found[half] = share_of_commonest(HALVES, own)
+        found |= {f"{half}_rows": len(own), f"{half}_classes": len(labels)}
+    return found
+
+
+def share_of_commonest(task: sp.ImageTextClassification, test: Sequence[Mapping[str, Any]]) -> float:
+    labels = Counter(map(task.read_label, test))
+    return max(labels.values()) / labels.total()
+
+
 def in_halves(split: str) -> list[dict[str, Any]]:
     """Of all styles those of the subcategories that are told apart."""
     return [row for style in STYLES for row in rows(style, split) if row["subcategory"] in SUBCATEGORIES]
@@ -134,7 +163,7 @@ def few_shot_fit(context: Context, rate: float, seed: int) -> sp.TunedPrompt:
     """16 rows of each class, trained on as a line of studies/clip-few-shot.yaml."""
     train = rows("google", "train")
     [split] = few_shot_splits(train, PLAIN, [SHOTS], [seed])
-    how = sp.Recipe(steps=60, batch_size=9, evaluate_every=20, learning_rate=rate, seed=seed)
+    how = sp.Recipe(steps=FEW_STEPS, batch_size=FEW_BATCH, evaluate_every=20, learning_rate=rate, seed=seed)
     drawn, validation = [train[i] for i in split.train], rows("google", "validation", 60)
     return sp.fit(backbone(), PLAIN, context.method, drawn, validation, recipe=how, progress=False)
 
@@ -237,9 +266,10 @@ def right(pseudo: Iterable[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]
 
 
 def conduct(study: Study) -> None:
+    run_majorities(study)
     for seed in SEEDS:
         for shots in PROBED:
-            study.run(f"linear probe/{shots}/{seed}", probe_run, shots, seed)
+            study.run(f"{PROBE}/{shots}/{seed}", probe_run, shots, seed)
             study.run(f"{OPTIMAL}/{shots}/{seed}", probe_run, shots, seed, True)
         study.run(f"few rows/{MANY}/{seed}", few_shot_run, MANY, seed)
     for seed in SEEDS:
@@ -249,53 +279,135 @@ def conduct(study: Study) -> None:
             pair = f"{source} to {target}"
             for name in ADAPTED:
                 study.run(f"{pair}/{name}/{seed}", adapted_run, name, source, target, seed)
-            for threshold in SURER:
-                key = f"{pair}/DAPL, threshold {threshold}/{seed}"
-                study.run(key, adapted_run, "DAPL", source, target, seed, threshold)
+            for name, threshold in SURE.items():
+                study.run(f"{pair}/{name}/{seed}", adapted_run, "DAPL", source, target, seed, threshold)
 
 
-def tables(study: Study) -> str:
-    """The results as tables in Markdown, points: means and standard deviations over the seeds."""
-    lines = [f"| | {' | '.join(map(str, PROBED))} |", f"|---|{'---:|' * len(PROBED)}"]
-    for probe in ("linear probe", OPTIMAL):
-        lines.append(line_of(probe, [of(study, f"{probe}/{shots}") for shots in PROBED]))
-    lines += [f"{MANY}: {points([run['accuracy'] for run in of(study, f'few rows/{MANY}')])}", ""]
-    lines += ["| | base | new | H of the means | mean of H |", "|---|---:|---:|---:|---:|"]
+def run_majorities(study: Study) -> None:
+    """What counting labels says."""
+    study.run("few rows/majority", few_rows_majority)
+    study.run("base-to-new/majority", halves_majority)
+
+
+def tables(study: Study, few_shot_runs: Path = FEW_SHOT) -> str:
+    """The results as tables in Markdown, points: means and standard deviations over the seeds.
+
+    few_shot_runs  runs.csv of the report of studies/clip-few-shot.yaml
+    Raises ValueError for a study that is not finished.
+    """
+    found = (
+        few_rows_table(study, few_shot_runs),
+        halves_table(study),
+        adapted_table(study),
+        pseudo_table(study),
+    )
+    return "\n\n".join(found)
+
+
+def few_rows_table(study: Study, few_shot_runs: Path) -> str:
+    """Accuracy by rows of each class."""
+    with few_shot_runs.open(encoding="utf-8", newline="") as file:
+        known = [row for row in csv.DictReader(file) if row["stage"] == "final"]
+
+    def by_shots(method: str) -> list[str]:
+        return [
+            points([float(r["test"]) for r in known if (r["method"], r["shots"]) == (method, str(shots))])
+            for shots in PROBED
+        ]
+
+    def probed(name: str) -> list[str]:
+        return [points([run["accuracy"] for run in of(study, f"{name}/{shots}")]) for shots in PROBED]
+
+    majority = points([one(study, "few rows/majority")["accuracy"]])
+    many = points([run["accuracy"] for run in of(study, f"few rows/{MANY}")])
+    return table(
+        ["rows of each class", *map(str, PROBED)],
+        [
+            [COMMONEST, *[majority] * len(PROBED)],
+            [f'zero-shot, "{PLAIN.template}"', *by_shots("zero-shot")],
+            [f"{PROBE}, rate and decay searched for", *probed(PROBE)],
+            [OPTIMAL, *probed(OPTIMAL)],
+            [told("CoOp", FEW_STEPS, FEW_BATCH), *by_shots("CoOp")],
+            [told("CoCoOp"), *by_shots("CoCoOp")],
+            [told(MANY, FEW_STEPS, FEW_BATCH), *[""] * (len(PROBED) - 1), many],
+        ],
+    )
+
+
+def halves_table(study: Study) -> str:
+    """Base-to-new, with both averages of H."""
     runs = {name: of(study, f"base-to-new/{name}") for name in CONTEXTS}
+    counted = one(study, "base-to-new/majority")
     first = next(iter(runs.values()))[0]
-    zero = (first["zero_shot_base"], first["zero_shot_new"])
-    lines.append(f"| zero-shot | {points([zero[0]])} | {points([zero[1]])} | {both([zero])} |")
-    for name, found in runs.items():
-        pairs = [(run["base"], run["new"]) for run in found]
-        cells = [points([run[half] for run in found]) for half in ("base", "new")]
-        lines.append(f"| {name} | {' | '.join(cells)} | {both(pairs)} |")
-    lines += ["", f"| | {' | '.join(f'{a} to {b}' for a, b in PAIRS)} |", "|---|---:|---:|"]
-    keys = [f"{source} to {target}" for source, target in PAIRS]
-    for name, field in (("always the commonest label", "majority"), ("zero-shot", "zero_shot")):
-        lines.append(line_of(name, [of(study, f"{key}/DAPL")[:1] for key in keys], field))
-    surer = [f"DAPL, threshold {threshold}" for threshold in SURER]
-    for name in (*ADAPTED, *surer):
-        lines.append(line_of(name, [of(study, f"{key}/{name}") for key in keys]))
-    for name in ("DAPL", *surer):
-        for what, field in (("sure pseudo-labels", "kept"), ("of these right", "right")):
-            lines.append(line_of(f"{name}: {what}", [of(study, f"{key}/{name}")[:1] for key in keys], field))
-    return "\n".join(lines)
+    untrained = {
+        "chance": (1 / counted["base_classes"], 1 / counted["new_classes"]),
+        COMMONEST: (counted["base"], counted["new"]),
+        "zero-shot": (first["zero_shot_base"], first["zero_shot_new"]),
+    }
+    lines = {name: [pair] for name, pair in untrained.items()} | {
+        told(name): [(run["base"], run["new"]) for run in found] for name, found in runs.items()
+    }
+    return table(
+        ["", "base", "new", "H of the means", "mean of H"],
+        [
+            [name, *(points(half) for half in zip(*pairs, strict=True)), *both(pairs)]
+            for name, pairs in lines.items()
+        ],
+    )
 
 
-def line_of(name: str, cells: Sequence[Sequence[Run]], field: str = "accuracy") -> str:
-    return f"| {name} | {' | '.join(points([run[field] for run in runs]) for runs in cells)} |"
+def adapted_table(study: Study) -> str:
+    """Accuracy on the target, of rows and in the mean over classes."""
+    body = [[COMMONEST], ["zero-shot"], *([name] for name in (*ADAPTED, *SURE))]
+    for pair in (f"{source} to {target}" for source, target in PAIRS):
+        first = of(study, f"{pair}/DAPL")[0]
+        cells = [[points([first["majority"]]), ""]]
+        cells.append([points([first[f"zero_shot{kind}"]]) for kind in ("", "_mean_class_accuracy")])
+        for name in (*ADAPTED, *SURE):
+            found = of(study, f"{pair}/{name}")
+            cells.append([points([run[key] for run in found]) for key in ("accuracy", "mean_class_accuracy")])
+        for row, own in zip(body, cells, strict=True):
+            row += own
+    heads = (head for a, b in PAIRS for head in (f"{a} to {b}", "mean over classes"))
+    return table(["", *heads], body)
+
+
+def pseudo_table(study: Study) -> str:
+    """Shares of target rows that have a pseudo-label by threshold, the same for each seed, and of these right ones."""
+    body = []
+    for name, threshold in {"DAPL": THRESHOLD, **SURE}.items():
+        firsts = [of(study, f"{source} to {target}/{name}")[0] for source, target in PAIRS]
+        cells = [points([first[key]]) for first in firsts for key in ("kept", "right")]
+        body.append([f"threshold {threshold}", *cells])
+    heads = (head for a, b in PAIRS for head in (f"{a} to {b}", "of these right"))
+    return table(["pseudo-labels of the target", *heads], body)
+
+
+def table(heads: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    return as_markdown((list(heads), [list(row) for row in body])).rstrip()
+
+
+def told(name: str, steps: int = STEPS, batch_size: int | None = None) -> str:
+    """A context's name with what it was trained on."""
+    context = CONTEXTS[name]
+    chosen = "its default rate" if len(context.rates) == 1 else "rate chosen of two"
+    return f"{name} ({steps} steps of {batch_size or context.batch_size} images; {chosen})"
 
 
 def of(study: Study, prefix: str) -> list[Run]:
     """The runs of all seeds. Raises ValueError for a study that is not finished."""
-    if missing := [seed for seed in SEEDS if f"{prefix}/{seed}" not in study.runs]:
-        raise ValueError(f"{prefix} has no runs yet of the seeds {missing}: run the study to its end")
-    return [study.runs[f"{prefix}/{seed}"] for seed in SEEDS]
+    return [one(study, f"{prefix}/{seed}") for seed in SEEDS]
 
 
-def both(pairs: Sequence[tuple[float, float]]) -> str:
+def one(study: Study, name: str) -> Run:
+    if name not in study.runs:
+        raise ValueError(f"{study.path} has no {name} yet: run the study to its end, and there are tables")
+    return study.runs[name]
+
+
+def both(pairs: Sequence[tuple[float, float]]) -> list[str]:
     found = harmonic_means(pairs)
-    return f"{100 * found['harmonic_mean_of_means']:.1f} | {100 * found['mean_of_harmonic_means']:.1f}"
+    return [points([found[name]]) for name in ("harmonic_mean_of_means", "mean_of_harmonic_means")]
 
 
 def points(shares: Sequence[float]) -> str:
@@ -308,12 +420,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("runs/clip.json"))
-    parser.add_argument("--tables", type=Path, help="print the tables of such a file, and run nothing")
+    parser.add_argument(
+        "--few-shot", type=Path, default=FEW_SHOT, help="runs.csv of clip-few-shot.yaml's report"
+    )
+    parser.add_argument(
+        "--tables", action="store_true", help="run nothing, print the tables of what is there"
+    )
     arguments = parser.parse_args()
-    if arguments.tables is not None:
-        print(tables(Study(arguments.tables)))
-    else:
+    if not arguments.tables:
         conduct(Study(arguments.output))
+    try:
+        print(tables(Study(arguments.output), arguments.few_shot))
+    except ValueError as error:  # another process may be at the last runs
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

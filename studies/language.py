@@ -275,9 +275,14 @@ def run_rates(study: Study, backbone: str) -> None:
             study.run(f"{backbone}/rate/{name}/{factor}", rate_run, backbone, method, factor)
 
 
-def run_table(study: Study, backbone: str) -> None:
-    for data in SETS:
+def run_majorities(study: Study) -> None:
+    for data in (*SETS, *ABROAD):
         study.run(f"{data}/majority", majority, data)
+
+
+def run_table(study: Study, backbone: str) -> None:
+    run_majorities(study)
+    for data in SETS:
         if backbone == DECODER:
             study.run(f"{backbone}/{data}/zero-shot", untrained, backbone, sp.ZeroShot(), data)
             for seed in SEEDS:
@@ -303,7 +308,8 @@ def run_ensembles(study: Study, backbone: str) -> None:
 
 
 def run_ablations(study: Study, backbone: str, seeds: Sequence[int] = SEEDS) -> None:
-    """Length, start and steps of Prompt Tuning; validation rows only."""
+    """Length, start and steps of Prompt Tuning, and one rate in the place of DePT's two; validation rows only."""
+    one_rate = sp.DePT().learning_rate(backbone_of(backbone).spec)
 
     def go(key: str, method: sp.Method, seed: int, **recipe: Any) -> None:
         study.run(
@@ -323,6 +329,8 @@ def run_ablations(study: Study, backbone: str, seeds: Sequence[int] = SEEDS) -> 
                 seed,
                 steps=round(factor * STEPS[backbone]),
             )
+        go("dept/two rates", sp.DePT(), seed)
+        go("dept/one rate", sp.DePT(offset_learning_rate=one_rate), seed)
 
 
 def run_few_shot(study: Study, backbone: str) -> None:

@@ -31,6 +31,10 @@ def points(runs: Runs, keys: Iterable[str], read: Callable[[Mapping[str, Any]], 
     return [100 * read(runs[key]) for key in keys if key in runs]
 
 
+def accuracy(run: Mapping[str, Any]) -> float:
+    return run["test"]["accuracy"]
+
+
 def lines(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """A table whose first column is text and whose others are numbers."""
     rows = [head, ["---", *["---:"] * (len(head) - 1)], *body]
@@ -47,7 +51,7 @@ def methods_table(runs: Runs, backbone: str) -> str:
             keys = [f"{backbone}/{data}/{name}/{seed}" for seed in SEEDS]
             keys = [f"{data}/{name}"] if name == "majority" else [f"{backbone}/{data}/{name}", *keys]
             found += [runs[key] for key in keys if key in runs]
-            cells.append(spread(points(runs, keys, lambda run: run["test"]["accuracy"])))
+            cells.append(spread(points(runs, keys, accuracy)))
         if not found:
             continue
         trained = [run for run in found if "trained_parameters" in run]
@@ -76,16 +80,19 @@ def rates_table(runs: Runs, backbone: str) -> str:
 
 def shift_table(runs: Runs, backbone: str) -> str:
     """Test accuracy at home and on data that the prompt was not tuned on."""
-    body = []
+    body: list[list[str]] = []
     for name in CARRIED:
         keys = [f"{backbone}/{HOME}/{name}/{seed}" for seed in SEEDS]
         if any(key in runs for key in keys):
-            home = spread(points(runs, keys, lambda run: run["test"]["accuracy"]))
+            home = spread(points(runs, keys, accuracy))
             away = [
                 spread(points(runs, keys, lambda run, other=other: run["abroad"][other]["accuracy"]))  # type: ignore[misc]
                 for other in ABROAD
             ]
             body.append([name, home, *away])
+    if body:
+        always = (points(runs, [f"{data}/majority"], accuracy) for data in (HOME, *ABROAD))
+        body.insert(0, ["always the commonest label there", *map(spread, always)])
     return lines(
         ["tuned on hotels, tested on", "hotels", *(n.removeprefix("multiemo-") for n in ABROAD)], body
     )
@@ -107,7 +114,7 @@ def ensemble_table(runs: Runs, backbone: str) -> str:
 
 
 def ablation_table(runs: Runs, backbone: str) -> str:
-    """Validation accuracy of Prompt Tuning by length, start and steps."""
+    """Validation accuracy of Prompt Tuning by length, start and steps, and of DePT by its rates."""
     start = f"{backbone}/ablation/"
     kinds = dict.fromkeys(key.removeprefix(start).rsplit("/", 1)[0] for key in runs if key.startswith(start))
     body = []
@@ -126,7 +133,7 @@ def few_shot_table(runs: Runs, backbone: str) -> str:
         cells = []
         for k in (4, 16, 32):
             keys = [f"{backbone}/few-shot/{k}/{kind}/{seed}" for seed in SEEDS]
-            cells.append(spread(points(runs, keys, lambda run: run["test"]["accuracy"])))
+            cells.append(spread(points(runs, keys, accuracy)))
         body.append([label, *cells])
     return lines(["DePT, product reviews", "4 per class", "16", "32"], body)
 

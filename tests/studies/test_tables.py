@@ -34,6 +34,24 @@ def test_costs_are_there_as_means_and_as_medians(tmp_path: Path) -> None:
     assert results.time().total == 6 * 4.0
 
 
+def test_costs_of_several_conditions_are_not_averaged(tmp_path: Path) -> None:
+    numbers = {"few": 7700, "many": 3850}  # a head of twice as many classes
+    folder = made_up(
+        tmp_path,
+        lambda run: ended(run, 0.5, trained_parameters=numbers[run.cell["rows"]], cpu_seconds=run.seed),
+        axes=AXES | {"rows": {"few": {}, "many": {"recipe.batch_size": 4}}},
+        compare="method",
+        seeds=[0, 1, 5],
+    )
+    expected = {"few, short": "7,700", "few, long": "7,700", "many, short": "3,850", "many, long": "3,850"}
+    for name, seconds in (("costs.csv", "2"), ("costs-median.csv", "1")):
+        rows = written(folder, name)
+        assert {row[""]: row["trained parameters"] for row in rows} == expected
+        assert {row["CPU seconds"] for row in rows} == {seconds}
+    results = read_results(folder)
+    assert results.cost("short", "trained_parameters") == 5775  # a picture has a point for each line
+
+
 def test_the_paired_test_is_a_file_too(tmp_path: Path) -> None:
     def facts(run: Any) -> dict[str, Any]:
         gain = 0.1 + 0.01 * run.seed if run.cell["method"] == "short" else 0.0

@@ -40,8 +40,9 @@ from softprompt.studies.tables import (
 def write_report(folder: StudyFolder, output: Path) -> list[Path]:
     """Write index.html, runs.csv, confusions.csv, each plot as .svg and .png and each table as .csv, .md and .tex.
 
-    Tables are scores, comparisons (the paired test), costs (means), costs-median, choices (settings on validation), tasks
-    (classes that came in tasks), halves (base and new classes) and ensembles: those that the study has something for.
+    Tables are scores, comparisons (the paired test), costs (means, by condition), costs-median, choices (settings on
+    validation), tasks (classes that came in tasks), halves (base and new classes) and ensembles: those that the study has
+    something for.
     Returns what was written into `output`, the page first. Raises what `read_results` does, and OSError.
     """
     results = read_results(folder)
@@ -185,8 +186,9 @@ def _comparisons(results: StudyResults) -> str:
 
 def _costs(results: StudyResults) -> str:
     note = (
-        "Means over a line's runs, then medians, which one run on a busy machine does not move. Peak memory is how far the "
-        "process rose above where it stood before the run, with its backbone loaded; that of the process is all that it held."
+        "Means over a line's runs under a condition, then medians, which one run on a busy machine does not move. Peak memory "
+        "is how far the process rose above where it stood before the run, with its backbone loaded; that of the process is all "
+        "that it held."
     )
     means, medians = cost_table(results), cost_table(results, statistics.median)
     return f"<h2>Costs</h2>{table(means, 'Costs, means', note)}{table(medians, 'Costs, medians', 'Medians:')}"

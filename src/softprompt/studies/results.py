@@ -148,9 +148,11 @@ class StudyResults:
         """The tasks' main metrics: one, unless the study has tasks of several kinds."""
         return list(dict.fromkeys(result.metric for result in self.finals))
 
-    def cost(self, line: str, name: str, average: Average = statistics.fmean) -> float | None:
-        """The mean over a line's runs, or another average of them."""
-        found = [value for result in self.of(line) if (value := result.cost(name)) is not None]
+    def cost(
+        self, line: str, name: str, average: Average = statistics.fmean, condition: str | None = None
+    ) -> float | None:
+        """The mean over a line's runs, or another average of them; condition: of those under it alone."""
+        found = [value for result in self.of(line, condition) if (value := result.cost(name)) is not None]
         return average(found) if found else None
 
     def time(self) -> TimeSpent:

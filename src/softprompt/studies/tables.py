@@ -77,10 +77,20 @@ def confusion_table(results: StudyResults) -> Table:
 
 
 def cost_table(results: StudyResults, average: Average = statistics.fmean) -> Table:
-    """What a line's runs took, on average: their mean, or statistics.median, which one run on a busy machine does not move."""
+    """What a line's runs took, on average: their mean, or statistics.median, which one run on a busy machine does not move.
+
+    Where there are several conditions each has rows of its own: on another data set a head has other numbers, and an average
+    over both would be that of no run.
+    """
     names = [name for name in COSTS if any(results.cost(line, name) is not None for line in results.lines)]
+    several = len(results.conditions) > 1
     return ["", *(COSTS[name] for name in names)], [
-        [line, *(_number(results.cost(line, name, average)) for name in names)] for line in results.lines
+        [
+            _of(condition, line) if several else line,
+            *(_number(results.cost(line, name, average, condition)) for name in names),
+        ]
+        for condition, line in itertools.product(results.conditions, results.lines)
+        if results.of(line, condition)
     ]
 
 

@@ -1,0 +1,57 @@
+"""What the pages of results show is what the commands print that they name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from studies import dual_encoder, foundation, image_tables, language_tables
+from studies.language import ENCODER
+from studies.runs import Study
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+def table_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def page(name: str) -> list[str]:
+    return table_lines((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.real
+def test_the_tables_of_images_are_those_of_the_command() -> None:
+    assert page("images.md") == table_lines(image_tables.tables())
+
+
+@pytest.mark.parametrize("name", image_tables.STUDIES)
+def test_costs_of_images_are_those_of_the_runs(name: str) -> None:
+    for file, text in image_tables.costs(name).items():
+        assert (image_tables.FOUND / name / file).read_text(encoding="utf-8") == text
+
+
+def test_the_tables_of_dual_encoders_are_those_of_the_command() -> None:
+    first = 2 + len(dual_encoder.STYLES)  # the lines of examples/emoji_clip.py's table
+    found = table_lines(dual_encoder.tables(Study(RESULTS / "clip.json")))
+    assert page("clip.md")[first:] == found
+
+
+def test_the_tables_of_the_foundation_are_those_of_the_command() -> None:
+    runs = json.loads((RESULTS / "foundation.json").read_text(encoding="utf-8"))
+    assert page("foundation.md") == table_lines(f"{foundation.table(runs)}\n{foundation.grid_table(runs)}")
+
+
+def test_what_carries_over_to_other_reviews_is_what_the_command_prints() -> None:
+    runs = json.loads((RESULTS / "language-methods.json").read_text(encoding="utf-8"))
+    known = [cells(line)[1:] for line in page("language-methods.md")]  # there methods have other names
+    _, _, *body = language_tables.shift_table(runs, ENCODER).splitlines()
+    assert cells(body[0])[0] == "always the commonest label there"
+    for line in body:
+        assert cells(line)[1:] in known
