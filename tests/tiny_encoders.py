@@ -15,6 +15,7 @@ from transformers import (
     BertConfig,
     DebertaV2Config,
     DistilBertConfig,
+    EuroBertConfig,
     ModernBertConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -24,9 +25,9 @@ from transformers import (
 from transformers.models.modernbert import modeling_modernbert
 
 from softprompt.backbones.masked import MaskedBackbone
-from tests.tiny import POSITIONS, WINDOW, _trained_bpe
+from tests.tiny import POSITIONS, WINDOW, _prepared, _trained_bpe
 
-Encoder = Literal["bert", "roberta", "modernbert", "distilbert", "albert", "deberta-v2"]
+Encoder = Literal["bert", "roberta", "modernbert", "distilbert", "albert", "eurobert", "deberta-v2"]
 ENCODERS: tuple[Encoder, ...] = get_args(Encoder)
 """ALBERT's layers share their weights, DeBERTa's attention cannot be reached."""
 
@@ -65,18 +66,14 @@ def tiny_encoder(
     seed: int = 0,
 ) -> PreTrainedModel:
     """A random encoder in eval mode, with a head over words or without. d = 48, H = 4, two layers (ModernBERT three,
-    two of them with a window of WINDOW tokens to both sides)."""
+    two of them with a window of WINDOW tokens to both sides). EuroBERT has grouped queries (Hkv = 2) and D = 16, not d / H."""
     config = _config(architecture)
     config.tie_word_embeddings = tied
     auto = AutoModelForMaskedLM if head else AutoModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() == 1:  # biases start at 0 and norms at 1: a wrong one would not show
-                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model.to(dtype).eval()
+        return _prepared(model, dtype)
 
 
 def encoder_backbone(
@@ -118,6 +115,9 @@ def _config(architecture: Encoder) -> PreTrainedConfig:
             return DebertaV2Config(**common, **sizes, relative_attention=True, pos_att_type=["p2c", "c2p"])
         case "distilbert":
             return DistilBertConfig(**common, dim=48, n_heads=4, n_layers=2, hidden_dim=64)
+        case "eurobert":
+            grouped = {"num_key_value_heads": 2, "head_dim": 16}
+            return EuroBertConfig(**common, **sizes, **grouped, mask_token_id=vocabulary - 1)
         case "modernbert":
             return ModernBertConfig(
                 **common,

@@ -49,7 +49,7 @@ def evaluate(
     """The task's metrics of a model over rows with answers; encoded: the same rows, where they are encoded already."""
     encoded = [encoder.encode(row) for row in rows] if encoded is None else encoded
     predictions = encoder.predict(model, encoded, batch_size=batch_size, on_batch=on_batch)
-    metrics = task.evaluate(predictions, rows)
+    metrics = task.judge(encoder, predictions, rows)
     with torch.no_grad():
         return metrics | encoder.likelihood_metrics(model, encoded, batch_size=batch_size)
 

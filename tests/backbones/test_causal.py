@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from softprompt import SoftpromptWarning
 from softprompt.backbones.causal import CausalBackbone
 from softprompt.outputs import EncodedRow, PromptOutput
 from tests.naive import causal as naive
 from tests.tiny import ARCHITECTURES, WINDOW, tiny_causal_lm, tiny_tokenizer
 
 P = 5
+
+# In mistral every layer has a window, and some rows are longer than all of them reach.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.* attend to the last .* together they reach:softprompt.SoftpromptWarning"
+)
 
 
 def backbone_of(architecture: str, **settings: object) -> CausalBackbone:
@@ -221,6 +228,32 @@ def test_a_prompt_longer_than_the_sliding_window_does_what_the_model_does(archit
     assert (
         backbone.generate(rows, prompt, **options) == backbone.generate(rows, compiled, **options) == expected
     )
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_virtual_tokens_that_no_sliding_window_reaches_are_without_effect_and_a_warning(packed: bool) -> None:
+    backbone = backbone_of("mistral")
+    backbone = CausalBackbone(backbone.model, backbone.tokenizer, packed=packed)
+    tokens = virtual_tokens(backbone)
+    prompt = PromptOutput(tokens=tokens)
+    reach = 2 * (WINDOW - 1)  # of two layers
+    near = front(*range(20, 20 + reach), targets=((40, 41),))
+    far = front(*range(20, 20 + reach + 1), targets=((40, 41),))
+    (seen,) = torch.autograd.grad(backbone.score([near], prompt).logits[0].square().sum(), tokens)
+    assert seen[0, -1].abs().max() > 0
+    assert seen[0, :-1].abs().max() == 0
+    said = "2 of 2 layers attend to the last 8 tokens only: together they reach 14 tokens back"
+    with pytest.warns(SoftpromptWarning, match=said) as warned:
+        (lost,) = torch.autograd.grad(backbone.score([near, far, far], prompt).logits[2:].sum(), tokens)
+    assert lost.abs().max() == 0
+    assert len(warned) == 1
+    with pytest.warns(SoftpromptWarning, match=said):
+        backbone.compile([far], prompt)
+    # Read near its virtual tokens as well, without any, or through one layer that sees everything, nothing is lost.
+    backbone.states([replace(far, targets=(), read=(P, len(far.context) - 1))], prompt)
+    backbone.score([replace(far, context=far.context[P:])], prompt)
+    backbone_of("gemma3_text").score([far], prompt)
 
 
 @pytest.mark.parametrize("compile_first", [False, True])

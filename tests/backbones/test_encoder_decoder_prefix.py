@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import (
+    LEDConfig,
+    LEDForConditionalGeneration,
+    LongT5Config,
+    LongT5ForConditionalGeneration,
+    PreTrainedModel,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
+)
 
+from softprompt import PrefixTuning
 from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
 from tests.backbones.test_encoder_decoder import START, WORDS, assert_same, backbone_of, row, scored
 from tests.naive import seq2seq_prefix as naive
-from tests.tiny import SEQ2SEQ
+from tests.tiny import SEQ2SEQ, tiny_tokenizer
 
 P = 3
 ROWS = [
@@ -130,3 +142,47 @@ def test_a_prefix_of_another_depth_is_an_error() -> None:
     backbone = backbone_of("t5")
     with pytest.raises(ValueError, match="for 2 layers, this model takes 6"):
         backbone.score(ROWS, PromptOutput(prefix=prefix_of(backbone)[:2]))
+
+
+IDS = {
+    "vocab_size": 800,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 0,
+}
+T5_LIKE = {**IDS, "d_model": 48, "d_kv": 12, "num_heads": 4, "d_ff": 64, "num_layers": 2}
+
+
+def long_t5(attention: str) -> PreTrainedModel:
+    return LongT5ForConditionalGeneration(LongT5Config(**T5_LIKE, encoder_attention_type=attention))
+
+
+def led() -> PreTrainedModel:
+    sides = {
+        f"{side}_{name}": size
+        for side in ("encoder", "decoder")
+        for name, size in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 64))
+    }
+    return LEDForConditionalGeneration(LEDConfig(**IDS, **sides, d_model=48, attention_window=8))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [partial(long_t5, "local"), partial(long_t5, "transient-global"), led],
+    ids=["local", "global", "led"],
+)
+def test_an_encoder_whose_attention_cannot_be_reached_takes_virtual_tokens_and_no_prefix(
+    model: Callable[[], PreTrainedModel],
+) -> None:
+    backbone = EncoderDecoderBackbone(model().eval(), tiny_tokenizer(closed=True), name="long")
+    assert backbone.spec.key_values == ()
+    assert "can be reached" in (PrefixTuning().unsupported(backbone.spec) or "")
+    prompt = PromptOutput(tokens=torch.randn(1, 2, 48))
+    assert backbone.score([EncodedRow((-1, -2, 20, 21, 2), ((40,),))], prompt).logits.shape == (1, 800)
+
+
+def test_a_mixture_of_experts_is_refused_when_it_is_loaded() -> None:
+    model = SwitchTransformersForConditionalGeneration(SwitchTransformersConfig(**T5_LIKE, num_experts=2))
+    with pytest.raises(ValueError, match=r"SwitchTransformers.* is a mixture of experts: .*without experts"):
+        EncoderDecoderBackbone(model, tiny_tokenizer(closed=True))

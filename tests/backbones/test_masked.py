@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import DynamicCache
 
-from softprompt.backbones._rows import RowsCall
+from softprompt.backbones._rows import RowsCall, rows_attention
 from softprompt.backbones._tree import build_tree
 from softprompt.backbones.masked import MaskedBackbone
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
@@ -181,6 +181,25 @@ def test_states_are_those_of_each_row_alone(architecture: Encoder) -> None:
 def test_no_states_are_asked_for_no_states_come(packed: bool) -> None:
     backbone = encoder_backbone(packed=packed)
     assert backbone.states([EncodedRow((CLS, 20))], PromptOutput()).shape == (0, 48)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_queries_that_share_a_key_value_head_see_what_each_sees_alone(window: int | None) -> None:
+    tree = build_tree(
+        [EncodedRow((CLS, 20, SEP)), EncodedRow((CLS, *range(20, 25), SEP))], [()], virtual_tokens=0
+    )
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((1, 4, 10, 6), (1, 2, 10, 6), (1, 2, 10, 6))  # H = 4, Hkv = 2
+    query, key, value = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    before = [torch.randn(1, 2, 3, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+    def attention(shared: int) -> Tensor:
+        k, v, *prefix = (x.repeat_interleave(shared, dim=1) for x in (key, value, *before))
+        call = RowsCall(tree, ((prefix[0], prefix[1]),), None)
+        module = nn.Identity()
+        return rows_attention(module, query, k, v, None, prompt_rows=call, sliding_window=window)[0]
+
+    assert_close(attention(1), attention(2), **CLOSE)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])

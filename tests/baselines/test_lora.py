@@ -35,7 +35,7 @@ def logits(model: Any) -> Tensor:
 
 def random_lora(architecture: Architecture, **settings: Any) -> Any:
     """PEFT's LoRA of a tiny model, none of its tensors zero."""
-    config = peft.LoraConfig(r=3, lora_alpha=5, task_type="CAUSAL_LM", **settings)
+    config = peft.LoraConfig(**{"r": 3, "lora_alpha": 5, "task_type": "CAUSAL_LM", **settings})
     model = peft.get_peft_model(tiny_causal_lm(architecture), config)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -51,6 +51,9 @@ def random_lora(architecture: Architecture, **settings: Any) -> Any:
         ("llama", {}),
         ("llama", {"target_modules": "all-linear", "use_rslora": True}),
         ("gpt2", {"fan_in_fan_out": True}),
+        ("llama", {"init_lora_weights": "gaussian"}),
+        ("llama", {"init_lora_weights": False, "lora_dropout": 0.5}),
+        ("llama", {"init_lora_weights": "orthogonal", "r": 4}),
     ],
 )
 def test_a_folder_of_peft_gives_its_logits(architecture: Architecture, settings: Any, tmp_path: Path) -> None:
@@ -97,6 +100,82 @@ def test_an_option_that_is_not_supported_is_named(tmp_path: Path) -> None:
     random_lora("llama", use_dora=True).save_pretrained(tmp_path / "dora")
     with pytest.raises(PromptFileError, match="use_dora=True is an option of PEFT that is not supported"):
         from_peft(tmp_path / "dora", tiny_backbone("llama"), TASK)
+
+
+def saved_config(folder: Path, **settings: Any) -> Path:
+    """A folder of plain LoRA in whose adapter_config.json these settings are written."""
+    random_lora("llama").save_pretrained(folder)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "olora"},
+        {"init_lora_weights": "corda"},
+        {"init_lora_weights": "loftq"},
+        {"init_lora_weights": "lora_ga"},
+        {"alora_invocation_tokens": [20, 21]},
+        {"kasa_config": {"beta": 1e-4}},
+        {"arrow_config": {"top_k": 3}},
+        {"monteclora_config": {"num_samples": 8}},
+        {"velora_config": {"num_groups": 2}},
+        {"use_qalora": True},
+        {"use_bdlora": {"nblocks": 2}},
+        {"lora_bias": True},
+        {"bias": "all"},
+        {"rank_pattern": {"q_proj": 2}},
+        {"layers_to_transform": [0]},
+        {"layers_to_transform": 0},
+        {"ensure_weight_tying": True},
+        {"what_peft_may_think_of_next": True},
+    ],
+    ids=lambda setting: "-".join(map(str, next(iter(setting.items()))))[:40],
+)
+def test_options_that_change_what_the_tensors_mean_are_refused_by_name(
+    setting: dict[str, Any], tmp_path: Path
+) -> None:
+    (name,) = setting
+    with pytest.raises(
+        PromptFileError, match=f"{name}=.* is an option of PEFT that is not supported; expected"
+    ):
+        from_peft(saved_config(tmp_path / "lora", **setting), tiny_backbone("llama"), TASK)
+
+
+def test_what_plain_lora_writes_in_this_peft_is_read(tmp_path: Path) -> None:
+    """Fails where a new PEFT has a setting that is on by default: whether it is harmless must be looked at then."""
+    settings = peft.LoraConfig(r=3, lora_alpha=5).to_dict() | {"target_modules": ["q_proj", "v_proj"]}
+    from_peft(saved_config(tmp_path / "lora", **settings), tiny_backbone("llama"), TASK)
+
+
+@pytest.mark.filterwarnings("ignore:PiSSA changes the base weights:UserWarning")
+def test_an_adapter_of_weights_that_pissa_changed_is_read_once_peft_has_converted_it(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=2, init_lora_weights="pissa", task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(tiny_causal_lm("llama", dtype=torch.float32), config)
+    theirs.save_pretrained(tmp_path / "start")
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter.mul_(1.5)
+    theirs.eval().save_pretrained(tmp_path / "lora")
+    backbone = tiny_backbone("llama")
+    said = "init_lora_weights='pissa'.* or save it again with path_initial_model_for_weight_conversion"
+    with pytest.raises(PromptFileError, match=said):
+        from_peft(tmp_path / "lora", backbone, TASK)
+
+    file = tmp_path / "lora" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": True}))
+    silent = from_peft(tmp_path / "lora", backbone, TASK)  # what it would be taken for
+    assert (logits(silent.backbone.model) - logits(theirs)).abs().max() > 1e-2
+
+    start = str(tmp_path / "start")
+    theirs.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=start)
+    read = from_peft(tmp_path / "plain", backbone, TASK)
+    assert_close(logits(read.backbone.model), logits(theirs).double(), rtol=0, atol=1e-3)
 
 
 def test_lora_of_another_model_is_refused(tmp_path: Path) -> None:

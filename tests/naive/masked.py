@@ -23,7 +23,7 @@ def states(
     prefix: Sequence[KeyValue] | None = None,
     types: Sequence[int] | None = None,
 ) -> Tensor:
-    """Last hidden states of one row, (T, d); `prefix` per layer (H, P, D) twice."""
+    """Last hidden states of one row, (T, d); `prefix` per layer (Hkv, P, D) twice."""
     return _run(model.base_model, model, atoms, tokens, offset, prefix, types).last_hidden_state[0]
 
 
@@ -64,7 +64,7 @@ def _run(
         inputs["token_type_ids"] = torch.tensor([types])
     if prefix is None:
         return part(**inputs)
-    embeddings = model.base_model.embeddings
+    embeddings = getattr(model.base_model, "embeddings", None)
     if hasattr(embeddings, "position_embeddings"):  # the prefix takes the first positions
         padding = embeddings.position_embeddings.padding_idx
         first = prefix[0][0].shape[1] + (0 if padding is None else padding + 1)
@@ -90,13 +90,18 @@ def _attention_behind(model: PreTrainedModel, prefix: Sequence[KeyValue]) -> Ite
     ) -> tuple[Tensor, None]:
         before_key, before_value = next(layers)
         length = query.shape[2]
-        scores = query @ torch.cat([before_key[None], key], 2).transpose(2, 3) * scaling
+        shared = query.shape[1] // key.shape[1]  # queries of each key-value head
+        keys, values = (
+            torch.cat([before[None], own], 2).repeat_interleave(shared, dim=1)
+            for before, own in ((before_key, key), (before_value, value))
+        )
+        scores = query @ keys.transpose(2, 3) * scaling
         window = others.get("sliding_window")
         for i in range(length):
             for j in range(length):
                 if window is not None and abs(i - j) >= window:
                     scores[:, :, i, before_key.shape[1] + j] = float("-inf")
-        out = scores.softmax(-1) @ torch.cat([before_value[None], value], 2)
+        out = scores.softmax(-1) @ values
         return out.transpose(1, 2), None
 
     AttentionInterface.register("naive_prefix", attention)

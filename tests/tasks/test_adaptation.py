@@ -6,7 +6,7 @@ import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -15,8 +15,10 @@ from transformers import ByT5Tokenizer
 import softprompt as sp
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
+from softprompt.binding import evaluate
 from softprompt.tasks import LanguageModeling, TextSetting
 from softprompt.tasks.adaptation import corrupt
+from tests.tasks.fake import FakeScorer
 from tests.tiny import Seq2Seq, tiny_causal_lm, tiny_seq2seq, tiny_tokenizer
 from tests.tiny_task import tiny_backbone
 
@@ -137,8 +139,15 @@ def test_answers_may_begin_with_a_sentinel() -> None:
     tokenizer = ByT5Tokenizer()
     sentinel = tokenizer.convert_tokens_to_ids("<extra_id_0>")
     written = sp.TextGeneration("{text}", target="<extra_id_0> {answer}")
-    row = written.bind(TextSetting(tokenizer, 1, closed=True)).encode({"text": "a", "answer": "b"})
-    assert row.targets[0][0] == sentinel
+    encoder = written.bind(TextSetting(tokenizer, 1, closed=True))
+    row = {"text": "a", "answer": "b c"}
+    encoded = encoder.encode(row)
+    assert encoded.targets[0][0] == sentinel
+    # The reference itself, generated: a prediction is read without the sentinel, and so is what it is compared with.
+    model = FakeScorer(len(tokenizer), {encoded.context: list(encoded.targets[0])})
+    assert encoder.predict(model, [encoded]) == ["b c"]
+    metrics = evaluate(cast(Any, model), written, encoder, [row])
+    assert metrics["exact_match"] == metrics["rouge_l"] == 1.0
 
 
 def test_label_words_may_begin_with_a_sentinel_and_prompts_learn_them() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torchmetrics.functional.regression import pearson_corrcoef, spearman_corrcoef
@@ -48,10 +51,39 @@ def test_a_constant_number_correlates_with_nothing() -> None:
         ("I-PER I-PER O I-LOC", {("PER", 0, 2), ("LOC", 3, 4)}),  # IOB1
         ("NOUN VERB", set()),
         ("B-A-B I-A-B", {("A-B", 0, 2)}),
+        ("S-PER B-LOC I-LOC E-LOC O", {("PER", 0, 1), ("LOC", 1, 4)}),  # IOBES
+        ("U-PER B-LOC I-LOC L-LOC O", {("PER", 0, 1), ("LOC", 1, 4)}),  # BILOU
+        ("B-PER E-PER E-PER", {("PER", 0, 2), ("PER", 2, 3)}),
+        ("I-PER S-PER I-PER E-LOC", {("PER", 0, 1), ("PER", 1, 2), ("PER", 2, 3), ("LOC", 3, 4)}),
+        ("S-NOUN-", {("NOUN-", 0, 1)}),
+        ("X-PER M-PER", set()),
     ],
 )
 def test_entities_of_a_row(tags: str, expected: set[tuple[str, int, int]]) -> None:
     assert entities(tags.split()) == expected
+
+
+def seqeval_s(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """seqeval 1.2's `get_entities`, rule by rule."""
+    found, start, before, kind_before = set(), 0, "O", ""
+    for i, tag in enumerate([*tags, "O"]):
+        mark, _, kind = tag.partition("-")
+        ends = before in ("E", "S") or (before in ("B", "I") and mark in ("B", "S", "O"))
+        if ends or (before != "O" and kind != kind_before):
+            found.add((kind_before, start, i))
+        begins = mark in ("B", "S") or (before in ("E", "S", "O") and mark in ("E", "I"))
+        if begins or (mark != "O" and kind != kind_before):
+            start = i
+        before, kind_before = mark, kind
+    return found
+
+
+@pytest.mark.parametrize("last", ["ES", "LU"])
+def test_entities_of_every_row_of_four_tags_are_those_of_seqeval(last: str) -> None:
+    known = ["O", *(f"{mark}-{kind}" for mark in "BIES" for kind in "XY")]
+    for tags in itertools.product(known, repeat=4):
+        renamed = [tag.replace("E-", f"{last[0]}-").replace("S-", f"{last[1]}-") for tag in tags]
+        assert entities(renamed) == seqeval_s(tags), tags
 
 
 def test_an_entity_counts_only_whole() -> None:

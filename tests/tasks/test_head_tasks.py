@@ -182,6 +182,9 @@ def test_words_and_tags_that_do_not_fit_are_said() -> None:
         encoder.encode({"words": ["a", "b"], "tags": ["O"]})
     with pytest.raises(ValueError, match="'B-ORG' is not among the tags"):
         encoder.encode({"words": ["a"], "tags": ["B-ORG"]})
+    TokenClassification(tags=["O", "B-PER", "I-PER", "E-PER", "S-PER"])
+    with pytest.raises(ValueError, match=r"'M-PER' stands beside entities.*convert the tags to IOB2"):
+        TokenClassification(tags=["O", "B-PER", "M-PER", "E-PER"])
     with pytest.raises(ValueError, match='need the tag "O"'):
         TokenClassification(tags=["B-PER", "I-PER"])
     with pytest.raises(ValueError, match="words"):

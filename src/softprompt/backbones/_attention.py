@@ -87,6 +87,19 @@ def of_parents(x: Tensor, parents: Tensor) -> Tensor:
     return x.index_select(1, parents)
 
 
+def group_queries(q: Tensor, ratio: int) -> Tensor:
+    """The R queries that share a key-value head one after the other as longer queries: keys need not be repeated.
+
+    (H, S, T, D) -> (Hkv, S, R*T, D)
+    """
+    return q.unflatten(0, (-1, ratio)).transpose(1, 2).flatten(2, 3)
+
+
+def ungroup_queries(x: Tensor, ratio: int) -> Tensor:
+    """The inverse, (Hkv, S, R*T, D) -> (H, S, T, D)."""
+    return x.unflatten(2, (ratio, -1)).transpose(1, 2).flatten(0, 1)
+
+
 def prefix_grid(prefix: Tensor) -> Tensor:
     return prefix.transpose(0, 1)  # (G, Hkv, P, D) -> (Hkv, G, P, D)
 
@@ -170,8 +183,7 @@ def tree_attention(
         raise NotImplementedError("attention sinks and position biases are not known to the packed attention")
     tree = prompt_tree.tree
     prompt_tree.windows_seen.append(sliding_window)
-    heads, kv_heads = query.shape[1], key.shape[1]
-    ratio = heads // kv_heads
+    ratio = query.shape[1] // key.shape[1]
     sizes = [level.tokens for level in tree.levels]
     masks = prompt_tree.masks(sliding_window, ratio, query.dtype)
     above: tuple[Tensor, Tensor] | None = None
@@ -191,11 +203,8 @@ def tree_attention(
             k = torch.cat([of_parents(above[0], parents), k], dim=2)  # (Hkv, S, K, D)
             v = torch.cat([of_parents(above[1], parents), v], dim=2)
         above = k, v
-        # The R queries that share a key-value head stand one after the other as longer queries: keys are not repeated.
-        q = q.view(kv_heads, ratio, *q.shape[1:]).transpose(1, 2).flatten(2, 3)  # (Hkv, S, R*T, D)
-        out = attend(q, k, v, mask, scaling, softcap)
-        out = out.unflatten(2, (ratio, level.width)).transpose(1, 2).flatten(0, 1)  # (H, S, T, D)
-        outputs.append(from_grid(out, level))
+        out = attend(group_queries(q, ratio), k, v, mask, scaling, softcap)
+        outputs.append(from_grid(ungroup_queries(out, ratio), level))
     merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)  # (H, N, D)
     return merged.transpose(0, 1)[None], None
 

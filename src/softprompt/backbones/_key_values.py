@@ -55,23 +55,56 @@ def prefix_cache(model: PreTrainedModel, prompt: PromptOutput, which: int, rows:
 
 
 def warn_of_windows(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> None:
-    """Warn where a row behind a prefix outgrows a sliding window: its end no longer sees the prefix's beginning."""
+    """Warn of the first row whose end does not see all of its prefix, or nothing at all of its virtual tokens.
+
+    A layer with a sliding window hands states on by so many places less one: what stands further back than all layers
+    together reach has no effect, and no gradient.
+    """
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     windowed = sum(kind == "sliding_attention" for kind in kinds)
-    if prompt.prefix is None or not window or not windowed:
+    if not window or not windowed:
         return
+    said = None
+    if prompt.prefix is not None:
+        said = _cut_off_prefix(rows, prompt, window)
+    if said is None and prompt.tokens is not None and windowed == len(kinds):
+        said = _lost_tokens(rows, windowed * (window - 1))
+    if said is not None:
+        warnings.warn(
+            f"{windowed} of {len(kinds)} layers attend to the last {window} tokens only: {said}",
+            SoftpromptWarning,
+            stacklevel=4,
+        )
+
+
+def _cut_off_prefix(rows: Sequence[EncodedRow], prompt: PromptOutput, window: int) -> str | None:
+    """What to say of the first row that outgrows a window together with its prefix."""
+    assert prompt.prefix is not None
     key = prompt.prefix[0][0]
     lengths = [key.shape[2]] * key.shape[0] if prompt.lengths is None else prompt.lengths.tolist()
     for row in rows:
         before = lengths[row.prompt]
         answer = max(map(len, row.targets), default=1) - 1
         if before and before + len(row.context) + answer > window:
-            warnings.warn(
-                f"{windowed} of {len(kinds)} layers attend to the last {window} tokens only: in long rows they do not "
-                f"see all of a prefix of {before} positions. Use a shorter prefix or shorter rows (max_tokens)",
-                SoftpromptWarning,
-                stacklevel=4,
+            return (
+                f"in long rows they do not see all of a prefix of {before} positions. Use a shorter prefix or shorter rows"
+                " (max_tokens)"
             )
-            return
+    return None
+
+
+def _lost_tokens(rows: Sequence[EncodedRow], reach: int) -> str | None:
+    """What to say of the first row that is read only where none of its virtual tokens is within reach."""
+    for row in rows:
+        if len(row.context) <= reach + 1:  # nothing in it is further apart
+            continue
+        soft = [place for place, atom in enumerate(row.context) if atom < 0]
+        read = row.read or (len(row.context) - 1,)
+        if soft and not any(0 <= place - s <= reach for place in read for s in soft):
+            return (
+                f"together they reach {reach} tokens back, and in long rows all virtual tokens stand further back and are"
+                " without effect. Put {soft} nearer to the end of the template, or use shorter rows (max_tokens)"
+            )
+    return None

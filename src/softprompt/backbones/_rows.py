@@ -3,7 +3,8 @@
 Linear layers and norms see each token once and no padding; only attention works on a padded grid, where padding is
 masked. Nothing of a prompt is shared but its key-value prefix: what a virtual token becomes depends on its row.
 
-Letters: N packed tokens, S rows, T tokens of the longest, P positions of the longest prefix; H, D, d as everywhere.
+Letters: N packed tokens, S rows, T tokens of the longest, P positions of the longest prefix, R = H / Hkv; H, Hkv, D, d as
+everywhere.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from softprompt.backbones._attention import (
     attend,
     attention_implementation,
     from_grid,
+    group_queries,
     of_parents,
     prefix_grid,
     to_grid,
+    ungroup_queries,
 )
 from softprompt.backbones._checkpointing import checkpointed_layers
 from softprompt.backbones._last_layer import last_layer_only_at
@@ -56,7 +59,7 @@ class RowsCall:
         self.lengths = lengths
         self.key_values: list[KeyValue] | None = [] if keep else None
         self.layers: list[int] = []  # attention modules, in the order of the layers
-        self._masks: dict[tuple[int | None, torch.dtype], Tensor | None] = {}
+        self._masks: dict[tuple[int | None, int, torch.dtype], Tensor | None] = {}
 
     def number(self, module: nn.Module) -> int:
         """The layer that `module` is the attention of. Not all models tell, but they all run in order."""
@@ -70,11 +73,13 @@ class RowsCall:
             )
         return self.layers.index(id(module))  # the layer is recomputed in backward
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """Additive mask (1, S, T, P + T) or, without windows, (1, S, 1, P + T); None where every key is seen."""
-        key = (window, dtype)
+    def mask(self, window: int | None, ratio: int, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask (1, S, R*T, P + T) or, without windows, (1, S, 1, P + T); None where every key is seen."""
+        key = (window, ratio, dtype)
         if key not in self._masks:
-            self._masks[key] = self._mask(window, dtype)
+            mask = self._mask(window, dtype)
+            # Each of the R queries that share a key-value head has the same window.
+            self._masks[key] = mask if mask is None or window is None else mask.repeat(1, 1, ratio, 1)
         return self._masks[key]
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
@@ -116,7 +121,7 @@ def rows_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query, key and value (1, H, N, D) -> (1, N, H, D): each row attends to its prefix and to itself.
+    """query (1, H, N, D), key and value (1, Hkv, N, D) -> (1, N, H, D): each row attends to its prefix and to itself.
 
     A token sees those less than `sliding_window` away, which is how transformers' bidirectional layers write it.
     """
@@ -126,16 +131,17 @@ def rows_attention(
     number = call.number(module)
     if call.key_values is not None:
         call.key_values.append((key, value))
-    q, k, v = (to_grid(x[0], level) for x in (query, key, value))  # (H, S, T, D)
+    q, k, v = (to_grid(x[0], level) for x in (query, key, value))  # (H, S, T, D), (Hkv, S, T, D) twice
     if call.prefix is not None:
         before = (
             prefix_grid(part.to(k.dtype)) for part in call.prefix[number]
-        )  # (G, H, P, D) -> (H, G, P, D)
+        )  # (G, Hkv, P, D) -> (Hkv, G, P, D)
         k, v = (
             torch.cat([of_parents(p, level.prompts), x], dim=2) for p, x in zip(before, (k, v), strict=True)
         )
-    out = attend(q, k, v, call.mask(sliding_window, q.dtype), scaling, softcap)
-    return from_grid(out, level).transpose(0, 1)[None], None
+    ratio = q.shape[0] // k.shape[0]
+    out = attend(group_queries(q, ratio), k, v, call.mask(sliding_window, ratio, q.dtype), scaling, softcap)
+    return from_grid(ungroup_queries(out, ratio), level).transpose(0, 1)[None], None
 
 
 def rows_implementation(model: PreTrainedModel) -> AbstractContextManager[None]:
@@ -181,7 +187,7 @@ class Encoder:
 
     @torch.no_grad()
     def key_values(self, ids: Sequence[int]) -> tuple[KeyValue, ...]:
-        """Keys and values that the model computes for a text of these tokens alone, per layer (1, H, n, D) float32."""
+        """Keys and values that the model computes for a text of these tokens alone, per layer (1, Hkv, n, D) float32."""
         rows = [EncodedRow(tuple(ids))]
         tree = self._pack(rows, PromptOutput())
         call = RowsCall(tree, None, None, keep=True)

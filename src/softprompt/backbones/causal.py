@@ -130,7 +130,8 @@ class CausalBackbone:
         """Logits of the positions that predict target tokens, each once. Differentiable in the prompt.
 
         Raises ValueError for virtual tokens that a prompt does not have, and for rows that do not begin with a
-        compiled prompt. Warns where a sliding window does not reach back to the beginning of a key-value prefix.
+        compiled prompt. Warns where sliding windows do not reach back to the beginning of a key-value prefix, or to any
+        virtual token.
         """
         heads, plain = split_prompt(rows, prompt)
         if heads is None:

@@ -53,6 +53,11 @@ class EncoderDecoderBackbone:
         name: str | None = None,
         packed: bool | None = None,
     ) -> None:
+        if getattr(model.config, "num_experts", None):
+            raise ValueError(
+                f"{type(model).__name__} is a mixture of experts: transformers does not run its decoder on encoder states"
+                " alone, as all rows and answers are run here; take an encoder-decoder without experts, such as T5"
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
@@ -108,20 +113,20 @@ class EncoderDecoderBackbone:
         vocabulary, width = self.table.shape
         sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
         limits = ("max_target_positions",) if self.speech else ("max_position_embeddings",)
-        places = _places(self.model)
+        shapes = self._key_value_shapes()
         return BackboneSpec(
             name=self.name,
             family=self.family,
             width=width,
             vocabulary=vocabulary,
-            key_values=tuple(_heads(config, place) for place in places),
+            key_values=shapes,
             positions=next((n for name in limits if (n := getattr(config, name, None))), None),
             embedding_std=embed(sample).std().item(),
             embed=embed,
             tokenize=tokenize,
             special_ids=special_ids(self.tokenizer),
-            places=places,
-            key_values_of=None if self.speech else self._key_values_of,
+            places=self._runner.places,
+            key_values_of=self._key_values_of if shapes and not self.speech else None,
             closed=not self.speech,
             prefix_counts=self.speech,
             read_media=partial(spectrogram, config=config) if self.speech else None,
@@ -173,6 +178,20 @@ class EncoderDecoderBackbone:
         """
         return generation.generate(self._runner, self.tokenizer, rows, _plain(prompt), options)
 
+    def _key_value_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(H, D) at each place of a prefix, read off what one token leaves behind there; a speech model's off the config.
+
+        Empty where an encoder's attention cannot be reached (LongT5, LED): no prefix can stand in front of it.
+        """
+        places = self._runner.places
+        if self.speech:
+            return tuple(_heads(self.model.config, place) for place in places)
+        try:
+            found = self._key_values_of(torch.zeros(1, dtype=torch.long))
+        except (TypeError, NotImplementedError, AttributeError, RuntimeError, ValueError, KeyError):
+            return ()
+        return tuple((keys.shape[1], keys.shape[3]) for keys, _ in found) if len(found) == len(places) else ()
+
     @torch.no_grad()
     def _key_values_of(self, ids: Tensor) -> tuple[KeyValue, ...]:
         """See BackboneSpec: the text is what the encoder reads and what the decoder begins with."""
@@ -203,10 +222,9 @@ def _places(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _heads(config: Any, place: str) -> tuple[int, int]:
-    """(H, D) of the attention at a place."""
-    side = "encoder" if place == "encoder" else "decoder"
-    heads = getattr(config, f"{side}_attention_heads", None) or config.num_heads
-    return heads, getattr(config, "d_kv", None) or config.d_model // heads
+    """(H, D) of the attention at a place in Whisper."""
+    heads = config.encoder_attention_heads if place == "encoder" else config.decoder_attention_heads
+    return heads, config.d_model // heads
 
 
 def _stem(model: PreTrainedModel) -> Atoms:

@@ -98,9 +98,10 @@ class MaskedBackbone:
         vocabulary, width = self.table.shape
         sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
         shapes: tuple[tuple[int, int], ...] = ()
-        if self.packed:  # a model without attention has none to count
-            heads = config.num_attention_heads
-            shapes = ((heads, config.hidden_size // heads),) * config.num_hidden_layers
+        if self.packed:
+            # Read off what one token leaves behind, for configs name these numbers in many ways; it is not worth compiling for.
+            plain = replace(self._encoder, forward=self._encoder.trunk)
+            shapes = tuple((key.shape[1], key.shape[3]) for key, _ in plain.key_values([0]))
         return BackboneSpec(
             name=self.name,
             family=self.family,

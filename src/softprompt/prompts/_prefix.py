@@ -224,7 +224,5 @@ def own_scale(spec: BackboneSpec) -> Tensor:
 def unsupported_prefix(spec: BackboneSpec) -> str | None:
     """Why no key-value prefix is defined on a backbone; None where one is."""
     if not spec.key_values:
-        return (
-            "not every layer of it keeps keys and values of its own, which a prefix could stand in front of"
-        )
+        return "not every layer of it keeps keys and values of its own that can be reached for a prefix to stand in front of"
     return None

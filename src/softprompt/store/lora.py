@@ -21,18 +21,21 @@ from softprompt.store.errors import PromptFileError
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what PEFT calls the model inside of its own
 
-# Settings of PEFT that change what the tensors mean; a folder with any other value of them is not read.
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "use_dora": (None, False),
+# Settings of PEFT that are read here, or that leave the logits of a finished adapter as they are. Any other one must be
+# off: PEFT grows options with every release, and most change what the tensors mean (DoRA, KaSA), which tokens or layers
+# they act on (aLoRA, patterns), or what they are added to.
+_KNOWN = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("r", "lora_alpha", "target_modules", "use_rslora", "fan_in_fan_out", "inference_mode", "lora_dropout"),
+    # Nothing without the option that they belong to.
+    *("megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+}
+_OFF: tuple[Any, ...] = (None, False, {}, [])
+_ALLOWED: dict[str, tuple[Any, ...]] = {
     "bias": (None, "none"),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "modules_to_save": (None, []),
-    "layers_to_transform": (None,),
-    "layer_replication": (None,),
-    "trainable_token_indices": (None,),
-    "target_parameters": (None, []),
-    "exclude_modules": (None, []),
+    # Where low-rank tensors start. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take what they start with out of the
+    # model's own weights: the adapter is of those changed weights, which the folder does not hold.
+    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal", "mica"),
 }
 
 
@@ -69,7 +72,7 @@ def read_lora(folder: str | Path, backbone: Backbone) -> tuple[LoRA, Backbone]:
     """LoRA that PEFT, or `write_lora`, wrote: its settings, and a copy of the backbone with its tensors in it.
 
     Raises PromptFileError for files that cannot be read, options that are not supported here (DoRA, patterns, whole
-    modules), and tensors that do not fit the backbone.
+    modules, starts that change the model's own weights), and tensors that do not fit the backbone.
     """
     folder = standing(Path(folder))
     try:
@@ -77,11 +80,7 @@ def read_lora(folder: str | Path, backbone: Backbone) -> tuple[LoRA, Backbone]:
         tensors = safetensors.torch.load((folder / _TENSORS).read_bytes())
     except (OSError, SafetensorError) as error:
         raise PromptFileError(f"{folder} does not hold LoRA that can be read: {error}") from error
-    for key, allowed in _PLAIN.items():
-        if config.get(key) not in allowed:
-            raise PromptFileError(
-                f"{folder}: {key}={config[key]!r} is an option of PEFT that is not supported"
-            )
+    _check_options(config, folder)
     targets = config.get("target_modules")
     try:
         method = LoRA(
@@ -107,6 +106,25 @@ def read_lora(folder: str | Path, backbone: Backbone) -> tuple[LoRA, Backbone]:
                 )
             parameter.copy_(tensors[name])
     return method, prepared
+
+
+def _check_options(config: Mapping[str, Any], folder: Path) -> None:
+    """Raises PromptFileError for a setting with which the tensors would not be plain LoRA of the model as it is."""
+    for key, value in config.items():
+        if key in _KNOWN or _is_any_of(value, _ALLOWED.get(key, _OFF)):
+            continue
+        remedy = "merge it into its model with PEFT's merge_and_unload and load that as the backbone"
+        if key == "init_lora_weights":
+            remedy += ", or save it again with path_initial_model_for_weight_conversion"
+        raise PromptFileError(
+            f"{folder}: {key}={value!r} is an option of PEFT that is not supported; expected plain LoRA of the model's own"
+            f" weights: {remedy}"
+        )
+
+
+def _is_any_of(value: Any, allowed: tuple[Any, ...]) -> bool:
+    """Equality alone takes 0, a layer's number, for False."""
+    return any(type(value) is type(one) and value == one for one in allowed)
 
 
 def _peft_names(backbone: Backbone) -> dict[str, nn.Parameter]:

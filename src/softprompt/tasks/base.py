@@ -115,6 +115,10 @@ class Task(ABC):
     def evaluate(self, predictions: Sequence[Any], rows: Sequence[Row]) -> dict[str, Any]:
         """Metrics over predictions and the rows they are for; scalars by name, and what the task adds (confusion)."""
 
+    def judge(self, encoder: TaskEncoder, predictions: Sequence[Any], rows: Sequence[Row]) -> dict[str, Any]:
+        """`evaluate` of what this encoder predicted, for tasks whose right answers depend on its tokenizer; else the same."""
+        return self.evaluate(predictions, rows)
+
     def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
         """What makes it doubtful that anything was learned, a sentence each, after training; usually nothing.
 

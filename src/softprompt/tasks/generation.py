@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softprompt.data import by_length
 from softprompt.outputs import EncodedRow, TargetLogits
-from softprompt.tasks.base import Row, Scorer, Task, TextSetting
+from softprompt.tasks.base import Row, Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.columns import check_columns, read_fields, read_media
 from softprompt.tasks.metrics import generation_metrics
 from softprompt.tasks.template import Bos, BoundTemplate, Soft, Template, tokenize
@@ -81,8 +81,16 @@ class TextGeneration(Task):
         return TextGenerationEncoder(self, setting, template, Template.parse(self.target))
 
     def evaluate(self, predictions: Sequence[str], rows: Sequence[Row]) -> dict[str, Any]:
-        """See `generation_metrics`. Perplexity needs the model: `TextGenerationEncoder.perplexity`."""
+        """See `generation_metrics`. Perplexity needs the model: `TextGenerationEncoder.perplexity`.
+
+        A reference counts as it is written, special tokens included; `judge` knows the tokenizer and leaves them out.
+        """
         return generation_metrics(predictions, [self._reference(row).strip() for row in rows])
+
+    def judge(self, encoder: TaskEncoder, predictions: Sequence[str], rows: Sequence[Row]) -> dict[str, Any]:
+        """`evaluate` against references that are read as predictions are: without special tokens (T5's sentinels)."""
+        assert isinstance(encoder, TextGenerationEncoder)
+        return generation_metrics(predictions, [encoder.reference(row) for row in rows])
 
     def render(self, row: Row, *, answer: bool = True) -> str:
         """The row as text, literals exactly as written, then its reference (without the end mark)."""
@@ -119,8 +127,18 @@ class TextGenerationEncoder:
         media = read_media(row, self.task.media, self.task.columns, self.setting)
         return EncodedRow(context, targets, 0 if answer else None, media=media)
 
+    def reference(self, row: Row) -> str:
+        """The right answer of a row as `predict` reads it: stripped, and without the tokenizer's special tokens."""
+        text = self._written(row)
+        for token in self.setting.tokenizer.all_special_tokens:
+            text = text.replace(token, "")
+        return text.strip()
+
+    def _written(self, row: Row) -> str:
+        return self.target.fill(read_fields(row, self.target.fields, self.task.columns))
+
     def _target(self, row: Row) -> tuple[int, ...]:
-        text = self.target.fill(read_fields(row, self.target.fields, self.task.columns))
+        text = self._written(row)
         if (end := self.task.end_text) is not None:
             if end in text:
                 raise ValueError(

@@ -11,6 +11,9 @@ from typing import Any
 
 OUTSIDE = "O"
 """The tag of words that are in no entity."""
+ENTITY_MARKS = ("B", "I", "E", "S", "L", "U")
+"""What the tag of a word in an entity begins with: begin, inside, end and single (IOBES), or last and unit (BILOU)."""
+_FIRST, _LAST = ("B", "S", "U"), ("E", "S", "L", "U")
 
 
 def classification_metrics(
@@ -88,19 +91,24 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Entities of a row of IOB tags: type, first word, one behind the last.
+    """Entities of a row of tags: type, first word, one behind the last. IOB, IOBES and BILOU, as seqeval counts by default.
 
-    One begins at a B, and at an I that continues no entity of its type (IOB1, and predictions that forget the B).
+    One begins at a B, S or U, and at an I, E or L that continues no entity of its type (IOB1, and predictions that forget
+    the B). It ends with an E, S, L or U, and before a word that does not continue it.
     """
     found: set[tuple[str, int, int]] = set()
     kind, start = "", 0
     for i, tag in enumerate([*tags, OUTSIDE]):
         mark, _, name = tag.partition("-")
-        if kind and (mark != "I" or name != kind):
+        inside = name if mark in ENTITY_MARKS else ""
+        if kind and (mark in _FIRST or inside != kind):
             found.add((kind, start, i))
             kind = ""
-        if mark in ("B", "I") and name and not kind:
-            kind, start = name, i
+        if inside and not kind:
+            kind, start = inside, i
+        if kind and mark in _LAST:
+            found.add((kind, start, i + 1))
+            kind = ""
     return found
 
 

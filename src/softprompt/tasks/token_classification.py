@@ -20,7 +20,7 @@ from softprompt.tasks.alignment import align, check_alignable
 from softprompt.tasks.base import Row, Scorer, Task, TextSetting
 from softprompt.tasks.columns import check_columns, read_column, read_fields
 from softprompt.tasks.labels import label_names
-from softprompt.tasks.metrics import OUTSIDE, tag_metrics
+from softprompt.tasks.metrics import ENTITY_MARKS, OUTSIDE, tag_metrics
 from softprompt.tasks.reading import check_answered, outputs_of, split_outputs
 from softprompt.tasks.template import BoundTemplate, Template
 
@@ -42,7 +42,8 @@ class TokenClassification(Task):
     main_metric: ClassVar[str] = "f1"
 
     tags: Sequence[str]
-    """The tags; their order is that of the head's outputs. Entities are written B-TYPE, I-TYPE and O (IOB)."""
+    """The tags; their order is that of the head's outputs. Entities are written B-TYPE, I-TYPE and O
+    (IOB), also with E- and S- (IOBES) or L- and U- (BILOU)."""
     template: str = "{words}"
     """The row as text; {words} stands for the words."""
     tag_column: str = "tags"
@@ -61,11 +62,23 @@ class TokenClassification(Task):
         check_columns(self.columns, [*template.fields, self.tag_column])
         if len(self.tags) < 2:
             raise ValueError(f"tags are {list(self.tags)}: two or more are needed")
-        if any(re.match("[BI]-", tag) for tag in self.tags) and OUTSIDE not in self.tags:
+        self._check_entities()
+        return self
+
+    def _check_entities(self) -> None:
+        """Raises ValueError where there are entities, and tags beside them that are not counted as such."""
+        marks = {tag: tag.partition("-")[0] for tag in self.tags if re.match("[A-Z]-", tag)}
+        if not {"B", "I"} & set(marks.values()):
+            return
+        if OUTSIDE not in self.tags:
             raise ValueError(
                 f'tags are {list(self.tags)}: entities need the tag "O" for words that are in none'
             )
-        return self
+        if unknown := [tag for tag, mark in marks.items() if mark not in ENTITY_MARKS]:
+            raise ValueError(
+                f"tag {unknown[0]!r} stands beside entities and says neither where one begins nor where it ends: known are"
+                f" {', '.join(f'{mark}-' for mark in ENTITY_MARKS)} and {OUTSIDE}; convert the tags to IOB2 (B-TYPE, I-TYPE, O)"
+            )
 
     @property
     def fields(self) -> tuple[str, ...]:
