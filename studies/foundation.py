@@ -290,6 +290,19 @@ def grid_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def wider_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Validation accuracy of the rates that 200 rows could not tell apart, over more rows and all seeds."""
+    lines = [f"| learning rate / table's std | {WIDER_ON}, {WIDER:,} rows |", "|---|---:|"]
+    for factor in GRID:
+        keys = [f"{WIDER_ON}/wider/{factor}/{seed}" for seed in SEEDS]
+        found = [100 * runs[key]["validation"]["accuracy"] for key in keys if key in runs]
+        if found:
+            spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+            label = f"{factor}{' (default)' if factor == DEFAULT else ''}"
+            lines.append(f"| {label} | {statistics.mean(found):.1f}{spread} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -305,6 +318,7 @@ def main() -> None:
     run_all(study, backbone, arguments.only)
     print(table(study.runs))
     print(grid_table(study.runs))
+    print(wider_table(study.runs))
 
 
 if __name__ == "__main__":
