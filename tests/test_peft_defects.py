@@ -41,7 +41,7 @@ def test_every_test_that_the_page_names_exists() -> None:
     assert numbers == list(range(1, 41))
 
 
-@pytest.mark.parametrize("option", ["assistant_model", "prompt_lookup_num_tokens", "cache_implementation"])
+@pytest.mark.parametrize("option", ["assistant_model", "prompt_lookup_num_tokens"])
 def test_what_cannot_run_behind_a_prompt_is_refused_by_name(option: str) -> None:
     prompt = PromptOutput(tokens=torch.zeros(1, 1, 48).double())
     for backbone in (tiny_backbone(), backbone_of("t5")):
