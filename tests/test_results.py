@@ -37,6 +37,11 @@ def test_costs_of_images_are_those_of_the_runs(name: str) -> None:
         assert (image_tables.FOUND / name / file).read_text(encoding="utf-8") == text
 
 
+def test_the_scores_by_size_are_those_of_the_report() -> None:
+    report = (RESULTS / "scale" / "scores.md").read_text(encoding="utf-8")
+    assert page("scale.md")[: len(table_lines(report))] == table_lines(report)
+
+
 def test_the_tables_of_dual_encoders_are_those_of_the_command() -> None:
     first = 2 + len(dual_encoder.STYLES)  # the lines of examples/emoji_clip.py's table
     found = table_lines(dual_encoder.tables(Study(RESULTS / "clip.json")))
