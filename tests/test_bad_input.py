@@ -48,7 +48,7 @@ def untrained(task: TextClassification = TASK, length: int = 3, **settings: Any)
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("rows.csv", b"", "rows.csv is empty (0 bytes)"),
+        ("rows.csv", b"", "rows.csv is empty (0 bytes), expected rows with named columns: write it again"),
         ("rows.csv", b"text,label\n", "rows.csv has no rows under its header"),
         ("rows.csv", "text,label\nGefühl,pos\n".encode("latin-1"), "is not utf-8: byte 0xfc at position 14"),
         ("rows.csv", b"text,label\nfilm\n", "line 2: 1 cells under 2 columns ['text', 'label']"),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from studies import dual_encoder, foundation, image_tables, language_tables
+from studies.bits_per_byte import bits_per_byte
 from studies.language import ENCODER
 from studies.runs import Study
+from tests.tiny_task import tiny_backbone
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
@@ -61,3 +65,14 @@ def test_what_carries_over_to_other_reviews_is_what_the_command_prints() -> None
     assert cells(body[0])[0] == "always the commonest label there"
     for line in body:
         assert cells(line)[1:] in known
+
+
+def test_bits_a_byte_of_a_model_that_knows_nothing_are_those_of_its_vocabulary() -> None:
+    backbone = tiny_backbone()
+    for parameter in backbone.model.parameters():  # all logits 0: each token has log2(V) bits
+        torch.nn.init.zeros_(parameter)
+    texts = ["good film", "a bad story of a film"]
+    ids = [backbone.tokenizer(text, add_special_tokens=False)["input_ids"][1:] for text in texts]
+    length = sum(len(backbone.tokenizer.decode(row).encode()) for row in ids)
+    bits = sum(map(len, ids)) * math.log2(backbone.spec.vocabulary)
+    assert bits_per_byte(backbone, texts) == pytest.approx(bits / length)

@@ -96,7 +96,9 @@ def _from_file(path: Path, encoding: str) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"there is no file {path}" + (f"; did you mean {near[0]!r}?" if near else ""))
     content = path.read_bytes()
     if not content:
-        raise ValueError(f"{path} is empty (0 bytes)")
+        raise ValueError(
+            f"{path} is empty (0 bytes), expected rows with named columns: write it again, or name another file"
+        )
     rows = _READERS[path.suffix](path, content, encoding)
     if not rows:
         raise ValueError(
