@@ -105,10 +105,12 @@ def _train(
         )
     except TrainingDiverged as error:
         if process.is_main_process:
-            error.last_good.save(folder.last_good, overwrite=True)
-            error.add_note(
-                f"they are saved in {folder.last_good}; to train with other settings give --no-resume or another --output"
-            )
+            try:
+                error.last_good.save(folder.last_good, overwrite=True)
+                error.add_note(f"they are saved in {folder.last_good}")
+            except (OSError, ValueError) as failed:  # a full disk must not hide what went wrong first
+                error.add_note(f"they could not be saved: {failed}")
+            error.add_note("to train with other settings give --no-resume or another --output")
         raise
     if not process.is_main_process:
         return
