@@ -22,6 +22,8 @@ from transformers import (
     MarianConfig,
     MarianMTModel,
     PreTrainedModel,
+    ProphetNetConfig,
+    ProphetNetForConditionalGeneration,
     SwinConfig,
     SwinModel,
     T5Config,
@@ -216,6 +218,15 @@ def test_a_model_that_makes_more_of_its_tokens_than_their_rows_is_refused(build:
         torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(i))
     with pytest.raises(ValueError, match=r"answers otherwise when its tokens come as rows of its embedding"):
         load_backbone(model, tokenizer=tiny_tokenizer())
+
+
+def test_an_encoder_decoder_that_is_laid_out_otherwise_is_refused() -> None:
+    config = ProphetNetConfig(
+        vocab_size=300, hidden_size=32, encoder_ffn_dim=32, decoder_ffn_dim=32, num_encoder_layers=1, num_decoder_layers=1,
+        num_encoder_attention_heads=4, num_decoder_attention_heads=4, max_position_embeddings=64,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="has neither encoder_layers nor num_layers"):
+        load_backbone(ProphetNetForConditionalGeneration(config), tokenizer=tiny_tokenizer())
 
 
 def test_a_model_of_no_family_is_refused() -> None:

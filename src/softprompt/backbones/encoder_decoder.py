@@ -215,9 +215,18 @@ def _plain(prompt: PromptOutput | KeptPrompt) -> PromptOutput:
 
 def _places(model: PreTrainedModel) -> tuple[str, ...]:
     """Where key-value prefixes go: each layer of the encoder, each of the decoder, and these again for the cross."""
-    config = model.config
-    encoder = getattr(config, "encoder_layers", None) or config.num_layers
-    decoder = getattr(config, "decoder_layers", None) or config.num_decoder_layers
+    counts = []
+    for side in ("encoder", "decoder"):
+        # As BART and T5 call them. ProphetNet, which has other names, gives NaN for padded rows.
+        names = (f"{side}_layers", "num_layers" if side == "encoder" else "num_decoder_layers")
+        count = next((n for name in names if (n := getattr(model.config, name, None))), None)
+        if count is None:
+            raise ValueError(
+                f"{type(model).__name__}'s configuration has neither {' nor '.join(names)}: it is laid out like none of"
+                " BART, T5 and Whisper, whose decoders can be prompted; take another model"
+            )
+        counts.append(count)
+    encoder, decoder = counts
     return ("encoder",) * encoder + ("decoder",) * decoder + ("cross",) * decoder
 
 
