@@ -1,9 +1,10 @@
-"""The results of docs/results/language-methods.md: methods of the language side beside each other on real data.
+"""The encoder's results of docs/results/language-methods.md, and the learning rates of both backbones.
 
     python -m studies.language --output runs/language.json      # and print the tables; several processes may work on one file
 
 Parts, in order: the learning rates (validation rows only), the table of methods, with its prompts carried to other
-domains, ensembles, prompt length, start and steps, and DePT from few rows. A run that is in the file is not run again.
+domains, DePT from few rows, ensembles, prompt length, start and steps. A run that is in the file is not run again. The
+decoder's table of methods is studies/decoder-methods.yaml.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -101,7 +102,6 @@ TRAINED: Mapping[str, Mapping[str, sp.Method]] = {
     },
 }
 CARRIED = ("prompt-tuning", "dept", "p-tuning-v2", "lora", "full-tuning")  # to other domains
-FULL_ON_DECODER = HOME
 
 
 @cache
@@ -220,14 +220,6 @@ def final_run(study: Study, backbone: str, name: str, method: sp.Method, data: s
     return result
 
 
-def untrained(backbone: str, method: sp.Method, data: str, seed: int = 0) -> Run:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sp.SoftpromptWarning)
-        task = task_of(backbone, method.name, data)
-        tuned = sp.fit(backbone_of(backbone), task, method, rows(data, "train"), seed=seed, progress=False)
-    return {"test": scores(tuned.evaluate(rows(data, "test")))}
-
-
 def majority(data: str) -> Run:
     """Always the commonest label of these very rows."""
     labels = Counter(row["label"] for row in rows(data, "test"))
@@ -282,23 +274,11 @@ def run_majorities(study: Study) -> None:
 
 def run_table(study: Study, backbone: str) -> None:
     run_majorities(study)
-    for data in SETS:
-        if backbone == DECODER:
-            study.run(f"{backbone}/{data}/zero-shot", untrained, backbone, sp.ZeroShot(), data)
-            for seed in SEEDS:
-                key = f"{backbone}/{data}/8-shot/{seed}"
-                study.run(key, untrained, backbone, sp.FewShot(8), data, seed)
     for seed in SEEDS:
         for data in SETS:
             for name, method in TRAINED[backbone].items():
                 key = f"{backbone}/{data}/{name}/{seed}"
                 study.run(key, final_run, study, backbone, name, method, data, seed)
-
-
-def run_full_tuning(study: Study) -> None:
-    for seed in SEEDS:
-        key = f"{DECODER}/{FULL_ON_DECODER}/full-tuning/{seed}"
-        study.run(key, final_run, study, DECODER, "full-tuning", sp.FullTuning(), FULL_ON_DECODER, seed)
 
 
 def run_ensembles(study: Study, backbone: str) -> None:
@@ -311,24 +291,22 @@ def run_ablations(study: Study, backbone: str, seeds: Sequence[int] = SEEDS) -> 
     """Length, start and steps of Prompt Tuning, and one rate in the place of DePT's two; validation rows only."""
     one_rate = sp.DePT().learning_rate(backbone_of(backbone).spec)
 
-    def go(key: str, method: sp.Method, seed: int, **recipe: Any) -> None:
-        study.run(
-            f"{backbone}/ablation/{key}/{seed}",
-            lambda: train(backbone, method, HOME, seed=seed, judged=True, **recipe)[1],
-        )
+    @cache  # what one run is varied from stands in the table under its length, its start and its steps
+    def result(method: sp.Method, steps: int, seed: int) -> Run:
+        return train(backbone, method, HOME, seed=seed, judged=True, steps=steps)[1]
+
+    def go(key: str, method: sp.Method, seed: int, steps: int = STEPS[backbone]) -> None:
+        study.run(f"{backbone}/ablation/{key}/{seed}", result, method, steps, seed)
 
     for seed in seeds:
         for length in (1, 5, 20, 50, 100):
             go(f"length/{length}", sp.PromptTuning(length=length), seed)
         for init in INITS:
-            go(f"init/{init}", sp.PromptTuning(init=init), seed)
+            # "auto" takes the class labels where there are some.
+            go(f"init/{init}", sp.PromptTuning(init="auto" if init == "labels" else init), seed)
         for factor in (0.3, 1, 3):
-            go(
-                f"steps/{round(factor * STEPS[backbone])}",
-                sp.PromptTuning(),
-                seed,
-                steps=round(factor * STEPS[backbone]),
-            )
+            steps = round(factor * STEPS[backbone])
+            go(f"steps/{steps}", sp.PromptTuning(), seed, steps)
         go("dept/two rates", sp.DePT(), seed)
         go("dept/one rate", sp.DePT(offset_learning_rate=one_rate), seed)
 
@@ -348,7 +326,12 @@ def run_few_shot(study: Study, backbone: str) -> None:
                 study.run(key, few_shot_run, backbone, k, seed, source if kind == "source" else None)
 
 
-PARTS = ("rates", "table", "full", "few-shot", "ensembles", "ablations")
+PARTS: Mapping[str, Callable[[Study, str], None]] = {
+    "table": run_table,
+    "few-shot": run_few_shot,
+    "ensembles": run_ensembles,
+    "ablations": run_ablations,
+}
 
 
 def main() -> None:
@@ -357,7 +340,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("runs/language.json"))
     parser.add_argument("--backbones", nargs="*", default=list(BACKBONES), choices=list(BACKBONES))
-    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
+    parts = ["rates", *PARTS]
+    parser.add_argument("--parts", nargs="*", default=parts, choices=parts)
     arguments = parser.parse_args()
     study = Study(arguments.output)
     if "about" not in study.runs:
@@ -365,16 +349,9 @@ def main() -> None:
     for backbone in arguments.backbones:
         if "rates" in arguments.parts:
             run_rates(study, backbone)
-        if "table" in arguments.parts:
-            run_table(study, backbone)
-        if "full" in arguments.parts and backbone == DECODER:
-            run_full_tuning(study)
-        if "few-shot" in arguments.parts:
-            run_few_shot(study, backbone)
-        if "ensembles" in arguments.parts:
-            run_ensembles(study, backbone)
-        if "ablations" in arguments.parts:
-            run_ablations(study, backbone)
+    for part in PARTS:
+        if part in arguments.parts and ENCODER in arguments.backbones:
+            PARTS[part](study, ENCODER)
     from studies.language_tables import tables  # which takes the names of what was run from here
 
     print(tables(study.runs))
