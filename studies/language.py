@@ -3,8 +3,8 @@
     python -m studies.language --output runs/language.json      # and print the tables; several processes may work on one file
 
 Parts, in order: the learning rates (validation rows only), the table of methods, with its prompts carried to other
-domains, DePT from few rows, ensembles, prompt length, start and steps. A run that is in the file is not run again. The
-decoder's table of methods is studies/decoder-methods.yaml.
+domains, DePT from few rows, ensembles, prompt length, start and steps, and what a training costs. A run that is in the file
+is not run again. The decoder's table of methods is studies/decoder-methods.yaml.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,6 +263,23 @@ def few_shot_run(backbone: str, per_class: int, seed: int, source: Path | None) 
     return result | {"test": scores(tuned.evaluate(rows(target, "test")))}
 
 
+def cost_run(backbone: str, name: str) -> Run:
+    """What a training of hotel reviews costs, as the first thing of its process."""
+    backbone_of(backbone), rows(HOME, "train")  # are loaded before it begins
+    return train(backbone, TRAINED[backbone][name], HOME, seed=0)[1]
+
+
+def in_its_own_process(backbone: str, name: str) -> Run:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(cost_run, backbone, name).result()
+
+
+def run_costs(study: Study, backbone: str) -> None:
+    """All on one machine and beside the same other work, or the table's times cannot be compared."""
+    for name in TRAINED[backbone]:
+        study.run(f"{backbone}/cost/{name}", in_its_own_process, backbone, name)
+
+
 def run_rates(study: Study, backbone: str) -> None:
     for name, method in TRAINED[backbone].items():
         for factor in FACTORS:
@@ -331,6 +350,7 @@ PARTS: Mapping[str, Callable[[Study, str], None]] = {
     "few-shot": run_few_shot,
     "ensembles": run_ensembles,
     "ablations": run_ablations,
+    "costs": run_costs,
 }
 
 
