@@ -27,6 +27,7 @@ import softprompt as sp
 from softprompt import store
 from softprompt.backbones.base import Backbone
 from softprompt.data import load_rows, subsample
+from softprompt.prompts.dept import OFFSET_RATE
 from softprompt.studies.environment import peak_memory, reset_peak
 from softprompt.tasks.base import Row, Task
 from studies import foundation
@@ -308,14 +309,18 @@ def run_ensembles(study: Study, backbone: str) -> None:
 
 def run_ablations(study: Study, backbone: str, seeds: Sequence[int] = SEEDS) -> None:
     """Length, start and steps of Prompt Tuning, and one rate in the place of DePT's two; validation rows only."""
-    one_rate = sp.DePT().learning_rate(backbone_of(backbone).spec)
+    rate = sp.DePT().learning_rate(backbone_of(backbone).spec)
+    small = OFFSET_RATE * rate
 
     @cache  # what one run is varied from stands in the table under its length, its start and its steps
-    def result(method: sp.Method, steps: int, seed: int) -> Run:
-        return train(backbone, method, HOME, seed=seed, judged=True, steps=steps)[1]
+    def result(method: sp.Method, seed: int, steps: int, learning_rate: float | None) -> Run:
+        recipe = {"steps": steps} | ({"learning_rate": learning_rate} if learning_rate else {})
+        return train(backbone, method, HOME, seed=seed, judged=True, **recipe)[1]
 
-    def go(key: str, method: sp.Method, seed: int, steps: int = STEPS[backbone]) -> None:
-        study.run(f"{backbone}/ablation/{key}/{seed}", result, method, steps, seed)
+    def go(
+        key: str, method: sp.Method, seed: int, steps: int = STEPS[backbone], rate: float | None = None
+    ) -> None:
+        study.run(f"{backbone}/ablation/{key}/{seed}", result, method, seed, steps, rate)
 
     for seed in seeds:
         for length in (1, 5, 20, 50, 100):
@@ -327,7 +332,8 @@ def run_ablations(study: Study, backbone: str, seeds: Sequence[int] = SEEDS) -> 
             steps = round(factor * STEPS[backbone])
             go(f"steps/{steps}", sp.PromptTuning(), seed, steps)
         go("dept/two rates", sp.DePT(), seed)
-        go("dept/one rate", sp.DePT(offset_learning_rate=one_rate), seed)
+        go("dept/one rate", sp.DePT(offset_learning_rate=rate), seed)
+        go("dept/one small rate", sp.DePT(offset_learning_rate=small), seed, rate=small)
 
 
 def run_few_shot(study: Study, backbone: str) -> None:
