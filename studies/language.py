@@ -314,7 +314,7 @@ def run_ablations(study: Study, backbone: str, seeds: Sequence[int] = SEEDS) -> 
 
     @cache  # what one run is varied from stands in the table under its length, its start and its steps
     def result(method: sp.Method, seed: int, steps: int, learning_rate: float | None) -> Run:
-        recipe = {"steps": steps} | ({"learning_rate": learning_rate} if learning_rate else {})
+        recipe: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate}
         return train(backbone, method, HOME, seed=seed, judged=True, **recipe)[1]
 
     def go(
