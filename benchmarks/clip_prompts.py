@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPModel
 from benchmarks import harness, sides
 from benchmarks.harness import Row
 from benchmarks.sides import Outcome
-from softprompt.backbones.dual import DualBackbone
+from softprompt.backbones.dual.backbone import DualBackbone
 from softprompt.backbones.precision import resolve_dtype
 from softprompt.images import ImageRule
 from softprompt.outputs import EncodedRow, PromptOutput

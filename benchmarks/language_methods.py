@@ -23,7 +23,7 @@ from benchmarks.sides import Ids, Outcome
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.loading import load_backbone
 from softprompt.outputs import EncodedRow, PromptOutput
-from softprompt.prompts._prefix import FreeRows, KeyValuePrefix, MLPRows, row_width
+from softprompt.prompts.prefix import FreeRows, KeyValuePrefix, MLPRows, row_width
 
 NAME = "language_methods"
 DECODER, ENCODER = "smollm2-135m-instruct", "minilm-l6"

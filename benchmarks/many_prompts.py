@@ -23,15 +23,15 @@ from benchmarks.harness import Row
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.loading import load_backbone
 from softprompt.backbones.precision import resolve_dtype
-from softprompt.fitting_many import Together
-from softprompt.loop import Run
+from softprompt.fitting.many import Together
 from softprompt.model import HeadModel, PromptedModel, WordModel
 from softprompt.outputs import EncodedRow
 from softprompt.prompts.base import linear_head
 from softprompt.prompts.prompt_tuning import VirtualTokens
-from softprompt.recipe import Recipe
-from softprompt.streams import Streams
-from softprompt.training import train, train_together
+from softprompt.training.loop import Run
+from softprompt.training.randomness import Streams
+from softprompt.training.recipe import Recipe
+from softprompt.training.steps import train, train_together
 
 NAME = "many_prompts"
 SMOLLM2_135M: dict[str, Any] = {

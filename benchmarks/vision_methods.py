@@ -28,13 +28,13 @@ from softprompt import (
     PartialTuning,
     SideTuning,
 )
-from softprompt.backbones.vision import VisionBackbone
-from softprompt.binding import trained_tensors
-from softprompt.feature_cache import FeatureCache, with_features
+from softprompt.backbones.vision.backbone import VisionBackbone
+from softprompt.features.cache import FeatureCache, with_features
 from softprompt.images import POOLINGS
 from softprompt.model import HeadModel, PromptedModel
 from softprompt.outputs import EncodedRow, Penalized
 from softprompt.prompts import BuildContext, Method
+from softprompt.state import trained_tensors
 
 CLASSES = 10
 

@@ -22,12 +22,12 @@ from benchmarks.harness import Row
 from benchmarks.sides import Outcome
 from softprompt import load_backbone
 from softprompt.backbones.precision import resolve_dtype
-from softprompt.backbones.vision import VisionBackbone
+from softprompt.backbones.row_features import RowFeatures
+from softprompt.backbones.vision.backbone import VisionBackbone
 from softprompt.images import POOLINGS, ImagePooling, ImageRule
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow, PromptOutput
 from softprompt.prompts import L2P, BuildContext
-from softprompt.row_features import RowFeatures
 
 NAME = "vision_prompts"
 LENGTHS = (50, 100, 200)

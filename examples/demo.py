@@ -18,7 +18,7 @@ from rich.table import Table
 
 import softprompt as sp
 from softprompt.data import load_rows, subsample
-from softprompt.plots import learning_curve, save_figure
+from softprompt.inspection.plots import learning_curve, save_figure
 
 MANUAL = (
     "Decide the sentiment of a sentence from a product review. Answer negative, positive, neutral, or mixed if it is "

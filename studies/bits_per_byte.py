@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import softprompt as sp
-from softprompt.run_config import SourceConfig, parsed, source_rows
+from softprompt.fitting.run_config import SourceConfig, parsed, source_rows
 from softprompt.studies import read_study
 
 STUDY = Path(__file__).parent / "scale.yaml"

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import softprompt as sp
-from softprompt import store
+from softprompt import exchange
 from softprompt.backbones.base import Backbone
 from softprompt.data import load_rows, subsample
 from studies.runs import Study
@@ -140,7 +140,7 @@ def one_run(
 def peft_start(backbone: Backbone, seed: int, folder: Path, length: int = 20) -> Path:
     """PEFT's default initial prompt, N(0, 1) whatever the table's scale, as a folder in its own format."""
     tokens = torch.randn(length, backbone.spec.width, generator=torch.Generator().manual_seed(seed))
-    store.write_peft(folder, tokens, base_model_name=backbone.name, num_layers=1, num_attention_heads=1)
+    exchange.write_peft(folder, tokens, base_model_name=backbone.name, num_layers=1, num_attention_heads=1)
     return folder
 
 
@@ -153,7 +153,7 @@ def majority(name: str) -> dict[str, Any]:
 def peft_defaults(backbone: Backbone, name: str, *, seed: int) -> dict[str, Any]:
     """PEFT's prompt tuning as it comes: its random start, transformers' Trainer's learning rate, its loss.
 
-    On our engine, whose training steps equal PEFT's (tests/test_peft_training.py).
+    On our engine, whose training steps equal PEFT's (tests/exchange/test_peft_training.py).
     """
     task = sp.TextClassification(SETTINGS[name].task.template, SETTINGS[name].task.labels, loss="lm")
     with tempfile.TemporaryDirectory() as folder:

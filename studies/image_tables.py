@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.files import write_text
-from softprompt.run_config import source_rows
+from softprompt.fitting.run_config import source_rows
 from softprompt.studies import Outcome, Plan, PlannedRun, Study, plan, read_study
 from softprompt.studies.results import COSTS, Result, StudyResults, condition_of, line_of
 from softprompt.studies.tables import Table, as_markdown, cost_table

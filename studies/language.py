@@ -26,10 +26,10 @@ from typing import Any, Literal
 import softprompt as sp
 from softprompt import store
 from softprompt.backbones.base import Backbone
-from softprompt.data import load_rows, subsample
+from softprompt.data import Row, load_rows, subsample
 from softprompt.prompts.dept import OFFSET_RATE
 from softprompt.studies.environment import peak_memory, reset_peak
-from softprompt.tasks.base import Row, Task
+from softprompt.tasks.base import Task
 from studies import foundation
 from studies.runs import Run, Study
 

@@ -13,14 +13,14 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 import softprompt as sp
-from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow, PromptOutput
 from softprompt.prompts import PromptModule
-from softprompt.prompts._prefix import KeyValuePrefix
 from softprompt.prompts.base import BuildContext
+from softprompt.prompts.prefix import KeyValuePrefix
 from softprompt.prompts.prompt_tuning import VirtualTokens
-from tests.tiny import tiny_causal_lm, tiny_tokenizer
+from tests.tiny.language import tiny_causal_lm, tiny_tokenizer
 
 MODELS = ["llama", "qwen3", "gpt2", "gemma3_text", "opt", "mistral"]
 METHODS = {

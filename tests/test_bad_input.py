@@ -26,8 +26,8 @@ from softprompt import (
     load,
 )
 from softprompt.prompts.prompt_tuning import VirtualTokens
-from tests.tiny import POSITIONS
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.language import POSITIONS
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 METHOD = PromptTuning(length=3)
 SHORT: dict[str, Any] = {"steps": 2, "batch_size": 8, "progress": False}

@@ -12,18 +12,19 @@ import pytest
 import torch
 from transformers import MambaConfig, MambaForCausalLM
 
+from docs.tools.capabilities import KINDS, capabilities, capability_page, example
 from softprompt import SequenceClassification, fit, methods
 from softprompt.backbones.base import Backbone
-from softprompt.backbones.causal import CausalBackbone
-from softprompt.capabilities import KINDS, capabilities, capability_page, example
+from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.prompts import Method
 from softprompt.tasks.base import Task
-from tests import test_encoder_decoder as seq2seq
-from tests import tiny_dual, tiny_vision
+from tests.fitting import test_encoder_decoders as seq2seq
 from tests.test_heads import ROWS, TASKS
-from tests.tiny import tiny_causal_lm, tiny_tokenizer
-from tests.tiny_encoders import encoder_backbone
-from tests.tiny_task import TASK, tiny_backbone
+from tests.tiny import dual as tiny_dual
+from tests.tiny import vision as tiny_vision
+from tests.tiny.encoders import encoder_backbone
+from tests.tiny.language import tiny_causal_lm, tiny_tokenizer
+from tests.tiny.task import TASK, tiny_backbone
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "capabilities.md"
 CLOZE = replace(TASK, template="{soft} {text} sentiment {mask}.")
@@ -89,7 +90,7 @@ def settings_of(kind: str, method: type[Method]) -> Method:
 
 def test_the_committed_page_is_the_generated_one() -> None:
     assert PAGE.read_text(encoding="utf-8") == capability_page(), (
-        "run: python -m softprompt.capabilities > docs/reference/capabilities.md"
+        "run: python -m docs.tools.capabilities > docs/reference/capabilities.md"
     )
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 import pandas
 import pytest
 
-from softprompt import carriers
+from softprompt import zoo
 from softprompt.data import batches, by_length, few_shot, load_rows, subsample
 
 ROWS = [{"text": f"row {i}", "label": "abb"[i % 3]} for i in range(30)]
@@ -117,8 +117,8 @@ def test_a_limit_draws_rows_with_the_seed():
 
 
 def test_a_carrier_is_found_by_its_name(monkeypatch):
-    monkeypatch.setattr(carriers, "names", lambda: ["reviews"])
-    monkeypatch.setattr(carriers, "load_rows", lambda name, split: [{"text": f"{name} {split}"}])
+    monkeypatch.setattr(zoo, "names", lambda: ["reviews"])
+    monkeypatch.setattr(zoo, "load_rows", lambda name, split: [{"text": f"{name} {split}"}])
     assert load_rows("reviews", split="test") == [{"text": "reviews test"}]
     with pytest.raises(ValueError, match="has splits"):
         load_rows("reviews")

@@ -157,9 +157,9 @@ def test_the_method_in_contributing_is_found_keeps_the_rules_and_passes_its_test
 ) -> None:
     import softprompt as sp
     import softprompt.prompts
-    from softprompt.run_config import read_config
+    from softprompt.fitting.run_config import read_config
+    from tests.fitting.test_run_config import MINIMAL
     from tests.prompts import test_methods
-    from tests.test_run_config import MINIMAL
 
     method, its_tests = blocks("CONTRIBUTING.md", "python")
     (tmp_path / "gain.py").write_text(method)

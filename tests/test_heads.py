@@ -27,17 +27,17 @@ from softprompt import (
     fit,
     load,
 )
-from softprompt.backbones.causal import CausalBackbone
-from softprompt.progress import Record, Silent
+from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.prompts.base import linear_head
 from softprompt.prompts.prompt_tuning import VirtualTokens
 from softprompt.store import load as read_folder
 from softprompt.tasks.base import Task
+from softprompt.training.progress import Record, Silent
 from tests.naive import causal as naive
-from tests.tiny import Architecture
-from tests.tiny_task import ROWS as TEXTS
-from tests.tiny_task import TASK as WORDS_TASK
-from tests.tiny_task import tiny_backbone
+from tests.tiny.language import Architecture
+from tests.tiny.task import ROWS as TEXTS
+from tests.tiny.task import TASK as WORDS_TASK
+from tests.tiny.task import tiny_backbone
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:(every validation|the validation error|no predicted answer|no training):softprompt.SoftpromptWarning"

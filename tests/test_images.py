@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from softprompt.data import load_rows, names_file
 from softprompt.images import ImageRule, normalized, read_image, rule_of, to_pixels
-from tests.tiny_vision import picture
+from tests.tiny.vision import picture
 
 GENERATOR = np.random.default_rng(0)
 COLOURS = GENERATOR.integers(0, 256, (6, 5, 3), dtype=np.uint8)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import softprompt as sp
-from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.outputs import TargetLogits
-from tests.tiny import tiny_causal_lm, tiny_tokenizer
+from tests.tiny.language import tiny_causal_lm, tiny_tokenizer
 
 ROWS = [{"text": "the film is great", "label": "good"}, {"text": "the plot is bad", "label": "bad"}] * 2
 

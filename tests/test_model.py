@@ -13,7 +13,7 @@ from softprompt.model import PromptedModel, carrying, stack_prompts
 from softprompt.outputs import EncodedRow, PromptOutput
 from softprompt.prompts import PromptModule
 from softprompt.prompts.prompt_tuning import VirtualTokens
-from tests.tiny_task import tiny_backbone
+from tests.tiny.task import tiny_backbone
 
 
 def row(*ids: int, length: int = 3) -> EncodedRow:

@@ -10,7 +10,7 @@ import pytest
 
 from softprompt import VPT, fit
 from softprompt.cli._image_page import image_page
-from softprompt.image_inspection import inspect_images
+from softprompt.inspection.images import inspect_images
 from softprompt.protocols.ensembling import RULES
 from softprompt.studies import StudyFolder, plan
 from softprompt.studies.ensembles import make_ensembles
@@ -19,7 +19,7 @@ from tests.browser import CHROMIUM, Browser, browser
 from tests.cli.runs import as_json, softprompt
 from tests.studies.made_up import ended, made_up
 from tests.studies.small import write_study
-from tests.tiny_vision import ROWS, TASK, vision_backbone
+from tests.tiny.vision import ROWS, TASK, vision_backbone
 
 pytestmark = [
     pytest.mark.browser,

@@ -12,7 +12,7 @@ import torch
 from studies import dual_encoder, foundation, image_tables, language_tables
 from studies.bits_per_byte import bits_per_byte
 from studies.runs import Study
-from tests.tiny_task import tiny_backbone
+from tests.tiny.task import tiny_backbone
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 

@@ -21,15 +21,15 @@ from softprompt import (
     load,
 )
 from softprompt.backbones.base import Backbone
-from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.cli._options import open_prompt
 from softprompt.model import carrying
 from softprompt.outputs import EncodedRow
 from softprompt.prompts.prompt_tuning import VirtualTokens
 from softprompt.store import PromptFileError
 from tests.naive.causal import target_log_likelihood
-from tests.tiny import ARCHITECTURES, Architecture, tiny_tokenizer
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.language import ARCHITECTURES, Architecture, tiny_tokenizer
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 # PEFT 0.21.2 reads this property of transformers 5.23; nothing of ours does.
 with_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -288,7 +288,7 @@ def test_a_prompt_goes_to_peft_and_back(tmp_path: Path) -> None:
 
 
 def test_a_peft_prompt_of_another_width_is_an_error_that_names_its_model(tmp_path: Path) -> None:
-    from softprompt.store import write_peft
+    from softprompt.exchange import write_peft
 
     write_peft(
         tmp_path / "p", torch.randn(3, 32), base_model_name="big/one", num_layers=2, num_attention_heads=4

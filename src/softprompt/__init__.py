@@ -24,13 +24,14 @@ if TYPE_CHECKING:
         SideTuning,
         ZeroShot,
     )
+    from softprompt.catalogue import methods
     from softprompt.errors import CheckpointError, SoftpromptWarning, TrainingDiverged
-    from softprompt.feature_cache import FeatureCache
-    from softprompt.fitting import fit
-    from softprompt.fitting_many import fit_many
+    from softprompt.features.cache import FeatureCache
+    from softprompt.fitting.many import fit_many
+    from softprompt.fitting.one import fit
     from softprompt.images import ImageRule
+    from softprompt.inspection.projection import FoundPrompt, project_prompt
     from softprompt.mixed import MixedPrompts
-    from softprompt.projection import FoundPrompt, project_prompt
     from softprompt.prompts import (
         DAPL,
         L2P,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
         PTuningV2,
         ResidualPromptTuning,
         TriggerSearch,
-        methods,
     )
     from softprompt.protocols.base_to_new import BaseToNew, base_to_new_runs
     from softprompt.protocols.class_incremental import ClassIncremental, class_incremental_run, joint_training
@@ -68,7 +68,6 @@ if TYPE_CHECKING:
         rank_sources,
         similarity_matrix,
     )
-    from softprompt.recipe import Recipe
     from softprompt.store import PromptFileError, WrongBackboneError
     from softprompt.tasks import (
         ClassPrediction,
@@ -83,6 +82,7 @@ if TYPE_CHECKING:
         TextGeneration,
         TokenClassification,
     )
+    from softprompt.training.recipe import Recipe
     from softprompt.tuned import TunedPrompt, from_peft, load
 
 # Name -> where it is defined. Imported at first use: torch and transformers take seconds, and the command line's
@@ -104,11 +104,11 @@ _HOMES = {
     "CheckpointError": "softprompt.errors",
     "SoftpromptWarning": "softprompt.errors",
     "TrainingDiverged": "softprompt.errors",
-    "FeatureCache": "softprompt.feature_cache",
-    "fit": "softprompt.fitting",
-    "fit_many": "softprompt.fitting_many",
-    "FoundPrompt": "softprompt.projection",
-    "project_prompt": "softprompt.projection",
+    "FeatureCache": "softprompt.features.cache",
+    "fit": "softprompt.fitting.one",
+    "fit_many": "softprompt.fitting.many",
+    "FoundPrompt": "softprompt.inspection.projection",
+    "project_prompt": "softprompt.inspection.projection",
     "ImageRule": "softprompt.images",
     "MixedPrompts": "softprompt.mixed",
     "PTuningV2": "softprompt.prompts",
@@ -128,7 +128,7 @@ _HOMES = {
     "VPT": "softprompt.prompts",
     "PrefixTuning": "softprompt.prompts",
     "PromptTuning": "softprompt.prompts",
-    "methods": "softprompt.prompts",
+    "methods": "softprompt.catalogue",
     "BaseToNew": "softprompt.protocols.base_to_new",
     "base_to_new_runs": "softprompt.protocols.base_to_new",
     "ClassIncremental": "softprompt.protocols.class_incremental",
@@ -158,7 +158,7 @@ _HOMES = {
     "prompt_similarity": "softprompt.protocols.transfer",
     "rank_sources": "softprompt.protocols.transfer",
     "similarity_matrix": "softprompt.protocols.transfer",
-    "Recipe": "softprompt.recipe",
+    "Recipe": "softprompt.training.recipe",
     "PromptFileError": "softprompt.store",
     "WrongBackboneError": "softprompt.store",
     "ClassPrediction": "softprompt.tasks",
@@ -280,7 +280,7 @@ def __getattr__(name: str) -> Any:
 
 def _method(name: str) -> Any:
     """A method by the name of its class: a new file in softprompt.prompts needs no line here."""
-    from softprompt.prompts import methods
+    from softprompt.catalogue import methods
 
     return next((method for method in methods().values() if method.__name__ == name), None)
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt import store
-from softprompt.backbones._attached import Attached, Front
-from softprompt.backbones._key_values import key_value_shapes
 from softprompt.backbones.base import Backbone
-from softprompt.binding import identity_of
+from softprompt.backbones.causal.attached import Attached, Front
+from softprompt.backbones.causal.key_values import key_value_shapes
 from softprompt.model import PromptedModel
 from softprompt.prompts import PromptModule
+from softprompt.store.identity import identity_of
 from softprompt.tasks.template import BoundTemplate, Run, tokenize
 from softprompt.tasks.template import Literal as Words
 from softprompt.tuned import TunedPrompt

@@ -18,6 +18,10 @@ import torch
 
 from softprompt.image_folders import has_splits, read_image_folder
 
+Row = Mapping[str, Any]
+
+Rows = Sequence[Row] | str | Path
+
 RowT = TypeVar("RowT", bound=Mapping[str, Any])
 
 
@@ -33,7 +37,7 @@ def load_rows(
 
     source    rows themselves (a list of dictionaries, a `datasets.Dataset`); a .csv, .tsv, .jsonl, .json or
               .parquet file; a folder with a folder of images for each class, or with such folders for each
-              split; the name of a carrier (`softprompt.carriers.names()`); or the id of a data set
+              split; the name of a carrier (`softprompt.zoo.names()`); or the id of a data set
               on the hub, "owner/name" or "owner/name:configuration"
     split     "train", "test" ...; rows and files have none
     limit     at most so many rows, drawn with `seed`
@@ -79,13 +83,13 @@ def _from_name(source: str | Path, split: str | None, encoding: str) -> list[dic
             )
         return _from_file(path, encoding)
 
-    from softprompt import carriers  # it brings the table of archives, which few callers need
+    from softprompt import zoo  # it brings the table of archives, which few callers need
 
-    if str(source) in carriers.names():
+    if str(source) in zoo.names():
         if split is None:
             raise ValueError(f'carrier {str(source)!r} has splits: say which, as in split="train"')
-        return [dict(row) for row in carriers.load_rows(str(source), split)]
-    return _from_hub(str(source), split, carriers.names())
+        return [dict(row) for row in zoo.load_rows(str(source), split)]
+    return _from_hub(str(source), split, zoo.names())
 
 
 def _from_file(path: Path, encoding: str) -> list[dict[str, Any]]:
@@ -357,3 +361,8 @@ def _chunks(order: list[int], batch_size: int) -> list[list[int]]:
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected 1 or more")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def read_rows(source: Rows, split: str | None = None) -> list[Row]:
+    """Rows from a list of dictionaries or anything that `load_rows` reads."""
+    return list(load_rows(source, split))

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt.binding import as_row
 from softprompt.data import by_length
 from softprompt.model import PromptedModel, carrying
 from softprompt.outputs import EncodedRow, ImageTextEmbeddings, TargetLogits
+from softprompt.tasks.columns import as_row
 from softprompt.tuned import TunedPrompt
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from softprompt.backbones.base import Backbone
+from softprompt.backbones.row_features import RowFeatures
 from softprompt.outputs import EncodedRow, KeyValue, Penalized, PromptOutput, TokenOffset
 from softprompt.prompts.base import PromptModule
-from softprompt.row_features import RowFeatures
 
 
 class PromptedModel:

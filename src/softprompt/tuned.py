@@ -14,27 +14,20 @@ from torch import Tensor, nn
 from softprompt import store
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.loading import load_backbone
-from softprompt.baselines._copies import plain_name
 from softprompt.baselines.lora import LoRA
-from softprompt.binding import (
-    Rows,
-    as_row,
-    bind,
-    changed_weights,
-    evaluate,
-    identity_of,
-    named_state,
-    new_head,
-    read_rows,
-    settings_of,
-)
-from softprompt.exchange import read_peft_folder, write_peft_folder
+from softprompt.binding import bind, evaluate, new_head
+from softprompt.catalogue import methods
+from softprompt.data import Rows, read_rows
+from softprompt.exchange.heads import TanhHead
+from softprompt.exchange.lora import is_lora, read_lora, write_lora
+from softprompt.exchange.prompts import read_peft_folder, write_peft_folder
 from softprompt.model import PromptedModel
-from softprompt.peft_heads import TanhHead
-from softprompt.prompts import Method, PromptModule, methods
-from softprompt.store.lora import is_lora, read_lora, write_lora
+from softprompt.prompts import Method, PromptModule
+from softprompt.state import changed_weights, named_state, plain_name
+from softprompt.store.identity import identity_of, settings_of
 from softprompt.tasks import TASKS, ImageTextClassification, TextClassification, TextGeneration
 from softprompt.tasks.base import Task, TaskEncoder
+from softprompt.tasks.columns import as_row
 from softprompt.tasks.template import slot_in_front
 
 

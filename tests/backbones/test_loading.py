@@ -32,8 +32,9 @@ from transformers import (
 
 from softprompt import load_backbone
 from softprompt.backbones import loading
-from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
-from tests.tiny import (
+from softprompt.backbones.encoder_decoder.backbone import EncoderDecoderBackbone
+from tests.tiny.encoders import Encoder, encoder_tokenizer, tiny_encoder
+from tests.tiny.language import (
     ARCHITECTURES,
     SEQ2SEQ,
     Architecture,
@@ -42,7 +43,6 @@ from tests.tiny import (
     tiny_seq2seq,
     tiny_tokenizer,
 )
-from tests.tiny_encoders import Encoder, encoder_tokenizer, tiny_encoder
 
 
 def folder_of(path: Path, model: PreTrainedModel) -> Path:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.outputs import EncodedRow, PromptOutput
 from tests.naive import causal as naive
-from tests.tiny import ARCHITECTURES, Architecture
-from tests.tiny_task import tiny_backbone
+from tests.tiny.language import ARCHITECTURES, Architecture
+from tests.tiny.task import tiny_backbone
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 

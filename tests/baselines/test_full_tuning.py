@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from softprompt import FullTuning, WrongBackboneError, fit, load
-from tests.tiny import Architecture
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.language import Architecture
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 SHORT: dict[str, Any] = {"steps": 2, "batch_size": 8, "learning_rate": 1e-3, "progress": False}
 TEXTS = [row["text"] for row in ROWS]

@@ -16,10 +16,10 @@ from softprompt import LoRA, SequenceClassification, fit, from_peft
 from softprompt.baselines import merged
 from softprompt.baselines.lora import lora_parameters
 from softprompt.store import PromptFileError
-from tests.tiny import Architecture, tiny_causal_lm
-from tests.tiny_encoders import encoder_backbone
-from tests.tiny_task import ROWS, TASK, tiny_backbone
-from tests.tiny_vision import LAYERS, TOWERS, Tower, vision_backbone
+from tests.tiny.encoders import encoder_backbone
+from tests.tiny.language import Architecture, tiny_causal_lm
+from tests.tiny.task import ROWS, TASK, tiny_backbone
+from tests.tiny.vision import LAYERS, TOWERS, Tower, vision_backbone
 
 SHORT: dict[str, Any] = {"steps": 4, "batch_size": 8, "learning_rate": 1e-2, "progress": False}
 IDS = torch.tensor([[20, 21, 30, 31, 40]])

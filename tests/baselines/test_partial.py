@@ -21,18 +21,18 @@ from softprompt import (
     fit,
     load,
 )
-from softprompt.backbones.vision import VisionBackbone
+from softprompt.backbones.vision.backbone import VisionBackbone
 from softprompt.baselines._copies import NoPrompt
 from softprompt.baselines._layers import last_layers, layer_lists
 from softprompt.images import POOLINGS
 from softprompt.outputs import EncodedRow, PromptOutput
 from tests.naive import vision as naive
-from tests.tiny import ARCHITECTURES, SEQ2SEQ, Architecture, Seq2Seq, tiny_seq2seq
-from tests.tiny_encoders import ENCODERS, Encoder, encoder_backbone, tiny_encoder
-from tests.tiny_task import ROWS, TASK, tiny_backbone
-from tests.tiny_vision import LAYERS, PATCHES, TOWERS, Tower, images, tiny_tower, vision_backbone
-from tests.tiny_vision import ROWS as IMAGES
-from tests.tiny_vision import TASK as COLOURS
+from tests.tiny.encoders import ENCODERS, Encoder, encoder_backbone, tiny_encoder
+from tests.tiny.language import ARCHITECTURES, SEQ2SEQ, Architecture, Seq2Seq, tiny_seq2seq
+from tests.tiny.task import ROWS, TASK, tiny_backbone
+from tests.tiny.vision import LAYERS, PATCHES, TOWERS, Tower, images, tiny_tower, vision_backbone
+from tests.tiny.vision import ROWS as IMAGES
+from tests.tiny.vision import TASK as COLOURS
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 SHORT: dict[str, Any] = {"steps": 3, "batch_size": 8, "progress": False}

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from softprompt import LinearProbe, MLPProbe, SequenceClassification, fit, load
 from softprompt.prompts import Method
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 HEAD = SequenceClassification("{text} sentiment", labels=["neg", "pos"])
 PROBES: list[Method] = [LinearProbe(), MLPProbe(), MLPProbe(layers=2, hidden=24, dropout=0.5)]

@@ -16,10 +16,10 @@ from softprompt.baselines.side_tuning import ConvNet, Side, SideBackbone, networ
 from softprompt.images import POOLINGS
 from softprompt.outputs import EncodedRow, PromptOutput
 from tests.naive import side as naive
-from tests.tiny_task import ROWS as TEXTS
-from tests.tiny_task import TASK as WORDS
-from tests.tiny_task import tiny_backbone
-from tests.tiny_vision import PATCHES, ROWS, SIZE, TASK, WIDTH, images, vision_backbone
+from tests.tiny.task import ROWS as TEXTS
+from tests.tiny.task import TASK as WORDS
+from tests.tiny.task import tiny_backbone
+from tests.tiny.vision import PATCHES, ROWS, SIZE, TASK, WIDTH, images, vision_backbone
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 SHORT: dict[str, Any] = {"steps": 3, "batch_size": 8, "progress": False}

@@ -21,13 +21,13 @@ from softprompt import (
     fit,
     load,
 )
-from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.baselines.untrained import _in_turn
 from softprompt.binding import bind
 from softprompt.outputs import EncodedRow
 from softprompt.prompts.base import BuildContext
-from tests.tiny import ARCHITECTURES, Architecture
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.language import ARCHITECTURES, Architecture
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 TEXTS = [row["text"] for row in ROWS[:6]]
 

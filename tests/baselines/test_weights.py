@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from softprompt import Adapter, BitFit, LoRA, SequenceClassification, fit, load
-from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.baselines._layers import transformer_layers
 from softprompt.baselines.adapter import Bottleneck, sublayer_outputs, width_of
 from softprompt.outputs import EncodedRow, PromptOutput
 from softprompt.prompts import Method
 from softprompt.store import PromptFileError
 from softprompt.tasks.base import Task
-from tests.tiny import ARCHITECTURES, Architecture
-from tests.tiny_encoders import ENCODERS, Encoder, tiny_encoder
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.encoders import ENCODERS, Encoder, tiny_encoder
+from tests.tiny.language import ARCHITECTURES, Architecture
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 SHORT: dict[str, Any] = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "progress": False}
 TEXTS = [row["text"] for row in ROWS]

@@ -12,7 +12,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from softprompt.cli import app
-from tests.tiny import tiny_causal_lm, tiny_tokenizer
+from tests.tiny.language import tiny_causal_lm, tiny_tokenizer
 
 ROWS = [
     {"text": f"the {thing} is {word}", "label": label}

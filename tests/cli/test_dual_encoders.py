@@ -12,8 +12,8 @@ import torch
 import softprompt as sp
 from tests.cli.runs import as_json, softprompt
 from tests.cli.test_verbs import Page
-from tests.tiny_dual import dual_tokenizer, tiny_dual
-from tests.tiny_vision import ROWS, SIZE
+from tests.tiny.dual import dual_tokenizer, tiny_dual
+from tests.tiny.vision import ROWS, SIZE
 
 CPU = ("--dtype", "float32", "--device", "cpu")
 

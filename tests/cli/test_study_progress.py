@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from softprompt.cli._study_progress import StudyProgress, in_words, remaining, result_in_words
-from softprompt.progress import Record
 from softprompt.studies import Outcome, Plan, StudyFolder, plan
+from softprompt.training.progress import Record
 from tests.studies.made_up import ended, made_up
 
 METHODS = {"method": [{"name": "prompt-tuning", "length": 2}, {"name": "p-tuning", "length": 2}]}

@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from softprompt import store
-from softprompt.progress import Record, Silent
 from softprompt.tasks.classification import TextClassificationEncoder
+from softprompt.training.progress import Record, Silent
 from tests.cli.runs import as_json, softprompt, write_config, write_rows
 
 
@@ -140,7 +140,9 @@ def test_no_resume_that_is_killed_itself_leaves_nothing_of_the_older_run(
         def killed(*_: object) -> None:
             raise RuntimeError("killed")
 
-        patch.setattr("softprompt.loop.save_checkpoint", killed)  # as SIGKILL before the first checkpoint
+        patch.setattr(
+            "softprompt.training.loop.save_checkpoint", killed
+        )  # as SIGKILL before the first checkpoint
         with pytest.raises(RuntimeError, match="killed"):
             softprompt("train", *changed, "--output", run, "--quiet", "--no-resume", "--debug")
     as_json("train", *changed, "--output", run, "--quiet")

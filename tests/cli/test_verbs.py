@@ -13,7 +13,7 @@ import torch
 
 import softprompt as sp
 from softprompt.cli._page import inspection_page
-from softprompt.inspection import PromptReport, TokenReport, Word
+from softprompt.inspection.virtual_tokens import PromptReport, TokenReport, Word
 from tests.cli.runs import ROWS, as_json, softprompt, write_backbone, write_rows
 
 CPU = ("--dtype", "float32", "--device", "cpu")

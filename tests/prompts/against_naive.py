@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.outputs import EncodedRow, TokenOffset
 from softprompt.prompts import BuildContext, Method, PromptModule
 from tests.naive import causal as naive
-from tests.tiny_task import TASK, tiny_backbone
+from tests.tiny.task import TASK, tiny_backbone
 
 Parts = tuple[Tensor, Tensor | None, TokenOffset | None]
 """tokens (P, d), offset (s, d), what is added to one word."""

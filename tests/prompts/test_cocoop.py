@@ -15,10 +15,10 @@ from softprompt.binding import bind
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
 from softprompt.prompts import BuildContext, PromptModule
-from tests.backbones.test_dual_prompts import SOFT
+from tests.backbones.dual.test_prompts import SOFT
 from tests.naive import dual as naive
-from tests.tiny_dual import DUALS, Dual, dual_backbone
-from tests.tiny_vision import ROWS
+from tests.tiny.dual import DUALS, Dual, dual_backbone
+from tests.tiny.vision import ROWS
 
 TASK = ImageTextClassification(labels=["red", "blue"])
 METHOD = CoCoOp(length=3, reduction=4)

@@ -25,13 +25,13 @@ from softprompt import (
     load,
 )
 from softprompt.binding import bind
-from softprompt.image_inspection import inspect_images
-from softprompt.inspection import inspect_prompt
+from softprompt.inspection.images import inspect_images
+from softprompt.inspection.virtual_tokens import inspect_prompt
 from softprompt.outputs import PromptOutput
 from softprompt.prompts import BuildContext, Method
-from tests.tiny import tiny_causal_lm, tiny_tokenizer
-from tests.tiny_dual import TEXT_WIDTH, dual_backbone
-from tests.tiny_vision import ROWS
+from tests.tiny.dual import TEXT_WIDTH, dual_backbone
+from tests.tiny.language import tiny_causal_lm, tiny_tokenizer
+from tests.tiny.vision import ROWS
 
 TASK = ImageTextClassification(labels=["red", "blue"], template="a picture of a {}.")
 LABELS = {"red": ("red",), "blue": ("blue",)}
@@ -149,7 +149,7 @@ def test_settings_that_contradict_each_other_are_named() -> None:
 
 
 def test_other_backbones_are_refused_with_a_reason() -> None:
-    from softprompt.backbones.causal import CausalBackbone
+    from softprompt.backbones.causal.backbone import CausalBackbone
 
     backbone = CausalBackbone(tiny_causal_lm("llama").requires_grad_(False), tiny_tokenizer())
     assert "take PromptTuning" in (CoOp().unsupported(backbone.spec) or "")

@@ -19,8 +19,8 @@ from softprompt.protocols.domain_adaptation import WEIGHT
 from softprompt.tasks.image_text_classification import ImageTextClassificationEncoder
 from tests.naive import dapl as naive
 from tests.naive import dual as naive_dual
-from tests.tiny_dual import DUALS, TEXT_WIDTH, Dual, dual_backbone
-from tests.tiny_vision import ROWS
+from tests.tiny.dual import DUALS, TEXT_WIDTH, Dual, dual_backbone
+from tests.tiny.vision import ROWS
 
 TASK = ImageTextClassification(
     labels=["red", "blue"],

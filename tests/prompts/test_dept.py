@@ -17,7 +17,7 @@ from softprompt.prompts.dept import ShortPromptWithOffset, dept_sizes
 from tests.naive import causal as naive_causal
 from tests.naive import prompts as naive
 from tests.prompts.against_naive import assert_equals_naive, built, moved, rows_around, rows_in_front
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 
 def parts(state: Any) -> Any:

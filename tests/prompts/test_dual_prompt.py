@@ -20,7 +20,7 @@ from softprompt.outputs import EncodedRow
 from softprompt.prompts.base import BuildContext
 from softprompt.prompts.dual_prompt import DualPrefixes
 from tests.naive import dual_prompt, l2p
-from tests.tiny_vision import PATCHES, ROWS, TASK, WIDTH, images, vision_backbone
+from tests.tiny.vision import PATCHES, ROWS, TASK, WIDTH, images, vision_backbone
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 SMALL: dict[str, Any] = {"general": 2, "general_layers": 1, "expert": 3, "expert_layers": 1, "pool": 4}

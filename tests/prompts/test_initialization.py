@@ -15,11 +15,11 @@ from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
 
 from softprompt import SoftpromptWarning
-from softprompt.backbones._vocabulary import alphabet_ids, special_ids
 from softprompt.backbones.base import BackboneSpec
+from softprompt.backbones.vocabulary import alphabet_ids, special_ids
 from softprompt.prompts import initialization as initial
-from tests.tiny import ARCHITECTURES, Architecture, tiny_tokenizer
-from tests.tiny_task import tiny_backbone
+from tests.tiny.language import ARCHITECTURES, Architecture, tiny_tokenizer
+from tests.tiny.task import tiny_backbone
 
 
 def seeded(seed: int = 0) -> torch.Generator:

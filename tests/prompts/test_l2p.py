@@ -17,14 +17,14 @@ from softprompt.images import POOLINGS
 from softprompt.mixed import MixedPrompts
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
-from softprompt.progress import Record, Silent
 from softprompt.prompts.base import BuildContext
 from softprompt.prompts.l2p import PromptPool, nearest
+from softprompt.training.progress import Record, Silent
 from tests.naive import l2p as naive
 from tests.prompts.test_vpt import vit_b16
-from tests.tiny_task import ROWS as TEXTS
-from tests.tiny_task import tiny_backbone
-from tests.tiny_vision import PATCHES, ROWS, TASK, WIDTH, images, vision_backbone
+from tests.tiny.task import ROWS as TEXTS
+from tests.tiny.task import tiny_backbone
+from tests.tiny.vision import PATCHES, ROWS, TASK, WIDTH, images, vision_backbone
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 SMALL: dict[str, Any] = {"pool": 6, "length": 2, "top": 2}

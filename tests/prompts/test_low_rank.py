@@ -8,7 +8,7 @@ import torch
 from softprompt import LowRankPromptTuning
 from tests.naive import prompts as naive
 from tests.prompts.against_naive import assert_equals_naive, built, moved, rows_around, rows_in_front
-from tests.tiny_task import tiny_backbone
+from tests.tiny.task import tiny_backbone
 
 
 @pytest.mark.parametrize("rank", [1, 3])

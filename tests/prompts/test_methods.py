@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 import softprompt.prompts
 from softprompt import FewShot, FullTuning, ManualPrompt, PromptTuning, ZeroShot, fit, load, methods
 from softprompt.prompts import Method
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 NEW_METHOD = '''
 from dataclasses import dataclass

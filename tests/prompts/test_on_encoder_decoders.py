@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import softprompt as sp
-from softprompt.capabilities import capabilities
-from tests.test_encoder_decoder import HEARD, SOUNDS, backbone_of
-from tests.tiny import SEQ2SEQ, Seq2Seq
-from tests.tiny_task import ROWS, TASK
+from docs.tools.capabilities import capabilities
+from tests.fitting.test_encoder_decoders import HEARD, SOUNDS, backbone_of
+from tests.tiny.language import SEQ2SEQ, Seq2Seq
+from tests.tiny.task import ROWS, TASK
 
 METHODS = sorted(
     name

@@ -12,7 +12,7 @@ from softprompt.prompts.p_tuning import PromptEncoder
 from softprompt.prompts.prompt_tuning import VirtualTokens
 from tests.naive import prompts as naive
 from tests.prompts.against_naive import assert_equals_naive, built, moved, rows_around, rows_in_front
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 ENCODERS: list[dict[str, Any]] = [
     {"encoder": "lstm"},

@@ -20,13 +20,13 @@ from softprompt import (
     load,
 )
 from softprompt.outputs import EncodedRow
-from softprompt.progress import Record, Silent
 from softprompt.prompts import Method
 from softprompt.prompts.prompt_tuning import VirtualTokens
+from softprompt.training.progress import Record, Silent
 from tests.naive import causal as naive
 from tests.prompts.against_naive import built, moved, rows_in_front
-from tests.tiny_encoders import CLS, SEP, encoder_backbone
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.encoders import CLS, SEP, encoder_backbone
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 FOLDED: list[Method] = [
     PTuning(length=4),

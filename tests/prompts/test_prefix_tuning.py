@@ -23,12 +23,11 @@ from softprompt import (
     load,
 )
 from softprompt.outputs import EncodedRow, PromptOutput
-from softprompt.prompts import BuildContext, Method, PromptModule
-from softprompt.prompts import _prefix as prefix
-from tests.backbones.test_encoder_decoder import backbone_of
-from tests.tiny import Architecture
-from tests.tiny_encoders import encoder_backbone
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from softprompt.prompts import BuildContext, Method, PromptModule, prefix
+from tests.backbones.encoder_decoder.test_backbone import backbone_of
+from tests.tiny.encoders import encoder_backbone
+from tests.tiny.language import Architecture
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 METHODS: dict[str, Method] = {
     "mlp": PrefixTuning(length=3, hidden=8),

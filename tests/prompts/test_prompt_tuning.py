@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from softprompt import ManualPrompt, PromptFileError, PromptTuning, TextGeneration, ZeroShot, fit
+from softprompt.exchange import write_peft
 from softprompt.prompts.base import BuildContext
 from softprompt.prompts.prompt_tuning import VirtualTokens
-from softprompt.store import write_peft
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 INITS: list[dict[str, Any]] = [
     {"init": "auto"},

@@ -9,7 +9,7 @@ from softprompt import PromptTuning, ResidualPromptTuning
 from softprompt.prompts.residual import ResidualTokens
 from tests.naive import prompts as naive
 from tests.prompts.against_naive import assert_equals_naive, built, moved, rows_around, rows_in_front
-from tests.tiny_task import tiny_backbone
+from tests.tiny.task import tiny_backbone
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "one for each"])

@@ -27,12 +27,12 @@ from softprompt import (
 from softprompt.backbones.base import Backbone
 from softprompt.prompts.base import Method
 from softprompt.search import candidate_losses, searchable_words
-from tests import test_encoder_decoder as seq2seq
+from tests.fitting import test_encoder_decoders as seq2seq
 from tests.naive import triggers
 from tests.search.problems import BEHIND, FRONT, check_of, tiny_problem
-from tests.tiny import Architecture, tiny_causal_lm, tiny_seq2seq, tiny_tokenizer
-from tests.tiny_encoders import encoder_backbone
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.encoders import encoder_backbone
+from tests.tiny.language import Architecture, tiny_causal_lm, tiny_seq2seq, tiny_tokenizer
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 GCG = TriggerSearch(length=3, positions="all", top_k=12, candidates=6, accept="best")
 METHODS: list[Any] = [TriggerSearch(length=3, top_k=4), GCG, PEZ(length=3)]

@@ -9,7 +9,7 @@ from softprompt import ULPT
 from softprompt.prompts.ulpt import ProjectedTokens
 from tests.naive import prompts as naive
 from tests.prompts.against_naive import assert_equals_naive, built, moved, rows_around, rows_in_front
-from tests.tiny_task import tiny_backbone
+from tests.tiny.task import tiny_backbone
 
 
 def projected(method: ULPT, seed: int = 0) -> ProjectedTokens:

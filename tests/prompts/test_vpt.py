@@ -15,15 +15,15 @@ from torch.testing import assert_close
 
 from softprompt import VPT, ImageClassification, SequenceClassification, TunedPrompt, fit, load
 from softprompt.backbones.base import BackboneSpec
-from softprompt.backbones.vision import VisionBackbone
+from softprompt.backbones.vision.backbone import VisionBackbone
 from softprompt.images import POOLINGS, ImageSetting
 from softprompt.outputs import EncodedRow
 from softprompt.prompts.base import BuildContext
 from softprompt.prompts.vpt import VisualPrompts
 from tests.naive import vision as naive
-from tests.tiny_task import ROWS as TEXTS
-from tests.tiny_task import tiny_backbone
-from tests.tiny_vision import LAYERS, PATCHES, ROWS, RULE, TASK, WIDTH, images, vision_backbone
+from tests.tiny.task import ROWS as TEXTS
+from tests.tiny.task import tiny_backbone
+from tests.tiny.vision import LAYERS, PATCHES, ROWS, RULE, TASK, WIDTH, images, vision_backbone
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -243,7 +243,7 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
     backbone = vision_backbone(dtype=torch.float32)
     whole = fit(backbone, TASK, method, ROWS, steps=6, **settings)
 
-    from softprompt.progress import Record, Silent
+    from softprompt.training.progress import Record, Silent
 
     class Stopping(Silent):
         def update(self, record: Record) -> None:

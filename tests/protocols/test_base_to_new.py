@@ -12,8 +12,8 @@ import softprompt as sp
 from softprompt.data import few_shot
 from softprompt.protocols import base_and_new, harmonic_mean, harmonic_means
 from softprompt.protocols.base_to_new import BaseToNew
-from tests.tiny_dual import dual_backbone
-from tests.tiny_vision import picture
+from tests.tiny.dual import dual_backbone
+from tests.tiny.vision import picture
 
 COLOURS = {"red": (200, 60, 60), "blue": (60, 60, 200), "green": (60, 200, 60), "grey": (128, 128, 128)}
 ROWS = [

@@ -21,8 +21,8 @@ from softprompt.protocols.class_incremental import (
     joint_training,
 )
 from softprompt.protocols.rehearsal import Rehearsal
-from tests.tiny_task import tiny_backbone
-from tests.tiny_vision import picture, vision_backbone
+from tests.tiny.task import tiny_backbone
+from tests.tiny.vision import picture, vision_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(loss|gradient|same label)::softprompt.SoftpromptWarning")
 

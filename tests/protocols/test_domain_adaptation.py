@@ -11,8 +11,8 @@ import softprompt as sp
 from softprompt.protocols import mean_class_accuracy, mixed_rows, pseudo_labels
 from softprompt.protocols.domain_adaptation import WEIGHT
 from tests.prompts.test_dapl import METHOD, TASK
-from tests.tiny_dual import dual_backbone
-from tests.tiny_vision import ROWS
+from tests.tiny.dual import dual_backbone
+from tests.tiny.vision import ROWS
 
 pytestmark = pytest.mark.filterwarnings("ignore:every validation row:softprompt.SoftpromptWarning")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import softprompt as sp
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 

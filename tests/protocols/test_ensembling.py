@@ -11,13 +11,13 @@ import pytest
 
 import softprompt as sp
 from softprompt.backbones.base import Backbone
-from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.protocols.ensembling import RULES, combine
 from softprompt.tasks import ClassPrediction
-from tests.test_encoder_decoder import HEARD, SOUNDS, backbone_of
-from tests.tiny import tiny_causal_lm, tiny_tokenizer
-from tests.tiny_encoders import ENCODERS, encoder_backbone
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.fitting.test_encoder_decoders import HEARD, SOUNDS, backbone_of
+from tests.tiny.encoders import ENCODERS, encoder_backbone
+from tests.tiny.language import tiny_causal_lm, tiny_tokenizer
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 

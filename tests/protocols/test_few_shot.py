@@ -15,9 +15,9 @@ import torch
 import softprompt as sp
 from softprompt.protocols import few_shot, started_from
 from softprompt.protocols._records import rows_digest
-from tests import tiny_vision as vision
-from tests.tiny_task import ROWS, TASK, tiny_backbone
-from tests.tiny_vision import vision_backbone
+from tests.tiny import vision
+from tests.tiny.task import ROWS, TASK, tiny_backbone
+from tests.tiny.vision import vision_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 

@@ -12,7 +12,7 @@ import softprompt as sp
 from softprompt.protocols import class_incremental as module
 from softprompt.protocols.class_incremental import class_incremental_run
 from tests.protocols.test_class_incremental import QUICK, TASK, TEST, TRAIN
-from tests.tiny_vision import vision_backbone
+from tests.tiny.vision import vision_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 

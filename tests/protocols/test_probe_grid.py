@@ -23,10 +23,10 @@ from softprompt import (
 )
 from softprompt.protocols.probe_grid import probe_grid
 from softprompt.tasks.base import Task
-from tests.test_feature_cache import passes
-from tests.tiny_encoders import encoder_backbone
-from tests.tiny_task import ROWS as TEXTS
-from tests.tiny_vision import ROWS, TASK, vision_backbone
+from tests.features.test_cache import passes
+from tests.tiny.encoders import encoder_backbone
+from tests.tiny.task import ROWS as TEXTS
+from tests.tiny.vision import ROWS, TASK, vision_backbone
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:(every validation|the validation error|no training word|.*answer):softprompt.SoftpromptWarning"

@@ -14,11 +14,11 @@ from softprompt import TextClassification, load
 from softprompt.outputs import PromptOutput
 from softprompt.protocols import probe_search
 from softprompt.protocols.probe_search import _halve
+from tests.features.test_cache import passes
 from tests.naive import logistic as naive
-from tests.test_feature_cache import passes
-from tests.tiny_encoders import encoder_backbone
-from tests.tiny_task import ROWS as TEXTS
-from tests.tiny_vision import ROWS, TASK, vision_backbone
+from tests.tiny.encoders import encoder_backbone
+from tests.tiny.task import ROWS as TEXTS
+from tests.tiny.vision import ROWS, TASK, vision_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore:every validation:softprompt.SoftpromptWarning")
 

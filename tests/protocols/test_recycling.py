@@ -10,12 +10,12 @@ import torch
 from transformers import BertTokenizer, LlamaConfig, LlamaForCausalLM
 
 import softprompt as sp
-from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.prompts.prompt_tuning import VirtualTokens
 from softprompt.protocols import recycling, shared_words
 from tests.naive import recycling as naive
-from tests.tiny import WORDS, tiny_tokenizer
-from tests.tiny_task import TASK, tiny_backbone
+from tests.tiny.language import WORDS, tiny_tokenizer
+from tests.tiny.task import TASK, tiny_backbone
 
 FEW: dict[str, Any] = {"words": 120, "skip": 10}
 

@@ -11,7 +11,7 @@ import pytest
 import softprompt as sp
 from softprompt.protocols import selection
 from softprompt.protocols.selection import Candidate, candidates, divided, select_and_test
-from tests.tiny_vision import ROWS, TASK, picture, vision_backbone
+from tests.tiny.vision import ROWS, TASK, picture, vision_backbone
 
 pytestmark = pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 

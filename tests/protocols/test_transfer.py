@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 import softprompt as sp
-from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.causal.backbone import CausalBackbone
+from softprompt.exchange import write_peft
 from softprompt.prompts.prompt_tuning import VirtualTokens
 from softprompt.protocols import cosine, proportional_weights, softmax_weights
-from softprompt.store import write_peft
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 
 def prompt(backbone: CausalBackbone, tokens: Tensor) -> sp.TunedPrompt:

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from softprompt import Recipe, TextClassification
-from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.binding import bind
 from softprompt.search import SearchProblem
 from softprompt.search.words import Survives
 from softprompt.search.written import survival_check
-from tests.tiny import Architecture
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.language import Architecture
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 FRONT = replace(TASK, template="{soft} {text} sentiment")
 BEHIND = replace(TASK, template="{text}{soft} sentiment")

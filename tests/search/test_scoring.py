@@ -17,7 +17,7 @@ from softprompt.search import (
 )
 from tests.naive import triggers
 from tests.search.problems import BEHIND, FRONT, PARTED, tiny_problem
-from tests.tiny import Architecture
+from tests.tiny.language import Architecture
 
 TASKS = {"front": FRONT, "behind": BEHIND, "parted": PARTED}
 
@@ -44,7 +44,7 @@ def test_candidates_in_one_pass_have_the_losses_of_each_written_into_each_row(
 
 @pytest.mark.parametrize("task", [FRONT, BEHIND], ids=["front", "behind"])
 def test_a_padded_model_gives_the_same_candidate_losses(task: TextClassification) -> None:
-    from softprompt.backbones.causal import CausalBackbone
+    from softprompt.backbones.causal.backbone import CausalBackbone
 
     problem = tiny_problem(task)
     packed = problem.backbone

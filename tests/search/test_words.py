@@ -12,8 +12,8 @@ from softprompt.binding import bind
 from softprompt.search import draw_words, nearest_surviving, searchable_words, write_into, written_task
 from softprompt.search.scoring import substituted
 from tests.search.problems import BEHIND, FRONT, PARTED, check_of, tiny_problem
-from tests.tiny import SPECIAL_TOKENS
-from tests.tiny_task import ROWS, TASK, tiny_backbone
+from tests.tiny.language import SPECIAL_TOKENS
+from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 
 def test_special_tokens_blanks_and_parts_of_characters_are_no_words() -> None:

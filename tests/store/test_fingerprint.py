@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, CLIPConfig, LlamaConfig, PreTrain
 from softprompt.store import BackboneIdentity, WrongBackboneError, check_backbone, fingerprint
 from softprompt.store.fingerprint import config_digest, table_digest, tokenizer_digest
 from tests.store.samples import IDENTITY, sample
-from tests.tiny import tiny_causal_lm, tiny_tokenizer
+from tests.tiny.language import tiny_causal_lm, tiny_tokenizer
 
 
 def identity(model: PreTrainedModel) -> BackboneIdentity:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from softprompt.store import PromptFileError, load, save
-from softprompt.store._json import digest
+from softprompt.store.plain_json import digest
 from tests.store.samples import sample
 
 fuzz = settings(

@@ -15,9 +15,9 @@ from softprompt.studies import StudyFolder, Worker, conduct, parse_study, plan
 from softprompt.studies.report import write_report
 from softprompt.studies.results import read_results
 from softprompt.studies.tables import half_table
-from softprompt.training import train
-from tests.tiny_dual import dual_backbone
-from tests.tiny_vision import picture
+from softprompt.training.steps import train
+from tests.tiny.dual import dual_backbone
+from tests.tiny.vision import picture
 
 pytestmark = pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 
@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("softprompt.fitting.training.train", killed_after_training)
+        patched.setattr("softprompt.fitting.one.training.train", killed_after_training)
         with pytest.raises(KeyboardInterrupt):
             made(values, killed)
     assert begun

@@ -20,13 +20,13 @@ import pytest
 import torch
 import yaml
 
-from softprompt import preparation
 from softprompt.backbones.loading import load_backbone
-from softprompt.progress import Record, Silent
-from softprompt.run_config import BackboneConfig
+from softprompt.fitting import preparation
+from softprompt.fitting.run_config import BackboneConfig
 from softprompt.studies import StudyFolder, Worker, conduct, engine, plan, read_study, supplies, worker
 from softprompt.studies.engine import Quiet
 from softprompt.tasks.classification import TextClassificationEncoder
+from softprompt.training.progress import Record, Silent
 from tests.cli.runs import as_json, softprompt, write_rows
 from tests.studies.small import results, write_study
 
@@ -392,9 +392,9 @@ NEVER = 10**9
 _CHILDREN = """
 import os, signal, sys
 from pathlib import Path
-import softprompt.fitting, softprompt.backbones.loading, softprompt.cli._study_progress  # once, for all children
-import softprompt.loop as loop
-import softprompt.training as training
+import softprompt.fitting.one, softprompt.backbones.loading, softprompt.cli._study_progress  # once, for all children
+import softprompt.training.loop as loop
+import softprompt.training.steps as training
 from softprompt.cli import app
 
 def child(moment, arguments):

@@ -17,7 +17,7 @@ from softprompt.studies.figures import plots
 from softprompt.studies.results import read_results
 from tests.cli.runs import as_json
 from tests.cli.test_images import write_tower
-from tests.tiny_vision import picture
+from tests.tiny.vision import picture
 
 COLOURS = {"red": (180, 80, 90), "green": (90, 180, 80), "blue": (80, 90, 180), "grey": (120, 120, 120)}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from softprompt.backbones.loading import load_backbone
-from softprompt.run_config import BackboneConfig
+from softprompt.fitting.run_config import BackboneConfig
 from softprompt.studies import StudyFolder, Worker, conduct, plan, read_study
 from softprompt.studies.engine import Quiet
 from tests.studies.small import results, write_study

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from softprompt import carriers
+from softprompt import zoo
 from softprompt.studies import Outcome, PlannedRun, plan, read_study
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
@@ -25,7 +25,7 @@ def test_a_ready_study_comes_to_runs(path: Path, full: bool) -> None:
             settings = run.settings()
             data = settings.config.data
             for source in (data.train, data.validation, data.test, *settings.domains.values()):
-                assert source is None or source.source in carriers.names()
+                assert source is None or source.source in zoo.names()
             metrics = {"validation": {"accuracy": len(known) % 7}}
             known[run.id] = Outcome("finished", {"main_metric": "accuracy", "metrics": metrics})
     finals = [run for run in plan(study, known.get).runs if run.stage == "final"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from softprompt.backbones.loading import load_backbone
-from softprompt.run_config import BackboneConfig
+from softprompt.fitting.run_config import BackboneConfig
 from softprompt.studies import (
     Outcome,
     PlannedRun,

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from softprompt.backbones.loading import load_backbone
-from softprompt.progress import Progress, Record, Silent
-from softprompt.run_config import BackboneConfig
+from softprompt.fitting.run_config import BackboneConfig
 from softprompt.studies import Outcome, PlannedRun, Study, StudyFolder, Worker, conduct, plan, read_study
 from softprompt.studies.batches import batches_of
 from softprompt.studies.engine import Quiet, make
+from softprompt.training.progress import Progress, Record, Silent
 from tests.cli.runs import as_json, softprompt
 from tests.studies.small import write_study
 from tests.studies.test_conduct import NEVER, children

@@ -14,13 +14,13 @@ from transformers import ByT5Tokenizer
 
 import softprompt as sp
 from softprompt.backbones.base import Backbone
-from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
+from softprompt.backbones.encoder_decoder.backbone import EncoderDecoderBackbone
 from softprompt.binding import evaluate
 from softprompt.tasks import LanguageModeling, TextSetting
 from softprompt.tasks.adaptation import corrupt
 from tests.tasks.fake import FakeScorer
-from tests.tiny import Seq2Seq, tiny_causal_lm, tiny_seq2seq, tiny_tokenizer
-from tests.tiny_task import tiny_backbone
+from tests.tiny.language import Seq2Seq, tiny_causal_lm, tiny_seq2seq, tiny_tokenizer
+from tests.tiny.task import tiny_backbone
 
 TEXTS = [
     {"text": f"the {a} was {b} and the {a} was very {b}"} for a in ("film", "dog") for b in ("good", "bad")

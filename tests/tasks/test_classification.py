@@ -14,7 +14,7 @@ from softprompt.tasks import TASKS, ClassPrediction, TextClassification, TextSet
 from softprompt.tasks.classification import CONTENT_FREE
 from softprompt.tasks.verbalizer import calibrate
 from tests.tasks.fake import FakeScorer
-from tests.tiny import tiny_tokenizer
+from tests.tiny.language import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 SETTING = TextSetting(TOKENIZER, virtual_tokens=2)

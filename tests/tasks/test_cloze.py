@@ -10,14 +10,14 @@ import torch
 from torch.testing import assert_close
 
 from softprompt import PromptTuning, TextClassification, TextGeneration, ZeroShot, fit, load
-from softprompt.backbones.masked import MaskedBackbone
+from softprompt.backbones.masked.backbone import MaskedBackbone
 from softprompt.mixed import MixedPrompts
 from softprompt.tasks import TextSetting
 from softprompt.tasks.template import Literal, Mask, Template, parse_template
 from tests.naive import masked as naive
-from tests.tiny import tiny_tokenizer
-from tests.tiny_encoders import CLS, SEP, Encoder, encoder_backbone, encoder_tokenizer
-from tests.tiny_task import ROWS, tiny_backbone
+from tests.tiny.encoders import CLS, SEP, Encoder, encoder_backbone, encoder_tokenizer
+from tests.tiny.language import tiny_tokenizer
+from tests.tiny.task import ROWS, tiny_backbone
 
 MASK = int(encoder_tokenizer().mask_token_id)
 TASK = TextClassification("{text} sentiment {mask}.", labels={"neg": " bad", "pos": " good"})

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from softprompt.tasks import TASKS, TextGeneration, TextSetting
 from tests.tasks.fake import FakeScorer
-from tests.tiny import tiny_tokenizer
+from tests.tiny.language import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 SETTING = TextSetting(TOKENIZER, virtual_tokens=1)

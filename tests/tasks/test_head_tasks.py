@@ -22,7 +22,7 @@ from softprompt import (
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Task, TextSetting
 from softprompt.tasks.span_extraction import best_span
-from tests.tiny import tiny_tokenizer
+from tests.tiny.language import tiny_tokenizer
 
 
 class Outputs:

@@ -32,10 +32,10 @@ from softprompt import (
 )
 from softprompt.images import POOLINGS, ImageRule
 from softprompt.tasks import TASKS
-from tests.tiny_task import ROWS as TEXTS
-from tests.tiny_task import TASK as WORDS_TASK
-from tests.tiny_task import tiny_backbone
-from tests.tiny_vision import PATCH, ROWS, RULE, SIZE, TASK, picture, vision_backbone
+from tests.tiny.task import ROWS as TEXTS
+from tests.tiny.task import TASK as WORDS_TASK
+from tests.tiny.task import tiny_backbone
+from tests.tiny.vision import PATCH, ROWS, RULE, SIZE, TASK, picture, vision_backbone
 
 SHORT: dict[str, Any] = {"steps": 3, "batch_size": 8, "progress": False}
 quiet = pytest.mark.filterwarnings("ignore:every validation:softprompt.SoftpromptWarning")

@@ -15,8 +15,8 @@ from softprompt.binding import bind
 from softprompt.outputs import ImageTextEmbeddings
 from softprompt.tasks.image_text_classification import ImageTextClassificationEncoder
 from tests.naive import dual as naive
-from tests.tiny_dual import TASK, TEXT_POSITIONS, dual_backbone
-from tests.tiny_vision import ROWS, vision_backbone
+from tests.tiny.dual import TASK, TEXT_POSITIONS, dual_backbone
+from tests.tiny.vision import ROWS, vision_backbone
 
 
 def bound(task: ImageTextClassification, length: int = 0) -> ImageTextClassificationEncoder:

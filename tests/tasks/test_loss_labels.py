@@ -13,9 +13,9 @@ from torch.testing import assert_close
 import softprompt as sp
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.classes import class_losses
-from tests.tiny_task import ROWS as TEXTS
-from tests.tiny_task import tiny_backbone
-from tests.tiny_vision import ROWS, vision_backbone
+from tests.tiny.task import ROWS as TEXTS
+from tests.tiny.task import tiny_backbone
+from tests.tiny.vision import ROWS, vision_backbone
 
 LABELS = ["a", "b", "c", "d"]
 

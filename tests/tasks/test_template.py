@@ -7,7 +7,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from softprompt.tasks import TextSetting
 from softprompt.tasks.columns import read_fields
 from softprompt.tasks.template import Bos, BoundTemplate, Field, Literal, Soft, Template, parse_template
-from tests.tiny import tiny_tokenizer
+from tests.tiny.language import tiny_tokenizer
 
 BOS = 1
 

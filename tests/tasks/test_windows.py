@@ -18,8 +18,8 @@ from softprompt.prompts.prompt_tuning import VirtualTokens
 from softprompt.tasks.span_extraction import SpanExtractionEncoder, best_span
 from tests.naive import masked as naive
 from tests.tasks.test_head_tasks import TEXT, Outputs, question, setting, words
-from tests.tiny import tiny_tokenizer
-from tests.tiny_encoders import encoder_backbone
+from tests.tiny.encoders import encoder_backbone
+from tests.tiny.language import tiny_tokenizer
 
 QA = SpanExtraction("{question}:{context}", stride=2)
 

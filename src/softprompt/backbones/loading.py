@@ -33,15 +33,15 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from softprompt import carriers
-from softprompt.backbones._trial import check_embeddings
+from softprompt import zoo
 from softprompt.backbones.base import Backbone
-from softprompt.backbones.causal import CausalBackbone
-from softprompt.backbones.dual import DualBackbone
-from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
-from softprompt.backbones.masked import MaskedBackbone
+from softprompt.backbones.causal.backbone import CausalBackbone
+from softprompt.backbones.causal.trial import check_embeddings
+from softprompt.backbones.dual.backbone import DualBackbone
+from softprompt.backbones.encoder_decoder.backbone import EncoderDecoderBackbone
+from softprompt.backbones.masked.backbone import MaskedBackbone
 from softprompt.backbones.precision import Precision, resolve_dtype
-from softprompt.backbones.vision import VisionBackbone
+from softprompt.backbones.vision.backbone import VisionBackbone
 from softprompt.images import ImageRule
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def load_backbone(
         return _built(family, source, readers, packed=packed)
 
     name = str(source)
-    folder = str(carriers.fetch(name)) if name in carriers.names() else name
+    folder = str(zoo.fetch(name)) if name in zoo.names() else name
     where = torch.device(device or _own_device())
     wanted = resolve_dtype(dtype, where)
     try:
@@ -191,8 +191,8 @@ def load_backbone(
             f"{name}: the weights cannot be read ({error}): the file is damaged or cut off, copy it again"
         ) from error
     except OSError as error:
-        near = difflib.get_close_matches(str(name), carriers.names(), n=1)
-        known = ", ".join(carriers.names()) + (f"; did you mean {near[0]!r}?" if near else "")
+        near = difflib.get_close_matches(str(name), zoo.names(), n=1)
+        known = ", ".join(zoo.names()) + (f"; did you mean {near[0]!r}?" if near else "")
         raise FileNotFoundError(
             f"{name!r} is not a carrier ({known}), and as a local folder or hub id it failed: {error}"
         ) from error

@@ -64,11 +64,6 @@ def train_own(module: nn.Module, name: str, own: dict[Tensor, nn.Parameter]) -> 
         module.train(module.training)  # what was put into it is in training mode
 
 
-def plain_name(name: str) -> str:
-    """A parameter's name whatever the model's precision: without what `train_own` puts around it in a lower one."""
-    return name.replace("parametrizations.", "").removesuffix(".original")
-
-
 class _Cast(nn.Module):
     """The float32 parameter in the precision that the model computes in."""
 

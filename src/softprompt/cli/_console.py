@@ -108,8 +108,8 @@ def _warnings_in(report: Report) -> Iterator[None]:
 
 def _expected() -> tuple[type[Exception], ...]:
     """Errors that are for the user: their messages say what was found, what was expected and what to do."""
-    from softprompt.carriers import CarrierError
     from softprompt.errors import CheckpointError, TrainingDiverged
+    from softprompt.zoo import CarrierError
 
     # ValueError: pydantic's ValidationError, PromptFileError and WrongBackboneError too.
     return ValueError, OSError, CarrierError, CheckpointError, TrainingDiverged

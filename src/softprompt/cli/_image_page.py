@@ -15,7 +15,7 @@ from softprompt.cli._results import scores
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from softprompt.image_inspection import ImagePromptReport, ImageReport
+    from softprompt.inspection.images import ImagePromptReport, ImageReport
 
 
 def show_images(report: Report, found: ImagePromptReport, top: int) -> None:
@@ -101,7 +101,7 @@ def _attended(image: ImageReport) -> str:
 
 
 def _section(image: ImageReport, top: int) -> str:
-    from softprompt.plots import as_png, attention_over_image
+    from softprompt.inspection.plots import as_png, attention_over_image
 
     name = escape(image.source)
     said = f"taken for {image.prediction.label}"
@@ -129,7 +129,7 @@ def _section(image: ImageReport, top: int) -> str:
 
 
 def _confusion(found: ImagePromptReport) -> str:
-    from softprompt.plots import as_png, confusion_matrix
+    from softprompt.inspection.plots import as_png, confusion_matrix
 
     drawn = confusion_matrix(found.metrics["confusion"])
     alternative = escape(str(drawn.get_label()))

@@ -13,7 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from softprompt.backbones.base import Backbone
-    from softprompt.run_config import BackboneConfig
+    from softprompt.fitting.run_config import BackboneConfig
     from softprompt.tuned import TunedPrompt
 
 PromptDir = Annotated[Path, typer.Argument(help="Folder of a saved prompt, or of the run that made it.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from softprompt.inspection import PromptReport, TokenReport, Word, drift_in_words
+from softprompt.inspection.virtual_tokens import PromptReport, TokenReport, Word, drift_in_words
 
 _STYLE = """
 :root { color-scheme: light dark;

@@ -20,10 +20,12 @@ from typing import Any
 
 import yaml
 
-from softprompt import checkpoint, plots, store
+from softprompt import store
 from softprompt.cli._results import scores
 from softprompt.files import finite, unwritable_explained, write_text
-from softprompt.run_config import RunConfig, differences
+from softprompt.fitting.run_config import RunConfig, differences
+from softprompt.inspection import plots
+from softprompt.training import checkpoint
 from softprompt.tuned import TunedPrompt
 from softprompt.version import __version__
 

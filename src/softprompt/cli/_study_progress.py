@@ -14,8 +14,8 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from softprompt.progress import Progress, Record
     from softprompt.studies import Outcome, Plan, PlannedRun, StudyFolder
+    from softprompt.training.progress import Progress, Record
 
 
 class StudyProgress:

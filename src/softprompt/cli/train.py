@@ -13,7 +13,7 @@ from softprompt.cli._console import Report, reporting
 from softprompt.cli._options import AsJson, Debug, Device, Dtype, open_configured
 
 if TYPE_CHECKING:
-    from softprompt.run_config import RunConfig
+    from softprompt.fitting.run_config import RunConfig
     from softprompt.tuned import TunedPrompt
 
 
@@ -63,11 +63,11 @@ def _train(
 ) -> None:
     from accelerate import PartialState
 
-    from softprompt import fitting
     from softprompt.cli import _run_folder
     from softprompt.cli._results import never_predicted
     from softprompt.errors import TrainingDiverged
-    from softprompt.run_config import read_config, source_rows
+    from softprompt.fitting import one as fitting
+    from softprompt.fitting.run_config import read_config, source_rows
 
     config = read_config(path, changes)
     folder = _run_folder.RunFolder(output)

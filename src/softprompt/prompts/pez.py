@@ -13,8 +13,8 @@ from torch import Tensor
 from softprompt.backbones.base import BackboneSpec
 from softprompt.prompts.base import PromptModule
 from softprompt.prompts.trigger_search import FoundWords, Searched
-from softprompt.recipe import lr_factor
 from softprompt.search import SearchProblem, SearchResult, Step, nearest_surviving, prompt_gradient, search
+from softprompt.training.recipe import lr_factor
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from softprompt.backbones.base import BackboneSpec
-from softprompt.prompts import _prefix as prefix
+from softprompt.prompts import prefix
 from softprompt.prompts.base import BuildContext, Method, PromptModule
 from softprompt.prompts.initialization import check_start
 

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from softprompt.backbones.base import Backbone
 from softprompt.baselines import LinearProbe
-from softprompt.binding import Rows, bind, new_head, read_rows
-from softprompt.data import names_file
-from softprompt.feature_cache import FeatureCache, with_features
+from softprompt.binding import bind, new_head
+from softprompt.data import Row, Rows, names_file, read_rows
+from softprompt.features.cache import FeatureCache, with_features
 from softprompt.model import pool
 from softprompt.outputs import EncodedRow, PromptOutput, windows_of
 from softprompt.prompts import BuildContext, PromptModule
-from softprompt.recipe import Recipe
-from softprompt.tasks.base import Row, Task, TaskEncoder
+from softprompt.tasks.base import Task, TaskEncoder
+from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt
 
 

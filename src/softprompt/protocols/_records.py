@@ -13,11 +13,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from softprompt.binding import Rows, read_rows
-from softprompt.data import names_file
+from softprompt.data import Row, Rows, names_file, read_rows
 from softprompt.files import write_text
 from softprompt.image_folders import SUFFIXES
-from softprompt.tasks.base import Row
 
 Record = dict[str, Any]
 

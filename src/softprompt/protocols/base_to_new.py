@@ -15,16 +15,15 @@ from typing import Any
 
 from softprompt.backbones.base import Backbone
 from softprompt.baselines import ZeroShot
-from softprompt.binding import Rows, identity_of, settings_of
-from softprompt.data import few_shot
-from softprompt.fitting import fit
-from softprompt.progress import Progress
+from softprompt.data import Row, Rows, few_shot
+from softprompt.fitting.one import fit
 from softprompt.prompts import Method
 from softprompt.protocols._records import Record, once, rows_digest, rows_of
 from softprompt.protocols.few_shot import SEEDS
-from softprompt.recipe import Recipe
+from softprompt.store.identity import identity_of, settings_of
 from softprompt.tasks import ImageTextClassification
-from softprompt.tasks.base import Row
+from softprompt.training.progress import Progress
+from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt
 
 

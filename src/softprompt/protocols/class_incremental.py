@@ -16,20 +16,20 @@ from typing import Any, Literal
 import torch
 
 from softprompt.backbones.base import Backbone
-from softprompt.binding import Rows, identity_of, settings_of
+from softprompt.data import Row, Rows
 from softprompt.errors import SoftpromptWarning
-from softprompt.feature_cache import FeatureCache
-from softprompt.fitting import fit
-from softprompt.frozen_rows import encoded_rows
-from softprompt.progress import Progress
+from softprompt.features.cache import FeatureCache
+from softprompt.features.frozen_rows import encoded_rows
+from softprompt.fitting.one import fit
 from softprompt.prompts import Method
 from softprompt.protocols import accuracy_matrix
 from softprompt.protocols._records import Record, once, rows_digest, rows_of
 from softprompt.protocols._stages import read_stages, write_stage
 from softprompt.protocols.rehearsal import Rehearsal
-from softprompt.recipe import Recipe
+from softprompt.store.identity import identity_of, settings_of
 from softprompt.tasks import ImageClassification, SequenceClassification
-from softprompt.tasks.base import Row
+from softprompt.training.progress import Progress
+from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt, load
 
 Labels = Sequence[str]

@@ -16,14 +16,13 @@ from typing import Any
 
 from softprompt.backbones.base import Backbone
 from softprompt.baselines import ZeroShot
-from softprompt.binding import Rows
+from softprompt.data import Row, Rows
 from softprompt.errors import SoftpromptWarning
-from softprompt.fitting import fit
+from softprompt.fitting.one import fit
 from softprompt.prompts import Method
 from softprompt.protocols._records import rows_of
-from softprompt.recipe import Recipe
 from softprompt.tasks import ImageTextClassification
-from softprompt.tasks.base import Row
+from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt
 
 WEIGHT = "loss weight"

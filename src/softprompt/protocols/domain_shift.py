@@ -11,9 +11,10 @@ from typing import Any
 
 from softprompt.backbones.base import Backbone
 from softprompt.baselines import ZeroShot
-from softprompt.binding import Rows, read_rows, settings_of
+from softprompt.data import Row, Rows, read_rows
 from softprompt.prompts import BuildContext
-from softprompt.tasks.base import Row, Task
+from softprompt.store.identity import settings_of
+from softprompt.tasks.base import Task
 from softprompt.tuned import TunedPrompt
 
 READING = frozenset({"columns", "label_column", "label_values"})

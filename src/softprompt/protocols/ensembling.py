@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from softprompt.binding import Rows, as_row, read_rows
-from softprompt.data import by_length
+from softprompt.data import Row, Rows, by_length, read_rows
 from softprompt.mixed import MixedPrompts, ScoredBatch
 from softprompt.model import carrying
 from softprompt.tasks import ClassPrediction, SequenceClassification, TextClassification
-from softprompt.tasks.base import Row
+from softprompt.tasks.columns import as_row
 from softprompt.tuned import TunedPrompt
 
 Rule = Literal["probability", "vote", "logit"]

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.backbones.base import Backbone
-from softprompt.binding import Rows, identity_of, settings_of
-from softprompt.data import few_shot
-from softprompt.fitting import fit
+from softprompt.data import Row, Rows, few_shot
+from softprompt.fitting.one import fit
 from softprompt.prompts import Method
 from softprompt.protocols._records import (
     Record,
@@ -25,14 +24,15 @@ from softprompt.protocols._records import (
     rows_of,
     write_object,
 )
-from softprompt.recipe import Recipe
+from softprompt.store.identity import identity_of, settings_of
 from softprompt.tasks import (
     ImageClassification,
     ImageTextClassification,
     SequenceClassification,
     TextClassification,
 )
-from softprompt.tasks.base import Row, Task
+from softprompt.tasks.base import Task
+from softprompt.training.recipe import Recipe
 
 SHOTS = (4, 16, 32)
 SEEDS = (0, 1, 2)

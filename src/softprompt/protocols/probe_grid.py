@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.backbones.base import Backbone
-from softprompt.binding import Rows, settings_of
-from softprompt.data import batches
-from softprompt.feature_cache import FeatureCache
+from softprompt.data import Rows, batches
+from softprompt.features.cache import FeatureCache
 from softprompt.protocols._probe_rows import ReadRows, read_for_probes
-from softprompt.recipe import Recipe, lr_factor
+from softprompt.store.identity import settings_of
 from softprompt.tasks.base import Task, TaskEncoder
+from softprompt.training.recipe import Recipe, lr_factor
 from softprompt.tuned import TunedPrompt
 
 LEARNING_RATES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from softprompt.backbones.base import Backbone
-from softprompt.binding import Rows
-from softprompt.feature_cache import FeatureCache
+from softprompt.data import Rows
+from softprompt.features.cache import FeatureCache
 from softprompt.protocols._probe_rows import ProbeRows, read_for_probes
-from softprompt.recipe import Recipe
 from softprompt.tasks.base import Task
+from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt
 
 INVERSE_STRENGTHS = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)

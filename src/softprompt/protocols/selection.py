@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.backbones.base import Backbone
-from softprompt.binding import Rows, identity_of, settings_of
-from softprompt.data import subsample
-from softprompt.fitting import fit
-from softprompt.progress import Progress
+from softprompt.data import Row, Rows, subsample
+from softprompt.fitting.one import fit
 from softprompt.prompts import Method
 from softprompt.protocols._records import Record, once, rows_digest, rows_of
-from softprompt.recipe import Recipe
-from softprompt.tasks.base import Row, Task
+from softprompt.store.identity import identity_of, settings_of
+from softprompt.tasks.base import Task
+from softprompt.training.progress import Progress
+from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt
 
 SEEDS = (42, 44, 82, 100, 800)

@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from softprompt import store
 from softprompt.backbones.base import Backbone
-from softprompt.binding import identity_of
 from softprompt.prompts.prompt_tuning import PromptTuning, VirtualTokens
 from softprompt.store import BackboneIdentity
+from softprompt.store.identity import identity_of
 from softprompt.tasks.base import Task
 from softprompt.tuned import TunedPrompt
 

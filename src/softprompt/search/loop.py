@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from softprompt.progress import Record
 from softprompt.search.problem import SearchProblem, SearchResult
 from softprompt.search.scoring import candidate_losses
 from softprompt.search.written import decode
+from softprompt.training.progress import Record
 
 log = logging.getLogger(__name__)
 

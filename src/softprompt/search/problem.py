@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from softprompt.backbones.base import Backbone
-from softprompt.data import batches
+from softprompt.data import Row, batches
 from softprompt.outputs import EncodedRow
-from softprompt.progress import Progress, Silent
-from softprompt.recipe import Recipe
-from softprompt.tasks.base import Row, Task, TaskEncoder
+from softprompt.tasks.base import Task, TaskEncoder
+from softprompt.training.progress import Progress, Silent
+from softprompt.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.data import Row
 from softprompt.outputs import EncodedRow
 from softprompt.search.scoring import substituted
 from softprompt.search.words import Survives
-from softprompt.tasks.base import Row, Task, TaskEncoder
+from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.tasks.template import Bos, Field, Literal, Mask, Part, Soft, parse_template, tokenize
 
 _PROBES = 8  # rows, with different neighbours of the slots, that a written prompt is tried on

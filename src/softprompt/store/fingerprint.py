@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from softprompt.store._json import digest
+from softprompt.store.plain_json import digest
 
 # What may differ between two loadings of one model without changing what its frozen trunk computes: precision
 # and kernels, the head that was put on, and ids that only generation and padding look at (people set

@@ -12,11 +12,11 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from softprompt.store._folders import replace_folder, standing
-from softprompt.store._json import digest, dumps, parse_object
 from softprompt.store.card import model_card
 from softprompt.store.errors import PromptFileError
 from softprompt.store.fingerprint import BackboneIdentity
+from softprompt.store.folders import replace_folder, standing
+from softprompt.store.plain_json import digest, dumps, parse_object
 from softprompt.store.saved import FORMAT_VERSION, SavedPrompt
 from softprompt.version import __version__
 
@@ -126,7 +126,7 @@ def _why_unreadable(folder: Path, name: str, error: OSError) -> str:
     if not folder.is_dir():
         return f"{folder} is a file; pass the folder of a saved prompt, which holds {_JSON} and {_TENSORS}"
     if (folder / _PEFT_CONFIG).exists():
-        return f"{folder} is in PEFT's format ({_PEFT_CONFIG}); read it with softprompt.store.read_peft"
+        return f"{folder} is in PEFT's format ({_PEFT_CONFIG}); read it with softprompt.exchange.read_peft"
     if (folder / name).exists():
         return f"{folder / name} cannot be read: {error.strerror}"
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt.store._json import plain
 from softprompt.store.fingerprint import BackboneIdentity
+from softprompt.store.plain_json import plain
 from softprompt.version import __version__
 
 FORMAT_VERSION = 1

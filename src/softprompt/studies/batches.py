@@ -1,11 +1,11 @@
-"""Which runs of a study can be trained in one batch, see `softprompt.fitting_many`."""
+"""Which runs of a study can be trained in one batch, see `softprompt.fitting.many`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 
-from softprompt.fitting_many import SHARED_SETTINGS
+from softprompt.fitting.many import SHARED_SETTINGS
 from softprompt.studies.runs import PlannedRun
 
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from softprompt.run_config import (
+from softprompt.fitting.run_config import (
     as_mapping,
     check_keys,
     field_names,

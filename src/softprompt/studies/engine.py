@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from typing import Protocol
 
 from softprompt.errors import CheckpointError, TrainingDiverged
-from softprompt.progress import Progress, Shared, Silent
 from softprompt.studies.batches import batches_of
 from softprompt.studies.config import Study
 from softprompt.studies.ensembles import make_ensembles
@@ -20,6 +19,7 @@ from softprompt.studies.pruning import pruner
 from softprompt.studies.runs import Outcome, PlannedRun
 from softprompt.studies.watching import Prune
 from softprompt.studies.worker import Worker
+from softprompt.training.progress import Progress, Shared, Silent
 
 Do = Callable[[Sequence[PlannedRun]], int]
 """Make runs, in one batch where they are several; returns how many: what another process is at is left to it.

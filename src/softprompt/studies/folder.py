@@ -28,7 +28,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from softprompt.files import finite, write_bytes, write_text
-from softprompt.run_config import as_mapping, parse_yaml
+from softprompt.fitting.run_config import as_mapping, parse_yaml
 from softprompt.studies.config import Study, parse_study
 from softprompt.studies.runs import Outcome, PlannedRun, Status, run_hash
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.backbones.base import Backbone
-from softprompt.progress import Progress
+from softprompt.data import Row
 from softprompt.protocols.base_to_new import base_to_new_runs
 from softprompt.studies.run_settings import RunSettings
-from softprompt.tasks.base import Row
+from softprompt.training.progress import Progress
 from softprompt.tuned import TunedPrompt
 
 MAIN = "harmonic_mean"

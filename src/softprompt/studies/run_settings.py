@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from softprompt.fitting.run_config import RunConfig, SourceConfig, as_mapping, parse_config, parsed
 from softprompt.protocols.base_to_new import base_and_new
 from softprompt.protocols.class_incremental import Answers, Logits
 from softprompt.protocols.rehearsal import Rehearsal
-from softprompt.run_config import RunConfig, SourceConfig, as_mapping, parse_config, parsed
 from softprompt.tasks import ImageTextClassification
 
 RUN_KEYS = (

@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from softprompt.backbones.base import Backbone
-from softprompt.binding import identity_of, settings_of
-from softprompt.encodings import Encodings
-from softprompt.feature_cache import FeatureCache
-from softprompt.preparation import Data
+from softprompt.backbones.row_features import RowFeatures
+from softprompt.data import Row
+from softprompt.features.cache import FeatureCache
+from softprompt.features.encodings import Encodings
+from softprompt.fitting.preparation import Data
+from softprompt.fitting.run_config import BackboneConfig, SourceConfig, source_rows
 from softprompt.protocols.few_shot import few_shot_splits
-from softprompt.row_features import RowFeatures
-from softprompt.run_config import BackboneConfig, SourceConfig, source_rows
 from softprompt.store import BackboneIdentity
+from softprompt.store.identity import identity_of, settings_of
 from softprompt.studies.run_settings import RunSettings
-from softprompt.tasks.base import Row, Task
+from softprompt.tasks.base import Task
 
 OpenBackbone = Callable[[BackboneConfig], Backbone]
 

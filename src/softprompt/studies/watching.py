@@ -13,7 +13,7 @@ from typing import Any
 
 from softprompt.errors import SoftpromptWarning
 from softprompt.files import write_text
-from softprompt.progress import Progress, Record
+from softprompt.training.progress import Progress, Record
 
 Prune = Callable[[Sequence[Mapping[str, Any]]], bool]
 """Told a trial's evaluations so far, each with "step" and "value": whether it is to be given up."""

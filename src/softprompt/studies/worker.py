@@ -11,12 +11,12 @@ from typing import Any
 
 from softprompt.backbones.base import Backbone
 from softprompt.binding import evaluate
+from softprompt.data import Row
 from softprompt.errors import TrainingDiverged
-from softprompt.feature_cache import FeatureCache, recall, with_features
-from softprompt.fitting import fit_data
-from softprompt.fitting_many import fit_many_data
-from softprompt.preparation import Data, room_of
-from softprompt.progress import Progress, Silent
+from softprompt.features.cache import FeatureCache, recall, with_features
+from softprompt.fitting.many import fit_many_data
+from softprompt.fitting.one import fit_data
+from softprompt.fitting.preparation import Data, room_of
 from softprompt.protocols.class_incremental import class_incremental_run
 from softprompt.protocols.ensembling import PromptEnsemble
 from softprompt.studies.environment import environment, peak_memory, reset_peak
@@ -26,7 +26,7 @@ from softprompt.studies.run_settings import RunSettings
 from softprompt.studies.runs import Outcome, PlannedRun
 from softprompt.studies.supplies import OpenBackbone, Supplies
 from softprompt.studies.watching import Prune, Pruned, Watcher, concerns_in
-from softprompt.tasks.base import Row
+from softprompt.training.progress import Progress, Silent
 from softprompt.tuned import TunedPrompt, load
 
 

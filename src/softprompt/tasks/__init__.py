@@ -1,7 +1,8 @@
 """Tasks: what is asked, and how the answer is read and judged."""
 
+from softprompt.data import Row
 from softprompt.tasks.adaptation import LanguageModeling, LanguageModelingEncoder
-from softprompt.tasks.base import Row, Scorer, Task, TaskEncoder, TextSetting
+from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.classes import ClassPrediction
 from softprompt.tasks.classification import TextClassification, TextClassificationEncoder
 from softprompt.tasks.generation import TextGeneration, TextGenerationEncoder

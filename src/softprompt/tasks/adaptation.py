@@ -21,9 +21,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from softprompt.data import by_length
+from softprompt.data import Row, by_length
 from softprompt.outputs import EncodedRow, TargetLogits
-from softprompt.tasks.base import Row, Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TextSetting
 from softprompt.tasks.columns import check_columns, read_fields
 from softprompt.tasks.template import BoundTemplate, Run, Template, tokenize
 

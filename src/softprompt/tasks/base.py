@@ -10,10 +10,9 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.data import Row
 from softprompt.images import ImageSetting
 from softprompt.outputs import EncodedRow
-
-Row = Mapping[str, Any]
 
 
 class Scorer(Protocol):

@@ -12,9 +12,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from softprompt.data import by_length
+from softprompt.data import Row, by_length
 from softprompt.outputs import EncodedRow, TargetLogits
-from softprompt.tasks.base import Row, Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TextSetting
 from softprompt.tasks.classes import ClassPrediction, likeliest
 from softprompt.tasks.columns import check_columns, read_fields, read_media
 from softprompt.tasks.labels import label_concerns, label_names, read_label

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from softprompt.tasks.base import Row, TextSetting
+from softprompt.data import Row
+from softprompt.tasks.base import Task, TextSetting
 
 
 def guess(name: str, known: Iterable[str]) -> str:
@@ -72,3 +73,15 @@ def check_columns(columns: Mapping[str, str], names: Sequence[str]) -> None:
     for key in columns:
         if key not in names:
             raise ValueError(f"columns has the key {key!r}, which the task does not read{guess(key, names)}")
+
+
+def as_row(task: Task, value: Any) -> Row:
+    """A string, or an image in whatever form, as the row of a task with one field; a row as it is."""
+    if isinstance(value, Mapping):
+        return value
+    if len(task.fields) != 1:
+        raise ValueError(
+            f"the template needs the columns {list(task.fields)}: pass a dictionary with them, not a string"
+        )
+    name = task.fields[0]
+    return {task.columns.get(name, name): value}

@@ -13,9 +13,9 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from softprompt.data import by_length
+from softprompt.data import Row, by_length
 from softprompt.outputs import EncodedRow, TargetLogits
-from softprompt.tasks.base import Row, Scorer, Task, TaskEncoder, TextSetting
+from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.columns import check_columns, read_fields, read_media
 from softprompt.tasks.metrics import generation_metrics
 from softprompt.tasks.template import Bos, BoundTemplate, Soft, Template, tokenize

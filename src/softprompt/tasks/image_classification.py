@@ -11,9 +11,10 @@ from pydantic import ConfigDict, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from softprompt.data import Row
 from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, to_pixels
 from softprompt.outputs import EncodedRow
-from softprompt.tasks.base import Row, Scorer, Task
+from softprompt.tasks.base import Scorer, Task
 from softprompt.tasks.classes import ClassPrediction, class_losses, predict_classes
 from softprompt.tasks.columns import check_columns, read_column
 from softprompt.tasks.labels import label_concerns, label_names, read_label

@@ -14,10 +14,10 @@ from pydantic import ConfigDict, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from softprompt.data import by_length
+from softprompt.data import Row, by_length
 from softprompt.images import ImageRule, to_pixels
 from softprompt.outputs import EncodedRow, ImageTextEmbeddings
-from softprompt.tasks.base import ImageTextSetting, Row, Scorer, Task, TextSetting
+from softprompt.tasks.base import ImageTextSetting, Scorer, Task, TextSetting
 from softprompt.tasks.classes import ClassPrediction, class_losses, likeliest
 from softprompt.tasks.columns import check_columns, read_column
 from softprompt.tasks.image_classification import described, sized_rule

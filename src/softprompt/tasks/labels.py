@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from softprompt.tasks.base import Row
+from softprompt.data import Row
 from softprompt.tasks.columns import read_column
 
 

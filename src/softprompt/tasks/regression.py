@@ -12,8 +12,9 @@ from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from softprompt.data import Row
 from softprompt.outputs import EncodedRow
-from softprompt.tasks.base import Row, Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TextSetting
 from softprompt.tasks.columns import check_columns, read_column, read_fields
 from softprompt.tasks.metrics import regression_metrics
 from softprompt.tasks.reading import (

@@ -13,10 +13,11 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from softprompt.data import Row
 from softprompt.errors import SoftpromptWarning
 from softprompt.outputs import EncodedRow, windows_of
 from softprompt.tasks.alignment import Aligned, align, check_alignable, windows
-from softprompt.tasks.base import Row, Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TextSetting
 from softprompt.tasks.columns import check_columns, read_column, read_fields
 from softprompt.tasks.metrics import span_metrics
 from softprompt.tasks.reading import check_answered, outputs_of, split_outputs

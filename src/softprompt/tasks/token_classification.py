@@ -15,9 +15,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
+from softprompt.data import Row
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.alignment import align, check_alignable
-from softprompt.tasks.base import Row, Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TextSetting
 from softprompt.tasks.columns import check_columns, read_column, read_fields
 from softprompt.tasks.labels import label_names
 from softprompt.tasks.metrics import ENTITY_MARKS, OUTSIDE, tag_metrics

@@ -1,0 +1,348 @@
+"""Dual encoders: an image and texts to embeddings that are compared. CLIP, SigLIP and transformers' VisionTextDualEncoder.
+
+A row is an image (`media`) and the texts that it is compared with (`targets`): whole texts, begin and end tokens
+included, virtual token k as -1 - k. A batch runs each distinct text once for each prompt that it carries, whatever the
+number of images. Exact: embeddings and gradients are those of the model's own forward, one padded text and one image at a
+time.
+
+Letters: B images, K targets of a row, G prompts, e width of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from softprompt.backbones.base import BackboneSpec, known_states
+from softprompt.backbones.dual.kept_texts import KeptTexts, Texts
+from softprompt.backbones.dual.text_tower import TextTower, find_text_tower
+from softprompt.backbones.row_features import RowFeatures
+from softprompt.backbones.vision.backbone import VisionBackbone
+from softprompt.backbones.vocabulary import special_ids
+from softprompt.images import POOLINGS, ImageRule
+from softprompt.outputs import EncodedRow, ImageTextEmbeddings, PromptOutput
+
+EMBEDDING = POOLINGS.index("embedding")
+CHUNK = 8192
+"""Tokens of texts that are run at a time, what they share counted for each. A larger batch of texts is run in parts, and
+computed again in backward: what is kept then does not grow with its tokens. At CLIP ViT-B/16's width a part keeps some
+2 GB in float32, and a thousand classes with a context of 4 are not far above one."""
+
+
+@dataclass(frozen=True)
+class CompiledImageTexts:
+    """A prompt with what was computed for it already.
+
+    prompt  as it was
+    vision  the vision tower's part, compiled
+    known   by the identity of a row's targets and the number of its prompt: the targets, and their embeddings (K, e).
+            Grows when rows with other targets come
+    heads   none: nothing depends on the rows
+    """
+
+    prompt: PromptOutput
+    vision: Any
+    known: dict[tuple[int, int], tuple[Texts, Tensor]] = field(default_factory=dict)
+    heads: tuple[()] = ()
+
+
+class DualBackbone:
+    """A dual encoder with its tokenizer and the rule by which its images are prepared.
+
+    processor  an ImageRule, the configuration of one of transformers' image processors, or such a processor
+    packed     of the vision tower, see VisionBackbone
+    """
+
+    family = "vision-language"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        processor: ImageRule | Mapping[str, Any] | Any,
+        *,
+        name: str | None = None,
+        packed: bool | None = None,
+    ) -> None:
+        parts: Any = model
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name or model.config.name_or_path or type(model).__name__
+        self.vision = VisionBackbone(
+            parts.vision_model,
+            getattr(processor, "image_processor", processor),
+            name=self.name,
+            packed=packed,
+        )
+        self._visual_projection: nn.Module | None = getattr(model, "visual_projection", None)
+        projection = getattr(model, "text_projection", None)
+        self._texts: TextTower = find_text_tower(parts.text_model, tokenizer, projection)
+        self._embedding: nn.Module = parts.text_model.get_input_embeddings()
+        # What ViT and BERT put on their class token; CLIP and SigLIP have read theirs already.
+        pooler = getattr(parts.vision_model, "pooler", None)
+        self._visual_pooler = pooler if isinstance(pooler, nn.Module) else None
+        self._kept = RowFeatures(self)
+        self._kept_texts = KeptTexts([part for part in (parts.text_model, projection) if part is not None])
+        self._width = _embedding_width(self._visual_projection, projection, parts)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.table.dtype
+
+    @property
+    def table(self) -> Tensor:
+        """The text tower's input embedding table, (V, d)."""
+        weight = self._embedding.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @cached_property
+    def spec(self) -> BackboneSpec:
+        vision = self.vision.spec
+
+        def embed(ids: Tensor) -> Tensor:
+            with torch.no_grad():
+                embedded: Tensor = self._embedding(ids.to(self.table.device)).float().cpu().clone()
+                return embedded
+
+        def tokenize(text: str) -> list[int]:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        vocabulary, width = self.table.shape
+        sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
+        return BackboneSpec(
+            name=self.name,
+            family=self.family,
+            width=width,
+            vocabulary=vocabulary,
+            key_values=(),
+            positions=self._texts.positions,
+            embedding_std=embed(sample).std().item(),
+            embed=embed,
+            tokenize=tokenize,
+            special_ids=special_ids(self.tokenizer),
+            closed=True,
+            state_width=vision.width,
+            image=vision.image,
+            embedding_width=self._width,
+            vision=vision,
+        )
+
+    def with_model(self, model: PreTrainedModel) -> DualBackbone:
+        """The same backbone around another copy of its model."""
+        return DualBackbone(
+            model, self.tokenizer, self.vision.rule, name=self.name, packed=self.vision.packed
+        )
+
+    def with_settings(self, *, gradient_checkpointing: bool = False, compiled: bool = False) -> DualBackbone:
+        """The same model, run to save memory or through torch.compile."""
+        other = self.with_model(self.model)
+        settings: Any = {"gradient_checkpointing": gradient_checkpointing, "compiled": compiled}
+        other.vision = other.vision.with_settings(**settings)
+        other._texts = other._texts.with_settings(**settings)
+        other._kept = self._kept  # the same weights: how they are run changes none of it
+        other._kept_texts = self._kept_texts
+        return other
+
+    def score(
+        self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledImageTexts
+    ) -> ImageTextEmbeddings:
+        """Embeddings of the rows' images and targets. Differentiable in the prompt.
+
+        Texts that nothing changes, neither this prompt nor training, are run once and kept.
+        Raises ValueError for rows without an image or without texts, texts longer than the text tower, and contexts of
+        single classes that are for another number of texts.
+        """
+        compiled = prompt if isinstance(prompt, CompiledImageTexts) else None
+        plain = prompt.prompt if isinstance(prompt, CompiledImageTexts) else prompt
+        carried = [row.prompt for row in rows] if plain.rows is None else plain.rows.tolist()
+        sets: dict[tuple[int, int], Texts] = {}
+        for row, g in zip(rows, carried, strict=True):
+            if not row.targets:
+                raise ValueError(
+                    f"a row has no texts that its image could be compared with, and {self.name} does nothing else: take"
+                    " ImageTextClassification, or a task with a head"
+                )
+            sets.setdefault((id(row.targets), g), row.targets)
+        known = {} if compiled is None else compiled.known
+        missing = {key: texts for key, texts in sets.items() if key not in known}
+        if self._kept_texts.serve(plain):
+            found = self._kept_texts(missing, lambda new: self._embedded(new, plain))
+        else:
+            found = self._embedded(missing, plain)
+        if compiled is not None:
+            known |= {key: (sets[key], embedded) for key, embedded in found.items()}
+        order = list(sets)
+        logit_bias = getattr(self.model, "logit_bias", None)
+        images = self.images(rows, plain.vision if compiled is None else compiled.vision)
+        scale: Any = self.model.logit_scale
+        scale = scale.to(images.dtype).exp().squeeze()
+        return ImageTextEmbeddings(
+            images,
+            tuple(found[key] if key in found else known[key][1] for key in order),
+            tuple(order.index((id(row.targets), g)) for row, g in zip(rows, carried, strict=True)),
+            scale,
+            torch.zeros_like(scale) if logit_bias is None else logit_bias.to(images.dtype).squeeze(),
+        )
+
+    def images(self, rows: Sequence[EncodedRow], prompt: Any = None) -> Tensor:
+        """Embeddings of the rows' images, (B, e), of length 1, float32 or wider. prompt: of the vision tower.
+
+        Where nothing of this tower is trained they are computed once for all runs of the process, see RowFeatures.
+        """
+        tower = [self.vision.model, self._visual_projection]
+        if prompt is None and not any(p.requires_grad for part in tower if part for p in part.parameters()):
+            return self._kept(rows, "embedding")
+        return self._embedded_images(rows, prompt)
+
+    def _embedded_images(self, rows: Sequence[EncodedRow], prompt: Any) -> Tensor:
+        setting = self.vision.spec.image
+        assert setting is not None
+        read = (POOLINGS.index(setting.pooling),)
+        states = self.vision.states(
+            [replace(row, read=read, prompt=0) for row in rows], PromptOutput() if prompt is None else prompt
+        )
+        if self._visual_pooler is not None:
+            states = self._visual_pooler(states[:, None])
+        if self._visual_projection is not None:
+            states = self._visual_projection(states)
+        return _to_length_one(states)
+
+    def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledImageTexts) -> Tensor:
+        """What heads read of the images, see VisionBackbone; read as "embedding", what texts are compared with, (B, e).
+
+        Raises ValueError for a prompt of the text tower, which no head on images would notice.
+        """
+        plain = prompt.prompt if isinstance(prompt, CompiledImageTexts) else prompt
+        vision = prompt.vision
+        if plain.tokens is not None or plain.offset is not None or plain.token_offset is not None:
+            raise ValueError(
+                f"the prompt stands in the text tower of {self.name}, and a head reads images alone: take"
+                " ImageTextClassification, or a method of images, VPT(...)"
+            )
+        if (known := known_states(rows, self.device)) is not None:
+            return known
+        if all(row.read == (EMBEDDING,) for row in rows):
+            return self._embedded_images(rows, vision)
+        return self.vision.states(rows, PromptOutput() if vision is None else vision)
+
+    def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> CompiledImageTexts:
+        """The prompt, which from then on keeps the embeddings of the texts that rows bring."""
+        vision = None if prompt.vision is None else self.vision.compile(rows, prompt.vision)
+        return CompiledImageTexts(prompt, vision)
+
+    def generate(self, rows: Sequence[EncodedRow], prompt: PromptOutput, **options: Any) -> list[list[int]]:
+        """Raises ValueError: a dual encoder does not write."""
+        raise ValueError(
+            f"{self.name} compares images with texts and writes none: take ImageTextClassification"
+        )
+
+    def _embedded(
+        self, sets: Mapping[tuple[int, int], Texts], prompt: PromptOutput
+    ) -> dict[tuple[int, int], Tensor]:
+        """Of each set of targets the embeddings (K, e), each distinct text of a prompt run once."""
+        numbers: dict[tuple[int, tuple[int, ...]], int] = {}
+        members: dict[tuple[int, int], list[int]] = {}
+        for key, texts in sets.items():
+            prompts = self._prompts_of(texts, key[1], prompt)
+            members[key] = [
+                numbers.setdefault((g, text), len(numbers)) for g, text in zip(prompts, texts, strict=True)
+            ]
+        if not numbers:
+            return {}
+        # Texts of a prompt together: those of one part share what they begin with.
+        ordered = sorted(numbers, key=lambda entry: entry[0])
+        embedded = self._in_parts([EncodedRow(text, prompt=g) for g, text in ordered], prompt)
+        place = {entry: i for i, entry in enumerate(ordered)}
+        moved = [place[entry] for entry in numbers]
+        return {
+            key: embedded[torch.tensor([moved[n] for n in mine], device=embedded.device)]
+            for key, mine in members.items()
+        }
+
+    def _prompts_of(self, texts: Texts, own: int, prompt: PromptOutput) -> list[int]:
+        longest = max(map(len, texts))
+        if self._texts.positions is not None and longest > self._texts.positions:
+            raise ValueError(
+                f"a text takes {longest} tokens, virtual tokens included, and the text tower of {self.name} has"
+                f" {self._texts.positions} positions: shorten the name, the template or the context"
+            )
+        if prompt.groups > 1:
+            if len(texts) % prompt.groups:
+                raise ValueError(
+                    f"the prompt has contexts for {prompt.groups} domains, and a row is compared with {len(texts)} texts:"
+                    " expected equally many for each domain"
+                )
+            return [t * prompt.groups // len(texts) for t in range(len(texts))]
+        if prompt.texts is None:
+            return [own] * len(texts)
+        if len(prompt.texts) != len(texts):
+            raise ValueError(
+                f"the prompt has contexts of its own for {len(prompt.texts)} texts, and a row is compared with"
+                f" {len(texts)}: class-specific contexts serve the classes they were trained for, with one template"
+            )
+        numbers: list[int] = prompt.texts.tolist()
+        return numbers
+
+    def _in_parts(self, texts: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
+        """(n, e) of length 1."""
+
+        def run(part: Sequence[EncodedRow]) -> Tensor:
+            return _to_length_one(self._texts.embed(part, prompt))
+
+        parts = _parts(texts, self._texts.cost, CHUNK)
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            return torch.cat([run(part) for part in parts])
+        # Nothing in a frozen tower is random.
+        again: Any = {"use_reentrant": False, "preserve_rng_state": False}
+        return torch.cat([checkpoint(run, part, **again) for part in parts])
+
+
+def _parts(
+    texts: Sequence[EncodedRow], cost: Callable[[EncodedRow], int], tokens: int
+) -> list[list[EncodedRow]]:
+    """The texts in parts of at most so many tokens, in order; one text at least in each."""
+    parts: list[list[EncodedRow]] = [[]]
+    taken = 0
+    for text in texts:
+        taken += cost(text)
+        if parts[-1] and taken > tokens:
+            parts.append([])
+            taken = cost(text)
+        parts[-1].append(text)
+    return parts
+
+
+def _to_length_one(states: Tensor) -> Tensor:
+    wide = states if states.dtype == torch.float64 else states.float()
+    return functional.normalize(wide, dim=-1)
+
+
+def _embedding_width(visual: nn.Module | None, textual: nn.Module | None, parts: Any) -> int:
+    """e. Raises ValueError where the towers do not have the same."""
+
+    def width(projection: Any, tower: Any) -> int:
+        if projection is not None:
+            return int(projection.out_features)
+        head = getattr(tower, "head", None)
+        return int(head.out_features if isinstance(head, nn.Linear) else tower.config.hidden_size)
+
+    images, texts = width(visual, parts.vision_model), width(textual, parts.text_model)
+    if images != texts:
+        raise ValueError(
+            f"images become {images} numbers and texts {texts}, which cannot be compared: the towers are of different models;"
+            " take both from one checkpoint, or projections to the same width"
+        )
+    return images

@@ -1,0 +1,197 @@
+"""The text towers of dual encoders: whole texts, begin and end tokens included, to their embeddings.
+
+CLIP's is causal and read at the end-of-text token, so nothing behind that is run, and what texts have in common at the
+front is run once for all of them. SigLIP's sees its padding, both ways, and BERT and its kin see the whole text: there
+every text is run for itself.
+
+Letters: n texts, N packed tokens, T positions, d width, e width of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase, SiglipTextModel
+
+from softprompt.backbones.engine.attention import TreeCall, tree_implementation
+from softprompt.backbones.engine.checkpointing import checkpointed_layers
+from softprompt.backbones.engine.last_layer import last_layer_only_at
+from softprompt.backbones.engine.linear import frozen_linears
+from softprompt.backbones.engine.packed import embed_tree, pack
+from softprompt.backbones.engine.tree import build_tree
+from softprompt.backbones.masked.backbone import MaskedBackbone
+from softprompt.outputs import EncodedRow, PromptOutput
+
+
+class TextTower(Protocol):
+    """`positions`: the longest text in tokens. A text is the context of a row, which carries the row's prompt."""
+
+    @property
+    def positions(self) -> int | None: ...
+
+    def embed(self, texts: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
+        """(n, e), not brought to any length. Differentiable in the prompt."""
+        ...
+
+    def cost(self, text: EncodedRow) -> int:
+        """Tokens that are run for a text, what it may share with others counted in full."""
+        ...
+
+    def with_settings(self, *, gradient_checkpointing: bool, compiled: bool) -> TextTower: ...
+
+
+@dataclass(frozen=True)
+class CausalTexts:
+    """CLIP's: read at the last token, which must be the end-of-text token.
+
+    forward  the layers, or what torch.compile made of them
+    """
+
+    model: CLIPTextModel
+    projection: nn.Module
+    forward: Callable[..., Any]
+    checkpointing: bool = False
+
+    @property
+    def positions(self) -> int:
+        return int(self.model.config.max_position_embeddings)
+
+    def embed(self, texts: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
+        rows = [replace(text, read=(len(text.context) - 1,)) for text in texts]
+        tree = pack(rows, prompt, self.model.device)
+        places: Any = self.model.embeddings.position_embedding
+        embeds = embed_tree(self.model, tree, prompt) + places(tree.positions)  # (1, N, d)
+        with ExitStack() as stack:
+            stack.enter_context(tree_implementation(self.model))
+            if self.checkpointing and torch.is_grad_enabled():
+                stack.enter_context(checkpointed_layers(self.model))
+            elif self.forward is self.model.encoder:
+                stack.enter_context(last_layer_only_at(self.model, tree.read, tree.tokens))
+            states = self.forward(
+                inputs_embeds=embeds, attention_mask=None, prompt_tree=TreeCall(tree)
+            ).last_hidden_state[0]
+        ends = self.model.final_layer_norm(states.index_select(0, tree.read))  # (N, d) -> (n, d)
+        projected: Tensor = self.projection(ends)
+        return projected
+
+    def cost(self, text: EncodedRow) -> int:
+        return len(text.context)
+
+    def with_settings(self, *, gradient_checkpointing: bool, compiled: bool) -> CausalTexts:
+        encoder = self.model.encoder
+        forward = torch.compile(encoder, dynamic=True) if compiled else encoder
+        return replace(self, forward=forward, checkpointing=gradient_checkpointing)
+
+
+@dataclass(frozen=True)
+class PaddedTexts:
+    """SigLIP's: texts are padded to T tokens, which all see each other, and read at the last of them."""
+
+    model: SiglipTextModel
+    pad: int
+    forward: Callable[..., Any]
+    checkpointing: bool = False
+
+    @property
+    def positions(self) -> int:
+        return int(self.model.config.max_position_embeddings)
+
+    def embed(self, texts: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
+        rows = [
+            replace(text, context=text.context + (self.pad,) * (self.positions - len(text.context)))
+            for text in texts
+        ]
+        tree = build_tree(
+            rows,
+            [()] * prompt.count,
+            virtual_tokens=0 if prompt.tokens is None else prompt.tokens.shape[1],
+            lengths=None if prompt.tokens is None or prompt.lengths is None else prompt.lengths.tolist(),
+            device=self.model.device,
+        )
+        places: Any = self.model.embeddings.position_embedding
+        embeds = embed_tree(self.model, tree, prompt).view(len(rows), self.positions, -1) + places.weight
+        with ExitStack() as stack:
+            stack.enter_context(frozen_linears())
+            if self.checkpointing and torch.is_grad_enabled():
+                stack.enter_context(checkpointed_layers(self.model, lambda _: frozen_linears()))
+            states = self.forward(inputs_embeds=embeds, attention_mask=None).last_hidden_state  # (n, T, d)
+        head: Any = self.model.head
+        embedded: Tensor = head(self.model.final_layer_norm(states[:, -1]))
+        return embedded
+
+    def cost(self, text: EncodedRow) -> int:
+        return self.positions
+
+    def with_settings(self, *, gradient_checkpointing: bool, compiled: bool) -> PaddedTexts:
+        encoder = self.model.encoder
+        forward = torch.compile(encoder) if compiled else encoder
+        return replace(self, forward=forward, checkpointing=gradient_checkpointing)
+
+
+@dataclass(frozen=True)
+class PooledTexts:
+    """BERT's and its kin's: texts without padding, read by the encoder's pooler at their first token."""
+
+    encoder: MaskedBackbone
+    pooler: nn.Module
+    projection: nn.Module
+
+    @property
+    def positions(self) -> int | None:
+        return self.encoder.spec.positions
+
+    def embed(self, texts: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
+        states = self.encoder.states([replace(text, read=(0,)) for text in texts], prompt)
+        projected: Tensor = self.projection(self.pooler(states[:, None]))  # (n, d) -> (n, e)
+        return projected
+
+    def cost(self, text: EncodedRow) -> int:
+        return len(text.context)
+
+    def with_settings(self, *, gradient_checkpointing: bool, compiled: bool) -> PooledTexts:
+        encoder = self.encoder.with_settings(gradient_checkpointing=gradient_checkpointing, compiled=compiled)
+        return replace(self, encoder=encoder)
+
+
+def find_text_tower(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, projection: nn.Module | None
+) -> TextTower:
+    """The text tower of a dual encoder. Raises ValueError for one that has no pooled state of a text, or another tokenizer."""
+    table = model.get_input_embeddings().weight
+    assert isinstance(table, Tensor)
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= len(table):
+        raise ValueError(
+            f"the tokenizer has ids up to {highest}, and the text tower's embedding table has {len(table)} rows: they are of"
+            " different models; take the tokenizer that was saved with this model"
+        )
+    if isinstance(model, CLIPTextModel):
+        assert projection is not None
+        end = tokenizer("a")["input_ids"][-1]
+        expected = model.config.eos_token_id
+        # 2 stands in the configs of the first CLIP checkpoints, whatever their end-of-text token is.
+        if expected not in (2, end):
+            raise ValueError(
+                f"the text tower is read at its end-of-text token, {expected}, and the tokenizer ends a text with {end}: they"
+                " are of different models; take the tokenizer that was saved with this model"
+            )
+        return CausalTexts(model, projection, model.encoder)
+    if isinstance(model, SiglipTextModel):
+        if tokenizer.pad_token_id is None:
+            raise ValueError(
+                "the tokenizer has no padding token, and SigLIP's texts are padded: it is not the model's own;"
+                " take the one that was saved with it"
+            )
+        return PaddedTexts(model, int(tokenizer.pad_token_id), model.encoder)
+    pooler = getattr(model, "pooler", None)
+    if not isinstance(pooler, nn.Module) or projection is None:
+        raise ValueError(
+            f"{type(model).__name__} has no pooler, and a dual encoder compares what its text tower's pooler gives: take"
+            " BERT, RoBERTa, or CLIP's text tower"
+        )
+    return PooledTexts(MaskedBackbone(model, tokenizer), pooler, projection)

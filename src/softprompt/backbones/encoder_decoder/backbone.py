@@ -1,0 +1,251 @@
+"""Any encoder-decoder of transformers: T5, BART, Whisper and their kin.
+
+A row's context is the encoder's input, virtual tokens where the template has them, and the tokenizer's closing tokens
+at its end. The decoder carries no virtual tokens, unlike in PEFT, whose T5 prompts have P dead rows for it. A speech
+model's encoder reads a spectrogram instead; there the context, prompt included, is the beginning of the decoder.
+
+Exact: a batch gives the logits and gradients of plain concatenation, one row and one target at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from softprompt.backbones.base import BackboneSpec, known_states
+from softprompt.backbones.encoder_decoder import generation
+from softprompt.backbones.encoder_decoder.prefixes import EncoderCall, encoder_prefix_implementation
+from softprompt.backbones.encoder_decoder.scoring import Seq2SeqModel, read_states, score
+from softprompt.backbones.encoder_decoder.sound_states import SoundStates
+from softprompt.backbones.encoder_decoder.spectrogram import spectrogram
+from softprompt.backbones.engine.tree import Atoms
+from softprompt.backbones.vocabulary import special_ids
+from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
+
+
+@dataclass(frozen=True)
+class KeptPrompt:
+    """Prompts run once and kept for later calls. Nothing of a row can be computed without it: `heads` is empty."""
+
+    prompt: PromptOutput
+    heads: tuple[Atoms, ...] = ()
+
+
+class EncoderDecoderBackbone:
+    """An encoder and a decoder with their tokenizer.
+
+    packed  for the other families' sake: nothing is packed here
+    """
+
+    family = "encoder-decoder"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        packed: bool | None = None,
+    ) -> None:
+        if getattr(model.config, "num_experts", None):
+            raise ValueError(
+                f"{type(model).__name__} is a mixture of experts: transformers does not run its decoder on encoder states"
+                " alone, as all rows and answers are run here; take an encoder-decoder without experts, such as T5"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name or model.config.name_or_path or type(model).__name__
+        self._runner = Seq2SeqModel(
+            model, _places(model), _stem(model), self.speech, model.get_encoder(), model
+        )
+
+    @property
+    def speech(self) -> bool:
+        """Whether the encoder reads sound, and the context begins the decoder."""
+        return self.model.main_input_name == "input_features"
+
+    @property
+    def sounds(self) -> SoundStates:
+        """What a speech model's encoder made of each sound, kept while the encoder is frozen and without a prompt.
+
+        `backbone.sounds.limit` bytes are kept at most; 0 switches it off.
+        """
+        return self._runner.sounds
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.table.dtype
+
+    @property
+    def embedding(self) -> nn.Module:
+        """What turns the context's token ids into vectors: the encoder's table, in a speech model the decoder's."""
+        part = self.model.get_decoder() if self.speech else self.model.get_encoder()
+        return part.get_input_embeddings()
+
+    @property
+    def table(self) -> Tensor:
+        """The embedding table that virtual tokens stand beside, (V, d), unscaled."""
+        weight = self.embedding.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @cached_property
+    def spec(self) -> BackboneSpec:
+        config = self.model.config
+
+        def embed(ids: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self.embedding(ids.to(self.table.device)).float().cpu().clone()
+
+        def tokenize(text: str) -> list[int]:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        vocabulary, width = self.table.shape
+        sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
+        limits = ("max_target_positions",) if self.speech else ("max_position_embeddings",)
+        shapes = self._key_value_shapes()
+        return BackboneSpec(
+            name=self.name,
+            family=self.family,
+            width=width,
+            vocabulary=vocabulary,
+            key_values=shapes,
+            positions=next((n for name in limits if (n := getattr(config, name, None))), None),
+            embedding_std=embed(sample).std().item(),
+            embed=embed,
+            tokenize=tokenize,
+            special_ids=special_ids(self.tokenizer),
+            places=self._runner.places,
+            key_values_of=self._key_values_of if shapes and not self.speech else None,
+            closed=not self.speech,
+            prefix_counts=self.speech,
+            read_media=partial(spectrogram, config=config) if self.speech else None,
+        )
+
+    def with_model(self, model: PreTrainedModel) -> EncoderDecoderBackbone:
+        """The same backbone around another copy of its model."""
+        return EncoderDecoderBackbone(model, self.tokenizer, name=self.name)
+
+    def with_settings(
+        self, *, gradient_checkpointing: bool = False, compiled: bool = False
+    ) -> EncoderDecoderBackbone:
+        """The same model, run to save memory or through torch.compile (with dynamic shapes)."""
+        other = self.with_model(self.model)
+        other._runner = replace(other._runner, checkpointing=gradient_checkpointing, sounds=self.sounds)
+        if compiled:
+            encode, decode = (torch.compile(m, dynamic=True) for m in (self.model.get_encoder(), self.model))
+            sounds = SoundStates(self.sounds.limit)
+            other._runner = replace(other._runner, encode=encode, decode=decode, sounds=sounds)
+        return other
+
+    def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput | KeptPrompt) -> TargetLogits:
+        """Logits of the positions that predict target tokens, each once. Differentiable in the prompt.
+
+        Raises ValueError for virtual tokens that a prompt does not have, and for a row without sound in a speech model.
+        """
+        return score(self._runner, rows, _plain(prompt))
+
+    def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput | KeptPrompt) -> Tensor:
+        """The encoder's last hidden states at the rows' `read` positions, (n, d), in order; a speech model's decoder's.
+
+        Differentiable in the prompt. Raises ValueError as `score` does.
+        """
+        if (known := known_states(rows, self.device)) is not None:
+            return known
+        return read_states(self._runner, rows, _plain(prompt))
+
+    def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> KeptPrompt:
+        """The prompts for later calls. An encoder's states depend on the whole row: they are not kept."""
+        return KeptPrompt(prompt)
+
+    def generate(
+        self, rows: Sequence[EncodedRow], prompt: PromptOutput | KeptPrompt, **options: Any
+    ) -> list[list[int]]:
+        """New token ids for each row: greedy, sampled or by beams, with the options of transformers' `generate`.
+
+        Several `num_return_sequences` come one after the other, row by row.
+        Raises ValueError for options that are set here.
+        """
+        return generation.generate(self._runner, self.tokenizer, rows, _plain(prompt), options)
+
+    def _key_value_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(H, D) at each place of a prefix, read off what one token leaves behind there; a speech model's off the config.
+
+        Empty where an encoder's attention cannot be reached (LongT5, LED): no prefix can stand in front of it.
+        """
+        places = self._runner.places
+        if self.speech:
+            return tuple(_heads(self.model.config, place) for place in places)
+        try:
+            found = self._key_values_of(torch.zeros(1, dtype=torch.long))
+        except (TypeError, NotImplementedError, AttributeError, RuntimeError, ValueError, KeyError):
+            return ()
+        return tuple((keys.shape[1], keys.shape[3]) for keys, _ in found) if len(found) == len(places) else ()
+
+    @torch.no_grad()
+    def _key_values_of(self, ids: Tensor) -> tuple[KeyValue, ...]:
+        """See BackboneSpec: the text is what the encoder reads and what the decoder begins with."""
+        encoder = self.model.get_encoder()
+        ids = ids.to(self.device)[None]
+        call = EncoderCall(encoder, listen=True)
+        with encoder_prefix_implementation(encoder):
+            states = encoder(input_ids=ids, prompt_prefix=call)
+        call.check()
+        output = self.model(encoder_outputs=states, decoder_input_ids=ids, use_cache=True)
+        cache = output.past_key_values
+        found = [call.heard[layer] for layer in sorted(call.heard)]
+        for part in (cache.self_attention_cache, cache.cross_attention_cache):
+            found += [(layer.keys, layer.values) for layer in part.layers]
+        return tuple((keys.float().cpu().clone(), values.float().cpu().clone()) for keys, values in found)
+
+
+def _plain(prompt: PromptOutput | KeptPrompt) -> PromptOutput:
+    return prompt.prompt if isinstance(prompt, KeptPrompt) else prompt
+
+
+def _places(model: PreTrainedModel) -> tuple[str, ...]:
+    """Where key-value prefixes go: each layer of the encoder, each of the decoder, and these again for the cross."""
+    counts = []
+    for side in ("encoder", "decoder"):
+        # As BART and T5 call them. ProphetNet, which has other names, gives NaN for padded rows.
+        names = (f"{side}_layers", "num_layers" if side == "encoder" else "num_decoder_layers")
+        count = next((n for name in names if (n := getattr(model.config, name, None))), None)
+        if count is None:
+            raise ValueError(
+                f"{type(model).__name__}'s configuration has neither {' nor '.join(names)}: it is laid out like none of"
+                " BART, T5 and Whisper, whose decoders can be prompted; take another model"
+            )
+        counts.append(count)
+    encoder, decoder = counts
+    return ("encoder",) * encoder + ("decoder",) * decoder + ("cross",) * decoder
+
+
+def _heads(config: Any, place: str) -> tuple[int, int]:
+    """(H, D) of the attention at a place in Whisper."""
+    heads = config.encoder_attention_heads if place == "encoder" else config.decoder_attention_heads
+    return heads, config.d_model // heads
+
+
+def _stem(model: PreTrainedModel) -> Atoms:
+    """What the decoder of a text model begins with: its start token, and the BOS that BART's kin are made to emit."""
+    if model.main_input_name == "input_features":
+        return ()
+    start = model.generation_config.decoder_start_token_id
+    if start is None:
+        start = getattr(model.config, "decoder_start_token_id", None)
+    if start is None:
+        raise ValueError(
+            f"{type(model).__name__} does not say what its decoder starts with: set model.config.decoder_start_token_id"
+        )
+    forced = model.generation_config.forced_bos_token_id
+    return (start,) if forced is None else (start, forced)

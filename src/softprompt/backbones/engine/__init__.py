@@ -1,0 +1,1 @@
+"""What the families share: the tree of segments, packing, attention, norms, products."""

@@ -1,0 +1,229 @@
+"""Rows and their prompts as one packed pass through a causal model: plain functions over the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from softprompt.backbones.engine.attention import TreeCall, tree_implementation
+from softprompt.backbones.engine.checkpointing import checkpointed_layers
+from softprompt.backbones.engine.last_layer import last_layer_only_at
+from softprompt.backbones.engine.norms import frozen_norms
+from softprompt.backbones.engine.offsets import shifted
+from softprompt.backbones.engine.tree import Atoms, PrefixTree, build_tree, shared_heads
+from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
+
+
+@dataclass(frozen=True)
+class CompiledPrompt:
+    """Prompts whose heads are already keys and values.
+
+    heads   per prompt, the atoms that the keys and values stand for: rows must begin with them
+    prompt  `prefix` and `lengths` for the heads; `tokens` and offsets for whatever a row holds beyond its head
+    """
+
+    heads: tuple[Atoms, ...]
+    prompt: PromptOutput
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """A model and how its forward is run.
+
+    forward        the model itself, or what torch.compile made of it
+    trunk          the model without its output layer, or what torch.compile made of that
+    checkpointing  layers are recomputed in backward
+    both_ways      a row's context is read both ways (prefix LM)
+    """
+
+    model: PreTrainedModel
+    forward: Callable[..., Any]
+    trunk: Callable[..., Any]
+    checkpointing: bool = False
+    both_ways: bool = False
+
+    def run(
+        self, tree: PrefixTree, prompt: PromptOutput, keep: Tensor, cache: DynamicCache | None = None
+    ) -> Tensor:
+        """One pass over the packed tokens; logits of the places in `keep`, (len(keep), V)."""
+        output = self._call(self.forward, tree, prompt, keep, past_key_values=cache, logits_to_keep=keep)
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def states(self, tree: PrefixTree, prompt: PromptOutput) -> Tensor:
+        """One pass over the packed tokens; last hidden states of the places in `tree.read`, (len(tree.read), d)."""
+        places = tree.read.unique()  # rows may read the same place of what they share
+        states: Tensor = self._call(self.trunk, tree, prompt, places, past_key_values=None).last_hidden_state
+        return states[0].index_select(0, tree.read)  # (1, N, d) -> (n, d)
+
+    def _call(
+        self,
+        forward: Callable[..., Any],
+        tree: PrefixTree,
+        prompt: PromptOutput,
+        keep: Tensor,
+        past_key_values: DynamicCache | None,
+        **others: Tensor,
+    ) -> Any:
+        call = TreeCall(tree, prompt.prefix, prefix_lengths(prompt))
+        with ExitStack() as stack:
+            stack.enter_context(tree_implementation(self.model))
+            if self.checkpointing and torch.is_grad_enabled():
+                stack.enter_context(checkpointed_layers(self.model))
+            # Hooks would be compiled in, and are gone when a layer is recomputed.
+            elif forward in (self.model, self.model.base_model):
+                stack.enter_context(last_layer_only_at(self.model, keep, tree.tokens))
+                stack.enter_context(frozen_norms(self.model))
+            return forward(
+                inputs_embeds=embed_tree(self.model, tree, prompt),
+                position_ids=tree.positions[None],
+                past_key_values=past_key_values,
+                use_cache=past_key_values is not None,
+                prompt_tree=call,
+                **others,
+            )
+
+    @torch.no_grad()
+    def key_values(self, tree: PrefixTree, prompt: PromptOutput) -> list[KeyValue]:
+        """Keys and values of all packed tokens, per layer (Hkv, N, D)."""
+        cache = DynamicCache()
+        self.run(tree, prompt, tree.ends[:1], cache)
+        return [(layer.keys[0], layer.values[0]) for layer in cache.layers]  # type: ignore[union-attr, index]
+
+
+def split_prompt(
+    rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt
+) -> tuple[Sequence[Atoms] | None, PromptOutput]:
+    """The heads that are compiled already (None: none are), and the plain prompt.
+
+    Raises ValueError if a row does not begin with the head that was compiled for its prompt.
+    """
+    if not isinstance(prompt, CompiledPrompt):
+        return None, prompt
+    for row in rows:
+        head = prompt.heads[row.prompt]
+        if row.context[: len(head)] != head or min(row.read, default=len(row.context) - 1) < len(head):
+            raise ValueError("a row does not begin with the compiled prompt: compile it for these rows again")
+    return prompt.heads, prompt.prompt
+
+
+def pack(
+    rows: Sequence[EncodedRow],
+    prompt: PromptOutput,
+    device: torch.device,
+    *,
+    compiled: Sequence[Atoms] | None = None,
+    heads: Sequence[Atoms] | None = None,
+    both_ways: bool = False,
+) -> PrefixTree:
+    """The tree of these rows.
+
+    compiled  per prompt, the atoms that its key-value prefix stands for already
+    heads     per prompt, what is to be shared; by default all that its rows have in common
+    both_ways contexts are read both ways, so that what stands in front depends on the row: nothing is shared
+    """
+    before = prefix_lengths(prompt)
+    text = None
+    if compiled is not None:  # what is left of each row hangs under the prefix
+        text = [sum(atom >= 0 for atom in head) for head in compiled]
+        rows = [_behind(row, len(compiled[row.prompt])) for row in rows]
+    lengths = None
+    if prompt.tokens is not None and prompt.lengths is not None and prompt.prefix is None:
+        lengths = prompt.lengths.tolist()
+    if heads is None:
+        heads = [()] * prompt.count if both_ways else shared_heads(rows, prompt.count)
+    return build_tree(
+        rows,
+        heads,
+        virtual_tokens=0 if prompt.tokens is None else prompt.tokens.shape[1],
+        lengths=lengths,
+        offsets=None if before is None else before.tolist(),
+        text_offsets=text,
+        both_ways=both_ways,
+        device=device,
+    )
+
+
+def _behind(row: EncodedRow, head: int) -> EncodedRow:
+    """What is left of a row without its first `head` atoms."""
+    return replace(row, context=row.context[head:], read=tuple(i - head for i in row.read))
+
+
+def embed_tree(model: PreTrainedModel, tree: PrefixTree, prompt: PromptOutput) -> Tensor:
+    """Input embeddings of the packed tokens, (1, N, d), in the model's dtype."""
+    embeds = model.get_input_embeddings()(tree.ids)  # (N, d)
+    embeds = shifted(embeds, tree.text, tree.prompts, prompt)
+    if prompt.tokens is not None and len(tree.soft):
+        virtual = prompt.tokens.flatten(0, 1).index_select(0, tree.slot)  # (G, P, d) -> (n, d)
+        embeds = embeds.index_copy(0, tree.soft, virtual.to(embeds.dtype))
+    return embeds[None]
+
+
+def prefix_lengths(prompt: PromptOutput) -> Tensor | None:
+    """Positions that each prompt's key-value prefix takes, (G,); None without a prefix."""
+    if prompt.prefix is None:
+        return None
+    if prompt.lengths is not None:
+        return prompt.lengths
+    key = prompt.prefix[0][0]
+    return torch.full((key.shape[0],), key.shape[2], device=key.device)
+
+
+@torch.no_grad()
+def compile_prompt(packed: PackedModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> CompiledPrompt:
+    """Run what all rows of each prompt share once; its keys and values stand in front of every later row."""
+    heads = _heads_to_keep(rows, prompt.count)
+    probes = [EncodedRow((*head, 0), prompt=g) for g, head in enumerate(heads) if head]
+    if not probes:
+        return CompiledPrompt(((),) * prompt.count, prompt)
+    tree = pack(probes, prompt, packed.model.device, heads=[()] * prompt.count)
+    before = prefix_lengths(prompt)
+    taken = [0] * prompt.count if before is None else before.tolist()
+    width = max(n + len(head) for n, head in zip(taken, heads, strict=True))
+    caches = packed.key_values(tree, prompt)
+    olds: Sequence[Any] = prompt.prefix or [(None, None)] * len(caches)
+    prefix = []
+    for (keys, values), (old_keys, old_values) in zip(caches, olds, strict=True):
+        prefix.append(
+            (
+                _with_heads(keys, old_keys, heads, taken, width),
+                _with_heads(values, old_values, heads, taken, width),
+            )
+        )
+    lengths = torch.tensor(
+        [n + len(head) for n, head in zip(taken, heads, strict=True)], device=packed.model.device
+    )
+    return CompiledPrompt(tuple(heads), replace(prompt, prefix=tuple(prefix), lengths=lengths))
+
+
+def _heads_to_keep(rows: Sequence[EncodedRow], prompts: int) -> list[Atoms]:
+    """What is worth keeping for later calls: what all rows share, or a single row's leading virtual tokens."""
+    heads = shared_heads(rows, prompts)
+    for row in rows:
+        if not heads[row.prompt]:
+            soft = next((i for i, atom in enumerate(row.context) if atom >= 0), 0)
+            heads[row.prompt] = row.context[:soft]
+    for row in rows:  # keys and values hold no states that could be read
+        heads[row.prompt] = heads[row.prompt][: min(row.read, default=len(row.context))]
+    return heads
+
+
+def _with_heads(
+    packed: Tensor, old: Tensor | None, heads: Sequence[Atoms], taken: Sequence[int], width: int
+) -> Tensor:
+    """Keys (or values) of all heads behind what was there before: (Hkv, N, D) -> (G, Hkv, width, D)."""
+    prefix = packed.new_zeros(len(heads), packed.shape[0], width, packed.shape[2])
+    start = 0
+    for g, head in enumerate(heads):
+        if old is not None:
+            prefix[g, :, : taken[g]] = old[g, :, : taken[g]]
+        if head:
+            prefix[g, :, taken[g] : taken[g] + len(head)] = packed[:, start : start + len(head)]
+            start += len(head) + 1  # the probe's own token
+    return prefix

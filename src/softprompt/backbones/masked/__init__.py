@@ -1,0 +1,5 @@
+"""Encoders of text, and masked language models."""
+
+from softprompt.backbones.masked.backbone import MaskedBackbone
+
+__all__ = ["MaskedBackbone"]

@@ -1,0 +1,276 @@
+"""Any encoder of transformers that reads text both ways: masked language models, and text encoders without a head.
+
+A prompt's virtual tokens stand among a row's tokens, and what they become depends on that row, so they are run for
+each. Rows are packed without padding, and the output layer sees the masks only. Exact: a batch gives the logits and
+gradients of plain concatenation, one row at a time. Models whose attention cannot be reached (DeBERTa, MPNet) run the
+rows of each length together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
+
+from softprompt.backbones.base import BackboneSpec, known_states
+from softprompt.backbones.engine.linear import frozen_linears
+from softprompt.backbones.engine.packed import CompiledPrompt
+from softprompt.backbones.masked.cloze import read_cloze
+from softprompt.backbones.masked.rows import Encoder, Place
+from softprompt.backbones.vocabulary import alphabet_ids, special_ids
+from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
+
+log = logging.getLogger(__name__)
+
+
+class MaskedBackbone:
+    """An encoder with its tokenizer. Its family is "masked-lm", or "text-encoder" if it has no head over words.
+
+    packed  True: rows are packed; False: rows of each length are run together; None: found out by a trial
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        packed: bool | None = None,
+    ) -> None:
+        kind = type(model).__name__
+        if kind.endswith("ForPreTraining") and model.get_output_embeddings() is not None:
+            raise ValueError(
+                f"{kind} has a second head beside the one over words: pass"
+                f" {kind.replace('ForPreTraining', 'ForMaskedLM')} instead, or the checkpoint's folder"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name or model.config.name_or_path or kind
+        self.family = "text-encoder" if model.get_output_embeddings() is None else "masked-lm"
+        self._can_pack = packed
+        self._encoder = _encoder(model, tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.table.dtype
+
+    @property
+    def table(self) -> Tensor:
+        """The input embedding table, (V, d)."""
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows are packed; tried out when it is first asked for."""
+        if self._can_pack is None:
+            self._can_pack = _can_pack(self._encoder, self.name)
+        return self._can_pack
+
+    @cached_property
+    def spec(self) -> BackboneSpec:
+        config = self.model.config
+        embedding = self.model.get_input_embeddings()
+
+        def embed(ids: Tensor) -> Tensor:
+            with torch.no_grad():
+                return embedding(ids.to(self.table.device)).float().cpu().clone()
+
+        def tokenize(text: str) -> list[int]:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        def key_values_of(ids: Tensor) -> tuple[KeyValue, ...]:
+            return self._encoder.key_values(ids.tolist())
+
+        vocabulary, width = self.table.shape
+        sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
+        shapes: tuple[tuple[int, int], ...] = ()
+        if self.packed:
+            # Read off what one token leaves behind, for configs name these numbers in many ways; it is not worth compiling for.
+            plain = replace(self._encoder, forward=self._encoder.trunk)
+            shapes = tuple((key.shape[1], key.shape[3]) for key, _ in plain.key_values([0]))
+        return BackboneSpec(
+            name=self.name,
+            family=self.family,
+            width=width,
+            vocabulary=vocabulary,
+            key_values=shapes,
+            positions=self._encoder.positions,
+            embedding_std=embed(sample).std().item(),
+            embed=embed,
+            tokenize=tokenize,
+            special_ids=special_ids(self.tokenizer),
+            alphabet=alphabet_ids(self.tokenizer),
+            key_values_of=key_values_of if self.packed else None,
+            closed=True,
+            state_width=config.hidden_size,
+            mask=self.tokenizer.mask_token_id if self.family == "masked-lm" else None,
+            prefix_counts=self._encoder.prefix_counts,
+        )
+
+    def with_model(self, model: PreTrainedModel) -> MaskedBackbone:
+        """The same backbone around another copy of its model."""
+        return MaskedBackbone(model, self.tokenizer, name=self.name, packed=self.packed)
+
+    def with_settings(
+        self, *, gradient_checkpointing: bool = False, compiled: bool = False
+    ) -> MaskedBackbone:
+        """The same model, run to save memory or through torch.compile (with dynamic shapes)."""
+        other = self.with_model(self.model)
+        trunk = other._encoder.trunk
+        forward = torch.compile(trunk, dynamic=True) if compiled else trunk
+        other._encoder = replace(other._encoder, forward=forward, checkpointing=gradient_checkpointing)
+        return other
+
+    def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> TargetLogits:
+        """Logits of the masks that targets stand for. Differentiable in the prompt.
+
+        A row with one mask and a target of n tokens is read with n masks in its place, once for each n. Each token is
+        predicted from the text and the prompt alone: a target's log-likelihood is the sum over its masks.
+        Raises ValueError for rows whose masks and targets do not fit, for virtual tokens that a prompt does not have,
+        for rows longer than the model's positions, and for a text encoder, which predicts no words.
+        """
+        if self.family == "text-encoder":
+            raise ValueError(
+                f"{self.name} is a text encoder without a head over words: it cannot score label words. Use a task"
+                " with a trained head, or a checkpoint of the whole masked language model"
+            )
+        mask = self.tokenizer.mask_token_id
+        if mask is None:
+            raise ValueError(f"the tokenizer of {self.name} has no mask token: it is not the model's own")
+        cloze = read_cloze(rows, mask, self.tokenizer.mask_token)
+        logits = self._logits(self._states(cloze.rows, prompt, cloze.places))
+
+        def tensor(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=logits.device)
+
+        return TargetLogits(
+            logits, tensor(cloze.position), tensor(cloze.token), tensor(cloze.target), cloze.counts
+        )
+
+    def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> Tensor:
+        """Last hidden states at the rows' `read` positions, (n, d), in order. Differentiable in the prompt.
+
+        Raises ValueError for virtual tokens that a prompt does not have, and for rows too long for the model.
+        """
+        if (known := known_states(rows, self.device)) is not None:
+            return known
+        return self._states(rows, prompt, [(b, i) for b, row in enumerate(rows) for i in row.read])
+
+    def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> CompiledPrompt:
+        """The prompt as it is: in a model that reads both ways, nothing but key-value prefixes is common to rows."""
+        return CompiledPrompt(((),) * prompt.count, prompt)
+
+    def generate(
+        self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt, **options: Any
+    ) -> list[list[int]]:
+        """Raises ValueError: an encoder does not write."""
+        raise ValueError(
+            f"{self.name} ({self.family}) reads a text from both sides and cannot go on writing it: use a task with"
+            " label words and a {mask}, or one with a trained head; for free text take a causal language model"
+        )
+
+    def _states(
+        self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt, places: Sequence[Place]
+    ) -> Tensor:
+        plain = prompt.prompt if isinstance(prompt, CompiledPrompt) else prompt
+        if self.packed:
+            return self._encoder.packed_states(rows, plain, places)
+        return self._encoder.states_by_length(rows, plain, places)
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """The model's own head over these states alone, (U, d) -> (U, V)."""
+        with _trunk_gives(self._encoder.trunk, states[None]), frozen_linears():
+            logits: Tensor = self.model(inputs_embeds=states[None]).logits[0]
+        return logits
+
+
+@contextmanager
+def _trunk_gives(trunk: nn.Module, states: Tensor) -> Iterator[None]:
+    """Within the block the trunk returns these states (1, U, d) unseen, so that its model computes the head alone."""
+
+    def known(*args: Any, **kwargs: Any) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=states)
+
+    before = trunk.__dict__.get("forward")
+    try:
+        trunk.forward = (
+            known  # an instance attribute hides the class's forward, and is gone when it is deleted
+        )
+        yield
+    finally:
+        del trunk.__dict__["forward"]
+        if before is not None:
+            trunk.__dict__["forward"] = before
+
+
+def _encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    trunk, config = model.base_model, model.config
+    assert isinstance(trunk, nn.Module)
+    first, embedded = 0, False
+    for name, module in trunk.named_modules():
+        if not name.endswith("position_embeddings") or not isinstance(module, nn.Embedding):
+            continue
+        embedded = True
+        if module.padding_idx is not None:  # RoBERTa's, after fairseq
+            first = module.padding_idx + 1
+    limit = getattr(config, "max_position_embeddings", None)
+    types = min(getattr(config, "type_vocab_size", 1) or 1, _types_of_a_pair(tokenizer))
+    return Encoder(
+        model=model,
+        trunk=trunk,
+        forward=trunk,
+        first=first,
+        positions=None if limit is None else limit - first,
+        # As transformers has it for BERT and RoBERTa behind a cache, and with it P-tuning v2 and PEFT. A rotary model
+        # (ModernBERT) takes no cache there, so nobody has said where its text would begin: at 0, with nothing lost.
+        prefix_counts=embedded,
+        separator=tokenizer.sep_token_id if types > 1 else None,
+        types=types,
+    )
+
+
+def _types_of_a_pair(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many types of tokens the tokenizer tells apart in a pair of texts: BERT's two, RoBERTa's one."""
+    return 1 + max(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"])
+
+
+@torch.no_grad()
+def _can_pack(encoder: Encoder, name: str) -> bool:
+    """Whether packed states equal those of each row alone."""
+    table = encoder.model.get_input_embeddings().weight
+    assert isinstance(table, Tensor)
+    ids = [(7 * i + 3) % len(table) for i in range(9)]
+    rows = [EncodedRow((ids[0], -1, *ids[1:4])), EncodedRow((ids[0], -1, *ids[4:]))]
+    tokens = table[ids[1]][None, None]
+    # Not all places, so that what the last layer leaves out is tried too.
+    places = [(b, i) for b, row in enumerate(rows) for i in range(1, len(row.context))]
+    expected = encoder.states_by_length(rows, PromptOutput(tokens=tokens), places)
+    try:
+        found = encoder.packed_states(rows, PromptOutput(tokens=tokens), places)
+    except (TypeError, NotImplementedError, AttributeError, RuntimeError, ValueError, KeyError) as error:
+        return _say(name, f"{type(error).__name__}: {error}")
+    # In bfloat16 the trial finds wrong attention; the test suite proves the rest.
+    tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
+    difference = (found - expected).abs().max().item()
+    if not difference <= tolerance * max(1.0, expected.abs().max().item()):
+        return _say(name, f"packed rows differ by {difference:.2g}")
+    return True
+
+
+def _say(name: str, reason: str) -> bool:
+    log.warning("%s: rows of each length are run apart, without key-value prefixes, because %s", name, reason)
+    return False

@@ -1,0 +1,282 @@
+"""The batch of an encoder: rows one after the other in a single sequence, each attending to itself, both ways.
+
+Linear layers and norms see each token once and no padding; only attention works on a padded grid, where padding is
+masked. Nothing of a prompt is shared but its key-value prefix: what a virtual token becomes depends on its row.
+
+Letters: N packed tokens, S rows, T tokens of the longest, P positions of the longest prefix, R = H / Hkv; H, Hkv, D, d as
+everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from softprompt.backbones.engine.attention import (
+    attend,
+    attention_implementation,
+    from_grid,
+    group_queries,
+    of_parents,
+    prefix_grid,
+    to_grid,
+    ungroup_queries,
+)
+from softprompt.backbones.engine.checkpointing import checkpointed_layers
+from softprompt.backbones.engine.last_layer import last_layer_only_at
+from softprompt.backbones.engine.packed import embed_tree, prefix_lengths
+from softprompt.backbones.engine.tree import PrefixTree, build_tree
+from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
+
+IMPLEMENTATION = "softprompt_rows"
+
+Place = tuple[int, int]
+"""A row of the batch, and a position in its context."""
+
+
+class RowsCall:
+    """Packed rows and the prefixes in front of them, for one pass through the layers."""
+
+    def __init__(
+        self,
+        tree: PrefixTree,
+        prefix: tuple[KeyValue, ...] | None,
+        lengths: Tensor | None,
+        *,
+        keep: bool = False,
+    ) -> None:
+        """keep: what each layer computes as keys and values is kept in `key_values`."""
+        self.level = tree.levels[0]
+        self.device = tree.ids.device
+        self.prefix = prefix
+        self.lengths = lengths
+        self.key_values: list[KeyValue] | None = [] if keep else None
+        self.layers: list[int] = []  # attention modules, in the order of the layers
+        self._masks: dict[tuple[int | None, int, torch.dtype], Tensor | None] = {}
+
+    def number(self, module: nn.Module) -> int:
+        """The layer that `module` is the attention of. Not all models tell, but they all run in order."""
+        if self.prefix is None or len(self.layers) < len(self.prefix):
+            self.layers.append(id(module))
+            return len(self.layers) - 1
+        if self.layers.count(id(module)) > 1:
+            raise ValueError(
+                "the layers of this model share their weights: a key-value prefix cannot be trained with"
+                " gradient_checkpointing there; leave it off"
+            )
+        return self.layers.index(id(module))  # the layer is recomputed in backward
+
+    def mask(self, window: int | None, ratio: int, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask (1, S, R*T, P + T) or, without windows, (1, S, 1, P + T); None where every key is seen."""
+        key = (window, ratio, dtype)
+        if key not in self._masks:
+            mask = self._mask(window, dtype)
+            # Each of the R queries that share a key-value head has the same window.
+            self._masks[key] = mask if mask is None or window is None else mask.repeat(1, 1, ratio, 1)
+        return self._masks[key]
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        level = self.level
+        if level.slots is None and window is None and self.lengths is None:
+            return None
+        places = torch.arange(level.width, device=self.device)
+        lengths = torch.tensor(level.lengths, device=self.device)
+        seen = (places < lengths[:, None])[:, None, :]  # (S, 1, T)
+        if window is not None:
+            seen = seen & ((places[:, None] - places[None, :]).abs() < window)  # (S, T, T)
+            # A padding query far from its row would see no key: NaN, and NaN * 0 is NaN in backward.
+            seen = seen | torch.eye(level.width, dtype=torch.bool, device=self.device)
+        if self.prefix is not None:
+            width = self.prefix[0][0].shape[2]
+            before = torch.arange(width, device=self.device)
+            if self.lengths is None:
+                there = torch.ones(level.segments, width, dtype=torch.bool, device=self.device)
+            else:
+                there = before < self.lengths.to(self.device)[level.prompts][:, None]  # (S, P)
+            # A window is cut by places in the text, and the prefix has none: it is seen from everywhere.
+            seen = torch.cat([there[:, None, :].expand(-1, seen.shape[1], -1), seen], dim=2)
+        zero = torch.zeros((), dtype=dtype, device=self.device)
+        return torch.where(seen, zero, float("-inf"))[None]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a batch's layout is plain Python, as in _attention.py
+def rows_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    prompt_rows: RowsCall,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query (1, H, N, D), key and value (1, Hkv, N, D) -> (1, N, H, D): each row attends to its prefix and to itself.
+
+    A token sees those less than `sliding_window` away, which is how transformers' bidirectional layers write it.
+    """
+    if kwargs.get("position_bias") is not None:
+        raise NotImplementedError("position biases are not known to the packed attention")
+    call, level = prompt_rows, prompt_rows.level
+    number = call.number(module)
+    if call.key_values is not None:
+        call.key_values.append((key, value))
+    q, k, v = (to_grid(x[0], level) for x in (query, key, value))  # (H, S, T, D), (Hkv, S, T, D) twice
+    if call.prefix is not None:
+        before = (
+            prefix_grid(part.to(k.dtype)) for part in call.prefix[number]
+        )  # (G, Hkv, P, D) -> (Hkv, G, P, D)
+        k, v = (
+            torch.cat([of_parents(p, level.prompts), x], dim=2) for p, x in zip(before, (k, v), strict=True)
+        )
+    ratio = q.shape[0] // k.shape[0]
+    out = attend(group_queries(q, ratio), k, v, call.mask(sliding_window, ratio, q.dtype), scaling, softcap)
+    return from_grid(ungroup_queries(out, ratio), level).transpose(0, 1)[None], None
+
+
+def rows_implementation(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Within the block the model attends within the rows given as `prompt_rows=`."""
+    return attention_implementation(model, IMPLEMENTATION, rows_attention)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model's trunk, without its head, and how it is run.
+
+    trunk          computes the last hidden states
+    forward        the trunk itself, or what torch.compile made of it
+    first          position of a row's first token: RoBERTa and its kin begin behind the padding's index
+    positions      how many positions there are; None: no limit
+    separator      the token that ends the first of two texts, where the model tells them apart by type; else None
+    types          how many types of tokens there are
+    prefix_counts  positions are embedded: those of a key-value prefix come first, and the text begins behind them
+    checkpointing  layers are recomputed in backward
+    """
+
+    model: PreTrainedModel
+    trunk: nn.Module
+    forward: Callable[..., Any]
+    first: int = 0
+    positions: int | None = None
+    prefix_counts: bool = False
+    separator: int | None = None
+    types: int = 1
+    checkpointing: bool = False
+
+    def packed_states(
+        self, rows: Sequence[EncodedRow], prompt: PromptOutput, places: Sequence[Place]
+    ) -> Tensor:
+        """Last hidden states at these places, (len(places), d), by one pass over the packed rows."""
+        tree = self._pack(rows, prompt)
+        lengths = prompt.lengths if prompt.prefix is not None else None
+        call = RowsCall(tree, prompt.prefix, lengths)
+        starts = [0, *accumulate(tree.levels[0].lengths)]
+        where = torch.tensor([starts[row] + i for row, i in places], dtype=torch.long, device=tree.ids.device)
+        states = self._run(tree, rows, prompt, call, where)
+        return states[0].index_select(0, where)  # (1, N, d) -> (U, d)
+
+    @torch.no_grad()
+    def key_values(self, ids: Sequence[int]) -> tuple[KeyValue, ...]:
+        """Keys and values that the model computes for a text of these tokens alone, per layer (1, Hkv, n, D) float32."""
+        rows = [EncodedRow(tuple(ids))]
+        tree = self._pack(rows, PromptOutput())
+        call = RowsCall(tree, None, None, keep=True)
+        self._run(tree, rows, PromptOutput(), call)
+        return tuple((k.float().cpu().clone(), v.float().cpu().clone()) for k, v in call.key_values or ())
+
+    def states_by_length(
+        self, rows: Sequence[EncodedRow], prompt: PromptOutput, places: Sequence[Place]
+    ) -> Tensor:
+        """The same for a model whose attention cannot be reached: one pass for the rows of each length, no padding.
+
+        Raises ValueError for a key-value prefix, which only that attention could see.
+        """
+        if prompt.prefix is not None:
+            raise ValueError(
+                f"{type(self.trunk).__name__} takes no key-value prefix: its attention cannot be reached"
+            )
+        groups: dict[int, list[int]] = {}
+        for number, row in enumerate(rows):
+            groups.setdefault(len(row.context), []).append(number)
+        found: dict[int, Tensor] = {}
+        for length, group in groups.items():
+            some = [rows[number] for number in group]
+            tree = self._pack(some, prompt)
+            embeds = embed_tree(self.model, tree, prompt).view(
+                len(group), length, -1
+            )  # (1, N, d) -> (S, T, d)
+            kinds = {name: kind.view(len(group), length) for name, kind in self._types(some).items()}
+            states = self.forward(inputs_embeds=embeds, **kinds).last_hidden_state
+            found |= dict(zip(group, states, strict=True))
+        if not places:
+            return next(iter(found.values())).new_zeros(0, next(iter(found.values())).shape[-1])
+        return torch.stack([found[row][i] for row, i in places])
+
+    def _pack(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> PrefixTree:
+        before = prefix_lengths(prompt) if self.prefix_counts else None
+        starts = [0] * prompt.count if before is None else before.tolist()
+        if self.positions is not None:
+            longest = max(starts[row.prompt] + len(row.context) for row in rows)
+            if longest > self.positions:
+                taken = "virtual tokens and widened masks included"
+                if any(starts):
+                    taken = "a key-value prefix, " + taken
+                raise ValueError(
+                    f"a row takes {longest} tokens, {taken}; the model has"
+                    f" {self.positions} positions: set max_tokens, or shorten the template or the answers"
+                )
+        lengths = None
+        if prompt.tokens is not None and prompt.lengths is not None and prompt.prefix is None:
+            lengths = prompt.lengths.tolist()
+        return build_tree(
+            [replace(row, targets=(), read=()) for row in rows],
+            [()] * prompt.count,
+            virtual_tokens=0 if prompt.tokens is None else prompt.tokens.shape[1],
+            lengths=lengths,
+            offsets=starts,
+            device=self.model.device,
+        )
+
+    def _run(
+        self,
+        tree: PrefixTree,
+        rows: Sequence[EncodedRow],
+        prompt: PromptOutput,
+        call: RowsCall,
+        read: Tensor | None = None,
+    ) -> Tensor:
+        """States of all packed tokens, (1, N, d). read: the places that matter; None: all do."""
+        with ExitStack() as stack:
+            stack.enter_context(rows_implementation(self.model))
+            if self.checkpointing and torch.is_grad_enabled():
+                stack.enter_context(checkpointed_layers(self.model, rows_implementation))
+            # Hooks would be compiled in, and are gone when a layer is recomputed.
+            elif read is not None and self.forward is self.trunk:
+                stack.enter_context(last_layer_only_at(self.model, read.unique(), tree.tokens))
+            states: Tensor = self.forward(
+                inputs_embeds=embed_tree(self.model, tree, prompt),
+                position_ids=tree.positions[None] + self.first,
+                prompt_rows=call,
+                **self._types(rows),
+            ).last_hidden_state
+        return states
+
+    def _types(self, rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
+        """`token_type_ids` (1, N), as the tokenizer gives them to a pair of texts: one more behind each separator."""
+        if self.separator is None:
+            return {}
+        kinds: list[int] = []
+        for row in rows:
+            before = [0, *accumulate(int(atom == self.separator) for atom in row.context)]
+            kinds += [min(number, self.types - 1) for number in before[:-1]]
+        return {"token_type_ids": torch.tensor([kinds], device=self.model.device)}

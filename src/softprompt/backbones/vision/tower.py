@@ -1,0 +1,320 @@
+"""Rows of an image's patches through the layers of a vision transformer, with prompts beside or among them.
+
+A prompt whose outputs nobody reads needs no query, no attention output and no feed-forward network: it enters a layer
+as keys and values only, K, V = W LN(P), and these are the same for all images. So do the patches in the last layer,
+where the head reads the class token alone. Both are exact.
+
+Letters: B images, G prompts (1, or B: each image its own), P prompt rows, N patches, T rows of an image; H, D, d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from softprompt.backbones.engine.attention import attend, attention_implementation
+from softprompt.backbones.engine.checkpointing import checkpointed_layers
+from softprompt.images import ImagePooling
+from softprompt.outputs import KeyValue
+
+IMPLEMENTATION = "softprompt_beside"
+
+READS_PROMPTS: frozenset[ImagePooling] = frozenset({"mean-with-prompts", "prompts"})
+"""What cannot be read without the prompts' rows behind the last layer."""
+
+_BESIDE: ContextVar[Mapping[int, list[KeyValue]]] = ContextVar("keys and values beside the rows")
+"""By the id of an attention module. Not handed over as a keyword: SigLIP's layers drop those."""
+
+Watch = Callable[[nn.Module, Tensor, Tensor, float | None], None]
+"""Is shown an attention module, its queries (B, H, T, D), all keys (B, H, P + T, D), its own rows' last, and the scaling."""
+
+WATCH: ContextVar[Watch | None] = ContextVar("who is shown the attention", default=None)
+
+
+@dataclass(frozen=True)
+class ImagePrompt:
+    """What images carry, G = 1 for all of them or G = B.
+
+    tokens  (G, P, d) rows that join the images' own in front of layer `entry` and stay among them
+    layers  per layer (G, P, d), or None, rows that are gone behind it; empty: none in any layer
+    prefix  per layer keys and values (G, H, P, D)
+    """
+
+    tokens: Tensor | None
+    entry: int
+    layers: tuple[Tensor | None, ...]
+    prefix: tuple[KeyValue, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The parts of a vision transformer.
+
+    vision      the module that holds them
+    layers      of it, in order
+    forwards    how each is called: the layer itself, or what torch.compile made of it
+    before      the norm in front of the first layer (CLIP's); None: there is none
+    after       the norm behind the last one
+    convolution that makes patches into rows
+    special     rows in front of the patches: class token, distillation token, registers
+    pooler      SigLIP's attention pooling; None: there is none
+    """
+
+    model: PreTrainedModel
+    vision: nn.Module
+    layers: tuple[nn.Module, ...]
+    forwards: tuple[Callable[..., Any], ...]
+    before: nn.Module | None
+    after: nn.Module
+    convolution: nn.Conv2d
+    special: int
+    pooler: nn.Module | None
+    checkpointing: bool = False
+
+    @property
+    def front(self) -> int:
+        """Rows that stand in front of the prompt: the class token."""
+        return min(1, self.special)
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        height, width = self.convolution.kernel_size
+        return int(height), int(width)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the images that the positions were trained for."""
+        size = self._config.image_size
+        return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """H, D."""
+        heads = int(self._config.num_attention_heads)
+        return heads, self.convolution.out_channels // heads
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether the model brings its positions to any image's grid unasked, as DINOv2 does."""
+        return not self._asks_to_interpolate
+
+    @property
+    def _asks_to_interpolate(self) -> bool:
+        embeddings: Any = self.vision.embeddings
+        return "interpolate_pos_encoding" in signature(embeddings.forward).parameters
+
+    @property
+    def _config(self) -> Any:
+        return getattr(self.vision, "config", self.model.config)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Rows of images with their positions, (B, 3, H, W) -> (B, T, d). Positions of another grid are interpolated.
+
+        Raises ValueError for sides that are no multiples of the patch.
+        """
+        size = pixels.shape[-2:]
+        if any(side % part or not side for side, part in zip(size, self.patch, strict=True)):
+            raise ValueError(
+                f"images of {size[0]} x {size[1]} pixels do not fall into patches of {self.patch[0]} x {self.patch[1]}:"
+                " set the task's image_size to a multiple"
+            )
+        embeddings: Any = self.vision.embeddings
+        asks = self._asks_to_interpolate and tuple(size) != self.size
+        options = {"interpolate_pos_encoding": True} if asks else {}
+        rows: Tensor = embeddings(pixels, **options)
+        return rows
+
+    def insert(self, rows: Tensor, prompt: Tensor) -> Tensor:
+        """The prompt behind the class token, or in front where there is none: (B, T, d), (G, P, d) -> (B, T + P, d)."""
+        prompt = prompt.to(rows.dtype).expand(len(rows), -1, -1)
+        return torch.cat([rows[:, : self.front], prompt, rows[:, self.front :]], dim=1)
+
+    def remove(self, rows: Tensor, count: int) -> Tensor:
+        """Without the first `count` prompt rows, (B, T + P, d) -> (B, T, d)."""
+        return (
+            torch.cat([rows[:, : self.front], rows[:, self.front + count :]], dim=1)
+            if self.front
+            else rows[:, count:]
+        )
+
+    def through(
+        self,
+        rows: Tensor,
+        prompt: ImagePrompt,
+        reads: Collection[ImagePooling],
+        *,
+        beside: bool,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> tuple[Tensor, int]:
+        """Rows behind the last layer, and how many prompt rows are among them. (B, T, d) -> (B, T', d).
+
+        reads   what will be read of them: rows that are not needed for it may be missing
+        beside  rows that nobody reads enter as keys and values; else every layer runs all of them
+        start   the layer that the given rows enter; in front of it there must be no prompt
+        stop    the layer in front of which the rows are wanted; None: behind the last
+        """
+        inside, last = 0, len(self.layers) - 1
+        if prompt.tokens is not None and prompt.entry == 0:
+            rows, inside = self.insert(rows, prompt.tokens), prompt.tokens.shape[1]
+        own = list(prompt.layers) or [None] * len(self.layers)
+        if self.before is not None and start == 0:
+            rows = self.before(rows)
+            own[:1] = [None if own[0] is None else self.before(own[0].to(rows.dtype))]
+        extra: dict[int, list[KeyValue]] = {}
+        with ExitStack() as stack:
+            if beside:
+                stack.enter_context(_attention_beside(self.model, extra))
+            if self.checkpointing and torch.is_grad_enabled():
+                within = (lambda model: _attention_beside(model, extra)) if beside else _as_it_is
+                stack.enter_context(checkpointed_layers(self.model, within))
+            for i, layer in list(enumerate(self.forwards))[start:stop]:
+                if prompt.tokens is not None and prompt.entry == i > 0:
+                    rows, inside = self.insert(rows, prompt.tokens), prompt.tokens.shape[1]
+                stay = i == last and not READS_PROMPTS.isdisjoint(reads)
+                passing = own[i]
+                joins = passing is not None and (stay or not beside)
+                if i == last and "prompts" in reads and passing is None and not inside:
+                    raise ValueError(
+                        "the head is to read the mean of the prompts, and no prompt stands among the rows of the last layer:"
+                        " take another pooling, or a method that puts some there"
+                    )
+                if beside:
+                    enter = [] if prompt.prefix is None else [prompt.prefix[i]]
+                    if passing is not None and not joins:
+                        enter.append(self.key_values(i, passing.to(rows.dtype)))
+                    if i == last and set(reads) <= {"class", "prompts"} and (self.front or stay):
+                        inside = inside if stay else 0
+                        enter.append(self.key_values(i, rows[:, self.front + inside :]))
+                        rows = rows[:, : self.front + inside]
+                    extra[id(_attention(self.layers[i]))] = enter
+                if joins:
+                    assert passing is not None
+                    rows = self.insert(rows, passing)
+                    inside += passing.shape[1]
+                rows = layer(rows, None)
+                if joins and not stay:
+                    assert passing is not None
+                    rows = self.remove(rows, passing.shape[1])
+                    inside -= passing.shape[1]
+        return rows, inside
+
+    def key_values(self, layer: int, rows: Tensor) -> KeyValue:
+        """What a layer's attention makes of rows: (G, P, d) -> (G, H, P, D) twice."""
+        attention: Any = _attention(self.layers[layer])
+        normed = _norm(self.layers[layer])(rows)
+        key, value = (
+            projection(normed).unflatten(-1, self.heads).transpose(1, 2)  # (G, P, d) -> (G, H, P, D)
+            for projection in (attention.k_proj, attention.v_proj)
+        )
+        return key, value
+
+    def pool(self, rows: Tensor, inside: int, read: ImagePooling) -> Tensor:
+        """What a head reads, behind the last norm: (B, T, d) -> (B, d). The first `inside` rows are the prompt's."""
+        match read:
+            case "class":
+                pooled: Tensor = self.after(rows[:, 0])
+            case "mean":
+                pooled = self.after(rows[:, self.special + inside :]).mean(dim=1)
+            case "mean-with-prompts":
+                prompt = rows[:, self.front : self.front + inside]
+                every = torch.cat([prompt, rows[:, self.special + inside :]], dim=1)
+                pooled = self.after(every.mean(dim=1))  # MAE's fc_norm comes behind the mean
+            case "prompts":
+                pooled = self.after(rows[:, self.front : self.front + inside]).mean(dim=1)
+            case "pooler":
+                assert self.pooler is not None
+                pooled = self.pooler(self.after(self.remove(rows, inside)))
+        return pooled
+
+    def compiled(self) -> Tower:
+        return replace(self, forwards=tuple(torch.compile(layer) for layer in self.layers))
+
+
+def find_tower(model: PreTrainedModel) -> Tower:
+    """The vision transformer in a model of transformers. Raises ValueError for one that has other parts."""
+    for vision in model.modules():
+        embeddings = getattr(vision, "embeddings", None)
+        if isinstance(embeddings, nn.Module):
+            break
+    else:
+        raise ValueError(f"{type(model).__name__} has no embeddings of patches: it is no vision transformer")
+    layers = tuple(m for m in vision.modules() if isinstance(m, GradientCheckpointingLayer))
+    convolutions = [m for m in embeddings.modules() if isinstance(m, nn.Conv2d)]
+    after = getattr(vision, "layernorm", None) or getattr(vision, "post_layernorm", None)
+    if not layers or len(convolutions) != 1 or not isinstance(after, nn.Module):
+        raise ValueError(
+            f"{type(model).__name__} has {len(layers)} layers, {len(convolutions)} convolutions that make patches and"
+            f" {'a' if after else 'no'} last norm: expected those of ViT, DeiT, DINOv2, CLIP's or SigLIP's vision tower"
+        )
+    has_class = any(hasattr(embeddings, name) for name in ("cls_token", "class_embedding"))
+    registers = getattr(embeddings, "register_tokens", None)
+    special = int(has_class) + int(hasattr(embeddings, "distillation_token"))
+    return Tower(
+        model=model,
+        vision=vision,
+        layers=layers,
+        forwards=layers,
+        before=getattr(vision, "pre_layrnorm", None),  # so it is spelt there
+        after=after,
+        convolution=convolutions[0],
+        special=special + (0 if registers is None else registers.shape[1]),
+        pooler=getattr(vision, "head", None),
+    )
+
+
+def _attention(layer: nn.Module) -> nn.Module:
+    return next(m for m in layer.children() if hasattr(m, "k_proj") and hasattr(m, "v_proj"))
+
+
+def _norm(layer: nn.Module) -> nn.Module:
+    """The norm in front of the attention: the first of the layer's."""
+    return next(m for m in layer.children() if isinstance(m, nn.LayerNorm))
+
+
+@contextmanager
+def _as_it_is(model: PreTrainedModel) -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _attention_beside(model: PreTrainedModel, extra: Mapping[int, list[KeyValue]]) -> Iterator[None]:
+    """Within the block each layer attends to its own rows and to the keys and values in `extra`."""
+    token = _BESIDE.set(extra)
+    try:
+        with attention_implementation(model, IMPLEMENTATION, attention_beside):
+            yield
+    finally:
+        _BESIDE.reset(token)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # what lies beside is another for each layer and batch
+def attention_beside(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query, key, value (B, H, T, D) -> (B, T, H, D), attending to what lies beside too; no mask."""
+    beside = _BESIDE.get()[id(module)]
+    if beside:
+        count = len(query)
+        key = torch.cat([*(k.to(key.dtype).expand(count, -1, -1, -1) for k, _ in beside), key], dim=2)
+        value = torch.cat([*(v.to(value.dtype).expand(count, -1, -1, -1) for _, v in beside), value], dim=2)
+    if (watch := WATCH.get()) is not None:
+        watch(module, query, key, scaling)
+    return attend(query, key, value, None, scaling, None).transpose(1, 2), None

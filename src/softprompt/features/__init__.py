@@ -1,0 +1,1 @@
+"""Frozen features of rows, computed once and cached."""

@@ -1,0 +1,65 @@
+"""What encoders make of rows, made once for all runs that read the same rows alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from softprompt.data import Row
+from softprompt.outputs import EncodedRow
+from softprompt.tasks.base import TaskEncoder
+
+
+@dataclass(eq=False)
+class Encodings:
+    """Lists of encoded rows, of one task on one backbone, by what they are made of.
+
+    memory  bytes that they may take: those asked for longest ago are given up first, and a list that is larger is not
+            kept; None: all are
+    """
+
+    memory: int | None = None
+    _kept: dict[Hashable, _Kept] = field(default_factory=dict)
+
+    def of(self, rows: Sequence[Row], encoder: TaskEncoder, room: tuple[Hashable, ...]) -> list[EncodedRow]:
+        """The rows with their answers. room: what the encoder was bound to, beside task and backbone."""
+        return self.kept(("rows", room), rows, lambda: [encoder.encode(row) for row in rows])
+
+    def kept(
+        self, key: Hashable, rows: Sequence[Any], made: Callable[[], list[EncodedRow]]
+    ) -> list[EncodedRow]:
+        """What was made of this very list of rows under this key, else what is made now."""
+        place = (id(rows), key)
+        entry = self._kept.pop(place, None)
+        if entry is None:
+            found = made()
+            entry = _Kept(rows, found, sum(map(_size, found)))
+            if self.memory is not None and entry.size > self.memory:
+                return found
+        self._kept[place] = entry  # behind all others: the one that was asked for last
+        self._make_room()
+        return entry.encoded
+
+    def _make_room(self) -> None:
+        taken = sum(entry.size for entry in self._kept.values())
+        for place in [*self._kept]:
+            if self.memory is None or taken <= self.memory:
+                return
+            taken -= self._kept.pop(place).size
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """rows: held, so that no other list gets their id."""
+
+    rows: Sequence[Any]
+    encoded: list[EncodedRow]
+    size: int
+
+
+def _size(row: EncodedRow) -> int:
+    """About as many bytes as a row takes; its targets are mostly shared by all rows."""
+    tensors = [row.media, None if row.known is None else row.known.states]
+    own = 8 * len(row.context) + sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    return own + sum(map(_size, row.windows))

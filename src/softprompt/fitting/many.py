@@ -1,0 +1,223 @@
+"""fit_many: several prompts learned at once on one frozen backbone, each exactly as if alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softprompt.backbones.base import Backbone
+from softprompt.backbones.row_features import RowFeatures
+from softprompt.data import Rows
+from softprompt.errors import SoftpromptWarning, TrainingDiverged
+from softprompt.fitting.preparation import Data, PreparedRun, prepare
+from softprompt.model import PromptedModel, carrying, join_prompts
+from softprompt.outputs import EncodedRow, Penalized, PromptOutput
+from softprompt.prompts import Method
+from softprompt.tasks.base import Task
+from softprompt.training.loop import TrainingResult
+from softprompt.training.progress import ConsoleProgress, Progress, Shared, Silent
+from softprompt.training.randomness import Streams
+from softprompt.training.recipe import Recipe
+from softprompt.training.steps import train_together
+from softprompt.tuned import TunedPrompt
+
+# What the steps of one pass have in common.
+SHARED_SETTINGS = ("steps", "batch_size", "accumulation", "max_tokens", "gradient_checkpointing", "compile")
+
+
+def fit_many(
+    backbone: Backbone,
+    task: Task,
+    runs: Sequence[tuple[Method, Recipe]],
+    train: Rows,
+    validation: Rows | None = None,
+    *,
+    folder: str | Path | Sequence[str | Path] | None = None,
+    resume: bool = True,
+    progress: bool | Sequence[Progress] = True,
+) -> list[TunedPrompt]:
+    """What `fit` gives for each of these methods and recipes, all trained at once: the rows of all runs' steps are one
+    batch on the frozen backbone, and each row carries the prompt of its run.
+
+    Up to rounding every run has the tensors, metrics and history that it has alone: its rows come in its own seed's order,
+    it has its own optimizer, clipping, schedule, evaluations, early stop and randomness. What a step keeps for its
+    backward pass is that of all runs together.
+
+    runs               for example one method with a recipe for each seed. Methods may differ, and recipes in everything
+                       but steps, batch_size, accumulation, max_tokens, gradient_checkpointing and compile
+    train, validation  as in `fit`
+    folder             checkpoints go to its folders run-0, run-1 ...; or a folder for each run. They are those of `fit`,
+                       which can go on with any of them, as fit_many can with `fit`'s
+    progress           True: one bar for all; False: silence; or your own, one for each run
+
+    A run that diverges drops out with a SoftpromptWarning: its result is what stood before, and its recipe says
+    `diverged_at`, the step.
+    Raises ValueError for what cannot share a pass, methods that change the backbone's weights among it, and what `fit`
+    raises.
+    """
+    runs, data = list(runs), Data.read(train, validation)
+    watchers, folders = _watchers(progress, len(runs)), _folders(folder, len(runs))
+    found = fit_many_data(backbone, task, runs, data, watchers, folders, resume=resume)
+    for number, learned in enumerate(found):
+        for concern in learned.concerns:
+            warnings.warn(f"run {number}: {concern}", SoftpromptWarning, stacklevel=2)
+    return [learned.tuned for learned in found]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What became of one of several runs.
+
+    tuned     its result; of one that diverged what stood before
+    diverged  why it dropped out; None: it came to its end
+    concerns  what is to be said of it, a sentence each
+    """
+
+    tuned: TunedPrompt
+    diverged: TrainingDiverged | None
+    concerns: Sequence[str]
+
+
+def fit_many_data(
+    backbone: Backbone,
+    task: Task,
+    runs: Sequence[tuple[Method, Recipe]],
+    data: Data,
+    progress: Sequence[Progress],
+    folders: Sequence[Path | None],
+    *,
+    resume: bool = True,
+    features: RowFeatures | None = None,
+) -> list[Learned]:
+    """`fit_many` on rows that were read, which other runs of this task on this backbone may share, as they may `features`."""
+    check_together(runs)
+    features = features or RowFeatures(backbone)
+    prepared = []
+    for number, (method, recipe) in enumerate(runs):
+        prepared.append(prepare(backbone, task, method, recipe, data, features=features))
+        _check_prepared(number, prepared[-1])
+    streams = Streams(backbone.device)
+    outcomes = train_together(
+        Together([one.model for one in prepared], streams),
+        # The loss of rows, which is the task's: it does not depend on how a prompt lies in them.
+        prepared[0].encoder,
+        [
+            one.run(watcher, place, resume, number)
+            for number, (one, watcher, place) in enumerate(zip(prepared, progress, folders, strict=True))
+        ],
+        streams,
+    )
+    return [_learned(one, outcome) for one, outcome in zip(prepared, outcomes, strict=True)]
+
+
+def _learned(prepared: PreparedRun, outcome: TrainingResult | TrainingDiverged) -> Learned:
+    if isinstance(outcome, TrainingDiverged):
+        tuned = prepared.result([], diverged_at=outcome.step)
+        return Learned(tuned, outcome, [str(outcome)])
+    tuned = prepared.trained(outcome)
+    concerns = prepared.task.concerns(prepared.data.train, tuned.metrics.get("validation", {}))
+    return Learned(tuned, None, [*([outcome.concern] if outcome.concern else []), *concerns])
+
+
+@dataclass(frozen=True)
+class Together:
+    """Models with one prompt each, on one backbone, as one for training: `row.prompt` is the number of its model.
+
+    Rows come run by run.
+    """
+
+    models: Sequence[PromptedModel]
+    streams: Streams
+
+    def score(self, rows: Sequence[EncodedRow]) -> Any:
+        members: dict[int, list[int]] = {}
+        for b, row in enumerate(rows):
+            members.setdefault(row.prompt, []).append(b)
+        mine = {number: carrying([rows[b] for b in places], 0) for number, places in members.items()}
+        prompt = self._prompt(mine, members)
+        carried = [replace(row, prompt=g) for g, part in enumerate(mine.values()) for row in part]
+        backbone = self.models[0].backbone
+        answers: Any
+        if self.models[0].heads[0] is None:
+            answers = backbone.score(carried, prompt)
+        else:
+            states = backbone.states(carried, prompt)
+            parts = states.split([sum(len(row.read) for row in part) for part in mine.values()])
+            outputs = []
+            for (number, part), own in zip(mine.items(), parts, strict=True):
+                with self.streams.of(number):
+                    outputs.append(self.models[number].apply_heads(part, own))
+            answers = torch.cat(outputs)
+        return answers if prompt.penalty is None else Penalized(answers, prompt.penalty)
+
+    def _prompt(self, mine: dict[int, list[EncodedRow]], members: dict[int, list[int]]) -> PromptOutput:
+        outputs = []
+        for number, part in mine.items():
+            with self.streams.of(number):
+                outputs.append(self.models[number].prompt(part))
+            if outputs[-1].dropout and torch.is_grad_enabled():
+                raise ValueError(
+                    f"run {number} drops numbers of its prompt by a mask for each row, which the backbone draws for the "
+                    'whole batch: the masks would not be those of the run alone. Take dropout_mask="batch", or dropout 0, '
+                    "or fit"
+                )
+        return join_prompts(outputs, [*members.values()])
+
+
+def check_together(runs: Sequence[tuple[Method, Recipe]]) -> None:
+    """Raises ValueError for recipes that cannot take their steps together."""
+    if not runs:
+        raise ValueError("there are no runs: give a method and a recipe for each")
+    first = runs[0][1]
+    for number, (_, recipe) in enumerate(runs):
+        for name in SHARED_SETTINGS:
+            given, expected = getattr(recipe, name), getattr(first, name)
+            if given != expected:
+                raise ValueError(
+                    f"runs take their steps together, so that {name} must be the same in all recipes: it is {expected} in "
+                    f"run 0 and {given} in run {number}"
+                )
+        if recipe.trackers:
+            raise ValueError(
+                f"run {number} has trackers {list(recipe.trackers)}, which follow one run at a time: leave them out (the "
+                "history of each run is in its result), or fit one run after the other"
+            )
+
+
+def _check_prepared(number: int, prepared: PreparedRun) -> None:
+    name = prepared.method.name
+    if not prepared.is_shared:
+        raise ValueError(
+            f"run {number}: {name} changes weights of the backbone, so that its rows cannot share a pass with those of other "
+            "runs: use fit"
+        )
+    if not prepared.parameters:
+        raise ValueError(f"run {number}: {name} trains no tensors: there are no steps to share, use fit")
+
+
+def _folders(folder: str | Path | Sequence[str | Path] | None, count: int) -> list[Path | None]:
+    if folder is None:
+        return [None] * count
+    if isinstance(folder, str | Path):
+        return [Path(folder) / f"run-{number}" for number in range(count)]
+    if len(folder) != count or len(set(map(Path, folder))) != count:
+        raise ValueError(
+            f"{len(folder)} folders ({len(set(map(Path, folder)))} different ones) were given for {count} runs: give one for "
+            "each, or one for all"
+        )
+    return [Path(place) for place in folder]
+
+
+def _watchers(progress: bool | Sequence[Progress], count: int) -> Sequence[Progress]:
+    if isinstance(progress, bool):
+        return [Shared(ConsoleProgress() if progress else Silent(), count)] * count
+    if len(progress) != count:
+        raise ValueError(
+            f"{len(progress)} progresses were given for {count} runs: give one for each, or True"
+        )
+    return progress

@@ -1,0 +1,330 @@
+"""The file that describes a run: read, changed by `key=value`, checked.
+
+    backbone: smollm2-135m-instruct            or {name, dtype, device, prefix_lm ...}
+    task: {name: text-classification, template: "{text}\\nMood:", labels: {neg: " bad", pos: " good"}}
+    method: {name: prompt-tuning, length: 20}
+    data: {train: multiemo-products, validation: multiemo-products, test: {source: rows.csv, limit: 500}}
+    recipe: {steps: 300}
+    seed: 0
+    cache_features: caches/products            or true: what is frozen is computed once, see `fit`
+
+A path in it starts from the folder the command is run in.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from softprompt.catalogue import methods
+from softprompt.data import load_rows, names_file, rows_of_part, subsample
+from softprompt.errors import explain
+from softprompt.prompts import Method
+from softprompt.store.identity import settings_of
+from softprompt.tasks import TASKS, SequenceClassification
+from softprompt.tasks.base import Task
+from softprompt.tasks.columns import guess
+from softprompt.training.recipe import Recipe
+
+_STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class BackboneConfig:
+    """Which frozen model, and how it is run."""
+
+    name: str
+    """A carrier, a local folder or a hub id."""
+    dtype: str = "auto"
+    """auto, float32, bfloat16, float16 or float64."""
+    device: str | None = None
+    """By default the first GPU, else the CPU."""
+    revision: str | None = None
+    """Of a model on the hub: a branch, a tag or a commit."""
+    prefix_lm: bool = False
+    """A decoder whose prompt and input see each other both ways."""
+    packed: bool | None = None
+    """false: the plain padded path, prompts not shared; by default found out by a trial."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SourceConfig:
+    """Where rows come from."""
+
+    source: str
+    """A carrier, a .csv, .tsv, .jsonl, .json or .parquet file, or a data set on the hub."""
+    split: str | None = None
+    """By default the one of its own name (train, validation, test); a file has none."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most so many rows, the same ones whatever the run's seed."""
+    draw: int = Field(default=0, ge=0)
+    """Which rows `limit` takes: another number, others."""
+    stratify: str | None = None
+    """A column, its labels say, whose values keep their shares among the `limit` rows."""
+    part: Literal["train", "validation", "test"] | None = None
+    """Of rows that nobody has split: eight, one and one tenth of them, equal rows in the same part."""
+    words: int | None = Field(default=None, ge=1)
+    """Every text is cut to its first so many words, with one space between them."""
+    only: Mapping[str, tuple[str, ...]] | None = None
+    """By column the values that are wanted: other rows are left out, before `limit` counts."""
+    encoding: str | None = None
+    """Of a text file; by default UTF-8."""
+
+    @model_validator(mode="after")
+    def _draws_something(self) -> SourceConfig:
+        if self.limit is None and (self.draw or self.stratify):
+            raise ValueError("draw and stratify say which rows `limit` takes, and limit is missing")
+        return self
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; runs are named by them, so that keys that came later are left out where they say nothing."""
+        late = {"draw": 0, "stratify": None, "part": None, "words": None, "only": None, "encoding": None}
+        return {k: v for k, v in settings_of(self).items() if k not in late or v != late[k]}
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataConfig:
+    """Rows to train on, to choose the best checkpoint by, and to judge the result by."""
+
+    train: SourceConfig
+    validation: SourceConfig | None = None
+    test: SourceConfig | None = None
+    """Evaluated once, at the end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run, every default filled in."""
+
+    backbone: BackboneConfig
+    task: Task
+    method: Method
+    data: DataConfig
+    recipe: Recipe
+    cache_features: bool | str = False
+    """As in `fit`: true, in memory for this run; or a folder."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values that `parse_config` reads back as the same run."""
+        sources = {field: getattr(self.data, field) for field in field_names(DataConfig)}
+        data = {name: source.as_dict() for name, source in sources.items() if source is not None}
+        recipe = settings_of(self.recipe)
+        seed = recipe.pop("seed")
+        backbone = settings_of(self.backbone)
+        # Runs that were written before these keys are the same runs.
+        for key, usual in (("revision", None), ("prefix_lm", False), ("packed", None)):
+            if backbone[key] is usual:
+                del backbone[key]
+        task = {"name": self.task.name, **settings_of(self.task)}
+        if isinstance(self.task, SequenceClassification) and self.task.media is None:
+            del task["media"]  # it came later, too
+        return {
+            "backbone": backbone,
+            "task": task,
+            "method": {"name": self.method.name, **settings_of(self.method)},
+            "data": data,
+            "recipe": recipe,
+            "seed": seed,
+        } | ({"cache_features": self.cache_features} if self.cache_features else {})
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that a YAML file describes, with `key=value` overrides such as "recipe.steps=500".
+
+    Raises ValueError for what is no YAML, an unknown key (naming the nearest known one) and a value that
+    does not fit; FileNotFoundError.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no config {path}; expected a YAML file that describes a run")
+    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {values!r}, expected keys such as backbone, task, method, data")
+    try:
+        return parse_config(override(values, overrides))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy with each "dotted.key=value" put in, the value read as YAML.
+
+    Raises ValueError for an override without "=" or one that leads through a value that has no keys.
+    """
+    changed = copy.deepcopy(dict(values))
+    for text in overrides:
+        dotted, equals, value = text.partition("=")
+        if not equals or not dotted:
+            raise ValueError(f"override {text!r}: expected key=value, as in recipe.steps=500")
+        changed = written_out(changed)
+        *parents, last = dotted.split(".")
+        place: Any = changed
+        for parent in parents:
+            if place.get(parent) is None:
+                place[parent] = {}
+            place = place[parent]
+            if not isinstance(place, dict):
+                raise ValueError(f"override {text!r}: {parent!r} is {place!r}, which has no keys to set")
+        place[last] = parse_yaml(value, f"override {text!r}")
+    return changed
+
+
+def parse_config(values: Mapping[str, Any]) -> RunConfig:
+    """Raises ValueError for an unknown or missing key and a value that does not fit."""
+    values = written_out(values)
+    check_keys(values, [*(field.name for field in dataclasses.fields(RunConfig)), "seed"], "")
+    for key in ("backbone", "task", "method", "data"):
+        if values.get(key) is None:
+            raise ValueError(f"the key {key!r} is missing; a run needs backbone, task, method and data")
+    data = as_mapping(values["data"], "data")
+    check_keys(data, field_names(DataConfig), "data")
+    for name, source in data.items():
+        if source is not None:
+            check_keys(as_mapping(source, f"data.{name}"), field_names(SourceConfig), f"data.{name}")
+    if isinstance(template := as_mapping(values["task"], "task").get("template"), dict):
+        raise ValueError(
+            f"task.template is read as {template!r}: put quotes around a text that begins with a brace"
+        )
+    return RunConfig(
+        parsed(BackboneConfig, as_mapping(values["backbone"], "backbone"), "backbone"),
+        _by_name(TASKS, as_mapping(values["task"], "task"), "task"),
+        _by_name(methods(), as_mapping(values["method"], "method"), "method"),
+        parsed(DataConfig, data, "data"),
+        parsed(
+            Recipe, _with_seed(as_mapping(values.get("recipe") or {}, "recipe"), values.get("seed")), "recipe"
+        ),
+        parse_cache(values.get("cache_features", False)),
+    )
+
+
+def parse_cache(value: Any) -> bool | str:
+    """Raises ValueError for what is neither true, false nor a folder."""
+    if not isinstance(value, bool | str) or value == "":
+        raise ValueError(f"cache_features is {value!r}, expected true, false or a folder")
+    return value
+
+
+def source_rows(source: SourceConfig, usual: str) -> list[dict[str, Any]]:
+    """The rows of a source; of one with splits the `usual` one unless it names another.
+
+    Raises as `load_rows`, and ValueError for `only` with a column or a value that no row has.
+    """
+    split = source.split or (None if names_file(source.source) else usual)
+    rows = load_rows(source.source, split, encoding=source.encoding or "utf-8")
+    if source.part is not None:
+        rows = rows_of_part(rows, source.part)
+    for column, values in (source.only or {}).items():
+        rows = _with_values(rows, column, values, source.source)
+    if source.limit is not None:
+        rows = subsample(rows, source.limit, seed=source.draw, stratify=source.stratify)
+    return rows if source.words is None else [_cut(row, source.words) for row in rows]
+
+
+def _cut(row: Mapping[str, Any], words: int) -> dict[str, Any]:
+    return {k: " ".join(v.split()[:words]) if isinstance(v, str) else v for k, v in row.items()}
+
+
+def _with_values(
+    rows: list[dict[str, Any]], column: str, values: Sequence[str], name: str
+) -> list[dict[str, Any]]:
+    if column not in rows[0]:
+        raise ValueError(f"only: {name} has no column {column!r}, it has {list(rows[0])}")
+    if missing := sorted(set(values) - {str(row[column]) for row in rows}):
+        raise ValueError(f"only: no row of {name} has {missing[0]!r} in its column {column!r}")
+    return [row for row in rows if str(row[column]) in values]
+
+
+def differences(found: Any, expected: Any, place: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> its two values, wherever two nested dictionaries differ."""
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        keys = dict.fromkeys(itertools.chain(found, expected))
+        nested = (
+            differences(found.get(k), expected.get(k), f"{place}.{k}" if place else str(k)) for k in keys
+        )
+        return {key: pair for part in nested for key, pair in part.items()}
+    return {} if found == expected else {place: (found, expected)}
+
+
+def written_out(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Short forms in full: a backbone, task or method that is only a name, data that is only a source."""
+    full = dict(values)
+    for key in ("backbone", "task", "method"):
+        if isinstance(full.get(key), str):
+            full[key] = {"name": full[key]}
+    if isinstance(full.get("data"), Mapping):
+        full["data"] = {k: {"source": v} if isinstance(v, str) else v for k, v in full["data"].items()}
+    return full
+
+
+def _with_seed(recipe: Mapping[str, Any], seed: Any) -> dict[str, Any]:
+    if seed is None:
+        return dict(recipe)
+    if recipe.get("seed", seed) != seed:
+        raise ValueError(f"seed is {seed!r} and recipe.seed is {recipe['seed']!r}: give one of them")
+    return {**recipe, "seed": seed}
+
+
+def _by_name(known: Mapping[str, type], values: Mapping[str, Any], place: str) -> Any:
+    name = values.get("name")
+    if name is None:
+        raise ValueError(f"{place}.name is missing; known are {sorted(known)}")
+    if name not in known:
+        raise ValueError(f"{place}.name is {name!r}, which is not known{guess(str(name), sorted(known))}")
+    settings = {key: value for key, value in values.items() if key != "name"}
+    check_keys(settings, field_names(known[name]), place)
+    return parsed(known[name], settings, place)
+
+
+def parsed(kind: type, values: Mapping[str, Any], place: str) -> Any:
+    check_keys(values, field_names(kind), place)
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        raise ValueError(explain(error, place)) from error
+
+
+def field_names(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def check_keys(values: Mapping[str, Any], known: Sequence[str], place: str) -> None:
+    for key in values:
+        if key not in known:
+            where = f"{place}.{key}" if place else key
+            raise ValueError(f"unknown key {where!r}{guess(str(key), known)}")
+
+
+def as_mapping(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{place} is {value!r}, expected keys and values")
+    return value
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is no valid YAML: {error}") from error
+    _refuse_boolean_keys(value, name)
+    return value
+
+
+def _refuse_boolean_keys(value: Any, name: str) -> None:
+    """YAML reads the label no as False; the data would then never hold it."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if isinstance(key, bool):
+                raise ValueError(
+                    f"{name}: YAML reads a key as {key}: put quotes around a key like yes, no, on or off"
+                )
+            _refuse_boolean_keys(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_boolean_keys(item, name)

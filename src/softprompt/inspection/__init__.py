@@ -1,0 +1,1 @@
+"""What a prompt has learned: nearest words, attention, pictures."""

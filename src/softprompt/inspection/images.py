@@ -1,0 +1,164 @@
+"""What a prompt for images learned, and what it makes of single images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from softprompt.backbones.base import Backbone
+from softprompt.backbones.vision.backbone import VisionBackbone
+from softprompt.backbones.vision.class_attention import ClassAttention
+from softprompt.data import Row
+from softprompt.inspection.virtual_tokens import PromptReport, inspect_prompt
+from softprompt.outputs import EncodedRow
+from softprompt.tasks import ClassPrediction, ImageClassification, ImageTextClassification
+from softprompt.tasks.columns import as_row
+from softprompt.tasks.image_classification import ImageClassificationEncoder
+from softprompt.tasks.image_text_classification import ImageTextClassificationEncoder
+
+if TYPE_CHECKING:
+    from softprompt.tuned import TunedPrompt
+
+
+@dataclass(frozen=True)
+class LearnedTensor:
+    """A tensor that belongs to the prompt: its name, its shape, and the mean L2 norm of its rows."""
+
+    name: str
+    shape: tuple[int, ...]
+    norm: float
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """One image.
+
+    source      where it came from
+    pixels      (3, H, W) uint8, as the backbone saw it
+    prediction  label and probabilities
+    attention   of the class token; None: the backbone has none that could be shown, and `ImagePromptReport` says why
+    right       the right label, where it is known
+    """
+
+    source: str
+    pixels: Tensor
+    prediction: ClassPrediction
+    attention: ClassAttention | None
+    right: str | None = None
+
+    def best(self, count: int) -> list[tuple[str, float]]:
+        """The likeliest labels with their probabilities, the likeliest first."""
+        return sorted(self.prediction.probabilities.items(), key=lambda item: -item[1])[:count]
+
+
+@dataclass(frozen=True)
+class ImagePromptReport:
+    """A prompt for images.
+
+    size          (H, W) that images are brought to, pixels; None: the task does not say
+    no_attention  why no attention is shown; empty: it is
+    words         where texts answer: the virtual tokens in them, and the words that are near to these
+    metrics       the task's over the images whose right label is known; empty: there are none
+    """
+
+    method: str
+    backbone: str
+    size: tuple[int, int] | None
+    learned: tuple[LearnedTensor, ...]
+    images: tuple[ImageReport, ...]
+    no_attention: str = ""
+    words: PromptReport | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+def class_attention(tuned: TunedPrompt, image: Any) -> ClassAttention:
+    """What the class token attends to in every layer: patches, prompts (keys and values among them) and special rows.
+
+    image: a path, the bytes of a file, a Pillow image or an array.
+    Raises ValueError for what is no plain vision transformer, has no class token, or whose attention cannot be reached; and
+    for what is no image.
+    """
+    if not isinstance(tuned.backbone, VisionBackbone):
+        raise ValueError(_no_attention(tuned.backbone))
+    return _class_attention(tuned, tuned.backbone, _encoded(tuned, image))
+
+
+def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = (), *, top: int = 5) -> ImagePromptReport:
+    """What was learned, and for each image prediction and attention.
+
+    images  as in `class_attention`, or rows: those with the right label are counted in `metrics`
+    top     words for each virtual token
+
+    Raises ValueError for a prompt that is not about images, for what is no image, and for an unknown label.
+    """
+    backbone, task = tuned.backbone, tuned.task
+    if not task.about_images:
+        raise ValueError(f"{task.name} on {backbone.name} asks about no images: inspect it without them")
+    no_attention = ""
+    if not isinstance(backbone, VisionBackbone):
+        no_attention = _no_attention(backbone)
+    rows = [as_row(task, image) for image in images]
+    right = [_right(tuned, row) for row in rows]
+    predictions = tuned.predict(rows) if rows else []
+    reports = []
+    for row, label, prediction in zip(rows, right, predictions, strict=True):
+        encoded, attention = tuned.encoder.encode(row, answer=False), None
+        assert encoded.media is not None
+        try:
+            if isinstance(backbone, VisionBackbone):
+                attention = _class_attention(tuned, backbone, encoded)
+        except ValueError as error:
+            no_attention = str(error)
+        reports.append(ImageReport(_source(tuned, row), encoded.media, prediction, attention, label))
+    learned = tuple(
+        LearnedTensor(name, tuple(tensor.shape), tensor.float().norm(dim=-1).mean().item())
+        for name, tensor in tuned.module.bake().state_dict().items()
+        if tensor.ndim and torch.is_floating_point(tensor) and tensor.numel()
+    )
+    size = None
+    if isinstance(tuned.encoder, ImageClassificationEncoder | ImageTextClassificationEncoder):
+        size = tuned.encoder.rule.size
+    answered = [i for i, label in enumerate(right) if label is not None]
+    return ImagePromptReport(
+        tuned.method.name,
+        backbone.name,
+        size,
+        learned,
+        tuple(reports),
+        no_attention,
+        inspect_prompt(tuned, top, rows) if task.compares_texts else None,
+        task.evaluate([predictions[i] for i in answered], [rows[i] for i in answered]) if answered else {},
+    )
+
+
+def _right(tuned: TunedPrompt, row: Row) -> str | None:
+    task = tuned.task
+    if not isinstance(task, ImageClassification | ImageTextClassification):
+        return None
+    column = task.columns.get(task.label_column, task.label_column)
+    return task.read_label(row) if column in row else None
+
+
+def _source(tuned: TunedPrompt, row: Row) -> str:
+    image = row[tuned.task.columns.get("image", "image")]
+    return str(image) if isinstance(image, str | Path) else f"<{type(image).__name__}>"
+
+
+def _no_attention(backbone: Backbone) -> str:
+    return (
+        f"attention is shown of plain vision transformers; {backbone.name} is of the family {backbone.spec.family} here, or has"
+        " a network at its side"
+    )
+
+
+def _encoded(tuned: TunedPrompt, image: Any) -> EncodedRow:
+    return tuned.encoder.encode(as_row(tuned.task, image), answer=False)
+
+
+def _class_attention(tuned: TunedPrompt, backbone: VisionBackbone, row: EncodedRow) -> ClassAttention:
+    return backbone.class_attention(row, lambda watched: tuned.model.states([watched]))

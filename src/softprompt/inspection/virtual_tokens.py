@@ -1,0 +1,235 @@
+"""What virtual tokens are near to: words, sizes, and where they started. P tokens, V words, d width.
+
+A virtual token is free to lie where no word lies, and the words that are nearest to it by one measure are
+often not nearest by another: they are a hint at what was learned, not a translation of it. Lester et al.
+2021 (arXiv 2104.08691, section 7) found clusters of alike words; Khashabi et al. 2022 (arXiv 2112.08348)
+found good prompts near to any text they chose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softprompt.binding import new_head
+from softprompt.inspection.nearest import (
+    MEASURES,
+    Measure,
+    Nearest,
+    final_norm,
+    logit_lens,
+    nearest_words,
+    table_chunks,
+    table_norms,
+    token_text,
+)
+from softprompt.outputs import PromptOutput
+from softprompt.prompts.base import BuildContext
+from softprompt.tasks.base import Task
+from softprompt.tasks.columns import as_row
+
+if TYPE_CHECKING:
+    from softprompt.tuned import TunedPrompt
+
+_STRIP = 32  # cells of a token's strip
+
+
+@dataclass(frozen=True)
+class Word:
+    """A vocabulary row, white space made visible, and its score by the measure it was found with."""
+
+    id: int
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class TokenReport:
+    """One virtual token.
+
+    place            its number in its prompt, from 0; where there are several prompts behind the name of a prompt
+    norm             L2
+    norm_percentile  share of the vocabulary's rows that are no longer, 0 to 100
+    nearest          measure -> words, the nearest first
+    lens             words that final norm and output head give for the vector itself; None: no such head
+    started_as       the nearest word by cosine of its initial vector; None: unknown
+    drift_cosine     cosine to its initial vector; None: unknown
+    drift_l2         distance from its initial vector; None: unknown
+    strip            mean absolute value in equal slices of the vector, in standard deviations of the table
+    """
+
+    place: str
+    norm: float
+    norm_percentile: float
+    nearest: Mapping[Measure, tuple[Word, ...]]
+    lens: tuple[Word, ...] | None
+    started_as: Word | None
+    drift_cosine: float | None
+    drift_l2: float | None
+    strip: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class PromptReport:
+    """A prompt's virtual tokens, and what they are compared with.
+
+    init             where the initial vectors are known from, or why they are not
+    lens             what the logit lens went through, as in "model.norm, lm_head"; None: no such head
+    vocabulary_norm  mean and standard deviation of the L2 norms of the table's rows
+    beside           what else the method learned, which has no place among words
+    """
+
+    method: str
+    backbone: str
+    init: str
+    lens: str | None
+    vocabulary_norm: tuple[float, float]
+    beside: tuple[str, ...]
+    tokens: tuple[TokenReport, ...]
+
+
+def drift_in_words(token: TokenReport) -> str:
+    """How far a token is from its start, in words; empty where that is unknown."""
+    if token.started_as is None or token.drift_l2 is None:
+        return ""
+    return f"{token.started_as.text} cos {token.drift_cosine:.2f} L2 {token.drift_l2:.2g}"
+
+
+def initial_tokens(tuned: TunedPrompt) -> tuple[Tensor | None, str]:
+    """The virtual tokens (P, d) that training began with, built again from the seed; and how, or why not."""
+    method, seed = tuned.method, tuned.recipe.get("seed")
+    init = getattr(method, "init", None)
+    if not tuned.recipe.get("trained_parameters"):
+        return None, "init unknown: the prompt was not trained here"
+    if tuned.recipe.get("start"):
+        return None, "init unknown: training went on from another prompt"
+    if init not in ("auto", "vocab", "uniform", "text", "labels") or not isinstance(seed, int):
+        return None, f"init unknown: {method.name} cannot be built again from settings and seed alone"
+    spec, generator = tuned.backbone.spec, torch.Generator().manual_seed(seed)
+    new_head(method, tuned.task, spec, generator)  # drawn first, as in training
+    context = BuildContext(spec, tuned.task.label_words, domains=tuned.task.domain_names, generator=generator)
+    tokens = method.build(context).bake()().tokens
+    if tokens is None:
+        return None, "init unknown: the method has no virtual tokens"
+    return tokens.flatten(0, 1).detach(), f"{init}, built again from seed {seed}"
+
+
+def inspect_prompt(tuned: TunedPrompt, k: int = 5, inputs: Sequence[Any] = ()) -> PromptReport:
+    """Everything this file knows about a prompt's virtual tokens, with the k nearest words of each.
+
+    inputs: as in `TunedPrompt.predict`, for prompts that are functions of their rows: their mean over these is shown.
+    Raises ValueError for k < 1.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}, expected 1 or more words for each token")
+    spec, model, tokenizer = tuned.backbone.spec, tuned.backbone.model, tuned.backbone.tokenizer
+    output, beside = _output(tuned, inputs)
+    if output.prefix is not None:
+        beside.append(
+            f"keys and values of {output.prefix[0][0].shape[2]} positions in {len(output.prefix)} layers"
+        )
+    if output.layers is not None:
+        beside.append(f"prompts of {len(output.layers)} layers")
+    if output.offset is not None:
+        beside.append(f"an offset on the first {output.offset.shape[1]} text tokens")
+    if output.token_offset is not None:
+        beside.append("an offset on each text token, a function of its embedding")
+    norms = table_norms(table_chunks(spec))
+    vocabulary_norm = norms.mean().item(), norms.std().item()
+    if output.tokens is None:
+        return PromptReport(
+            tuned.method.name,
+            tuned.backbone.name,
+            "no virtual tokens",
+            None,
+            vocabulary_norm,
+            tuple(beside),
+            (),
+        )
+
+    names = prompt_names(tuned.task, output)
+    places = [f"{name} {i}".strip() for name in names for i in range(output.tokens.shape[1])]
+    tokens = output.tokens.flatten(0, 1).float().cpu()  # (G, P, d) -> (G P, d)
+    start, init = initial_tokens(tuned)
+    if start is not None and start.shape != tokens.shape:
+        start, init = None, "init unknown: built again, it has another shape"
+    found = nearest_words(tokens, table_chunks(spec), k)
+    began = None if start is None else nearest_words(start, table_chunks(spec), 1)["cosine"]
+    head, norm = model.get_output_embeddings(), final_norm(model)
+    lens = None
+    if isinstance(head, nn.Linear) and head.in_features == spec.width:
+        lens = logit_lens(tokens, norm[1] if norm else None, head, k)
+    head_name = next((name for name, module in model.named_modules() if module is head), "")
+
+    def words(nearest: Nearest, token: int) -> tuple[Word, ...]:
+        pairs = zip(nearest.ids[token].tolist(), nearest.scores[token].tolist(), strict=True)
+        return tuple(Word(i, token_text(tokenizer, i), score) for i, score in pairs)
+
+    reports = []
+    for i, token in enumerate(tokens):
+        first = None if start is None else start[i].double()
+        length = token.double().norm().item()
+        reports.append(
+            TokenReport(
+                place=places[i],
+                norm=length,
+                norm_percentile=100 * (norms <= length).double().mean().item(),
+                nearest={measure: words(found[measure], i) for measure in MEASURES},
+                lens=None if lens is None else words(lens, i),
+                started_as=None if began is None else words(began, i)[0],
+                drift_cosine=None if first is None else _cosine(token.double(), first),
+                drift_l2=None if first is None else (token.double() - first).norm().item(),
+                strip=tuple((part.abs().mean().item() / spec.embedding_std) for part in token.chunk(_STRIP)),
+            )
+        )
+    lens_path = None if lens is None else ", ".join([*([norm[0]] if norm else []), head_name])
+    return PromptReport(
+        tuned.method.name,
+        tuned.backbone.name,
+        init,
+        lens_path,
+        vocabulary_norm,
+        tuple(beside),
+        tuple(reports),
+    )
+
+
+def prompt_names(task: Task, output: PromptOutput) -> list[str]:
+    """What the prompts of an output are for: one of all has no name, others are of domains, classes, or numbered."""
+    count = output.count
+    domains, labels = list(task.domain_names), list(task.label_words)
+    if count == 1:
+        return [""]
+    if output.groups == count == len(domains):
+        return domains
+    if output.texts is not None and count == len(labels) * max(len(domains), 1):
+        return [f"{domain} {label}".strip() for domain in domains or [""] for label in labels]
+    return [f"prompt {g}," for g in range(count)]
+
+
+def _output(tuned: TunedPrompt, inputs: Sequence[Any]) -> tuple[PromptOutput, list[str]]:
+    """The prompt, and what is to be said of how it came about."""
+    module = tuned.module.bake()
+    with torch.no_grad():
+        if module.reads is None:
+            return module(), []
+        if not inputs:
+            return PromptOutput(), [
+                "virtual tokens that are a function of the row: give rows to see their mean"
+            ]
+        rows = [tuned.encoder.encode(as_row(tuned.task, value), answer=False) for value in inputs]
+        output = tuned.model.prompt(rows)
+    if output.tokens is None:
+        return output, []
+    mean = output.tokens.mean(dim=0, keepdim=True)  # (G, P, d) -> (1, P, d)
+    said = f"a function of the row: the virtual tokens shown are the mean over {len(rows)} rows"
+    return replace(output, tokens=mean, rows=None), [said]
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    return functional.cosine_similarity(one, other, dim=0).item()

@@ -1,0 +1,32 @@
+"""What a saved prompt and a run are recognised by: the settings as plain JSON, and the backbone's fingerprint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from softprompt.backbones.base import Backbone
+from softprompt.store.fingerprint import BackboneIdentity, fingerprint
+
+
+def settings_of(value: Any) -> dict[str, Any]:
+    """The fields of a method, task or recipe as plain JSON."""
+    return dict(TypeAdapter(type(value)).dump_python(value, mode="json"))
+
+
+def identity_of(backbone: Backbone) -> BackboneIdentity:
+    """The fingerprint that a saved prompt is checked against."""
+    model, image = backbone.model, backbone.spec.image
+    vocabulary: dict[str, Any] = {}
+    if image is None or backbone.spec.vision is not None:
+        vocabulary |= backbone.tokenizer.get_vocab()
+    if image is not None:
+        vocabulary |= image.rule.as_dict()
+    return fingerprint(
+        model.config,
+        backbone.table,
+        name=backbone.name,
+        family=backbone.spec.family,
+        vocabulary=vocabulary,
+    )

@@ -1,0 +1,1 @@
+"""Training: the loop, how its steps are taken, checkpoints, progress."""

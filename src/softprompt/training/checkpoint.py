@@ -1,0 +1,307 @@
+"""Where a training run stands, in one safetensors file: tensors, and plain JSON in its header.
+
+The file appears whole or not at all: it is written under another name, forced to the disk, then renamed.
+A checksum over everything is in the header, so damage is an error and never a slightly different run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from softprompt.errors import CheckpointError
+from softprompt.outputs import EncodedRow
+from softprompt.training.progress import Record
+from softprompt.training.recipe import Recipe
+from softprompt.version import __version__
+
+FILE = "checkpoint.safetensors"
+FORMAT = 2  # 1 said less about the run
+
+# Settings that change nothing in the tensors: they may differ when a run is resumed.
+_FREE_SETTINGS = {"trackers", "checkpoint_every", "gradient_checkpointing"}
+
+_COLUMNS = ("step", "loss", "lr", "gradient_norm", "tokens", "seconds")
+
+
+@dataclass
+class RunState:
+    """Everything that changes while a run goes on, beside the parameters and the optimizer.
+
+    There is no state of a random generator: what is random in a step is seeded from the recipe's seed and the
+    step.
+
+    step       optimizer steps done
+    evaluated  the step after which the last evaluation was made; 0: none yet
+    stale      evaluations since the best one
+    best       trained tensors at the best evaluation, by name; empty before the first
+    tallies    counts that grew while rows were scored, after the last whole step
+    """
+
+    step: int = 0
+    evaluated: int = 0
+    stale: int = 0
+    best_step: int | None = None
+    best_metric: float | None = None
+    best: dict[str, Tensor] = field(default_factory=dict)
+    history: list[Record] = field(default_factory=list)
+    tallies: dict[str, Tensor] = field(default_factory=dict)
+
+
+def run_identity(
+    recipe: Recipe,
+    groups: Sequence[Mapping[str, Any]],
+    parameters: Mapping[str, nn.Parameter],
+    rows: Sequence[EncodedRow],
+    main_metric: str | None,
+    start: Mapping[str, Tensor] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a resumed run must have in common with the one it goes on with, as JSON values.
+
+    start: the tensors that it began with, where the recipe's seed does not say it.
+    facts: what else it depends on, by name.
+    """
+    names = {parameter: name for name, parameter in parameters.items()}
+    begun = None
+    if start is not None:
+        begun = _checksum("", {name: tensor.detach().cpu().contiguous() for name, tensor in start.items()})
+    return {
+        **(facts or {}),
+        "start": begun,
+        "recipe": {name: value for name, value in asdict(recipe).items() if name not in _FREE_SETTINGS},
+        "groups": [
+            {**group, "params": [names[parameter] for parameter in group["params"]]} for group in groups
+        ],
+        "rows": rows_identity(rows),
+        "main_metric": main_metric,
+    }
+
+
+def rows_identity(rows: Sequence[EncodedRow]) -> dict[str, Any]:
+    """How many rows there are, and the sha256 of all that a model reads of them and is asked about them."""
+    digest = hashlib.sha256()
+    targets: Any = None  # rows of images may all have the very same thousand texts
+    lengths, content = "", b""
+    for row in rows:
+        if row.targets is not targets:
+            targets = row.targets
+            lengths = str([len(target) for target in targets])
+            content = b"".join(array("q", target).tobytes() for target in targets)
+        digest.update(f"{row.gold} {row.prompt} {lengths}".encode())
+        if row.read:
+            digest.update(f"{row.read} {row.pooled} {row.answer}".encode())
+        digest.update(array("q", row.context).tobytes())
+        digest.update(content)
+        if row.media is not None:
+            digest.update(row.media.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return {"count": len(rows), "sha256": digest.hexdigest()}
+
+
+def save_checkpoint(
+    folder: Path,
+    state: RunState,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+) -> Path:
+    """Write the run to `folder/checkpoint.safetensors` and return that path.
+
+    identity: from `run_identity`.
+    Raises CheckpointError, naming the folder, if it cannot be written; an older checkpoint there stays as it
+    is.
+    """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in parameters.items()}
+    tensors = {f"parameters/{name}": parameter.detach() for name, parameter in parameters.items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
+    tensors |= {f"tallies/{name}": tally for name, tally in state.tallies.items()}
+    for parameter, values in optimizer.state.items():
+        tensors |= {f"optimizer/{names[parameter]}/{key}": value for key, value in values.items()}
+    # Numbers of every step as a tensor: as JSON they would outgrow what a safetensors header may hold.
+    tensors["history"] = torch.tensor(
+        [[getattr(record, column) for column in _COLUMNS] for record in state.history], dtype=torch.float64
+    ).reshape(-1, len(_COLUMNS))
+    if any(record.penalty for record in state.history):
+        tensors["penalties"] = torch.tensor([record.penalty for record in state.history], dtype=torch.float64)
+    facts = {
+        "format": FORMAT,
+        "softprompt": __version__,
+        "step": state.step,
+        "evaluated": state.evaluated,
+        "stale": state.stale,
+        "best_step": state.best_step,
+        "best_metric": state.best_metric,
+        "metrics": {record.step: record.metrics for record in state.history if record.metrics},
+        "identity": identity,
+    }
+    # A copy each: safetensors refuses tensors that share memory, as tied parameters do.
+    tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(facts)
+    content = safetensors.torch.save(tensors, {"facts": text, "sha256": _checksum(text, tensors)})
+    path = folder / FILE
+    try:
+        _replace(path, content)
+    except OSError as error:
+        kept = "the checkpoint that was there is untouched" if path.exists() else "none was there before"
+        raise CheckpointError(
+            f"cannot write a checkpoint to {folder}: {error.strerror or error}; {kept}. "
+            "Free some space or give another folder, then start again to resume"
+        ) from error
+    return path
+
+
+def load_checkpoint(
+    folder: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+) -> RunState | None:
+    """Put the run found in `folder` into parameters and optimizer and return its state; None: there is none.
+
+    Raises CheckpointError if the file is damaged or of another run (another recipe, other rows, other
+    parameters, another method, task or backbone), and then leaves parameters and optimizer as they were.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    tensors, facts = _read(path)
+    differences = _differences(facts["identity"], json.loads(json.dumps(identity)))
+    differences += _shape_differences(tensors, parameters)
+    if differences:
+        raise CheckpointError(
+            f"{path} is of another run: {'; '.join(differences)}. "
+            "Give another folder, or resume=False to start anew and replace it"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"parameters/{name}"])
+    _load_optimizer(optimizer, tensors, parameters)
+    metrics = facts["metrics"]
+    penalties = tensors.get("penalties", torch.zeros(len(tensors["history"]))).tolist()
+    return RunState(
+        step=facts["step"],
+        evaluated=facts["evaluated"],
+        stale=facts["stale"],
+        best_step=facts["best_step"],
+        best_metric=facts["best_metric"],
+        best={
+            name: tensors[f"best/{name}"].to(parameter.device)
+            for name, parameter in parameters.items()
+            if f"best/{name}" in tensors
+        },
+        history=[
+            Record(int(step), loss, lr, norm, int(tokens), seconds, metrics.get(str(int(step)), {}), penalty)
+            for (step, loss, lr, norm, tokens, seconds), penalty in zip(
+                tensors["history"].tolist(), penalties, strict=True
+            )
+        ],
+        tallies={
+            name.removeprefix("tallies/"): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("tallies/")
+        },
+    )
+
+
+def discard_checkpoint(folder: Path) -> None:
+    """Take away what a run that starts anew would replace only later: killed before, it would be resumed from that."""
+    with contextlib.suppress(NotADirectoryError):  # the first checkpoint says so
+        (folder / FILE).unlink(missing_ok=True)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """The whole content under the name, or what was there before: also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # else the new name may be lost
+        finally:
+            os.close(descriptor)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    advice = "Delete it or give another folder, and start anew"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file ({error}). {advice}") from error
+    text = metadata.get("facts", "")
+    if metadata.get("sha256") != _checksum(text, tensors):
+        raise CheckpointError(f"{path} is damaged or no checkpoint: its checksum is wrong. {advice}")
+    facts = json.loads(text)
+    if facts["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {facts['format']} (softprompt {facts['softprompt']}); this is softprompt "
+            f"{__version__}, which reads format {FORMAT}. Finish the run with the release that began it, or "
+            "give another folder"
+        )
+    return tensors, facts
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _differences(found: Any, expected: Any, name: str = "") -> list[str]:
+    """What two JSON values do not have in common, each as `name: found there, expected now`."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = sorted(found.keys() | expected.keys())
+        return [
+            line
+            for key in keys
+            for line in _differences(found.get(key), expected.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if found == expected else [f"{name} is {found} in it and {expected} now"]
+
+
+def _shape_differences(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    found = {
+        name.removeprefix("parameters/"): f"{tuple(tensor.shape)} {tensor.dtype}"
+        for name, tensor in tensors.items()
+        if name.startswith("parameters/")
+    }
+    expected = {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in parameters.items()}
+    return _differences({"parameters": found}, {"parameters": expected})
+
+
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
+) -> None:
+    every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    index = {parameter: i for i, parameter in enumerate(every)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        if full_name.startswith("optimizer/"):
+            name, _, key = full_name.removeprefix("optimizer/").rpartition("/")
+            state.setdefault(index[parameters[name]], {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

