@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import softprompt as sp
-from softprompt import exchange
+from softprompt import exchange, store
 from softprompt.backbones.base import Backbone
 from softprompt.data import load_rows, subsample
 from studies.runs import Study
