@@ -130,7 +130,7 @@ def test_a_missing_folder_a_file_an_empty_folder_and_a_peft_folder_each_get_thei
         load(tmp_path / "empty")
     (tmp_path / "peft").mkdir()
     (tmp_path / "peft" / "adapter_config.json").write_text("{}")
-    with pytest.raises(PromptFileError, match=r"read it with softprompt\.store\.read_peft"):
+    with pytest.raises(PromptFileError, match=r"read it with softprompt\.exchange\.read_peft"):
         load(tmp_path / "peft")
 
 
