@@ -159,11 +159,16 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-3 * largest, msg=name)
 
 
-def fields() -> dict[str, list[str]]:
-    """The fields of everything that ids and identities are made of, by the name of the class."""
+def kinds() -> list[type]:
+    """The classes of which ids and identities are made."""
     from softprompt.run_config import BackboneConfig, DataConfig, SourceConfig
+    from softprompt.store import BackboneIdentity
     from softprompt.tasks import TASKS
 
-    kinds = [*sp.methods().values(), *TASKS.values(), sp.Recipe, sp.Rehearsal]
-    kinds += [BackboneConfig, DataConfig, SourceConfig]
-    return {kind.__name__: [field.name for field in dataclasses.fields(kind)] for kind in kinds}
+    own = [sp.Recipe, sp.Rehearsal, sp.ImageRule, BackboneIdentity, BackboneConfig, DataConfig, SourceConfig]
+    return [*sp.methods().values(), *TASKS.values(), *own]
+
+
+def fields() -> dict[str, list[str]]:
+    """Their fields, by the name of the class."""
+    return {kind.__name__: [field.name for field in dataclasses.fields(kind)] for kind in kinds()}
