@@ -16,6 +16,7 @@ from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.baselines._copies import plain_name
 from softprompt.data import load_rows
 from softprompt.images import ImagePooling
+from softprompt.later import without_later
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
 from softprompt.prompts import Method
@@ -162,8 +163,11 @@ def load_state(state: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
 
 
 def settings_of(value: Any) -> dict[str, Any]:
-    """The fields of a method, task or recipe as plain JSON."""
-    return dict(TypeAdapter(type(value)).dump_python(value, mode="json"))
+    """The fields of a method, task, recipe or backbone's identity as plain JSON, as runs are known by them.
+
+    Without those that came later and have their default, see `softprompt.later`.
+    """
+    return without_later(value, TypeAdapter(type(value)).dump_python(value, mode="json"))
 
 
 def identity_of(backbone: Backbone) -> store.BackboneIdentity:
