@@ -17,6 +17,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from softprompt.later import without_later
+
 ImagePooling = Literal["class", "mean", "mean-with-prompts", "pooler", "prompts", "embedding"]
 POOLINGS: tuple[ImagePooling, ...] = ("class", "mean", "mean-with-prompts", "pooler", "prompts", "embedding")
 """What a head can read of an image; an encoded row's `read` holds indices into this."""
@@ -50,7 +52,7 @@ class ImageRule:
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for fingerprints."""
-        return asdict(self)
+        return without_later(self, asdict(self))
 
 
 @dataclass(frozen=True)

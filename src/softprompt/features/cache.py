@@ -13,7 +13,7 @@ import logging
 import secrets
 from array import array
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -28,7 +28,7 @@ from softprompt.backbones.row_features import RowFeatures
 from softprompt.data import by_length
 from softprompt.images import POOLINGS, ImagePooling
 from softprompt.outputs import EncodedRow, Known, PromptOutput, windows_of
-from softprompt.store.identity import identity_of
+from softprompt.store.identity import identity_of, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def _key(backbone: Backbone, rows: Sequence[EncodedRow], layers: int | None) -> 
 
     Every frozen weight, not the table's fingerprint: a fine-tuned model with its origin's embeddings is another one.
     """
-    about = asdict(identity_of(backbone))
+    about = settings_of(identity_of(backbone))
     about.pop("name")
     digest = hashlib.sha256(repr((FORMAT, sorted(about.items()), layers, str(backbone.dtype))).encode())
     for name, tensor in [*backbone.model.named_parameters(), *backbone.model.named_buffers()]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,7 +185,7 @@ class PreparedRun:
 
     def facts(self) -> dict[str, Any]:
         """What the trained tensors depend on beside recipe and training rows, as JSON; computing it reads the whole table."""
-        backbone = asdict(identity_of(self.given))
+        backbone = settings_of(identity_of(self.given))
         return {
             "method": {"name": self.method.name, **settings_of(self.method)},
             "task": {"name": self.task.name, **settings_of(self.task)},

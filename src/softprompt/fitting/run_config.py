@@ -18,7 +18,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -27,6 +27,7 @@ from pydantic.dataclasses import dataclass
 from softprompt.catalogue import methods
 from softprompt.data import load_rows, names_file, rows_of_part, subsample
 from softprompt.errors import explain
+from softprompt.later import LATER
 from softprompt.prompts import Method
 from softprompt.store.identity import settings_of
 from softprompt.tasks import TASKS, SequenceClassification
@@ -47,11 +48,11 @@ class BackboneConfig:
     """auto, float32, bfloat16, float16 or float64."""
     device: str | None = None
     """By default the first GPU, else the CPU."""
-    revision: str | None = None
+    revision: Annotated[str | None, LATER] = None
     """Of a model on the hub: a branch, a tag or a commit."""
-    prefix_lm: bool = False
+    prefix_lm: Annotated[bool, LATER] = False
     """A decoder whose prompt and input see each other both ways."""
-    packed: bool | None = None
+    packed: Annotated[bool | None, LATER] = None
     """false: the plain padded path, prompts not shared; by default found out by a trial."""
 
 
@@ -65,17 +66,17 @@ class SourceConfig:
     """By default the one of its own name (train, validation, test); a file has none."""
     limit: int | None = Field(default=None, ge=1)
     """At most so many rows, the same ones whatever the run's seed."""
-    draw: int = Field(default=0, ge=0)
+    draw: Annotated[int, LATER] = Field(default=0, ge=0)
     """Which rows `limit` takes: another number, others."""
-    stratify: str | None = None
+    stratify: Annotated[str | None, LATER] = None
     """A column, its labels say, whose values keep their shares among the `limit` rows."""
-    part: Literal["train", "validation", "test"] | None = None
+    part: Annotated[Literal["train", "validation", "test"] | None, LATER] = None
     """Of rows that nobody has split: eight, one and one tenth of them, equal rows in the same part."""
-    words: int | None = Field(default=None, ge=1)
+    words: Annotated[int | None, LATER] = Field(default=None, ge=1)
     """Every text is cut to its first so many words, with one space between them."""
-    only: Mapping[str, tuple[str, ...]] | None = None
+    only: Annotated[Mapping[str, tuple[str, ...]] | None, LATER] = None
     """By column the values that are wanted: other rows are left out, before `limit` counts."""
-    encoding: str | None = None
+    encoding: Annotated[str | None, LATER] = None
     """Of a text file; by default UTF-8."""
 
     @model_validator(mode="after")
@@ -85,9 +86,8 @@ class SourceConfig:
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; runs are named by them, so that keys that came later are left out where they say nothing."""
-        late = {"draw": 0, "stratify": None, "part": None, "words": None, "only": None, "encoding": None}
-        return {k: v for k, v in settings_of(self).items() if k not in late or v != late[k]}
+        """Plain values; runs are named by them."""
+        return settings_of(self)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -118,16 +118,11 @@ class RunConfig:
         data = {name: source.as_dict() for name, source in sources.items() if source is not None}
         recipe = settings_of(self.recipe)
         seed = recipe.pop("seed")
-        backbone = settings_of(self.backbone)
-        # Runs that were written before these keys are the same runs.
-        for key, usual in (("revision", None), ("prefix_lm", False), ("packed", None)):
-            if backbone[key] is usual:
-                del backbone[key]
         task = {"name": self.task.name, **settings_of(self.task)}
         if isinstance(self.task, SequenceClassification) and self.task.media is None:
-            del task["media"]  # it came later, too
+            del task["media"]  # it came later; checkpoints and prompts have it, so that it is not marked
         return {
-            "backbone": backbone,
+            "backbone": settings_of(self.backbone),
             "task": task,
             "method": {"name": self.method.name, **settings_of(self.method)},
             "data": data,

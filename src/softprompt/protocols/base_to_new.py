@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def base_to_new_runs(
         raise ValueError(f"no {empty[0]} rows: base labels are {list(base)}, new ones {list(new)}")
     recipe = recipe or Recipe()
     settings = {
-        "backbone": asdict(identity_of(backbone)),
+        "backbone": settings_of(identity_of(backbone)),
         "task": {"name": task.name, **settings_of(task)},
         "method": {"name": method.name, **settings_of(method)},
         "recipe": settings_of(recipe),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,7 +144,7 @@ def class_incremental_run(
     settings = _settings(backbone, task, method, recipe, groups, rows, test_rows) | {
         "logits": logits,
         "answers": answers,
-        "rehearsal": None if rehearsal is None else asdict(rehearsal),
+        "rehearsal": None if rehearsal is None else settings_of(rehearsal),
     }
     place = None if folder is None else Path(folder)
     records, state = ([], None) if place is None else read_stages(place, settings)
@@ -319,7 +319,7 @@ def _settings(
     test_rows: Sequence[Row],
 ) -> dict[str, Any]:
     return {
-        "backbone": asdict(identity_of(backbone)),
+        "backbone": settings_of(identity_of(backbone)),
         "task": {"name": task.name, **settings_of(task)},
         "method": {"name": method.name, **settings_of(method)},
         "recipe": settings_of(recipe),

@@ -7,7 +7,7 @@ without a source task's prompt as the start.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def few_shot_runs(
     given = None if validation is None else rows_of(validation, "validation")
     method = method if source is None else started_from(method, source)
     settings: dict[str, Any] = {
-        "backbone": asdict(identity_of(backbone)),
+        "backbone": settings_of(identity_of(backbone)),
         "task": {"name": task.name, **settings_of(task)},
         "method": {"name": method.name, **settings_of(method)},
         "recipes": [settings_of(recipe) for recipe in recipes],
@@ -152,13 +152,13 @@ def few_shot_runs(
 
 def started_from(method: Method, folder: str | Path) -> Method:
     """The same method, starting from a saved prompt. Raises ValueError if it cannot."""
-    known = settings_of(method)
+    known = {field.name for field in fields(method)}  # type: ignore[arg-type]  # a method is a dataclass
     if "init_prompt" not in known:
         raise ValueError(f"{method.name} cannot start from a prompt: it has no setting init_prompt")
     changes: dict[str, Any] = {"init": "prompt", "init_prompt": Path(folder)}
     if "init_text" in known:
         changes["init_text"] = None
-    return type(method)(**known | changes)
+    return type(method)(**settings_of(method) | changes)
 
 
 def _run(

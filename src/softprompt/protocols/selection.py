@@ -12,7 +12,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def candidates(
     Raises ValueError (pydantic's among them) for a setting that a recipe does not have or refuses.
     """
     grid = grid or {}
-    if unknown := grid.keys() - settings_of(recipe).keys():
+    if unknown := grid.keys() - {field.name for field in fields(recipe)}:
         raise ValueError(
             f"a recipe has no settings {sorted(unknown)}; settings of a method go into `methods`"
         )
@@ -119,7 +119,7 @@ def select_and_test(
     fitted, chosen_by = divided(data, held_out, split_seed)
     path = None if file is None else Path(file)
     common = {
-        "backbone": asdict(identity_of(backbone)),
+        "backbone": settings_of(identity_of(backbone)),
         "task": {"name": task.name, **settings_of(task)},
     }
 

@@ -7,12 +7,16 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from softprompt.backbones.base import Backbone
+from softprompt.later import without_later
 from softprompt.store.fingerprint import BackboneIdentity, fingerprint
 
 
 def settings_of(value: Any) -> dict[str, Any]:
-    """The fields of a method, task or recipe as plain JSON."""
-    return dict(TypeAdapter(type(value)).dump_python(value, mode="json"))
+    """The fields of a method, task, recipe or backbone's identity as plain JSON, as runs are known by them.
+
+    Without those that came later and have their default, see `softprompt.later`.
+    """
+    return without_later(value, TypeAdapter(type(value)).dump_python(value, mode="json"))
 
 
 def identity_of(backbone: Backbone) -> BackboneIdentity:

@@ -10,6 +10,7 @@ from softprompt.fitting.run_config import RunConfig, SourceConfig, as_mapping, p
 from softprompt.protocols.base_to_new import base_and_new
 from softprompt.protocols.class_incremental import Answers, Logits
 from softprompt.protocols.rehearsal import Rehearsal
+from softprompt.store.identity import settings_of
 from softprompt.tasks import ImageTextClassification
 
 RUN_KEYS = (
@@ -67,7 +68,7 @@ class RunSettings:
             if (choice := getattr(self, key)) != get_args(choices)[0]:
                 values[key] = choice
         if self.rehearsal is not None:
-            values["rehearsal"] = dataclasses.asdict(self.rehearsal)
+            values["rehearsal"] = settings_of(self.rehearsal)
         if self.base_to_new:
             values["base_to_new"] = True
         if self.domains:

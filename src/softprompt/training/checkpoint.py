@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from softprompt.errors import CheckpointError
+from softprompt.later import without_later
 from softprompt.outputs import EncodedRow
 from softprompt.training.progress import Record
 from softprompt.training.recipe import Recipe
@@ -78,10 +79,11 @@ def run_identity(
     begun = None
     if start is not None:
         begun = _checksum("", {name: tensor.detach().cpu().contiguous() for name, tensor in start.items()})
+    settings = without_later(recipe, asdict(recipe))
     return {
         **(facts or {}),
         "start": begun,
-        "recipe": {name: value for name, value in asdict(recipe).items() if name not in _FREE_SETTINGS},
+        "recipe": {name: value for name, value in settings.items() if name not in _FREE_SETTINGS},
         "groups": [
             {**group, "params": [names[parameter] for parameter in group["params"]]} for group in groups
         ],
