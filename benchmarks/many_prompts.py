@@ -28,10 +28,10 @@ from softprompt.model import HeadModel, PromptedModel, WordModel
 from softprompt.outputs import EncodedRow
 from softprompt.prompts.base import linear_head
 from softprompt.prompts.prompt_tuning import VirtualTokens
-from softprompt.training.loop import Run
+from softprompt.training.loop import train, train_together
 from softprompt.training.randomness import Streams
 from softprompt.training.recipe import Recipe
-from softprompt.training.steps import train, train_together
+from softprompt.training.run import Run
 
 NAME = "many_prompts"
 SMOLLM2_135M: dict[str, Any] = {

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+K = TypeVar("K", bound=Hashable)
 
 
 def plain_name(name: str) -> str:
@@ -57,3 +60,10 @@ def load_state(state: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in into.items():
             tensor.copy_(state[name])
+
+
+def copy_tensors(tensors: Mapping[K, Tensor], *, into: Mapping[K, Tensor]) -> None:
+    """Copy tensors in place into those of the same key; keys that `tensors` lacks are left as they are."""
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            into[key].copy_(tensor)

@@ -20,11 +20,11 @@ from softprompt.images import POOLINGS, ImagePooling
 from softprompt.model import HeadModel, PromptedModel, WordModel, stack_prompts
 from softprompt.outputs import EncodedRow, Penalized, PromptOutput
 from softprompt.prompts.base import PromptModule
-from softprompt.training.loop import Run
+from softprompt.training.loop import train
 from softprompt.training.parallel import Step, backward
 from softprompt.training.progress import Record
 from softprompt.training.recipe import Recipe
-from softprompt.training.steps import train
+from softprompt.training.run import Run
 from tests.naive import vision as naive
 from tests.tiny.vision import LAYERS, PATCHES, SIZE, WIDTH, images, vision_backbone
 

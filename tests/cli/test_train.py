@@ -141,7 +141,7 @@ def test_no_resume_that_is_killed_itself_leaves_nothing_of_the_older_run(
             raise RuntimeError("killed")
 
         patch.setattr(
-            "softprompt.training.loop.save_checkpoint", killed
+            "softprompt.training.ongoing.save_checkpoint", killed
         )  # as SIGKILL before the first checkpoint
         with pytest.raises(RuntimeError, match="killed"):
             softprompt("train", *changed, "--output", run, "--quiet", "--no-resume", "--debug")

@@ -15,7 +15,7 @@ from softprompt.studies import StudyFolder, Worker, conduct, parse_study, plan
 from softprompt.studies.report import write_report
 from softprompt.studies.results import read_results
 from softprompt.studies.tables import half_table
-from softprompt.training.steps import train
+from softprompt.training.loop import train
 from tests.tiny.dual import dual_backbone
 from tests.tiny.vision import picture
 

@@ -393,8 +393,8 @@ _CHILDREN = """
 import os, signal, sys
 from pathlib import Path
 import softprompt.fitting.one, softprompt.backbones.loading, softprompt.cli._study_progress  # once, for all children
-import softprompt.training.loop as loop
-import softprompt.training.steps as training
+import softprompt.training.ongoing as ongoing
+import softprompt.training.steps as steps
 from softprompt.cli import app
 
 def child(moment, arguments):
@@ -409,7 +409,7 @@ def child(moment, arguments):
         return called
     # The kill comes at the n-th of these calls: in steps, in evaluations, before a file is forced out and before it is renamed.
     os.replace, os.fsync, Path.mkdir = mortal(os.replace), mortal(os.fsync), mortal(Path.mkdir)
-    training.backward, loop.count_tokens = mortal(training.backward), mortal(loop.count_tokens)
+    steps.backward, ongoing.count_tokens = mortal(steps.backward), mortal(ongoing.count_tokens)
     sys.argv = ["softprompt", *arguments]
     app()
 

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softprompt.outputs import EncodedRow, TargetLogits
-from softprompt.training.loop import Run, TrainingResult
+from softprompt.training.loop import train
 from softprompt.training.progress import Record, Silent
 from softprompt.training.recipe import Recipe
-from softprompt.training.steps import train
+from softprompt.training.run import Run, TrainingResult
 
 P, d, V = 3, 5, 11
 LABEL_WORDS = ((1,), (2,))
@@ -99,7 +99,7 @@ def tensors(model: ToyModel) -> dict[str, Tensor]:
 
 # Imported once by multiprocessing's fork server, so that a process starts in milliseconds; torch's optimizers
 # import torch._dynamo at their first step.
-PRELOADED = ["softprompt.training.steps", "torch._dynamo"]
+PRELOADED = ["softprompt.training.loop", "torch._dynamo"]
 
 KILLED_RECIPE = Recipe(steps=240, batch_size=5, evaluate_every=7, checkpoint_every=2, clip_norm=0.5)
 

@@ -19,11 +19,11 @@ from softprompt.model import PromptedModel, carrying, join_prompts
 from softprompt.outputs import EncodedRow, Penalized, PromptOutput
 from softprompt.prompts import Method
 from softprompt.tasks.base import Task
-from softprompt.training.loop import TrainingResult
+from softprompt.training.loop import train_together
 from softprompt.training.progress import ConsoleProgress, Progress, Shared, Silent
 from softprompt.training.randomness import Streams
 from softprompt.training.recipe import Recipe
-from softprompt.training.steps import train_together
+from softprompt.training.run import TrainingResult
 from softprompt.tuned import TunedPrompt
 
 # What the steps of one pass have in common.

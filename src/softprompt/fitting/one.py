@@ -22,7 +22,7 @@ from softprompt.prompts import Method
 from softprompt.search import SearchProblem
 from softprompt.tasks.base import Task
 from softprompt.tasks.columns import guess
-from softprompt.training import steps as training
+from softprompt.training import loop as training
 from softprompt.training.progress import ConsoleProgress, Progress, Silent
 from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt

@@ -25,9 +25,9 @@ from softprompt.state import load_state, named_state, trained_tensors
 from softprompt.store.identity import identity_of, settings_of
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.training.checkpoint import rows_identity
-from softprompt.training.loop import Run, TrainingResult
 from softprompt.training.progress import Progress
 from softprompt.training.recipe import Recipe
+from softprompt.training.run import Run, TrainingResult
 from softprompt.tuned import TunedPrompt
 
 log = logging.getLogger(__name__)

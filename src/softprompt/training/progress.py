@@ -156,8 +156,7 @@ class Shared:
         self._shown.update(replace(record, step=self._done))
 
     def report(self, record: Record, *, is_best: bool) -> None:
-        if self._begun == self._runs:  # else made up for by a resumed run, before the next one has begun
-            self._shown.report(replace(record, step=self._done), is_best=is_best)
+        self._shown.report(replace(record, step=self._done), is_best=is_best)
 
     def end(self) -> None:
         self._ended += 1

@@ -11,10 +11,11 @@ from torch.testing import assert_close
 
 from softprompt.errors import SoftpromptWarning, TrainingDiverged
 from softprompt.training.diagnosis import nothing_learned
-from softprompt.training.loop import Run, count_tokens
+from softprompt.training.loop import train
+from softprompt.training.ongoing import count_tokens
 from softprompt.training.progress import Record, Silent
 from softprompt.training.recipe import Recipe, lr_factor
-from softprompt.training.steps import train
+from softprompt.training.run import Run
 from tests.tiny.training import ToyModel, ToyTask, evaluation, groups, tensors, toy_rows, toy_run
 
 
