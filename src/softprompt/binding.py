@@ -11,11 +11,11 @@ from torch import nn
 
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.data import Row
-from softprompt.images import ImagePooling
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
-from softprompt.prompts import Method
+from softprompt.prompts import Method, PromptModule
 from softprompt.tasks.base import ImageTextSetting, Task, TaskEncoder, TextSetting
+from softprompt.tasks.room import Room
 
 
 def new_head(method: Method, task: Task, spec: BackboneSpec, generator: torch.Generator) -> nn.Module | None:
@@ -48,30 +48,26 @@ def evaluate(
         return metrics | encoder.likelihood_metrics(model, encoded, batch_size=batch_size)
 
 
-def bind(
-    backbone: Backbone,
-    task: Task,
-    virtual_tokens: int,
-    max_tokens: int | None,
-    prefix_length: int = 0,
-    pooling: ImagePooling | None = None,
-) -> TaskEncoder:
-    """The task's encoder for this backbone, behind a key-value prefix of `prefix_length` positions.
+def room_of(module: PromptModule, max_tokens: int | None) -> Room:
+    """The room that a prompt takes in rows of at most `max_tokens` tokens."""
+    return Room(max_tokens, module.length, module.prefix_length, module.pooling)
 
-    pooling: what a head reads of an image where the task does not say, in the place of the backbone's own.
+
+def bind(backbone: Backbone, task: Task, room: Room) -> TaskEncoder:
+    """The task's encoder for this backbone and prompts that take this room.
 
     Raises ValueError if the prompt leaves no room for any text, and for a task about text on a backbone that reads images
     or the other way round.
     """
     positions = backbone.spec.positions
     if positions is not None and backbone.spec.prefix_counts:
-        positions -= prefix_length
-    limit = min((n for n in (max_tokens, positions) if n is not None), default=None)
-    if limit is not None and virtual_tokens >= limit:
-        prefix = f" and a prefix of {prefix_length}" if prefix_length else ""
+        positions -= room.prefix_length
+    limit = min((n for n in (room.max_tokens, positions) if n is not None), default=None)
+    if limit is not None and room.length >= limit:
+        prefix = f" and a prefix of {room.prefix_length}" if room.prefix_length else ""
         raise ValueError(
-            f"{virtual_tokens} virtual tokens{prefix} leave no room for text: a row may have {limit} tokens "
-            f"(max_tokens={max_tokens}, the backbone's limit is {backbone.spec.positions})"
+            f"{room.length} virtual tokens{prefix} leave no room for text: a row may have {limit} tokens "
+            f"(max_tokens={room.max_tokens}, the backbone's limit is {backbone.spec.positions})"
         )
     spec = backbone.spec
     if task.about_images != (spec.image is not None):
@@ -87,6 +83,6 @@ def bind(
             " such as CLIP, or ImageClassification"
         )
     if spec.image is not None and not task.compares_texts:
-        return task.bind(spec.image if pooling is None else replace(spec.image, pooling=pooling))
-    text = TextSetting(backbone.tokenizer, virtual_tokens, limit, spec.closed, spec.family, spec.read_media)
+        return task.bind(spec.image if room.pooling is None else replace(spec.image, pooling=room.pooling))
+    text = TextSetting(backbone.tokenizer, room.length, limit, spec.closed, spec.family, spec.read_media)
     return task.bind(text if spec.image is None else ImageTextSetting(spec.image, text))

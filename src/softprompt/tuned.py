@@ -15,7 +15,7 @@ from softprompt import store
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.loading import load_backbone
 from softprompt.baselines.lora import LoRA
-from softprompt.binding import bind, evaluate, new_head
+from softprompt.binding import bind, evaluate, new_head, room_of
 from softprompt.catalogue import methods
 from softprompt.data import Rows, read_rows
 from softprompt.exchange.heads import TanhHead
@@ -59,18 +59,8 @@ class TunedPrompt:
     unbaked: PromptModule | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self,
-            "encoder",
-            bind(
-                self.backbone,
-                self.task,
-                self.module.length,
-                self.max_tokens,
-                self.module.prefix_length,
-                self.module.pooling,
-            ),
-        )
+        encoder = bind(self.backbone, self.task, room_of(self.module, self.max_tokens))
+        object.__setattr__(self, "encoder", encoder)
         object.__setattr__(self, "model", PromptedModel(self.backbone, [self.module], [self.head]))
 
     encoder: TaskEncoder = field(init=False, repr=False)

@@ -26,6 +26,7 @@ from softprompt.baselines.untrained import _in_turn
 from softprompt.binding import bind
 from softprompt.outputs import EncodedRow
 from softprompt.prompts.base import BuildContext
+from softprompt.tasks.room import Room
 from tests.tiny.language import ARCHITECTURES, Architecture
 from tests.tiny.task import ROWS, TASK, tiny_backbone
 
@@ -64,7 +65,7 @@ def context_of(
     """What `fit` gives a method, with the ids themselves where the embeddings would be."""
     from dataclasses import replace
 
-    encoder = bind(backbone, task, 0, None)
+    encoder = bind(backbone, task, Room())
     spec = replace(backbone.spec, embed=lambda ids: ids[:, None].float())
     return BuildContext(
         spec=spec,

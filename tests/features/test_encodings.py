@@ -9,6 +9,7 @@ import torch
 
 from softprompt.features.encodings import Encodings
 from softprompt.outputs import EncodedRow
+from softprompt.tasks.room import Room
 
 
 class Counting:
@@ -33,16 +34,16 @@ def rows(count: int) -> list[dict[str, int]]:
 
 def test_the_same_rows_are_encoded_once(encoder: Any) -> None:
     kept, mine = Encodings(), rows(3)
-    first = kept.of(mine, encoder, (None, 2))
-    assert kept.of(mine, encoder, (None, 2)) is first
+    first = kept.of(mine, encoder, Room(length=2))
+    assert kept.of(mine, encoder, Room(length=2)) is first
     assert encoder.calls == 3
 
 
 def test_rows_with_other_room_and_equal_rows_of_another_list_are_encoded_anew(encoder: Any) -> None:
     kept, mine = Encodings(), rows(3)
-    kept.of(mine, encoder, (None, 2))
-    kept.of(mine, encoder, (None, 3))
-    kept.of(rows(3), encoder, (None, 2))  # two lists alike may be changed apart
+    kept.of(mine, encoder, Room(length=2))
+    kept.of(mine, encoder, Room(length=3))
+    kept.of(rows(3), encoder, Room(length=2))  # two lists alike may be changed apart
     assert encoder.calls == 9
 
 
@@ -50,19 +51,19 @@ def test_lists_that_were_asked_for_longest_ago_go_first(encoder: Any) -> None:
     kept = Encodings(memory=8 * 4 * 5)  # five rows of four tokens
     first, second, third = rows(2), rows(2), rows(3)
     for some in (first, second, first, third):
-        kept.of(some, encoder, ())
+        kept.of(some, encoder, Room())
     assert encoder.calls == 7
-    kept.of(first, encoder, ())
+    kept.of(first, encoder, Room())
     assert encoder.calls == 7
-    kept.of(second, encoder, ())
+    kept.of(second, encoder, Room())
     assert encoder.calls == 9
 
 
 def test_a_list_that_is_larger_than_all_room_leaves_the_others_alone(encoder: Any) -> None:
     kept, small = Encodings(memory=8 * 4 * 2), rows(2)
-    kept.of(small, encoder, ())
-    assert len(kept.of(rows(9), encoder, ())) == 9
-    kept.of(small, encoder, ())
+    kept.of(small, encoder, Room())
+    assert len(kept.of(rows(9), encoder, Room())) == 9
+    kept.of(small, encoder, Room())
     assert encoder.calls == 2 + 9
 
 

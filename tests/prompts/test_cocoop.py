@@ -15,6 +15,7 @@ from softprompt.binding import bind
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
 from softprompt.prompts import BuildContext, PromptModule
+from softprompt.tasks.room import Room
 from tests.backbones.dual.test_prompts import SOFT
 from tests.naive import dual as naive
 from tests.tiny.dual import DUALS, Dual, dual_backbone
@@ -31,7 +32,7 @@ def built(
     backbone = dual_backbone(dual)
     generator = torch.Generator().manual_seed(3)
     module = method.build(BuildContext(backbone.spec, generator=generator)).double()
-    encoder = bind(backbone, task, module.length, None)
+    encoder = bind(backbone, task, Room(length=module.length))
     return PromptedModel(backbone, [module]), module, [encoder.encode(row) for row in ROWS[:3]]
 
 

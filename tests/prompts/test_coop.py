@@ -29,6 +29,7 @@ from softprompt.inspection.images import inspect_images
 from softprompt.inspection.virtual_tokens import inspect_prompt
 from softprompt.outputs import PromptOutput
 from softprompt.prompts import BuildContext, Method
+from softprompt.tasks.room import Room
 from tests.tiny.dual import TEXT_WIDTH, dual_backbone
 from tests.tiny.language import tiny_causal_lm, tiny_tokenizer
 from tests.tiny.vision import ROWS
@@ -53,7 +54,7 @@ def test_a_context_of_words_is_the_plain_sentence(soft: str, words: str, plain: 
         (replace(TASK, soft_template=soft), module.length, module()),
         (replace(TASK, template=plain), 0, PromptOutput()),
     ):
-        row = bind(backbone, task, length, None).encode(ROWS[0])
+        row = bind(backbone, task, Room(length=length)).encode(ROWS[0])
         embedded.append(backbone.score([row], prompt).texts[0])
     torch.testing.assert_close(embedded[0], embedded[1], rtol=1e-6, atol=1e-7)
 

@@ -17,6 +17,7 @@ from softprompt.prompts import BuildContext, PromptModule
 from softprompt.protocols import mixed_rows, pseudo_labels
 from softprompt.protocols.domain_adaptation import WEIGHT
 from softprompt.tasks.image_text_classification import ImageTextClassificationEncoder
+from softprompt.tasks.room import Room
 from tests.naive import dapl as naive
 from tests.naive import dual as naive_dual
 from tests.tiny.dual import DUALS, TEXT_WIDTH, Dual, dual_backbone
@@ -42,7 +43,7 @@ def built(
         backbone.spec, task.label_words, domains=task.domain_names, generator=torch.Generator().manual_seed(3)
     )
     module: PromptModule = method.build(context).double()
-    encoder = bind(backbone, task, module.length, None)
+    encoder = bind(backbone, task, Room(length=module.length))
     assert isinstance(encoder, ImageTextClassificationEncoder)
     return PromptedModel(backbone, [module]), module, encoder
 
@@ -207,6 +208,6 @@ def test_rows_and_methods_that_do_not_fit_the_domains_are_named() -> None:
     with pytest.raises(ValueError, match="drop one of them"):
         DAPL(length=4, init_text="a photo of a")
     model, _, _ = built()
-    odd = bind(model.backbone, replace(plain, labels=["red", "blue", "film"]), 5, None)
+    odd = bind(model.backbone, replace(plain, labels=["red", "blue", "film"]), Room(length=5))
     with pytest.raises(ValueError, match="contexts for 2 domains, and a row is compared with 3 texts"):
         model.score([odd.encode(ROWS[0])])

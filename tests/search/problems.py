@@ -11,6 +11,7 @@ from softprompt.binding import bind
 from softprompt.search import SearchProblem
 from softprompt.search.words import Survives
 from softprompt.search.written import survival_check
+from softprompt.tasks.room import Room
 from tests.tiny.language import Architecture
 from tests.tiny.task import ROWS, TASK, tiny_backbone
 
@@ -31,8 +32,8 @@ def tiny_problem(
     return SearchProblem(
         backbone=backbone,
         task=task,
-        bind=lambda task, virtual_tokens: bind(backbone, task, virtual_tokens, None),
-        encoder=bind(backbone, task, length, None),
+        bind=lambda task, virtual_tokens: bind(backbone, task, Room(length=virtual_tokens)),
+        encoder=bind(backbone, task, Room(length=length)),
         data=ROWS[:6],
         recipe=Recipe(**{"steps": 1, "batch_size": 4, **recipe}),
     )

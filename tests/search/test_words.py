@@ -11,6 +11,7 @@ from softprompt import TextClassification, TextGeneration, ZeroShot, fit
 from softprompt.binding import bind
 from softprompt.search import draw_words, nearest_surviving, searchable_words, write_into, written_task
 from softprompt.search.scoring import substituted
+from softprompt.tasks.room import Room
 from tests.search.problems import BEHIND, FRONT, PARTED, check_of, tiny_problem
 from tests.tiny.language import SPECIAL_TOKENS
 from tests.tiny.task import ROWS, TASK, tiny_backbone
@@ -58,7 +59,7 @@ def test_drawn_words_are_read_again_inside_their_template(task: TextClassificati
         written = written_task(task, ids, backbone.tokenizer)
         assert isinstance(written, TextClassification)
         assert "{soft" not in written.template
-        encoder = bind(backbone, written, 0, None)
+        encoder = bind(backbone, written, Room())
         for row, encoded in zip(problem.data, problem.rows, strict=True):
             assert encoder.encode(row).context == substituted(encoded.context, ids)
 

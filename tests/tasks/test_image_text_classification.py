@@ -14,13 +14,14 @@ from softprompt import ImageTextClassification, PromptTuning, ZeroShot, fit, loa
 from softprompt.binding import bind
 from softprompt.outputs import ImageTextEmbeddings
 from softprompt.tasks.image_text_classification import ImageTextClassificationEncoder
+from softprompt.tasks.room import Room
 from tests.naive import dual as naive
 from tests.tiny.dual import TASK, TEXT_POSITIONS, dual_backbone
 from tests.tiny.vision import ROWS, vision_backbone
 
 
 def bound(task: ImageTextClassification, length: int = 0) -> ImageTextClassificationEncoder:
-    encoder = bind(dual_backbone(), task, length, None)
+    encoder = bind(dual_backbone(), task, Room(length=length))
     assert isinstance(encoder, ImageTextClassificationEncoder)
     return encoder
 
@@ -152,9 +153,9 @@ def test_names_that_the_tokenizer_reads_alike_are_named() -> None:
     backbone = dual_backbone()
     backbone.tokenizer.backend_tokenizer.normalizer = Lowercase()
     with pytest.raises(ValueError, match="of 'red' and 'blue', 'Turkey' and 'turkey', are the same tokens"):
-        bind(backbone, replace(TASK, names={"red": "Turkey", "blue": "turkey"}), 0, None)
+        bind(backbone, replace(TASK, names={"red": "Turkey", "blue": "turkey"}), Room())
 
 
 def test_a_backbone_that_reads_no_texts_is_refused() -> None:
     with pytest.raises(ValueError, match="compares images with texts, and tiny/vit"):
-        bind(vision_backbone(), TASK, 0, None)
+        bind(vision_backbone(), TASK, Room())

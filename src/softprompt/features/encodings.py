@@ -9,6 +9,7 @@ from typing import Any
 from softprompt.data import Row
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import TaskEncoder
+from softprompt.tasks.room import Room
 
 
 @dataclass(eq=False)
@@ -22,9 +23,17 @@ class Encodings:
     memory: int | None = None
     _kept: dict[Hashable, _Kept] = field(default_factory=dict)
 
-    def of(self, rows: Sequence[Row], encoder: TaskEncoder, room: tuple[Hashable, ...]) -> list[EncodedRow]:
-        """The rows with their answers. room: what the encoder was bound to, beside task and backbone."""
-        return self.kept(("rows", room), rows, lambda: [encoder.encode(row) for row in rows])
+    def of(
+        self, rows: Sequence[Row], encoder: TaskEncoder, room: Room, *, answer: bool = True
+    ) -> list[EncodedRow]:
+        """The encoded rows.
+
+        room    that the encoder was bound to
+        answer  whether the rows hold the right answers, and these are encoded too
+        """
+        return self.kept(
+            ("rows", room, answer), rows, lambda: [encoder.encode(row, answer=answer) for row in rows]
+        )
 
     def kept(
         self, key: Hashable, rows: Sequence[Any], made: Callable[[], list[EncodedRow]]

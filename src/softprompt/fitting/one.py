@@ -22,6 +22,7 @@ from softprompt.prompts import Method
 from softprompt.search import SearchProblem
 from softprompt.tasks.base import Task
 from softprompt.tasks.columns import guess
+from softprompt.tasks.room import Room
 from softprompt.training import loop as training
 from softprompt.training.progress import ConsoleProgress, Progress, Silent
 from softprompt.training.recipe import Recipe
@@ -115,7 +116,7 @@ def _searched(prepared: PreparedRun, watcher: Progress) -> TunedPrompt | None:
     problem = SearchProblem(
         backbone,
         prepared.task,
-        lambda task, virtual_tokens: bind(backbone, task, virtual_tokens, recipe.max_tokens),
+        lambda task, virtual_tokens: bind(backbone, task, Room(recipe.max_tokens, virtual_tokens)),
         prepared.encoder,
         data.train,
         recipe,

@@ -13,17 +13,18 @@ from torch import Tensor, nn
 
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.row_features import RowFeatures
-from softprompt.binding import bind, evaluate, new_head
+from softprompt.binding import bind, evaluate, new_head, room_of
 from softprompt.data import Row, Rows, names_file, read_rows
-from softprompt.features.cache import FeatureCache, recall, with_features
+from softprompt.features.cache import FeatureCache
+from softprompt.features.encoded import FrozenPart, encoded_rows
 from softprompt.features.encodings import Encodings
-from softprompt.images import ImagePooling
 from softprompt.model import PromptedModel
-from softprompt.outputs import EncodedRow, windows_of
+from softprompt.outputs import EncodedRow
 from softprompt.prompts import BuildContext, Method, PromptModule
 from softprompt.state import load_state, named_state, trained_tensors
 from softprompt.store.identity import identity_of, settings_of
 from softprompt.tasks.base import Task, TaskEncoder
+from softprompt.tasks.room import Room
 from softprompt.training.checkpoint import rows_identity
 from softprompt.training.progress import Progress
 from softprompt.training.recipe import Recipe
@@ -33,7 +34,6 @@ from softprompt.tuned import TunedPrompt
 log = logging.getLogger(__name__)
 
 Part = Literal["train", "validation"]
-Room = tuple[int | None, int, int, ImagePooling | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,18 +59,11 @@ class Data:
             cache,
         )
 
-    def encoded(self, part: Part, encoder: TaskEncoder, room: Room) -> list[EncodedRow]:
+    def encoded(self, part: Part, encoder: TaskEncoder, room: Room, frozen: FrozenPart) -> list[EncodedRow]:
         """The rows of a part, as they are trained on (long ones as their windows) or evaluated."""
         rows = self.train if part == "train" else self.validation or ()
-        found = self.encodings.of(rows, encoder, room)
-        if part == "validation" or not any(row.windows for row in found):
-            return found
-        return self.encodings.kept("windows", found, lambda: [w for row in found for w in windows_of(row)])
-
-
-def room_of(module: PromptModule, max_tokens: int | None) -> Room:
-    """Of a prompt: what an encoder is bound to, beside task and backbone."""
-    return (max_tokens, module.length, module.prefix_length, module.pooling)
+        windows = part == "train"
+        return encoded_rows(rows, encoder, room, frozen, encodings=self.encodings, windows=windows)
 
 
 def _split_of(source: Rows, split: str) -> str | None:
@@ -115,22 +108,17 @@ class PreparedRun:
     def encoded(self, part: Part) -> list[EncodedRow]:
         """The rows that are trained on, or those that are evaluated."""
         if part not in self._known:
-            rows = self.data.encoded(part, self.encoder, room_of(self.module, self.recipe.max_tokens))
-            self._known[part] = (
-                rows if self.data.cache is None else self._with_features(rows, self.data.cache)
+            frozen = FrozenPart(
+                backbone=self.given,  # what a method puts into its copy is not frozen
+                cache=self.data.cache,
+                layers=self.method.frozen_layers(self.backbone.spec),
+                reads=self.module.reads,
+                row_features=self.model.features,
+                batch_size=self.recipe.batch_size,
             )
+            room = room_of(self.module, self.recipe.max_tokens)
+            self._known[part] = self.data.encoded(part, self.encoder, room, frozen)
         return self._known[part]
-
-    def _with_features(self, rows: list[EncodedRow], cache: FeatureCache) -> list[EncodedRow]:
-        layers, size = self.method.frozen_layers(self.backbone.spec), self.recipe.batch_size
-        # Of the given backbone: what a method puts into its copy is no part of what is frozen.
-        if self.module.reads is not None:
-            recall(self.model.features, rows, self.module.reads, cache)
-        return self.data.encodings.kept(
-            ("features", layers, size),
-            rows,
-            lambda: with_features(self.given, rows, layers, cache, batch_size=size),
-        )
 
     def validate(self) -> dict[str, float]:
         """Metrics over the validation rows as things stand."""
@@ -264,8 +252,8 @@ def prepare(
     spec = prepared.spec
 
     def rows_as_text() -> list[EncodedRow]:
-        plain = bind(prepared, task, 0, recipe.max_tokens)
-        return data.encodings.of(data.train, plain, (recipe.max_tokens, 0, 0, None))
+        room = Room(recipe.max_tokens)
+        return data.encodings.of(data.train, bind(prepared, task, room), room)
 
     context = BuildContext(
         spec=spec,
@@ -277,7 +265,7 @@ def prepare(
     head = new_head(method, task, spec, generator)  # first: whatever the method, it starts the same
     head = None if head is None else head.to(prepared.device)
     module = method.build(context).to(prepared.device)
-    encoder = bind(prepared, task, module.length, recipe.max_tokens, module.prefix_length, module.pooling)
+    encoder = bind(prepared, task, room_of(module, recipe.max_tokens))
     if start is not None:
         load_state(start, named_state(module, prepared.model, head))
         module.goes_on()

@@ -15,6 +15,7 @@ from softprompt.outputs import EncodedRow, PromptOutput
 from softprompt.search import nearest_surviving, searchable_words, survival_check, written_task
 from softprompt.search.written import decode
 from softprompt.tasks.base import Task, TaskEncoder
+from softprompt.tasks.room import Room
 from softprompt.tuned import TunedPrompt
 
 
@@ -72,7 +73,7 @@ def project_prompt(
     probes = data or [{task.columns.get(name, name): "text" for name in task.fields}]
 
     def rebind(task: Task, virtual_tokens: int) -> TaskEncoder:
-        return bind(backbone, task, virtual_tokens, tuned.max_tokens)
+        return bind(backbone, task, Room(tuned.max_tokens, virtual_tokens))
 
     survives = survival_check(task, backbone.tokenizer, rebind, tuned.encoder, probes)
     known = getattr(tuned.module, "ids", None)

@@ -20,6 +20,7 @@ from softprompt.model import pool
 from softprompt.outputs import EncodedRow, PromptOutput, windows_of
 from softprompt.prompts import BuildContext, PromptModule
 from softprompt.tasks.base import Task, TaskEncoder
+from softprompt.tasks.room import Room
 from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt
 
@@ -114,7 +115,7 @@ def read_for_probes(
     head = new_head(method, task, backbone.spec, generator)
     assert isinstance(head, nn.Linear)
     module = method.build(BuildContext(backbone.spec, generator=generator)).to(backbone.device)
-    encoder = bind(backbone, task, 0, recipe.max_tokens)
+    encoder = bind(backbone, task, Room(recipe.max_tokens))
     cache = FeatureCache.of(cache_features) or FeatureCache()
     cache = replace(cache, memory=sys.maxsize)  # d numbers for each place that is read
     encoded, others = (

@@ -16,10 +16,11 @@ from typing import Any, Literal
 import torch
 
 from softprompt.backbones.base import Backbone
+from softprompt.binding import room_of
 from softprompt.data import Row, Rows
 from softprompt.errors import SoftpromptWarning
 from softprompt.features.cache import FeatureCache
-from softprompt.features.frozen_rows import encoded_rows
+from softprompt.features.encoded import FrozenPart, encoded_rows
 from softprompt.fitting.one import fit
 from softprompt.prompts import Method
 from softprompt.protocols import accuracy_matrix
@@ -251,7 +252,15 @@ def _correct(
     if cache is None:
         found = tuned.predict(rows)
     else:
-        encoded = encoded_rows(tuned, backbone, rows, cache, answer=False)
+        frozen = FrozenPart(
+            backbone=backbone,
+            cache=cache,
+            layers=tuned.method.frozen_layers(tuned.backbone.spec),
+            reads=tuned.module.reads,
+            row_features=tuned.model.features,
+        )
+        room = room_of(tuned.module, tuned.max_tokens)
+        encoded = encoded_rows(rows, tuned.encoder, room, frozen, answer=False)
         found = tuned.encoder.predict(tuned.model, encoded)
     labels = [p.label if allowed is None else max(allowed, key=p.probabilities.__getitem__) for p in found]
     right = iter([label == task.read_label(row) for label, row in zip(labels, rows, strict=True)])

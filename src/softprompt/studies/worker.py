@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from softprompt.backbones.base import Backbone
-from softprompt.binding import evaluate
+from softprompt.binding import evaluate, room_of
 from softprompt.data import Row
 from softprompt.errors import TrainingDiverged
-from softprompt.features.cache import FeatureCache, recall, with_features
+from softprompt.features.cache import FeatureCache
+from softprompt.features.encoded import FrozenPart, encoded_rows
 from softprompt.fitting.many import fit_many_data
 from softprompt.fitting.one import fit_data
-from softprompt.fitting.preparation import Data, room_of
+from softprompt.fitting.preparation import Data
 from softprompt.protocols.class_incremental import class_incremental_run
 from softprompt.protocols.ensembling import PromptEnsemble
 from softprompt.studies.environment import environment, peak_memory, reset_peak
@@ -203,19 +204,15 @@ class Worker:
         """What `tuned.evaluate` gives, of rows that are encoded once for all runs."""
         if tuned.task != settings.config.task:  # a search wrote words into its template
             return tuned.evaluate(rows)
-        room = room_of(tuned.module, tuned.max_tokens)
-        encodings = self._supplies.encodings(settings)
-        encoded = encodings.of(rows, tuned.encoder, room)
-        if cache is not None:
-            backbone, layers = (
-                self._supplies.backbone(settings.config.backbone),
-                tuned.method.frozen_layers(tuned.backbone.spec),
-            )
-            encoded = encodings.kept(
-                ("features", layers), encoded, lambda: with_features(backbone, encoded, layers, cache)
-            )
-            if tuned.module.reads is not None:
-                recall(tuned.model.features, encoded, tuned.module.reads, cache)
+        frozen = FrozenPart(
+            backbone=self._supplies.backbone(settings.config.backbone),
+            cache=cache,
+            layers=tuned.method.frozen_layers(tuned.backbone.spec),
+            reads=tuned.module.reads,
+            row_features=tuned.model.features,
+        )
+        room, encodings = room_of(tuned.module, tuned.max_tokens), self._supplies.encodings(settings)
+        encoded = encoded_rows(rows, tuned.encoder, room, frozen, encodings=encodings)
         return evaluate(tuned.model, tuned.task, tuned.encoder, rows, encoded=encoded)
 
     def _in_tasks(

@@ -20,6 +20,7 @@ from softprompt.outputs import EncodedRow, PromptOutput
 from softprompt.prompts import BuildContext
 from softprompt.search import candidate_losses
 from softprompt.search.scoring import substituted
+from softprompt.tasks.room import Room
 from tests.naive import prefix_lm as naive
 from tests.search.problems import BEHIND, FRONT, PARTED
 from tests.tiny.language import WINDOW, Architecture, tiny_causal_lm, tiny_seq2seq, tiny_tokenizer
@@ -140,7 +141,7 @@ def test_candidates_of_a_search_have_the_losses_of_each_written_into_each_row(
     task: TextClassification,
 ) -> None:
     backbone = prefix_lm()
-    encoder = bind(backbone, task, 2, None)
+    encoder = bind(backbone, task, Room(length=2))
     rows = [encoder.encode(row) for row in ROWS[:4]]
     candidates = torch.tensor([[40, 41], [42, 43], [44, 45]])
     none = torch.zeros(0, backbone.spec.width)

@@ -12,6 +12,7 @@ from torch import Tensor
 from softprompt.backbones.dual.backbone import DualBackbone
 from softprompt.binding import bind
 from softprompt.outputs import EncodedRow, PromptOutput
+from softprompt.tasks.room import Room
 from tests.naive import dual as naive
 from tests.naive import vision as naive_vision
 from tests.tiny.dual import DUALS, TASK, TEXT_WIDTH, Dual, dual_backbone
@@ -27,7 +28,7 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 
 def rows_of(backbone: DualBackbone, position: str, length: int, count: int = 3) -> list[EncodedRow]:
     """Images of noise beside the texts of TASK, all with the same targets."""
-    encoder = bind(backbone, replace(TASK, soft_template=SOFT[position]), length, None)
+    encoder = bind(backbone, replace(TASK, soft_template=SOFT[position]), Room(length=length))
     targets = encoder.targets  # type: ignore[attr-defined]
     return [EncodedRow((), targets, media=image) for image in images(count)]
 
@@ -105,7 +106,7 @@ def test_contexts_of_single_classes_give_what_each_text_gives_with_its_own(dual:
 @pytest.mark.parametrize("dual", DUALS)
 def test_a_context_in_several_templates_gives_the_mean_of_what_each_gives_alone(dual: Dual) -> None:
     backbone = dual_backbone(dual)
-    encoder = bind(backbone, replace(TASK, soft_template=list(SOFT.values())), 3, None)
+    encoder = bind(backbone, replace(TASK, soft_template=list(SOFT.values())), Room(length=3))
     targets = encoder.targets  # type: ignore[attr-defined]
     assert len(targets) == 3 * len(TASK.labels)
     rows = [EncodedRow((), targets, media=image) for image in images(2)]
