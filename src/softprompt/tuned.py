@@ -216,14 +216,23 @@ def from_peft(
     if is_lora(folder):
         lora, own = read_lora(folder, backbone)
         module = lora.restore(own.spec, {"tokens": torch.zeros(0, own.spec.width)}).to(own.device)
-        return TunedPrompt(own, task, lora, module, max_tokens, identity=identity_of(backbone))
+        return TunedPrompt(
+            backbone=own,
+            task=task,
+            method=lora,
+            module=module,
+            max_tokens=max_tokens,
+            identity=identity_of(backbone),
+        )
     method, module, head = read_peft_folder(folder, backbone, task, peft_task)
     if module.length and isinstance(task, TextClassification | TextGeneration):
         task = replace(task, template=slot_in_front(task.template, backbone.tokenizer))
     module = module.to(backbone.device).requires_grad_(False)
     if head is not None:
         head = head.to(backbone.device).requires_grad_(False)
-    return TunedPrompt(backbone, task, method, module, max_tokens, head=head)
+    return TunedPrompt(
+        backbone=backbone, task=task, method=method, module=module, max_tokens=max_tokens, head=head
+    )
 
 
 def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
@@ -268,13 +277,13 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
     if head is not None:
         head = head.to(backbone.device).requires_grad_(False)
     return TunedPrompt(
-        backbone,
-        task,
-        method,
-        module.to(backbone.device).requires_grad_(False),
-        saved.notes.get("max_tokens"),
-        saved.recipe,
-        saved.metrics,
+        backbone=backbone,
+        task=task,
+        method=method,
+        module=module.to(backbone.device).requires_grad_(False),
+        max_tokens=saved.notes.get("max_tokens"),
+        recipe=saved.recipe,
+        metrics=saved.metrics,
         identity=saved.backbone if changed else None,
         head=head,
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from pydantic import ValidationError
 
-from softprompt.training.recipe import Recipe, lr_factor
+from softprompt.training.recipe import Recipe, RecipeSettings, lr_factor
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,7 @@ def test_intervals_default_to_a_tenth_of_the_steps() -> None:
 
 def test_a_run_of_one_step_is_possible() -> None:
     assert lr_factor(Recipe(steps=1), 0) == 1.0
+
+
+def test_the_keywords_of_fit_are_the_fields_of_the_recipe_with_their_types() -> None:
+    assert get_type_hints(RecipeSettings) == get_type_hints(Recipe)

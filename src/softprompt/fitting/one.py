@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -19,13 +19,13 @@ from softprompt.features.cache import FeatureCache
 from softprompt.fitting.preparation import Data, PreparedRun, prepare
 from softprompt.model import HeadModel, WordModel
 from softprompt.prompts import Method
-from softprompt.search import SearchProblem
+from softprompt.search import Searches, SearchProblem
 from softprompt.tasks.base import Task
 from softprompt.tasks.columns import guess
 from softprompt.tasks.room import Room
 from softprompt.training import loop as training
 from softprompt.training.progress import ConsoleProgress, Progress, Silent
-from softprompt.training.recipe import Recipe
+from softprompt.training.recipe import Recipe, RecipeSettings
 from softprompt.tuned import TunedPrompt
 
 
@@ -42,7 +42,7 @@ def fit(
     resume: bool = True,
     cache_features: bool | str | Path | FeatureCache = False,
     progress: bool | Progress = True,
-    **settings: Any,
+    **settings: Unpack[RecipeSettings],
 ) -> TunedPrompt:
     """Train `method` for `task` on `backbone`, which stays as it is, to the bit.
 
@@ -111,17 +111,19 @@ def fit_data(
 
 
 def _searched(prepared: PreparedRun, watcher: Progress) -> TunedPrompt | None:
-    """What a method finds that trains no tensors; None: it looks for nothing."""
+    """What a method finds that trains no tensors; None: it searches for nothing."""
+    if not isinstance(prepared.method, Searches):
+        return None
     backbone, data, recipe = prepared.backbone, prepared.data, prepared.recipe
     problem = SearchProblem(
-        backbone,
-        prepared.task,
-        lambda task, virtual_tokens: bind(backbone, task, Room(recipe.max_tokens, virtual_tokens)),
-        prepared.encoder,
-        data.train,
-        recipe,
-        prepared.validate if data.validation else None,
-        watcher,
+        backbone=backbone,
+        task=prepared.task,
+        bind=lambda task, virtual_tokens: bind(backbone, task, Room(recipe.max_tokens, virtual_tokens)),
+        encoder=prepared.encoder,
+        data=data.train,
+        recipe=recipe,
+        evaluate=prepared.validate if data.validation else None,
+        progress=watcher,
     )
     found = prepared.method.search(problem, prepared.module)
     return None if found is None else prepared.result(found.history, found.metrics, **found.facts)

@@ -21,6 +21,7 @@ from softprompt.features.encodings import Encodings
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
 from softprompt.prompts import BuildContext, Method, PromptModule
+from softprompt.prompts.hooks import continue_from_earlier, tallies_of
 from softprompt.state import load_state, named_state, trained_tensors
 from softprompt.store.identity import identity_of, settings_of
 from softprompt.tasks.base import Task, TaskEncoder
@@ -156,19 +157,19 @@ class PreparedRun:
         )
         evaluated = bool(self.data.validation)
         return Run(
-            self.parameters,
-            self.groups(),
-            self.encoded("train"),
-            self.recipe,
-            self.validate if evaluated else None,
-            self.task.main_metric if evaluated else None,
-            None if folder is None else Path(folder),
-            resume,
-            self.start,
-            {} if folder is None else self.facts(),
-            progress,
-            {f"prompt.{name}": tally for name, tally in self.module.tallies().items()},
-            number,
+            parameters=self.parameters,
+            groups=self.groups(),
+            rows=self.encoded("train"),
+            recipe=self.recipe,
+            evaluate=self.validate if evaluated else None,
+            main_metric=self.task.main_metric if evaluated else None,
+            folder=None if folder is None else Path(folder),
+            resume=resume,
+            start=self.start,
+            facts={} if folder is None else self.facts(),
+            progress=progress,
+            tallies={f"prompt.{name}": tally for name, tally in tallies_of(self.module).items()},
+            number=number,
         )
 
     def facts(self) -> dict[str, Any]:
@@ -207,21 +208,21 @@ class PreparedRun:
         baked = self.module.bake()
         numbers = sum(parameter.numel() for parameter in self.parameters.values())
         return TunedPrompt(
-            self.backbone.with_settings(),
-            self.task,
-            self.method,
-            baked.requires_grad_(False),
-            self.recipe.max_tokens,
-            settings_of(self.recipe)
+            backbone=self.backbone.with_settings(),
+            task=self.task,
+            method=self.method,
+            module=baked.requires_grad_(False),
+            max_tokens=self.recipe.max_tokens,
+            recipe=settings_of(self.recipe)
             | {"rows": len(self.data.train), "learning_rate": self.peak}
             | ({} if self.start is None else {"start": "given"})
             | facts
             | {"trained_parameters": numbers},
-            metrics,
-            history,
-            None if self.is_shared else identity_of(self.given),
-            None if self.head is None else self.head.requires_grad_(False),
-            None if baked is self.module else self.module,
+            metrics=metrics,
+            history=history,
+            identity=None if self.is_shared else identity_of(self.given),
+            head=None if self.head is None else self.head.requires_grad_(False),
+            unbaked=None if baked is self.module else self.module,
         )
 
 
@@ -268,7 +269,7 @@ def prepare(
     encoder = bind(prepared, task, room_of(module, recipe.max_tokens))
     if start is not None:
         load_state(start, named_state(module, prepared.model, head))
-        module.goes_on()
+        continue_from_earlier(module)
     parameters = trained_tensors(module, prepared.model, head)
     changed = [p for name, p in parameters.items() if name.startswith("backbone.")]
     if changed and own is backbone:
@@ -276,19 +277,20 @@ def prepare(
             f"{len(changed)} weights of {backbone.name} require a gradient, and {method.name} trains none of them: freeze "
             "the model with model.requires_grad_(False), as load_backbone does"
         )
+    shared = features if prepared.model is backbone.model else None
     return PreparedRun(
-        backbone,
-        prepared,
-        task,
-        method,
-        recipe,
-        data,
-        module,
-        head,
-        PromptedModel(prepared, [module], [head], features if prepared.model is backbone.model else None),
-        encoder,
-        parameters,
-        changed,
-        recipe.learning_rate or method.learning_rate(spec),
-        start,
+        given=backbone,
+        backbone=prepared,
+        task=task,
+        method=method,
+        recipe=recipe,
+        data=data,
+        module=module,
+        head=head,
+        model=PromptedModel(prepared, [module], [head], shared),
+        encoder=encoder,
+        parameters=parameters,
+        changed=changed,
+        peak=recipe.learning_rate or method.learning_rate(spec),
+        start=start,
     )

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.images import ImagePooling
 from softprompt.outputs import EncodedRow, PromptOutput
-from softprompt.search.problem import SearchProblem, SearchResult
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,6 @@ class PromptModule(nn.Module):
         """The prompt of this task, G = 1, `rows` left None."""
         raise NotImplementedError
 
-    def tallies(self) -> Mapping[str, Tensor]:
-        """What training changes without a gradient: counts that grow in place, added up over processes, in checkpoints."""
-        return {}
-
-    def goes_on(self) -> None:
-        """Told that the tensors were just taken over from an earlier run. By default nothing comes of it."""
-
     def bake(self) -> PromptModule:
         """The module as it is saved for use: reparametrizations folded away. By default the module itself."""
         return self
@@ -104,17 +96,6 @@ class Method(ABC):
         Then a copy of it, in which exactly the weights that are trained require a gradient. generator: for new weights.
         """
         return backbone
-
-    def search(self, problem: SearchProblem, module: PromptModule) -> SearchResult | None:
-        """Find the prompt and leave it in the module, where that is not done by training parameters; None: nothing to do.
-
-        Asked only if neither the module, nor a head, nor the prepared backbone has a parameter that requires a gradient.
-        """
-        return None
-
-    def for_task(self, number: int) -> Method:
-        """The method for one of the tasks, counted from 0, that are learned one after the other; by default as it is."""
-        return self
 
     def head(self, width: int, outputs: int, generator: torch.Generator) -> nn.Module:
         """The head for a task that needs one: states (n, width) -> (n, outputs), float32. By default one linear layer.

@@ -23,6 +23,7 @@ from softprompt.features.cache import FeatureCache
 from softprompt.features.encoded import FrozenPart, encoded_rows
 from softprompt.fitting.one import fit
 from softprompt.prompts import Method
+from softprompt.prompts.hooks import method_for_task, tallies_of
 from softprompt.protocols import accuracy_matrix
 from softprompt.protocols._records import Record, once, rows_digest, rows_of
 from softprompt.protocols._stages import read_stages, write_stage
@@ -159,7 +160,7 @@ def class_incremental_run(
             tuned = fit(
                 backbone,
                 replace(task, loss_labels=competing),
-                method.for_task(t),
+                method_for_task(method, t),
                 [rows[i] for i in stage.train],
                 recipe=recipe,
                 start=state,
@@ -181,7 +182,7 @@ def class_incremental_run(
                 "trained_parameters": tuned.recipe["trained_parameters"],
                 "history": list(tuned.history),
             }
-            | {name: tally.tolist() for name, tally in tuned.module.tallies().items()}
+            | {name: tally.tolist() for name, tally in tallies_of(tuned.module).items()}
         )
         if place is not None:
             if t == len(stages) - 1:

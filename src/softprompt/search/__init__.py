@@ -4,7 +4,7 @@ Letters: P words of a prompt, A words that may be used, C candidate prompts, R r
 """
 
 from softprompt.search.loop import Step, search
-from softprompt.search.problem import SearchProblem, SearchResult
+from softprompt.search.problem import Searches, SearchProblem, SearchResult
 from softprompt.search.scoring import candidate_losses, linearised_changes, prompt_gradient
 from softprompt.search.words import Vocabulary, draw_words, nearest_surviving, searchable_words
 from softprompt.search.written import survival_check, write_into, written_task
@@ -12,6 +12,7 @@ from softprompt.search.written import survival_check, write_into, written_task
 __all__ = [
     "SearchProblem",
     "SearchResult",
+    "Searches",
     "Step",
     "Vocabulary",
     "candidate_losses",

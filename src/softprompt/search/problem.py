@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from softprompt.backbones.base import Backbone
 from softprompt.data import Row, batches
@@ -62,3 +62,15 @@ class SearchResult:
     history: Sequence[Mapping[str, Any]]
     metrics: Mapping[str, float]
     facts: Mapping[str, Any]
+
+
+@runtime_checkable
+class Searches(Protocol):
+    """A method that searches for its prompt. There is nothing to inherit: one that has `search` is asked."""
+
+    def search(self, problem: SearchProblem, module: Any) -> SearchResult | None:
+        """Find the prompt and leave it in the module that the method built; None: there is nothing to do.
+
+        Called only if neither the module, nor a head, nor the prepared backbone has a parameter that requires a gradient.
+        """
+        ...

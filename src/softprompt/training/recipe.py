@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypedDict
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -122,6 +122,30 @@ class Recipe:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas is {self.betas}: both must be at least 0 and below 1")
         return self
+
+
+class RecipeSettings(TypedDict, total=False):
+    """The fields of `Recipe` as keywords of a function: `**settings: Unpack[RecipeSettings]`."""
+
+    steps: int
+    batch_size: int
+    accumulation: int
+    learning_rate: float | None
+    head_learning_rate: float | None
+    optimizer: Literal["adamw", "adafactor"]
+    weight_decay: float
+    betas: tuple[float, float]
+    warmup: float
+    schedule: Literal["linear", "cosine", "constant"]
+    clip_norm: float | None
+    evaluate_every: int | None
+    patience: int | None
+    seed: int
+    checkpoint_every: int | None
+    gradient_checkpointing: bool
+    compile: bool
+    trackers: tuple[Tracker, ...]
+    max_tokens: int | None
 
 
 def lr_factor(recipe: Recipe, step: int) -> float:
