@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from weakref import ref
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from softprompt.backbones.base import Backbone
+from softprompt.backbones.unchanged import PerTensor, weights_mark
 from softprompt.images import POOLINGS, ImagePooling
 from softprompt.outputs import EncodedRow, PromptOutput
 
-_Key = tuple[bytes, ImagePooling, int]
+_Key = tuple[bytes, ImagePooling, Hashable]
 
 
 class RowFeatures:
@@ -27,7 +27,7 @@ class RowFeatures:
         self.backbone = backbone
         self.keep = keep
         self._kept: dict[_Key, Tensor] = {}
-        self._digests: dict[int, tuple[ref[Tensor], int, bytes]] = {}  # of media that are there, by identity
+        self._digests: PerTensor[bytes] = PerTensor()  # of media that are there
 
     def __len__(self) -> int:
         """For how many media something is kept."""
@@ -56,28 +56,19 @@ class RowFeatures:
 
     def _digest(self, media: Tensor) -> bytes:
         """Of what a tensor holds, computed once while it is there and unchanged."""
-        known = self._digests.get(id(media))
-        if known is not None and known[0]() is media and known[1] == media._version:
-            return known[2]
+        known = self._digests.get(media)
+        if known is not None:
+            return known
         content = media.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         about = f"{media.dtype} {tuple(media.shape)}".encode()
         digest = hashlib.blake2b(
             content.numpy().data, key=hashlib.blake2b(about, digest_size=32).digest(), digest_size=16
-        )
-        if not media.is_inference():  # tensors of inference mode do not say when they change
-            key = id(media)
+        ).digest()
+        self._digests.put(media, digest)
+        return digest
 
-            def forget(gone: ref[Tensor]) -> None:
-                entry = self._digests.get(key)
-                if entry is not None and entry[0] is gone:
-                    del self._digests[key]
-
-            self._digests[key] = (ref(media, forget), media._version, digest.digest())
-        return digest.digest()
-
-    def _weights(self) -> int:
-        """A number that grows when weights are changed in place: what was found before is then of another model."""
-        return sum(1 + parameter._version for parameter in self.backbone.model.parameters())
+    def _weights(self) -> Hashable:
+        return weights_mark(self.backbone.model.parameters())
 
     def _computed(self, media: Sequence[Tensor], pooling: ImagePooling) -> list[Tensor]:
         # Batches of one shape, whatever they hold: in others a row's last bits would depend on the rows beside it, and a

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from softprompt.backbones.unchanged import weights_mark
 from softprompt.outputs import PromptOutput
 
 Texts = tuple[tuple[int, ...], ...]
@@ -40,7 +41,7 @@ class KeptTexts:
         self, sets: Mapping[Key, Texts], embed: Callable[[Mapping[Key, Texts]], dict[Key, Tensor]]
     ) -> dict[Key, Tensor]:
         """Of each set its embeddings (K, e), without gradient; `embed` is asked for those that are not kept."""
-        weights = self._weights()
+        weights = weights_mark(p for part in self.parts for p in part.parameters())
         missing = {key: texts for key, texts in sets.items() if (texts, weights) not in self._kept}
         with torch.no_grad():
             new = embed(missing)
@@ -50,8 +51,3 @@ class KeptTexts:
                 self._kept.clear()
             self._kept[sets[key], weights] = embedded
         return found | new
-
-    def _weights(self) -> object:
-        """What changes when weights are changed in place or moved: what was found before is then of another model."""
-        parameters = [p for part in self.parts for p in part.parameters()]
-        return sum(1 + p._version for p in parameters), parameters[0].device, parameters[0].dtype

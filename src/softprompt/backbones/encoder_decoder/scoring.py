@@ -32,6 +32,7 @@ from softprompt.backbones.encoder_decoder.sound_states import SoundStates
 from softprompt.backbones.engine.checkpointing import checkpointed_layers
 from softprompt.backbones.engine.linear import frozen_linears
 from softprompt.backbones.engine.tree import Atoms, continuations
+from softprompt.backbones.unchanged import weights_mark
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
 
@@ -133,8 +134,7 @@ class Seq2SeqModel:
                 ).last_hidden_state
             return states
 
-        changes = sum(parameter._version for parameter in model.get_encoder().parameters())
-        of = (id(self.encode), changes, model.dtype, model.device)
+        of = (id(self.encode), weights_mark(model.get_encoder().parameters()))
         return self.sounds(media, encode, of, together=8 if model.device.type == "cuda" else 1)
 
     def logits(

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor
+
+from softprompt.backbones.unchanged import PerTensor
 
 KEPT_BYTES = 2**30  # 450 sounds of Whisper tiny in float32 (1500 x 384 numbers each)
 
@@ -25,8 +26,7 @@ class SoundStates:
 
     def __init__(self, limit: int = KEPT_BYTES) -> None:
         self.limit = limit
-        self._kept: dict[int, tuple[ref[Tensor], int, Tensor]] = {}
-        self._bytes = 0
+        self._kept: PerTensor[Tensor] = PerTensor()
         self._of: Any = None
 
     def __len__(self) -> int:
@@ -36,7 +36,6 @@ class SoundStates:
     def forget(self) -> None:
         """Drop all that is kept."""
         self._kept.clear()
-        self._bytes = 0
 
     @torch.no_grad()
     def __call__(
@@ -51,7 +50,7 @@ class SoundStates:
         if of != self._of:
             self.forget()
             self._of = of
-        found = [self._known(one) for one in media]
+        found = [self._kept.get(one) for one in media]
         missing = [s for s, states in enumerate(found) if states is None]
         # Batches of one shape, whatever they hold: in others a sound's last bits would depend on those beside it, and a
         # resumed run, which meets them in other company, would not end with the same bits.
@@ -63,35 +62,9 @@ class SoundStates:
                 self._remember(media[s], states)
         return torch.stack([states for states in found if states is not None])
 
-    def _known(self, media: Tensor) -> Tensor | None:
-        entry = self._kept.get(id(media))
-        if entry is None or media.is_inference() or entry[0]() is not media or entry[1] != media._version:
-            return None
-        return entry[2]
-
     def _remember(self, media: Tensor, states: Tensor) -> None:
-        # Tensors of inference mode do not say when they change, and cannot be used in training.
-        if media.is_inference() or states.is_inference():
+        if states.is_inference():  # it could not be used in training
             return
-        self._drop(id(media))
-        size = states.numel() * states.element_size()
-        if self._bytes + size > self.limit:
-            return
-        key = id(media)
-
-        def gone(which: ref[Tensor]) -> None:
-            entry = self._kept.get(key)
-            if entry is not None and entry[0] is which:
-                self._drop(key)
-
-        self._kept[key] = (
-            ref(media, gone),
-            media._version,
-            states.clone(),
-        )  # a view would keep the whole batch
-        self._bytes += size
-
-    def _drop(self, key: int) -> None:
-        entry = self._kept.pop(key, None)
-        if entry is not None:
-            self._bytes -= entry[2].numel() * entry[2].element_size()
+        self._kept.drop(media)
+        if sum(one.nbytes for one in self._kept) + states.nbytes <= self.limit:
+            self._kept.put(media, states.clone())  # a view would keep the whole batch
