@@ -23,7 +23,7 @@ from softprompt.exchange.lora import is_lora, read_lora, write_lora
 from softprompt.exchange.prompts import read_peft_folder, write_peft_folder
 from softprompt.model import PromptedModel
 from softprompt.prompts import Method, PromptModule
-from softprompt.state import changed_weights, named_state, plain_name
+from softprompt.state import changed_weights, copy_tensors, named_state, plain_name
 from softprompt.store.identity import identity_of, settings_of
 from softprompt.tasks import TASKS, ImageTextClassification, TextClassification, TextGeneration
 from softprompt.tasks.base import Task, TaskEncoder
@@ -36,14 +36,15 @@ class TunedPrompt:
     """The result of `fit`.
 
     backbone    the frozen model; for methods that change weights, their own copy
-    module      what was learned, in the form it is used in
-    recipe      how it was trained, as plain JSON; empty if it was not
-    metrics     results by data set ("validation" after `fit`), and what they are to be read beside
-    history     one record per optimizer step
-    identity    of the backbone as it was before the method changed its weights; None: it did not
-    head        what a task that is not answered by words is answered with, (n, d) -> (n, outputs)
+    module      what was learned, in the form in which it is used
     max_tokens  longest row in tokens, virtual tokens and answer included
-    unbaked     the module in the form it was trained in, where that is another; None: it is not, or it was loaded
+    recipe      how it was trained, as plain JSON; empty if it was not trained
+    metrics     results by data set ("validation" after `fit`), with the scores that they should be compared with
+    history     one record per optimizer step
+    identity    of the backbone before the method changed its weights; None: the method changed none
+    head        answers a task that is not answered by words, (n, d) -> (n, outputs); None: words answer
+    unbaked     the module in the form in which it was trained, where that is another one; None: it is the same, or the
+                prompt was loaded
     """
 
     backbone: Backbone
@@ -128,9 +129,9 @@ class TunedPrompt:
         return module | self._head() | self._changed()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that training goes on from, by name, buffers included; `fit(..., start=...)` takes it.
+        """Every tensor that another run can start from, by name, buffers included; `fit(..., start=...)` takes it.
 
-        Before reparametrizations are folded away, which a loaded prompt does not have any more. Not copies.
+        The tensors are not copies. They are those before reparametrizations were folded away, unless the prompt was loaded.
         """
         module = self.module if self.unbaked is None else self.unbaked
         return named_state(module, self.backbone.model, self.head)
@@ -248,30 +249,19 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
     store.check_backbone(saved, identity_of(backbone))
     method = _from_settings(methods(), saved.method, folder, "method")
     task = _from_settings(TASKS, saved.task, folder, "task")
-    kept, head_tensors, changed = (_named(saved.tensors, part) for part in ("prompt.", "head.", "backbone."))
+    of_prompt, of_head, changed = (_named(saved.tensors, part) for part in ("prompt.", "head.", "backbone."))
     if changed:
-        backbone = method.prepare(backbone, torch.Generator())
-        parameters = {plain_name(name): p for name, p in backbone.model.named_parameters()}
-        changed = {plain_name(name): tensor for name, tensor in changed.items()}
-        if unknown := sorted(changed.keys() - parameters.keys()):
-            raise store.PromptFileError(
-                f"{folder}: the backbone that {method.name} prepares has no weight {unknown[0]!r}"
-            )
-        with torch.no_grad():
-            for name, tensor in changed.items():
-                parameters[name].copy_(tensor)
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name in changed)
+        backbone = _with_changed_weights(method, backbone, changed, folder)
     try:
-        module = method.restore(backbone.spec, kept)
+        module = method.restore(backbone.spec, of_prompt)
     except KeyError as error:
         raise store.PromptFileError(
             f"{folder}: tensor {error} is missing; it has {sorted(saved.tensors)}"
         ) from error
-    head: nn.Module | None = TanhHead.restore(head_tensors)
+    head: nn.Module | None = TanhHead.restore(of_head)
     if head is None and (head := new_head(method, task, backbone.spec, torch.Generator())) is not None:
         try:
-            head.load_state_dict(head_tensors)
+            head.load_state_dict(of_head)
         except RuntimeError as error:
             raise store.PromptFileError(f"{folder}: the head is not that of its task: {error}") from error
     if head is not None:
@@ -287,6 +277,23 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
         identity=saved.backbone if changed else None,
         head=head,
     )
+
+
+def _with_changed_weights(
+    method: Method, backbone: Backbone, changed: Mapping[str, Tensor], folder: str | Path
+) -> Backbone:
+    """The method's copy of the backbone with the saved weights; these, and no others, require a gradient."""
+    own = method.prepare(backbone, torch.Generator())
+    parameters = {plain_name(name): p for name, p in own.model.named_parameters()}
+    saved = {plain_name(name): tensor for name, tensor in changed.items()}
+    if unknown := sorted(saved.keys() - parameters.keys()):
+        raise store.PromptFileError(
+            f"{folder}: the backbone that {method.name} prepares has no weight {unknown[0]!r}"
+        )
+    copy_tensors(saved, into=parameters)
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in saved)
+    return own
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
