@@ -1,4 +1,4 @@
-"""Backbone, task, method and rows brought together, for training, use and saving alike."""
+"""Bring backbone, task, method and rows together: the same for training, use and saving."""
 
 from __future__ import annotations
 
@@ -40,7 +40,12 @@ def evaluate(
     on_batch: Callable[[int], None] | None = None,
     encoded: Sequence[EncodedRow] | None = None,
 ) -> dict[str, Any]:
-    """The task's metrics of a model over rows with answers; encoded: the same rows, where they are encoded already."""
+    """The task's metrics of a model over rows.
+
+    rows      with the right answers
+    on_batch  called after each batch with the number of rows that are done
+    encoded   the same rows, where they are encoded already
+    """
     encoded = [encoder.encode(row) for row in rows] if encoded is None else encoded
     predictions = encoder.predict(model, encoded, batch_size=batch_size, on_batch=on_batch)
     metrics = task.judge(encoder, predictions, rows)

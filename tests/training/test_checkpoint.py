@@ -88,7 +88,7 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, after:
     notes = interrupted(tmp_path, after, recipe).__notes__
     assert notes == [
         f"training was interrupted after step {after} of 12",
-        f"start it again with the folder {tmp_path} to go on from there",
+        f"start it again with the folder {tmp_path} to resume",
     ]
     model = ToyModel(dropout=0.3)
     result = toy_run(model, recipe, folder=tmp_path)
@@ -247,7 +247,7 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
         with pytest.raises(
-            CheckpointError, match=rf"{tmp_path}: No space left.*is untouched. Free some space"
+            CheckpointError, match=rf"{tmp_path}: No space left.*is unchanged. Free some space"
         ):
             toy_run(ToyModel(dropout=0.3), RECIPE, folder=tmp_path)
     assert (tmp_path / FILE).read_bytes() == good
@@ -259,7 +259,7 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CheckpointError, match=r"cannot write a checkpoint to .*file.*none was there before"):
+    with pytest.raises(CheckpointError, match=r"cannot write a checkpoint to .*file.*there was none before"):
         toy_run(ToyModel(), RECIPE, folder=tmp_path / "file" / "run")
 
 

@@ -1,8 +1,8 @@
-"""What a frozen backbone says of each row, computed once for a run, and kept on disk for the runs that follow.
+"""Features: the hidden states of each row in the frozen layers, computed once for a run and cached on disk for later runs.
 
-A method says how far up the backbone is frozen (`Method.frozen_layers`); up to there a row gives the same in every
-step. Rows are images as they were read: there is no augmentation that would make them others. A batch of other rows may
-change the last bits of a row's states, as everywhere; what was computed once stays the same to the bit.
+A method says up to which layer the backbone is frozen (`Method.frozen_layers`): up to there a row has the same states in
+every step. Images are never augmented, so they stay the same too. The last bits of a row's states may depend on the
+rows computed beside it; once cached they are bit-identical in every step.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _SUFFIX = ".features.safetensors"
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Where features are kept.
+    """Where features are cached.
 
-    folder  for the runs that follow; None: in memory alone, for this one
-    memory  bytes that those of one data set may take; more are not kept at all
-    disk    bytes that the folder may take; the files that were used longest ago go first
+    folder  holds them for later runs; None: they are in memory only, for this run
+    memory  bytes that the features of one data set may take; a larger data set is not cached at all
+    disk    bytes that the folder may take; the files that were used longest ago are evicted first
     """
 
     folder: Path | None = None
@@ -61,10 +61,10 @@ class FeatureCache:
 
 @runtime_checkable
 class Layered(Protocol):
-    """A backbone that says what its rows are in front of a layer."""
+    """A backbone that gives the hidden states in front of a layer."""
 
     def hidden(self, rows: Sequence[EncodedRow], layer: int) -> list[Tensor]:
-        """Of each row (T, d), without any prompt and without gradient."""
+        """The states of each row, (T, d), without any prompt and without gradient."""
         ...
 
 
@@ -76,9 +76,13 @@ def with_features(
     *,
     batch_size: int = 16,
 ) -> list[EncodedRow]:
-    """The same rows, each with what it is behind the first `layers` layers (None: what a head reads) as its `known`.
+    """The same rows, each with its states as `known`.
 
-    Rows as they are where nothing is frozen, the backbone cannot be entered at a layer, or there is no room.
+    rows        encoded rows, long ones with their windows
+    layers      the states are those behind so many layers; None: those that a head reads
+    cache       where the states are looked up and cached
+    batch_size  rows that are computed at once
+    Returns the rows unchanged where no layer is frozen, the backbone cannot start at a layer, or memory does not suffice.
     """
     if not rows or layers == 0 or (layers is not None and not isinstance(backbone, Layered)):
         return list(rows)
@@ -98,9 +102,12 @@ def with_features(
 def recall(
     features: RowFeatures, rows: Sequence[EncodedRow], pooling: ImagePooling, cache: FeatureCache
 ) -> None:
-    """Have at hand what a prompt that is a function of its rows is given of these, from the folder where it is there.
+    """Preload the features of these rows from the cache folder, if present; else compute them.
 
-    It is what a probe that reads the same has, and one file serves both.
+    features  of a prompt that is a function of its rows; filled
+    rows      rows without media are skipped
+    pooling   which state of a row the prompt reads
+    cache     a probe that reads the same state shares its files
     """
     read = (POOLINGS.index(pooling),)
     queries = [EncodedRow((), read=read, media=row.media) for row in rows if row.media is not None]
@@ -114,7 +121,7 @@ def recall(
 def _computed(
     backbone: Backbone, rows: Sequence[EncodedRow], layers: int | None, memory: int, batch_size: int
 ) -> list[Tensor] | None:
-    """Of each row its states, on the CPU; None where they would take more memory than they may."""
+    """The states of each row, on the CPU; None where they would take more than `memory` bytes."""
     found: dict[int, Tensor] = {}
     for batch in by_length([len(row.context) for row in rows], batch_size):
         mine = [rows[i] for i in batch]
@@ -127,22 +134,22 @@ def _computed(
         size = len(rows) * sum(part.numel() * part.element_size() for part in parts) / len(batch)
         if not found and size > memory:
             log.warning(
-                "features are not kept: those of %d rows would take about %.1f GiB, and %.1f GiB may be taken; raise"
+                "features are not cached: those of %d rows would take about %.1f GiB, the limit is %.1f GiB; raise"
                 " FeatureCache(memory=...)",
                 len(rows),
                 size / 2**30,
                 memory / 2**30,
             )
             return None
-        # Copies: a view would keep the whole batch.
+        # A copy: a view would hold the memory of the whole batch.
         found |= {i: part.to("cpu", copy=True).contiguous() for i, part in zip(batch, parts, strict=True)}
     return [found[i] for i in range(len(rows))]
 
 
 def _key(backbone: Backbone, rows: Sequence[EncodedRow], layers: int | None) -> str:
-    """A digest of all that features depend on: the model's weights, how images are prepared, the rows, the precision.
+    """A digest of everything that features depend on: weights, preparation of images, rows, precision.
 
-    Every frozen weight, not the table's fingerprint: a fine-tuned model with its origin's embeddings is another one.
+    It reads every frozen weight: the fingerprint of the embedding table does not tell a fine-tuned model from its origin.
     """
     about = settings_of(identity_of(backbone))
     about.pop("name")
@@ -166,7 +173,7 @@ def _add(digest: hashlib._Hash, tensor: Tensor) -> None:
 
 
 def _read(path: Path, count: int) -> list[Tensor] | None:
-    """The states in a file; None where there is none that is whole."""
+    """The states in a file; None where there is no file or it is damaged."""
     if not path.is_file():
         return None
     try:
@@ -179,7 +186,7 @@ def _read(path: Path, count: int) -> list[Tensor] | None:
     if metadata.get("sha256") != _checksum(states, lengths) or len(lengths) != count:
         log.warning("%s is damaged (its checksum is wrong): its features are computed again", path)
         return None
-    path.touch()  # when it was used last
+    path.touch()  # the files that were used longest ago are evicted first
     return list(states.split(lengths.tolist()))
 
 
@@ -191,14 +198,14 @@ def _checksum(*tensors: Tensor) -> str:
 
 
 def _write(path: Path, states: Sequence[Tensor], room: int) -> None:
-    """The file whole or not at all; a disk that cannot take it costs the next run time, and this one nothing."""
+    """Write the file completely or not at all. An error is only logged: the next run computes the features again."""
     tensors = {
         "states": torch.cat(list(states)),  # (sum of T, d)
         "lengths": torch.tensor([len(state) for state in states]),
     }
     if tensors["states"].nbytes > room:
         log.warning(
-            "features are not written: they take %d bytes, and %d may be taken",
+            "features are not written: they take %d bytes, the limit is %d",
             tensors["states"].nbytes,
             room,
         )
@@ -210,7 +217,7 @@ def _write(path: Path, states: Sequence[Tensor], room: int) -> None:
             tensors, temporary, {"sha256": _checksum(tensors["states"], tensors["lengths"])}
         )
         temporary.replace(path)
-        _make_room(path, room)
+        _evict(path, room)
     except (OSError, SafetensorError) as error:
         log.warning("features could not be written to %s: %s", path.parent, error)
     finally:
@@ -218,13 +225,13 @@ def _write(path: Path, states: Sequence[Tensor], room: int) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _make_room(kept: Path, room: int) -> None:
-    """Remove the files that were used longest ago until the folder takes no more than it may; so do parts of killed runs."""
+def _evict(written: Path, room: int) -> None:
+    """Remove the files that were used longest ago, parts of killed runs among them, until `room` bytes suffice."""
     files = [
-        (path.stat().st_mtime_ns, path.stat().st_size, path) for path in kept.parent.glob(f"*{_SUFFIX}*")
+        (path.stat().st_mtime_ns, path.stat().st_size, path) for path in written.parent.glob(f"*{_SUFFIX}*")
     ]
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
-        if total > room and path != kept:
+        if total > room and path != written:
             path.unlink(missing_ok=True)
             total -= size

@@ -1,4 +1,4 @@
-"""What encoders make of rows, made once for all runs that read the same rows alike."""
+"""Encoded rows, shared by all runs that encode the same rows in the same way."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from softprompt.tasks.room import Room
 
 @dataclass(eq=False)
 class Encodings:
-    """Lists of encoded rows, of one task on one backbone, by what they are made of.
+    """A cache of lists of encoded rows, for one task on one backbone.
 
-    memory  bytes that they may take: those asked for longest ago are given up first, and a list that is larger is not
-            kept; None: all are
+    memory  bytes that they may take: the lists that were used longest ago are evicted first, and a list that is larger
+            is not cached; None: there is no limit
     """
 
     memory: int | None = None
@@ -38,7 +38,7 @@ class Encodings:
     def kept(
         self, key: Hashable, rows: Sequence[Any], made: Callable[[], list[EncodedRow]]
     ) -> list[EncodedRow]:
-        """What was made of this very list of rows under this key, else what is made now."""
+        """What was made of this list of rows, the same object, under this key; else `made()`, which is then cached."""
         place = (id(rows), key)
         entry = self._kept.pop(place, None)
         if entry is None:
@@ -46,11 +46,11 @@ class Encodings:
             entry = _Kept(rows, found, sum(map(_size, found)))
             if self.memory is not None and entry.size > self.memory:
                 return found
-        self._kept[place] = entry  # behind all others: the one that was asked for last
-        self._make_room()
+        self._kept[place] = entry  # at the end: it was used last
+        self._evict()
         return entry.encoded
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         taken = sum(entry.size for entry in self._kept.values())
         for place in [*self._kept]:
             if self.memory is None or taken <= self.memory:
@@ -60,7 +60,7 @@ class Encodings:
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """rows: held, so that no other list gets their id."""
+    """An entry. rows: a reference, so that no other list gets the same id."""
 
     rows: Sequence[Any]
     encoded: list[EncodedRow]
@@ -68,7 +68,7 @@ class _Kept:
 
 
 def _size(row: EncodedRow) -> int:
-    """About as many bytes as a row takes; its targets are mostly shared by all rows."""
+    """About how many bytes a row takes, without its targets, which rows mostly share."""
     tensors = [row.media, None if row.known is None else row.known.states]
     own = 8 * len(row.context) + sum(tensor.nbytes for tensor in tensors if tensor is not None)
     return own + sum(map(_size, row.windows))

@@ -1,4 +1,4 @@
-"""fit_many: several prompts learned at once on one frozen backbone, each exactly as if alone."""
+"""fit_many: train several prompts at once on one frozen backbone, each exactly as it is trained alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from softprompt.training.recipe import Recipe
 from softprompt.training.run import TrainingResult
 from softprompt.tuned import TunedPrompt
 
-# What the steps of one pass have in common.
+# Settings that must be equal, because the runs share each pass.
 SHARED_SETTINGS = ("steps", "batch_size", "accumulation", "max_tokens", "gradient_checkpointing", "compile")
 
 
@@ -41,24 +41,24 @@ def fit_many(
     resume: bool = True,
     progress: bool | Sequence[Progress] = True,
 ) -> list[TunedPrompt]:
-    """What `fit` gives for each of these methods and recipes, all trained at once: the rows of all runs' steps are one
-    batch on the frozen backbone, and each row carries the prompt of its run.
+    """Train several methods or recipes at once: the rows of all runs' steps are one batch on the frozen backbone, and
+    each row carries the prompt of its run.
 
-    Up to rounding every run has the tensors, metrics and history that it has alone: its rows come in its own seed's order,
-    it has its own optimizer, clipping, schedule, evaluations, early stop and randomness. What a step keeps for its
-    backward pass is that of all runs together.
+    Up to rounding, every run has the tensors, metrics and history that `fit` gives it alone: it has its own order of rows,
+    optimizer, clipping, schedule, evaluations, early stop and randomness. A step needs the memory of all runs together.
 
     runs               for example one method with a recipe for each seed. Methods may differ, and recipes in everything
                        but steps, batch_size, accumulation, max_tokens, gradient_checkpointing and compile
     train, validation  as in `fit`
-    folder             checkpoints go to its folders run-0, run-1 ...; or a folder for each run. They are those of `fit`,
-                       which can go on with any of them, as fit_many can with `fit`'s
+    folder             checkpoints are written to its folders run-0, run-1 ...; or give a folder for each run. `fit` can
+                       resume these checkpoints, and fit_many those of `fit`
+    resume             as in `fit`
     progress           True: one bar for all; False: silence; or your own, one for each run
 
-    A run that diverges drops out with a SoftpromptWarning: its result is what stood before, and its recipe says
-    `diverged_at`, the step.
-    Raises ValueError for what cannot share a pass, methods that change the backbone's weights among it, and what `fit`
-    raises.
+    Returns the tuned prompt of each run. A run that diverges drops out with a SoftpromptWarning: its result has the tensors
+    before that, and its recipe says `diverged_at`, the step.
+    Raises ValueError for runs that cannot share a pass, such as methods that change the backbone's weights, and whatever
+    `fit` raises.
     """
     runs, data = list(runs), Data.read(train, validation)
     watchers, folders = _watchers(progress, len(runs)), _folders(folder, len(runs))
@@ -71,11 +71,11 @@ def fit_many(
 
 @dataclass(frozen=True)
 class Learned:
-    """What became of one of several runs.
+    """How one of several runs ended.
 
-    tuned     its result; of one that diverged what stood before
-    diverged  why it dropped out; None: it came to its end
-    concerns  what is to be said of it, a sentence each
+    tuned     its result; where it diverged, with the tensors before that
+    diverged  the error for which it dropped out; None: it was trained to its end
+    concerns  sentences that the user should be warned with
     """
 
     tuned: TunedPrompt
@@ -94,7 +94,15 @@ def fit_many_data(
     resume: bool = True,
     features: RowFeatures | None = None,
 ) -> list[Learned]:
-    """`fit_many` on rows that were read, which other runs of this task on this backbone may share, as they may `features`."""
+    """`fit_many` on rows that were read already.
+
+    data      may be shared with other runs of this task on this backbone
+    progress  one for each run
+    folders   where each run's checkpoints are written; None: nowhere
+    resume    as in `fit`
+    features  of the backbone, where runs share them
+    Raises ValueError for runs that cannot share a pass, and whatever `fit` raises.
+    """
     check_together(runs)
     features = features or RowFeatures(backbone)
     prepared = []
@@ -104,7 +112,7 @@ def fit_many_data(
     streams = Streams(backbone.device)
     outcomes = train_together(
         Together([one.model for one in prepared], streams),
-        # The loss of rows, which is the task's: it does not depend on how a prompt lies in them.
+        # Any run's encoder: the task's loss does not depend on the prompt.
         prepared[0].encoder,
         [
             one.run(watcher, place, resume, number)
@@ -126,9 +134,10 @@ def _learned(prepared: PreparedRun, outcome: TrainingResult | TrainingDiverged) 
 
 @dataclass(frozen=True)
 class Together:
-    """Models with one prompt each, on one backbone, as one for training: `row.prompt` is the number of its model.
+    """Models with one prompt each, on one backbone, as one model for training.
 
-    Rows come run by run.
+    models   `row.prompt` is the number of a row's model; rows come in the order of the models
+    streams  the random numbers of each model
     """
 
     models: Sequence[PromptedModel]

@@ -1,4 +1,4 @@
-"""fit: learn a prompt for a task on a frozen backbone."""
+"""fit: train a prompt for a task on a frozen backbone."""
 
 from __future__ import annotations
 
@@ -44,17 +44,18 @@ def fit(
     progress: bool | Progress = True,
     **settings: Unpack[RecipeSettings],
 ) -> TunedPrompt:
-    """Train `method` for `task` on `backbone`, which stays as it is, to the bit.
+    """Train `method` for `task` on `backbone`, which is left bit-identical.
 
-    train, validation  rows: a list of dictionaries, a carrier's name, a csv, jsonl or parquet file, a hub data set.
-                       A name with splits gives its "train" and "validation" split. The checkpoint with the best
-                       validation metric is kept; without validation rows the last one.
+    train, validation  rows: a list of dictionaries, the name of a built-in data set, a csv, jsonl or parquet file, or a
+                       data set on the hub. A name with splits gives its "train" and "validation" split. The tensors with
+                       the best validation metric are the result; without validation rows the last ones.
     recipe             how to train; or its fields as keywords: fit(..., steps=500, batch_size=8)
-    start              a prompt of the same method, or its `state()`, to go on from with a fresh optimizer; its head and
-                       the weights that the method changed are taken over too
-    folder             checkpoints go there, so that a run that was killed goes on when it is started again
-    cache_features     compute what lies below the first trained weight once for each row: of a probe all of the backbone, of
-                       PartialTuning and VPT(last_layers=...) the layers below. True: in memory; or a folder
+    start              initial values: a prompt of the same method, or its `state()`, with its head and the weights that
+                       the method changed; the optimizer starts anew
+    folder             where checkpoints are written, so that a run that was killed is resumed when it is started again
+    resume             False: a checkpoint in the folder is removed, and the run starts anew
+    cache_features     compute the layers below the first trained weight once for each row: the whole backbone for a probe,
+                       the frozen layers for PartialTuning and VPT(last_layers=...). True: cached in memory; or a folder
     progress           True: a bar; False: silence; or your own
 
     Raises ValueError for data, templates and settings that do not fit together, TrainingDiverged when the loss becomes
@@ -87,7 +88,16 @@ def fit_data(
     resume: bool = True,
     features: RowFeatures | None = None,
 ) -> TunedPrompt:
-    """`fit` on rows that were read, which runs of one task on one backbone may share, as they may `features`."""
+    """`fit` on rows that were read already.
+
+    data      may be shared by the runs of one task on one backbone
+    progress  is told of each step and evaluation
+    start     initial values by name, as `TunedPrompt.state` gives them
+    folder    as in `fit`
+    resume    as in `fit`
+    features  of the backbone, where runs share them
+    Raises and warns as `fit` does.
+    """
     prepared = prepare(backbone, task, method, recipe, data, start=start, features=features)
     judged: Mapping[str, Any] = {}
     if not prepared.parameters:
@@ -111,7 +121,7 @@ def fit_data(
 
 
 def _searched(prepared: PreparedRun, watcher: Progress) -> TunedPrompt | None:
-    """What a method finds that trains no tensors; None: it searches for nothing."""
+    """The result of a method that searches for its prompt; None: it does not search."""
     if not isinstance(prepared.method, Searches):
         return None
     backbone, data, recipe = prepared.backbone, prepared.data, prepared.recipe

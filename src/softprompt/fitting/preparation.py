@@ -1,4 +1,4 @@
-"""A run of `fit`: backbone, task, method and rows made ready, and what comes of it when training is over."""
+"""Preparation of a run of `fit` from backbone, task, method and rows, and the tuned prompt that it ends with."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ Part = Literal["train", "validation"]
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """The rows of a run, or of several: each is encoded once for all prompts that take as much room.
+    """The rows of one run or of several; they are encoded once for all prompts that take the same room.
 
     validation  None: nothing is evaluated
-    cache       of what a frozen backbone says of them; None: they are read anew in every step
-    encodings   of the runs' task on their backbone
+    cache       of the frozen layers' features; None: they are computed in every step
+    encodings   encoded rows, of the runs' task on their backbone
     """
 
     train: Sequence[Row]
@@ -61,7 +61,11 @@ class Data:
         )
 
     def encoded(self, part: Part, encoder: TaskEncoder, room: Room, frozen: FrozenPart) -> list[EncodedRow]:
-        """The rows of a part, as they are trained on (long ones as their windows) or evaluated."""
+        """The encoded rows of a part; those that are trained on with long rows as their windows.
+
+        encoder  the task's, bound to `room`
+        frozen   what is frozen under the prompt, whose features are cached
+        """
         rows = self.train if part == "train" else self.validation or ()
         windows = part == "train"
         return encoded_rows(rows, encoder, room, frozen, encodings=self.encodings, windows=windows)
@@ -73,15 +77,16 @@ def _split_of(source: Rows, split: str) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class PreparedRun:
-    """What `fit` trains, as it stands before the first step; its tensors change in training.
+    """What `fit` trains; its tensors change in training.
 
     given       the backbone that `fit` was called with
-    backbone    what is trained on: itself, or the copy of a method that changes weights, with the recipe's settings
-    model       that with the prompt and the head
-    encoder     the task's, for this prompt
-    parameters  all that is trained, by name; `changed` are those of the backbone
-    peak        learning rate of the prompt
-    start       the tensors it began with, where they are not the method's own
+    backbone    the one that is run, with the recipe's settings: `given`, or a copy where the method changes weights
+    model       backbone, prompt and head put together
+    encoder     the task's, bound to the room of this prompt
+    parameters  everything that is trained, by name
+    changed     those of them that are weights of the backbone
+    peak        peak learning rate of the prompt
+    start       the initial values, where they are not the method's own
     """
 
     given: Backbone
@@ -103,11 +108,11 @@ class PreparedRun:
 
     @property
     def is_shared(self) -> bool:
-        """Whether the backbone's weights are those of the given one: nothing of them is trained."""
+        """Whether the model is the given backbone's own: none of its weights is trained."""
         return self.backbone.model is self.given.model
 
     def encoded(self, part: Part) -> list[EncodedRow]:
-        """The rows that are trained on, or those that are evaluated."""
+        """The encoded rows that are trained on, or those that are evaluated."""
         if part not in self._known:
             frozen = FrozenPart(
                 backbone=self.given,  # what a method puts into its copy is not frozen
@@ -122,7 +127,7 @@ class PreparedRun:
         return self._known[part]
 
     def validate(self) -> dict[str, float]:
-        """Metrics over the validation rows as things stand."""
+        """Metrics of the current tensors over the validation rows."""
         self.model.forget()
         assert self.data.validation is not None
         metrics = evaluate(
@@ -151,7 +156,13 @@ class PreparedRun:
         resume: bool = True,
         number: int | None = None,
     ) -> Run:
-        """As the loop takes it."""
+        """The run for the training loop.
+
+        progress  is told of each step and evaluation
+        folder    where checkpoints are written; None: nowhere
+        resume    whether to resume from a checkpoint in the folder
+        number    the number of the prompt that its rows carry, where several runs share a model
+        """
         log.info(
             "%s: %d trained parameters", self.method.name, sum(p.numel() for p in self.parameters.values())
         )
@@ -173,7 +184,7 @@ class PreparedRun:
         )
 
     def facts(self) -> dict[str, Any]:
-        """What the trained tensors depend on beside recipe and training rows, as JSON; computing it reads the whole table."""
+        """What the trained tensors depend on besides recipe and training rows, as JSON. It reads the whole embedding table."""
         backbone = settings_of(identity_of(self.given))
         return {
             "method": {"name": self.method.name, **settings_of(self.method)},
@@ -183,7 +194,7 @@ class PreparedRun:
         }
 
     def trained(self, run: TrainingResult) -> TunedPrompt:
-        """The result of a run that came to its end."""
+        """The tuned prompt of a run that was trained to its end."""
         return self.result(
             [record.as_dict() for record in run.history],
             run.metrics,
@@ -198,7 +209,12 @@ class PreparedRun:
         known: Mapping[str, float] | None = None,
         **facts: Any,
     ) -> TunedPrompt:
-        """What was learned, as it stands now; it is frozen by this. known: metrics of these tensors, if they were evaluated."""
+        """The tuned prompt with the current tensors, which are frozen by this.
+
+        history  a record per step, as plain JSON
+        known    metrics of these tensors, where they were evaluated already
+        facts    entries of the tuned prompt's recipe
+        """
         self.model.forget()
         metrics: dict[str, Any] = {}
         if self.data.validation:
@@ -236,9 +252,12 @@ def prepare(
     start: Mapping[str, Tensor] | None = None,
     features: RowFeatures | None = None,
 ) -> PreparedRun:
-    """Build what is trained. features: of the same backbone, where several runs share them; left alone by a run that changes
-    its weights.
+    """Build everything that a run needs before its first step.
 
+    recipe    its seed decides the initial values
+    data      may be shared by the runs of one task on one backbone
+    start     initial values by name, instead of the method's own
+    features  of the backbone, where runs share them; a run that changes the backbone's weights does not use them
     Raises ValueError where backbone, task, method, start and rows do not fit together.
     """
     if reason := method.unsupported(backbone.spec):
@@ -263,7 +282,9 @@ def prepare(
         rows=rows_as_text,
         generator=generator,
     )
-    head = new_head(method, task, spec, generator)  # first: whatever the method, it starts the same
+    head = new_head(
+        method, task, spec, generator
+    )  # first, so that its initial values do not depend on the method
     head = None if head is None else head.to(prepared.device)
     module = method.build(context).to(prepared.device)
     encoder = bind(prepared, task, room_of(module, recipe.max_tokens))

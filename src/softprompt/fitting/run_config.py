@@ -1,4 +1,4 @@
-"""The file that describes a run: read, changed by `key=value`, checked.
+"""The YAML file that describes a run: it is read, changed by `key=value` overrides, and checked.
 
     backbone: smollm2-135m-instruct            or {name, dtype, device, prefix_lm ...}
     task: {name: text-classification, template: "{text}\\nMood:", labels: {neg: " bad", pos: " good"}}
@@ -6,9 +6,9 @@
     data: {train: multiemo-products, validation: multiemo-products, test: {source: rows.csv, limit: 500}}
     recipe: {steps: 300}
     seed: 0
-    cache_features: caches/products            or true: what is frozen is computed once, see `fit`
+    cache_features: caches/products            or true: frozen layers are computed once, see `fit`
 
-A path in it starts from the folder the command is run in.
+Relative paths in it start at the folder that the command is run in.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class BackboneConfig:
     """Which frozen model, and how it is run."""
 
     name: str
-    """A carrier, a local folder or a hub id."""
+    """A built-in model, a local folder or a hub id."""
     dtype: str = "auto"
     """auto, float32, bfloat16, float16 or float64."""
     device: str | None = None
@@ -51,9 +51,9 @@ class BackboneConfig:
     revision: Annotated[str | None, LATER] = None
     """Of a model on the hub: a branch, a tag or a commit."""
     prefix_lm: Annotated[bool, LATER] = False
-    """A decoder whose prompt and input see each other both ways."""
+    """Whether prompt and input of a decoder attend to each other in both directions."""
     packed: Annotated[bool | None, LATER] = None
-    """false: the plain padded path, prompts not shared; by default found out by a trial."""
+    """false: the plain padded path, where rows do not share prompts; by default a trial decides."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -61,21 +61,21 @@ class SourceConfig:
     """Where rows come from."""
 
     source: str
-    """A carrier, a .csv, .tsv, .jsonl, .json or .parquet file, or a data set on the hub."""
+    """A built-in data set, a .csv, .tsv, .jsonl, .json or .parquet file, or a data set on the hub."""
     split: str | None = None
-    """By default the one of its own name (train, validation, test); a file has none."""
+    """By default the one named like the data's role (train, validation, test); a file has no splits."""
     limit: int | None = Field(default=None, ge=1)
     """At most so many rows, the same ones whatever the run's seed."""
     draw: Annotated[int, LATER] = Field(default=0, ge=0)
-    """Which rows `limit` takes: another number, others."""
+    """Seed of the draw of the `limit` rows: another number draws other rows."""
     stratify: Annotated[str | None, LATER] = None
-    """A column, its labels say, whose values keep their shares among the `limit` rows."""
+    """A column, such as the labels, whose values keep their shares among the `limit` rows."""
     part: Annotated[Literal["train", "validation", "test"] | None, LATER] = None
-    """Of rows that nobody has split: eight, one and one tenth of them, equal rows in the same part."""
+    """Split rows that have no splits: eight tenths, one tenth and one tenth, with equal rows in the same part."""
     words: Annotated[int | None, LATER] = Field(default=None, ge=1)
     """Every text is cut to its first so many words, with one space between them."""
     only: Annotated[Mapping[str, tuple[str, ...]] | None, LATER] = None
-    """By column the values that are wanted: other rows are left out, before `limit` counts."""
+    """The wanted values of each column: other rows are left out before `limit` is applied."""
     encoding: Annotated[str | None, LATER] = None
     """Of a text file; by default UTF-8."""
 
@@ -86,7 +86,7 @@ class SourceConfig:
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; runs are named by them."""
+        """Plain values. Run ids are computed from them, so keys that were added later are left out at their defaults."""
         return settings_of(self)
 
 

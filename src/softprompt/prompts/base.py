@@ -47,7 +47,7 @@ class PromptModule(nn.Module):
     """Positions that a key-value prefix takes, in front of everything and beside `length`."""
 
     reads: ImagePooling | None = None
-    """What of the frozen backbone's own, unprompted state of each row `forward` is given; None: nothing."""
+    """Which state of each row, from the frozen backbone without any prompt, `forward` is given; None: none."""
 
     pooling: ImagePooling | None = None
     """What a head reads of an image where the task does not say; None: what the backbone says."""
@@ -84,9 +84,9 @@ class Method(ABC):
         return None
 
     def frozen_layers(self, spec: BackboneSpec) -> int | None:
-        """Layers from the bottom on that see neither a prompt nor a trained weight: what they say of a row never changes.
+        """How many layers, from the bottom on, see neither a prompt nor a trained weight: a row's states there never change.
 
-        None: all of them, and the norm behind; only what is made of a head's reading is trained.
+        None: all layers and the norm behind them; only a head that reads their states is trained.
         """
         return None if self.head_only else 0
 

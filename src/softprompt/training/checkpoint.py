@@ -1,4 +1,4 @@
-"""Where a training run stands, in one safetensors file: tensors, and plain JSON in its header.
+"""Checkpoints: the state of a training run in one safetensors file, with plain JSON in its header.
 
 The file appears whole or not at all: it is written under another name, forced to the disk, then renamed.
 A checksum over everything is in the header, so damage is an error and never a slightly different run.
@@ -39,10 +39,9 @@ _COLUMNS = ("step", "loss", "lr", "gradient_norm", "tokens", "seconds")
 
 @dataclass
 class RunState:
-    """Everything that changes while a run goes on, beside the parameters and the optimizer.
+    """Everything that changes during a run, except the parameters and the optimizer.
 
-    There is no state of a random generator: what is random in a step is seeded from the recipe's seed and the
-    step.
+    No state of a random generator is needed: each step is seeded from the recipe's seed and the number of the step.
 
     step       optimizer steps done
     evaluated  the step after which the last evaluation was made; 0: none yet
@@ -70,10 +69,14 @@ def run_identity(
     start: Mapping[str, Tensor] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a resumed run must have in common with the one it goes on with, as JSON values.
+    """What a run must have in common with the checkpoint that it is resumed from, as JSON values.
 
-    start: the tensors that it began with, where the recipe's seed does not say it.
-    facts: what else it depends on, by name.
+    recipe       settings that change no tensor are left out
+    groups       optimizer groups over the parameters
+    rows         the training rows
+    main_metric  which metric decides what is best
+    start        the initial values, where they are not those that the recipe's seed gives
+    facts        what else the tensors depend on, by name
     """
     names = {parameter: name for name, parameter in parameters.items()}
     begun = None
@@ -93,7 +96,7 @@ def run_identity(
 
 
 def rows_identity(rows: Sequence[EncodedRow]) -> dict[str, Any]:
-    """How many rows there are, and the sha256 of all that a model reads of them and is asked about them."""
+    """The number of rows, and the sha256 of everything that a model reads in them and is asked about them."""
     digest = hashlib.sha256()
     targets: Any = None  # rows of images may all have the very same thousand texts
     lengths, content = "", b""
@@ -119,11 +122,14 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
 ) -> Path:
-    """Write the run to `folder/checkpoint.safetensors` and return that path.
+    """Write a checkpoint to `folder/checkpoint.safetensors` and return that path.
 
-    identity: from `run_identity`.
-    Raises CheckpointError, naming the folder, if it cannot be written; an older checkpoint there stays as it
-    is.
+    folder      is made if it does not exist
+    state       where the run stands
+    parameters  all trained tensors, by name
+    optimizer   over these parameters
+    identity    from `run_identity`
+    Raises CheckpointError, naming the folder, if it cannot be written; an older checkpoint there is left unchanged.
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in parameters.items()}
     tensors = {f"parameters/{name}": parameter.detach() for name, parameter in parameters.items()}
@@ -156,9 +162,9 @@ def save_checkpoint(
     try:
         _replace(path, content)
     except OSError as error:
-        kept = "the checkpoint that was there is untouched" if path.exists() else "none was there before"
+        before = "the earlier checkpoint is unchanged" if path.exists() else "there was none before"
         raise CheckpointError(
-            f"cannot write a checkpoint to {folder}: {error.strerror or error}; {kept}. "
+            f"cannot write a checkpoint to {folder}: {error.strerror or error}; {before}. "
             "Free some space or give another folder, then start again to resume"
         ) from error
     return path
@@ -170,10 +176,13 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
 ) -> RunState | None:
-    """Put the run found in `folder` into parameters and optimizer and return its state; None: there is none.
+    """Resume: copy the checkpoint in `folder` into parameters and optimizer, and return its state.
 
+    parameters, optimizer  of the run that is resumed, overwritten in place
+    identity               of that run, from `run_identity`
+    Returns None where there is no checkpoint.
     Raises CheckpointError if the file is damaged or of another run (another recipe, other rows, other
-    parameters, another method, task or backbone), and then leaves parameters and optimizer as they were.
+    parameters, another method, task or backbone), and then leaves parameters and optimizer unchanged.
     """
     path = folder / FILE
     if not path.exists():
@@ -218,13 +227,15 @@ def load_checkpoint(
 
 
 def discard_checkpoint(folder: Path) -> None:
-    """Take away what a run that starts anew would replace only later: killed before, it would be resumed from that."""
-    with contextlib.suppress(NotADirectoryError):  # the first checkpoint says so
+    """Remove the checkpoint of an earlier run, so that one that starts anew is never resumed from it."""
+    with contextlib.suppress(
+        NotADirectoryError
+    ):  # writing the first checkpoint raises it with an explanation
         (folder / FILE).unlink(missing_ok=True)
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """The whole content under the name, or what was there before: also after a power cut."""
+    """Replace the file at once: after a power cut too, it has the whole content or the content it had before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -275,7 +286,7 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _differences(found: Any, expected: Any, name: str = "") -> list[str]:
-    """What two JSON values do not have in common, each as `name: found there, expected now`."""
+    """The differences of two JSON values, each as a sentence with the name and both values."""
     if isinstance(found, dict) and isinstance(expected, dict):
         keys = sorted(found.keys() | expected.keys())
         return [

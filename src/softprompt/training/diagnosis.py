@@ -1,4 +1,4 @@
-"""What went wrong in a run, in words that help."""
+"""Messages that say what went wrong in a run, and what to try."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from softprompt.errors import TrainingDiverged
 from softprompt.training.checkpoint import RunState
 
-_SHORTEST_JUDGED_RUN = 20  # steps: below it a tenth of the run is one batch, and says nothing
+_SHORTEST_JUDGED_RUN = 20  # steps: in a shorter run a tenth is one batch, too little to judge by
 
 
 def nothing_learned(losses: Sequence[float], gradient_norms: Sequence[float]) -> str | None:
-    """A sentence if every gradient was zero or the training loss did not fall.
+    """A sentence if every gradient was zero or the training loss did not fall; None: there is no such sign.
 
-    losses, gradient_norms: one per step. The loss is judged by the medians of the first and the last tenth of
-    the steps, and only from 20 steps on.
+    losses, gradient_norms  one per step; the loss is judged by the medians of the first and the last tenth of the steps,
+                            and only from 20 steps on
     """
     if gradient_norms and max(gradient_norms) == 0:
         return (
@@ -35,12 +35,18 @@ def nothing_learned(losses: Sequence[float], gradient_norms: Sequence[float]) ->
 
 
 def diverged(state: RunState, loss: float, norm: float, lr: float) -> TrainingDiverged:
-    """The error for the step after `state`, to be raised once its best tensors are restored."""
+    """The error for the step after `state`; the caller restores the best tensors before it is raised.
+
+    loss, norm  what the step found, one of them not finite
+    lr          learning rate of the first parameter group at that step
+    """
     step = state.step + 1
-    kept = "before this step" if state.best_step is None else f"of step {state.best_step}, the best so far"
+    restored = (
+        "before this step" if state.best_step is None else f"of step {state.best_step}, the best so far"
+    )
     return TrainingDiverged(
         f"training diverged at step {step}: loss {loss:.4g}, gradient norm {norm:.4g}, learning rate "
-        f"{lr:.3g}. The tensors {kept}, are back in place. Try a learning_rate of {lr / 10:.2g}, a longer "
+        f"{lr:.3g}. The tensors {restored}, are back in place. Try a learning_rate of {lr / 10:.2g}, a longer "
         "warmup, or a smaller clip_norm; at the first step, look for overflow in the backbone's precision",
         step=step,
         lr=lr,

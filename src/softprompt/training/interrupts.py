@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment that suits."""
+"""Delay Ctrl-C until a step is complete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until the end of the block: a step that is half made could not be resumed."""
+    """Delay Ctrl-C to the end of the block: a half-made step could not be resumed."""
     handler = signal.getsignal(signal.SIGINT)
     # Only the main thread is interrupted by Ctrl-C; None is a handler that was not set from Python.
     if handler is None or threading.current_thread() is not threading.main_thread():

@@ -178,7 +178,7 @@ class OngoingRun:
             return
         try:
             self._save()
-            interrupt.add_note(f"start it again with the folder {folder} to go on from there")
+            interrupt.add_note(f"start it again with the folder {folder} to resume")
         except CheckpointError as error:
             interrupt.add_note(str(error))
 

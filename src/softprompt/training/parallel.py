@@ -1,6 +1,6 @@
 """Data parallelism by hand: many processes take the same step as one.
 
-There is no wrapper around the model. Each process scores its share of every batch, and the gradients of the
+There is no wrapper around the model: each process scores its share of every batch, and the gradients of the
 few trained tensors are added up. Letters: B rows.
 """
 
@@ -23,7 +23,7 @@ class Scorer(Protocol):
     """The model as training sees it."""
 
     def score(self, rows: Sequence[EncodedRow]) -> Any:
-        """What the task's loss is taken of: TargetLogits, or where a head answers its outputs; it may be Penalized."""
+        """What the task's loss is computed from: TargetLogits, or a head's outputs; either may be Penalized."""
         ...
 
 
@@ -36,7 +36,12 @@ class RowLoss(Protocol):
 
 
 def synchronize(accelerator: Accelerator, tensors: Sequence[Tensor], step: int) -> None:
-    """Every process begins with the main one's tensors, at the same step."""
+    """Give every process the main process's tensors, and check that all resume at the same step.
+
+    tensors  overwritten in place
+    step     optimizer steps that this process's checkpoint holds
+    Raises CheckpointError where the main process is at another step.
+    """
     if accelerator.num_processes == 1:
         return
     [main_step] = broadcast_object_list([step])
@@ -52,11 +57,12 @@ def synchronize(accelerator: Accelerator, tensors: Sequence[Tensor], step: int) 
 
 @dataclass(frozen=True)
 class Step:
-    """The step that a run asks for: the gradient of the mean loss over a batch.
+    """A step that is to be taken: the gradient of the mean loss over a batch.
 
-    trained       the tensors whose `grad` it is left in, over what stands there
+    batch         the rows
+    trained       the tensors whose `grad` is overwritten with the gradient
     accumulation  micro-batches that the batch is split into
-    seed          of everything random in it
+    seed          of everything random in the step
     tallies       counts that grow while rows are scored
     """
 
@@ -67,7 +73,7 @@ class Step:
     tallies: Sequence[Tensor] = ()
 
     def share(self, micro_batch: int, accelerator: Accelerator) -> Sequence[EncodedRow]:
-        """The rows of a micro-batch that this process scores. All shares together are the same however many there are."""
+        """The rows of a micro-batch that this process scores. The shares add up to the batch for any number of processes."""
         if micro_batch >= self.accumulation:
             return ()
         rows = self.batch[micro_batch :: self.accumulation]
@@ -77,10 +83,11 @@ class Step:
 def backward(
     model: Scorer, encoder: RowLoss, steps: Sequence[Step], accelerator: Accelerator
 ) -> list[tuple[Tensor, Tensor]]:
-    """Gradients of each step, on every process, by one pass over the rows of all; returns of each its loss and the
-    method's share in it, () each.
+    """Compute the gradients of all steps, on every process, in one pass over their rows.
 
-    The steps must train tensors of their own. Their rows are scored one step's behind the other's.
+    steps  no two may train the same tensor; their rows are scored in this order
+    Returns for each step the loss and the part of it that the method adds, () each.
+    Raises ValueError where the task's loss is not one number a row, or depends on no trained tensor.
     """
     found = [torch.zeros(2, device=step.trained[0].device) for step in steps]
     before = [[tally.clone() for tally in step.tallies] for step in steps]
@@ -115,7 +122,7 @@ def backward(
 
 
 def _row_losses(model: Scorer, encoder: RowLoss, rows: Sequence[EncodedRow]) -> tuple[Tensor, Tensor]:
-    """Loss of each row, what the method adds included, and that part alone, without gradient; (B,) each."""
+    """The loss of each row with what the method adds, and what the method adds alone, without gradient; (B,) each."""
     answers = model.score(rows)
     penalty = answers.penalty if isinstance(answers, Penalized) else None
     losses = encoder.loss(answers.answers if isinstance(answers, Penalized) else answers, rows)  # (B,)

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: one record per step, and who shows it."""
+"""Progress of a run: one record per step, and classes that show it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Record:
 
 
 class Progress(Protocol):
-    """Is told what happens in a run. Called on the main process only."""
+    """Receives what happens in a run, on the main process only."""
 
     def begin(self, steps: int, done: int) -> None:
         """The run has `steps` optimizer steps, of which `done` were made before it was resumed."""
@@ -61,7 +61,7 @@ class Progress(Protocol):
         ...
 
     def end(self) -> None:
-        """The run is over, or broke off."""
+        """The run is over, or was broken off."""
         ...
 
 
@@ -82,7 +82,7 @@ class Silent:
 
 
 class ConsoleProgress:
-    """Loss, metrics, tokens per second remaining time in a bar; without a terminal, a line per evaluation."""
+    """Shows loss, metrics, tokens per second and remaining time in a bar; without a terminal, a line per evaluation."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -137,7 +137,7 @@ class ConsoleProgress:
 
 
 class Shared:
-    """What several runs tell, told as one: their steps added up, evaluations as they come. All are given the same."""
+    """Shows several runs as one, with their steps added up. All runs are given the same object."""
 
     def __init__(self, shown: Progress, runs: int) -> None:
         self._shown = shown

@@ -1,4 +1,4 @@
-"""What is random in a training step, of one run or of several that share a pass."""
+"""Random numbers of a training step, for one run or for several that share a pass."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 class Streams:
-    """What each run draws from in a step: nothing but its own seed says what it gets, whatever runs beside it.
+    """The random numbers of each run in a step: they depend on its seed alone, not on the runs beside it.
 
-    The numbers come out of torch's default generators, which dropout draws from: whoever uses streams, forks these.
+    They come from torch's default generators, which dropout draws from. Callers fork these generators.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -20,7 +20,7 @@ class Streams:
         self._states: dict[int, list[Tensor]] = {}
 
     def begin(self, seeds: Mapping[int, int]) -> None:
-        """A step of the runs with these numbers. If it is one run, torch's generators stand at its beginning."""
+        """Begin a step. seeds: by the number of the run. With one run, torch's generators are left seeded for it."""
         self._states = {}
         for number, seed in seeds.items():
             self._seed(seed)
@@ -28,7 +28,7 @@ class Streams:
 
     @contextmanager
     def of(self, number: int) -> Iterator[None]:
-        """Within the block torch's generators are those of this run, where it left them the last time."""
+        """In the block torch's generators are this run's, in the state in which its last block left them."""
         cpu, *rest = self._states[number]
         torch.default_generator.set_state(cpu)
         for state in rest:
@@ -37,7 +37,7 @@ class Streams:
         self._states[number] = self._state()
 
     def _seed(self, seed: int) -> None:
-        """Alike on all processes, which run the same prompt, dropout included.
+        """Seed the generators, the same on all processes: they run the same prompt, dropout included.
 
         Not torch.manual_seed: it seeds every kind of device, and takes a millisecond for those that are missing.
         """

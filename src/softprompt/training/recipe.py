@@ -73,7 +73,7 @@ class Recipe:
     """Run the backbone through torch.compile: a slow first step, faster ones after it."""
 
     trackers: tuple[Tracker, ...] = ()
-    """Where losses and metrics are logged, beside the history that is always kept."""
+    """Where losses and metrics are logged, in addition to the history."""
 
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest row in tokens, virtual tokens and answer included; none: what the backbone can read."""
