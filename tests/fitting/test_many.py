@@ -230,6 +230,26 @@ def test_an_interrupt_leaves_a_checkpoint_of_every_run(tmp_path: Path) -> None:
     assert sorted(path.parent.name for path in tmp_path.rglob("checkpoint.safetensors")) == ["run-0", "run-1"]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, InterruptedError])
+def test_the_progress_of_every_run_is_ended_once_whatever_breaks_one_off(error: type[BaseException]) -> None:
+    class Counting(Silent):
+        def __init__(self, breaks_at: int | None) -> None:
+            self.breaks_at, self.ended = breaks_at, 0
+
+        def update(self, record: Record) -> None:
+            if record.step == self.breaks_at:
+                raise error
+
+        def end(self) -> None:
+            self.ended += 1
+
+    runs: Runs = [(PromptTuning(length=2), Recipe(steps=4, batch_size=6, seed=n)) for n in (0, 1, 2)]
+    watchers = [Counting(None), Counting(2), Counting(None)]
+    with pytest.raises(error):
+        fit_many(tiny_backbone(), TASK, runs, ROWS, progress=watchers)
+    assert [watcher.ended for watcher in watchers] == [1, 1, 1]
+
+
 def test_what_cannot_share_a_pass_is_said() -> None:
     backbone, usual = tiny_backbone(), Recipe(steps=2, batch_size=4)
 
