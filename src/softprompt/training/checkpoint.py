@@ -228,9 +228,7 @@ def load_checkpoint(
 
 def discard_checkpoint(folder: Path) -> None:
     """Remove the checkpoint of an earlier run, so that one that starts anew is never resumed from it."""
-    with contextlib.suppress(
-        NotADirectoryError
-    ):  # writing the first checkpoint raises it with an explanation
+    with contextlib.suppress(NotADirectoryError):  # the first save explains it
         (folder / FILE).unlink(missing_ok=True)
 
 
