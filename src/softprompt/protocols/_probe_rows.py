@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from softprompt.backbones.base import Backbone
 from softprompt.baselines import LinearProbe
 from softprompt.binding import bind, new_head
-from softprompt.data import Row, Rows, names_file, read_rows
+from softprompt.data import Row, Rows
 from softprompt.features.cache import FeatureCache, with_features
 from softprompt.model import pool
 from softprompt.outputs import EncodedRow, PromptOutput, windows_of
 from softprompt.prompts import BuildContext, PromptModule
+from softprompt.protocols.base import rows_of
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt
@@ -107,8 +108,8 @@ def read_for_probes(
 
     recipe: its seed, max_tokens and batch_size. Raises ValueError for no rows and for a task without a head.
     """
-    train_rows = read_rows(train, _split_of(train, "train"))
-    validation_rows = read_rows(validation, _split_of(validation, "validation"))
+    train_rows = rows_of(train, "train")
+    validation_rows = rows_of(validation, "validation")
     method = LinearProbe()
     generator = torch.Generator().manual_seed(recipe.seed)
     head = new_head(method, task, backbone.spec, generator)
@@ -154,7 +155,3 @@ class _Known:
 
     def generate(self, rows: Sequence[EncodedRow], **options: Any) -> list[list[int]]:
         raise NotImplementedError("a probe writes no text")
-
-
-def _split_of(source: Rows, split: str) -> str | None:
-    return split if isinstance(source, str) and not names_file(source) else None

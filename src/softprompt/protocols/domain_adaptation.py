@@ -20,7 +20,7 @@ from softprompt.data import Row, Rows
 from softprompt.errors import SoftpromptWarning
 from softprompt.fitting.one import fit
 from softprompt.prompts import Method
-from softprompt.protocols._records import rows_of
+from softprompt.protocols.base import rows_of
 from softprompt.tasks import ImageTextClassification
 from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt

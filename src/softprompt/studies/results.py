@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from softprompt.records.run_folders import Outcome
 from softprompt.studies.config import Study
 from softprompt.studies.ensembles import members_of, recorded
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.plan import Plan, plan
-from softprompt.studies.runs import Outcome, PlannedRun
+from softprompt.studies.runs import PlannedRun
 
 COSTS = {
     "trained_parameters": "trained parameters",
