@@ -26,6 +26,7 @@ from softprompt.protocols.class_incremental import (
 )
 from softprompt.protocols.domain_adaptation import (
     DomainAdaptation,
+    DomainAdaptationProtocol,
     PseudoLabels,
     adapt,
     mean_class_accuracy,
@@ -69,6 +70,7 @@ __all__ = [
     "ClassIncrementalProtocol",
     "Domain",
     "DomainAdaptation",
+    "DomainAdaptationProtocol",
     "DomainScores",
     "DomainShift",
     "DomainShiftProtocol",

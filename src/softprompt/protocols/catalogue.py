@@ -9,6 +9,7 @@ from softprompt.fitting.run_config import parsed
 from softprompt.protocols.base import Protocol
 from softprompt.protocols.base_to_new import BaseToNewProtocol
 from softprompt.protocols.class_incremental import ClassIncrementalProtocol
+from softprompt.protocols.domain_adaptation import DomainAdaptationProtocol
 from softprompt.protocols.domain_shift import DomainShiftProtocol
 from softprompt.protocols.few_shot import FewShotProtocol
 from softprompt.protocols.plain import PlainProtocol
@@ -22,6 +23,7 @@ PROTOCOLS: dict[str, type[Protocol]] = {
         DomainShiftProtocol,
         BaseToNewProtocol,
         ClassIncrementalProtocol,
+        DomainAdaptationProtocol,
     )
 }
 
