@@ -16,10 +16,10 @@ from softprompt.protocols import class_incremental as module
 from softprompt.protocols.class_incremental import (
     ClassIncremental,
     class_incremental_run,
-    class_tasks,
     joint_training,
 )
 from softprompt.protocols.rehearsal import Rehearsal
+from softprompt.protocols.task_division import class_tasks
 from softprompt.records import stages
 from tests.tiny.task import tiny_backbone
 from tests.tiny.vision import picture, vision_backbone
