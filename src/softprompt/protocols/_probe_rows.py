@@ -85,13 +85,13 @@ class ProbeRows:
             "trained_parameters": sum(p.numel() for p in self.head.parameters()),
         }
         return TunedPrompt(
-            self.backbone.with_settings(),
-            self.task,
-            LinearProbe(),
-            self.module.requires_grad_(False),
-            max_tokens,
-            dict(settings) | facts,
-            {"validation": dict(metrics)},
+            backbone=self.backbone.with_settings(),
+            task=self.task,
+            method=LinearProbe(),
+            module=self.module.requires_grad_(False),
+            max_tokens=max_tokens,
+            recipe=dict(settings) | facts,
+            metrics={"validation": dict(metrics)},
             head=self.head.requires_grad_(False),
         )
 
@@ -125,16 +125,16 @@ def read_for_probes(
         for part in (train_rows, validation_rows)
     )
     return ProbeRows(
-        backbone,
-        task,
-        encoder,
-        head.to(backbone.device),
-        module,
-        ReadRows(backbone, [part for row in encoded for part in windows_of(row)]),
-        len(train_rows),
-        ReadRows(backbone, [part for row in others for part in windows_of(row)]),
-        validation_rows,
-        others,
+        backbone=backbone,
+        task=task,
+        encoder=encoder,
+        head=head.to(backbone.device),
+        module=module,
+        train=ReadRows(backbone, [part for row in encoded for part in windows_of(row)]),
+        train_rows=len(train_rows),
+        held_out=ReadRows(backbone, [part for row in others for part in windows_of(row)]),
+        validation=validation_rows,
+        encoded=others,
     )
 
 

@@ -234,21 +234,20 @@ def parse_study(values: Mapping[str, Any]) -> Study:
     if ensembles and not keep:
         raise ValueError("ensembles is true and keep_prompts false: kept prompts are what answers together")
     shared = {key: value for key, value in values.items() if key in (*RUN_KEYS, *FLAT_KEYS)}
-    title = str(values.get("title") or "A study")
     return Study(
-        title,
-        shared,
-        axes,
-        runs,
-        seeds,
-        select,
-        search,
-        compare,
-        keep,
-        together,
-        cached,
-        dict(values),
-        ensembles,
+        title=str(values.get("title") or "A study"),
+        shared=shared,
+        axes=axes,
+        runs=runs,
+        seeds=seeds,
+        select=select,
+        search=search,
+        compare=compare,
+        keep_prompts=keep,
+        together=together,
+        cache_features=cached,
+        values=dict(values),
+        ensembles=ensembles,
     )
 
 
