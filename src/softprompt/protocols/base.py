@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -207,9 +207,9 @@ class Protocol(ABC):
 
 
 def _written(value: Any, plain: Any) -> Any:
-    """A setting in plain values: sources of rows as runs are named by them, all else as JSON has it."""
-    if isinstance(value, SourceConfig):
-        return value.as_dict()
+    """A setting in plain values, by which runs are named; plain: as JSON has it."""
+    if is_dataclass(value):
+        return settings_of(value)
     if isinstance(value, Mapping):
         return {name: _written(part, plain[name]) for name, part in value.items()}
     return plain
