@@ -161,7 +161,7 @@ def test_the_method_in_contributing_is_found_keeps_the_rules_and_passes_its_test
     from tests.fitting.test_run_config import MINIMAL
     from tests.prompts import test_methods
 
-    method, its_tests = blocks("CONTRIBUTING.md", "python")
+    method, its_tests, *_ = blocks("CONTRIBUTING.md", "python")
     (tmp_path / "gain.py").write_text(method)
     monkeypatch.setattr(softprompt.prompts, "__path__", [*softprompt.prompts.__path__, str(tmp_path)])
     sp.methods.cache_clear()
@@ -183,6 +183,31 @@ def test_the_method_in_contributing_is_found_keeps_the_rules_and_passes_its_test
     finally:
         sp.methods.cache_clear()
         sys.modules.pop("softprompt.prompts.gain", None)
+
+
+@pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")  # a few steps on a few rows learn nothing
+def test_the_protocol_in_contributing_passes_its_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib
+
+    import softprompt.protocols
+    from softprompt.protocols.catalogue import PROTOCOLS
+
+    *_, protocol, its_tests = blocks("CONTRIBUTING.md", "python")
+    (tmp_path / "cross_validation.py").write_text(protocol)
+    monkeypatch.setattr(softprompt.protocols, "__path__", [*softprompt.protocols.__path__, str(tmp_path)])
+    try:
+        module = importlib.import_module("softprompt.protocols.cross_validation")
+        monkeypatch.setitem(PROTOCOLS, "cross-validation", module.CrossValidationProtocol)
+        namespace: dict[str, Any] = {}
+        exec(compile(its_tests, "CONTRIBUTING.md", "exec"), namespace)  # noqa: S102 - our own document
+        tests = {name: test for name, test in namespace.items() if name.startswith("test_")}
+        assert len(tests) == 3
+        for name, test in tests.items():
+            test(*([tmp_path] if "study" in name else []))
+    finally:
+        sys.modules.pop("softprompt.protocols.cross_validation", None)
 
 
 def test_the_comparison_of_the_how_to_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,9 +74,18 @@ def everything_at_once(folder: Path) -> StudyFolder:
     head = {"name": "image-classification", "labels": labels}
     texts = {"name": "image-text-classification", "labels": labels, "template": "a picture of a {}."}
     kinds = {
-        "two tasks": {"task": head, "class_tasks": 2, "method": "linear-probe"},
-        "two halves": {"task": texts, "base_to_new": True, "method": {"name": "coop", "length": 2}},
-        "hotels and products": {"domains": {"hotels": "hotels.csv", "products": "products.csv"}},
+        "two tasks": {
+            "task": head,
+            "protocol": {"name": "class-incremental", "tasks": 2},
+            "method": "linear-probe",
+        },
+        "two halves": {"task": texts, "protocol": "base-to-new", "method": {"name": "coop", "length": 2}},
+        "hotels and products": {
+            "protocol": {
+                "name": "domain-shift",
+                "domains": {"hotels": "hotels.csv", "products": "products.csv"},
+            }
+        },
     }
 
     def facts(run: Any) -> dict[str, Any]:

@@ -56,12 +56,13 @@ if TYPE_CHECKING:
     from softprompt.protocols.domain_adaptation import DomainAdaptation, adapt
     from softprompt.protocols.domain_shift import Domain, DomainShift, evaluate_domains
     from softprompt.protocols.ensembling import EnsembleMetrics, PromptEnsemble
-    from softprompt.protocols.few_shot import FewShotSplit, few_shot_runs, few_shot_splits
+    from softprompt.protocols.few_shot import few_shot_runs
     from softprompt.protocols.probe_grid import ProbeGrid, probe_grid
     from softprompt.protocols.probe_search import ProbeSearch, probe_search
     from softprompt.protocols.recycling import port_prompt
     from softprompt.protocols.rehearsal import Rehearsal
     from softprompt.protocols.selection import Candidate, Selection, candidates, select_and_test
+    from softprompt.protocols.splits import FewShotSplit, few_shot_splits
     from softprompt.protocols.transfer import (
         combine_prompts,
         prompt_similarity,
@@ -142,9 +143,9 @@ _HOMES = {
     "evaluate_domains": "softprompt.protocols.domain_shift",
     "EnsembleMetrics": "softprompt.protocols.ensembling",
     "PromptEnsemble": "softprompt.protocols.ensembling",
-    "FewShotSplit": "softprompt.protocols.few_shot",
+    "FewShotSplit": "softprompt.protocols.splits",
     "few_shot_runs": "softprompt.protocols.few_shot",
-    "few_shot_splits": "softprompt.protocols.few_shot",
+    "few_shot_splits": "softprompt.protocols.splits",
     "ProbeGrid": "softprompt.protocols.probe_grid",
     "probe_grid": "softprompt.protocols.probe_grid",
     "ProbeSearch": "softprompt.protocols.probe_search",

@@ -12,15 +12,15 @@ from torch.testing import assert_close
 
 import softprompt as sp
 from softprompt.prompts import Method
-from softprompt.protocols import _stages
 from softprompt.protocols import class_incremental as module
 from softprompt.protocols.class_incremental import (
     ClassIncremental,
     class_incremental_run,
-    class_tasks,
     joint_training,
 )
 from softprompt.protocols.rehearsal import Rehearsal
+from softprompt.protocols.task_division import class_tasks
+from softprompt.records import stages
 from tests.tiny.task import tiny_backbone
 from tests.tiny.vision import picture, vision_backbone
 
@@ -212,7 +212,7 @@ def test_a_study_that_was_killed_while_it_wrote_makes_its_task_again(
         run(sp.LinearProbe(), tmp_path)
     Fits(monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(_stages, "write_object", killed)
+        patch.setattr(stages, "write_object", killed)
         with pytest.raises(KeyboardInterrupt):
             run(sp.LinearProbe(), tmp_path)
     assert {path.name for path in tmp_path.glob("state-*")} == {"state-1.safetensors", "state-2.safetensors"}

@@ -14,7 +14,7 @@ import torch
 
 import softprompt as sp
 from softprompt.protocols import few_shot, started_from
-from softprompt.protocols._records import rows_digest
+from softprompt.records import rows_digest
 from tests.tiny import vision
 from tests.tiny.task import ROWS, TASK, tiny_backbone
 from tests.tiny.vision import vision_backbone

@@ -39,8 +39,7 @@ def half_study(folder: Path, **changes: Any) -> dict[str, Any]:
         "task": TASK,
         "data": {"train": str(source), "test": str(source)},
         "recipe": {"steps": 3, "batch_size": 4, "learning_rate": 0.5, "checkpoint_every": 1},
-        "base_to_new": True,
-        "shots": 2,
+        "protocol": {"name": "base-to-new", "shots": 2},
         "axes": {"method": {"zero-shot": {"method": "zero-shot", "seeds": [0]}, "CoOp": {"method": COOP}}},
         "seeds": [0, 1],
         **changes,
@@ -116,11 +115,11 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"base_to_new": "yes"}, "base_to_new is 'yes', expected true or false"),
+        ({"protocol.shots": True}, "protocol.shots: Input should be a valid integer; found True"),
         ({"task.labels": ["red", "blue", "green"]}, "four are needed"),
         ({"data.validation": "rows.csv"}, "new classes have no validation rows"),
         ({"data.test": None}, "data.test is missing"),
-        ({"domains": {"other": "rows.csv"}}, "together with class_tasks or domains"),
+        ({"protocol.domains": {"other": "rows.csv"}}, "unknown key 'protocol.domains'"),
         ({"task": {"name": "image-classification", "labels": list(COLOURS)}}, "told by their names"),
     ],
 )
@@ -128,14 +127,3 @@ def test_what_does_not_fit_two_halves_is_refused(tmp_path: Path, changes: dict[s
     values = half_study(tmp_path, axes={"way": {"this": {"method": "coop", **changes}}})
     with pytest.raises(ValueError, match=re.escape(told)):
         plan(parse_study(values), lambda run: None)
-
-
-def test_runs_that_are_no_halves_keep_their_names(tmp_path: Path) -> None:
-    values = half_study(tmp_path)
-    without = {key: value for key, value in values.items() if key != "base_to_new"}
-    names = [
-        {run.id for run in plan(parse_study(v), lambda run: None).runs}
-        for v in (without, without | {"base_to_new": False})
-    ]
-    assert names[0] == names[1]
-    assert names[0].isdisjoint(run.id for run in plan(parse_study(values), lambda run: None).runs)

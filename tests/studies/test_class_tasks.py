@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from softprompt.protocols import _stages, class_incremental
+from softprompt.protocols import class_incremental
+from softprompt.records import Outcome, stages
 from softprompt.studies import StudyFolder, Worker, conduct, read_study
-from softprompt.studies.runs import Outcome
 from tests.cli.runs import write_rows
 from tests.studies.small import write_study
 from tests.studies.test_conduct import open_tiny
@@ -34,14 +34,14 @@ def test_it_goes_on_with_the_next_task_and_knows_the_steps_of_the_first(
         task={"name": "sequence-classification", "template": "{text}", "labels": LABELS},
         axes={"method": ["linear-probe"]},
         seeds=[0],
-        class_tasks=2,
+        protocol={"name": "class-incremental", "tasks": 2},
     )
     write_rows(
         tmp_path / "rows.jsonl",
         [{"text": f"the {what} is {word}", "label": word} for what in ("film", "book") for word in LABELS],
     )
     whole, history = made(study, tmp_path / "whole")
-    write = _stages.write_stage
+    write = stages.write_stage
 
     def killed(*arguments: Any) -> None:
         write(*arguments)

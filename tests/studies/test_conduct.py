@@ -23,7 +23,8 @@ import yaml
 from softprompt.backbones.loading import load_backbone
 from softprompt.fitting import preparation
 from softprompt.fitting.run_config import BackboneConfig
-from softprompt.studies import StudyFolder, Worker, conduct, engine, plan, read_study, supplies, worker
+from softprompt.protocols import fit_and_test
+from softprompt.studies import StudyFolder, Worker, conduct, engine, plan, read_study, supplies
 from softprompt.studies.engine import Quiet
 from softprompt.tasks.classification import TextClassificationEncoder
 from softprompt.training.progress import Record, Silent
@@ -366,7 +367,7 @@ def test_a_clock_that_jumps_changes_nothing(
     for path in (tmp_path / "out").rglob("*"):
         os.utime(path, (10**9 * 5, 10**9 * 5))  # files of the year 2128
     monkeypatch.setattr("time.time", lambda: 0.0)
-    monkeypatch.setattr(worker, "fit_data", None)  # nothing is made again
+    monkeypatch.setattr(fit_and_test, "fit_data", None)  # nothing is made again
     conduct(read_study(undisturbed), StudyFolder(tmp_path / "out"), Worker(open_tiny))
     assert results(undisturbed, tmp_path / "out") == results(undisturbed, undisturbed.parent / "out")
 

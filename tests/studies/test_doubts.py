@@ -77,8 +77,12 @@ def test_software_that_changed_is_told(tmp_path: Path, what: str) -> None:
             "train",
             "train rows of train.csv limit 5",
         ),
-        ({"domains": {"hotels": "hotels.csv"}}, "hotels", "hotels rows of hotels.csv"),
-        ({"shots": 4}, "train", "train rows of train.csv"),
+        (
+            {"protocol": {"name": "domain-shift", "domains": {"hotels": "hotels.csv"}}},
+            "hotels",
+            "hotels rows of hotels.csv",
+        ),
+        ({"protocol": {"name": "few-shot", "shots": 4}}, "train", "train rows of train.csv"),
     ],
 )
 def test_rows_that_changed_while_the_study_ran_are_told(
@@ -103,8 +107,8 @@ def test_few_rows_that_each_seed_draws_for_itself_have_not_changed(tmp_path: Pat
         drawn = {"count": 8, "sha256": f"drawn with {run.seed}, {run.values['shots']}"}
         return found | {"rows": {"train": drawn, "validation": drawn, "test": found["rows"]["test"]}}
 
-    axes = {"method": {"prompts": {}}, "shots": [4, 8]}
-    assert told(made_up(tmp_path, facts, axes=axes, seeds=[0, 1, 2])) == []
+    axes = {"method": {"prompts": {}}, "protocol.shots": [4, 8]}
+    assert told(made_up(tmp_path, facts, axes=axes, seeds=[0, 1, 2], protocol="few-shot")) == []
 
 
 def test_scores_on_validation_rows_are_told(tmp_path: Path) -> None:

@@ -94,7 +94,12 @@ def test_no_condition_is_left_out_of_the_curves(tmp_path: Path) -> None:
 
 def test_every_data_set_has_its_panel(tmp_path: Path) -> None:
     axes = {"method": {"prompts": {}}, "method.length": [1, 10]}
-    folder = made_up(tmp_path, lambda run: ended(run, 0.5), axes=axes, domains={"hotels": "hotels.csv"})
+    folder = made_up(
+        tmp_path,
+        lambda run: ended(run, 0.5),
+        axes=axes,
+        protocol={"name": "domain-shift", "domains": {"hotels": "hotels.csv"}},
+    )
     panels = drawn(named(folder)["by-method-length"]).axes
     assert [panel.get_title() for panel in panels] == ["test", "hotels"]
 

@@ -61,7 +61,7 @@ def made(study: Path, output: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("changes", [{}, {"class_tasks": 2}])
+@pytest.mark.parametrize("changes", [{}, {"protocol": {"name": "class-incremental", "tasks": 2}}])
 def test_a_folder_of_features_changes_neither_results_nor_names(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -78,9 +78,9 @@ def test_a_folder_of_features_changes_neither_results_nor_names(
 def test_the_logits_that_compete_in_tasks_are_a_setting(tmp_path: Path) -> None:
     study = write_image_study(
         tmp_path / "study.yaml",
-        axes={"way": {"present": {}, "all": {"class_logits": "all"}, "joint": {"class_tasks": 1}}},
+        axes={"way": {"present": {}, "all": {"protocol.logits": "all"}, "joint": {"protocol.tasks": 1}}},
         method="linear-probe",
-        class_tasks=2,
+        protocol={"name": "class-incremental", "tasks": 2},
         recipe={"steps": 30, "batch_size": 8, "learning_rate": 0.05},
     )
     made(study, tmp_path / "out")
@@ -91,23 +91,15 @@ def test_the_logits_that_compete_in_tasks_are_a_setting(tmp_path: Path) -> None:
     assert len(names) == 6
     written = [r.run.values.get("class_logits") for r in results.finals if r.line != "all"]
     assert set(written) == {None}  # the default is not written out: earlier runs keep their names
-    bad = write_image_study(tmp_path / "bad.yaml", class_logits="some", class_tasks=2)
-    with pytest.raises(ValueError, match="class_logits is 'some', expected one of"):
-        plan(read_study(bad), lambda run: None)
-    bad = write_image_study(tmp_path / "bad.yaml", class_logits="all")
-    with pytest.raises(ValueError, match="beside class_tasks"):
-        plan(read_study(bad), lambda run: None)
 
 
 def test_order_answers_and_rehearsal_of_tasks_are_settings(tmp_path: Path) -> None:
     study = write_image_study(
         tmp_path / "study.yaml",
-        axes={"way": {"natural": {}, "rehearsed": {"rehearsal": {"size": 2}}}},
+        axes={"way": {"natural": {}, "rehearsed": {"protocol.rehearsal": {"size": 2}}}},
         method={"name": "l2p", "pool": 4, "length": 2, "top": 2},
         seeds=[0],
-        class_tasks=2,
-        class_order="natural",
-        class_answers="seen",
+        protocol={"name": "class-incremental", "tasks": 2, "order": "natural", "answers": "seen"},
         recipe={"steps": 3, "batch_size": 4},
     )
     found = made(study, tmp_path / "out")
@@ -116,16 +108,17 @@ def test_order_answers_and_rehearsal_of_tasks_are_settings(tmp_path: Path) -> No
         assert metrics["test"]["majority_accuracy"] == 0.25
         assert [sum(chosen) for chosen in metrics["test"]["chosen"]] == [3 * 4 * 2] * 2
     results = read_results(StudyFolder(tmp_path / "out"))
-    assert {r.run.settings().rehearsal for r in results.finals} == {None, Rehearsal(size=2)}
+    assert {r.run.settings().protocol.rehearsal for r in results.finals} == {None, Rehearsal(size=2)}
     assert len({r.run.id for r in results.finals}) == 2
     [drawn] = [plot for plot in plots(results) if plot.name == "prompt-selection"]
     assert "prompts were ever chosen" in drawn.alternative
     assert "<svg" in drawn.svg()
     bad = {
-        "rehearsal is there without class_tasks": {"rehearsal": {"size": 1}},
-        "class_order is 'drawn', expected one of": {"class_tasks": 2, "class_order": "drawn"},
-        "rehearsal": {"class_tasks": 2, "rehearsal": {"size": 0}},
+        "protocol.order: Input should be 'seed' or 'natural'; found 'drawn'": {"order": "drawn"},
+        "protocol.rehearsal.size: Input should be greater than 0; found 0": {"rehearsal": {"size": 0}},
+        "protocol.logits: Input should be 'present', 'seen' or 'all'; found 'some'": {"logits": "some"},
     }
-    for message, changes in bad.items():
+    for message, settings in bad.items():
+        changes = {"protocol": {"name": "class-incremental", "tasks": 2, **settings}}
         with pytest.raises(ValueError, match=message):
             plan(read_study(write_image_study(tmp_path / "bad.yaml", **changes)), lambda run: None)

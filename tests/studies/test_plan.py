@@ -96,7 +96,7 @@ def test_a_search_never_sees_test_data_and_final_runs_wait_for_it() -> None:
             **METHODS,
             "seeds": [0, 1],
             "select": {"recipe.learning_rate": [0.1, 0.2]},
-            "domains": {"d": "d.csv"},
+            "protocol": {"name": "domain-shift", "domains": {"d": "d.csv"}},
         }
     )
     found = plan(study, nothing)
@@ -201,8 +201,14 @@ def test_a_study_that_cannot_be_meant_is_refused(values: dict[str, Any], message
             "zero-shot, method.length 3: unknown key",
         ),
         ({"method": "lora", "axes": {"recipe.steps": [0]}}, "recipe.steps 0: recipe.steps: Input should be"),
-        ({"method": "lora", "shots": 0}, "shots is 0"),
-        ({"method": "lora", "domains": {"d": {"sorce": "x"}}}, "unknown key 'domains.d.sorce'"),
+        (
+            {"method": "lora", "protocol": {"name": "few-shot", "shots": 0}},
+            "protocol.shots: Input should be greater than or equal to 1; found 0",
+        ),
+        (
+            {"method": "lora", "protocol": {"name": "domain-shift", "domains": {"d": {"sorce": "x"}}}},
+            "protocol.domains.d: unknown key 'sorce'; did you mean 'source'",
+        ),
         (
             {"method": "lora", "data": {"train": "a"}, "select": {"recipe.steps": [1]}},
             "data.validation is missing",
@@ -257,11 +263,11 @@ def test_the_name_of_a_run_stays_what_it_was() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"class_tasks": 2}, "needs a head over all classes"),
-        ({"class_tasks": 0}, "class_tasks is 0, expected a whole number"),
-        ({"class_tasks": 2, "shots": 4}, "together with shots"),
+        ({"tasks": 2}, "needs a head over all classes"),
+        ({"tasks": 0}, "protocol.tasks: Input should be greater than or equal to 1"),
+        ({"tasks": 2, "shots": 4}, "unknown key 'protocol.shots'"),
     ],
 )
 def test_classes_in_tasks_need_a_head_and_all_rows(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        runs_of(axes={"method": ["prompt-tuning"]}, **changes)
+        runs_of(axes={"method": ["prompt-tuning"]}, protocol={"name": "class-incremental", **changes})

@@ -24,7 +24,7 @@ def test_a_ready_study_comes_to_runs(path: Path, full: bool) -> None:
         for run in todo:
             settings = run.settings()
             data = settings.config.data
-            for source in (data.train, data.validation, data.test, *settings.domains.values()):
+            for source in (data.train, data.validation, data.test, *settings.protocol.sources().values()):
                 assert source is None or source.source in zoo.names()
             metrics = {"validation": {"accuracy": len(known) % 7}}
             known[run.id] = Outcome("finished", {"main_metric": "accuracy", "metrics": metrics})
@@ -45,7 +45,7 @@ def assert_labels_hold(run: PlannedRun) -> None:
     known = {
         "steps": values["recipe"]["steps"],
         "rows": values["data"]["train"]["limit"],
-        "a class": values.get("shots"),
+        "a class": run.settings().protocol.draws(),
         "token": values["method"].get("length"),
         "demonstrations": values["method"].get("shots"),
     }

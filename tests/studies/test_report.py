@@ -86,7 +86,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         seeds=[0, 1, 2],
         select={"recipe.learning_rate": [0.01, 0.1]},
-        domains={"elsewhere": str(other)},
+        protocol={"name": "domain-shift", "domains": {"elsewhere": str(other)}},
     )
     assert softprompt("compare", study, "-o", place / "out", "--quiet").exit_code == 1  # a probe needs a head
     as_json("report", place / "out")
@@ -188,7 +188,7 @@ def test_classes_that_come_in_tasks_leave_a_matrix_of_accuracies(tmp_path: Path)
             "labels": ["good", "bad", "great", "awful"],
         },
         axes={"method": ["linear-probe", {"name": "prompt-tuning", "length": 2}]},
-        class_tasks=2,
+        protocol={"name": "class-incremental", "tasks": 2},
     )
     write_rows(tmp_path / "rows.jsonl", rows)
     assert as_json("compare", study, "-o", tmp_path / "out", "--quiet")["failed"] == []

@@ -84,7 +84,11 @@ def test_what_was_chosen_is_a_file_too(tmp_path: Path) -> None:
 
 def test_confusions_of_every_data_set_are_a_file_and_on_the_page(tmp_path: Path) -> None:
     folder = made_up(
-        tmp_path, lambda run: ended(run, 0.5), axes=AXES, seeds=[0, 1], domains={"hotels": "hotels.csv"}
+        tmp_path,
+        lambda run: ended(run, 0.5),
+        axes=AXES,
+        seeds=[0, 1],
+        protocol={"name": "domain-shift", "domains": {"hotels": "hotels.csv"}},
     )
     rows = written(folder, "confusions.csv")
     assert [row["rows"] for row in rows if row["line"] == "long" and row["data"] == "hotels"] == [

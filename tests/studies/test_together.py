@@ -190,7 +190,7 @@ def test_batches_hold_runs_of_one_method_on_the_same_rows(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "sizes"),
     [
-        ({"shots": 2}, [2, 2]),  # a seed draws its own rows
+        ({"protocol": {"name": "few-shot", "shots": 2}}, [2, 2]),  # a seed draws its own rows
         ({"axes": {"rows": {"some": {"data.train.limit": 8}, "all": {}}}}, [2, 2]),
         ({"axes": {"judged": {"here": {}, "there": {"data.test.limit": 3}}}}, [4]),
         ({"recipe": {"steps": 2, "trackers": ["tensorboard"]}}, [1, 1, 1, 1]),

@@ -1,4 +1,4 @@
-"""Ways of using and measuring prompts that need more than one run: transfer, ensembles, few-shot, classes in tasks ..."""
+"""Ways of measuring prompts, as values, and of using several: few-shot, classes in tasks, transfer, ensembles ..."""
 
 from softprompt.protocols.accuracy_matrix import (
     backward_transfer,
@@ -8,35 +8,48 @@ from softprompt.protocols.accuracy_matrix import (
     learning_accuracy,
     stage_accuracies,
 )
+from softprompt.protocols.base import Experiment, Protocol, ProtocolResult
 from softprompt.protocols.base_to_new import (
     BaseToNew,
+    BaseToNewProtocol,
     base_and_new,
     base_to_new_runs,
     harmonic_mean,
     harmonic_means,
 )
+from softprompt.protocols.catalogue import PROTOCOLS
 from softprompt.protocols.class_incremental import (
     ClassIncremental,
+    ClassIncrementalProtocol,
     class_incremental_run,
-    class_tasks,
     joint_training,
 )
 from softprompt.protocols.domain_adaptation import (
     DomainAdaptation,
+    DomainAdaptationProtocol,
     PseudoLabels,
     adapt,
     mean_class_accuracy,
     mixed_rows,
     pseudo_labels,
 )
-from softprompt.protocols.domain_shift import Domain, DomainScores, DomainShift, evaluate_domains
+from softprompt.protocols.domain_shift import (
+    Domain,
+    DomainScores,
+    DomainShift,
+    DomainShiftProtocol,
+    evaluate_domains,
+)
 from softprompt.protocols.ensembling import EnsembleMetrics, PromptEnsemble, combine
-from softprompt.protocols.few_shot import FewShotSplit, few_shot_runs, few_shot_splits, started_from
+from softprompt.protocols.few_shot import FewShotProtocol, few_shot_runs, started_from
+from softprompt.protocols.plain import PlainProtocol
 from softprompt.protocols.probe_grid import GridScore, ProbeGrid, probe_grid
 from softprompt.protocols.probe_search import ProbeSearch, StrengthScore, probe_search
 from softprompt.protocols.recycling import port_prompt, shared_words
 from softprompt.protocols.rehearsal import Rehearsal
 from softprompt.protocols.selection import Candidate, Selection, candidates, select_and_test
+from softprompt.protocols.splits import FewShotSplit, few_shot_splits
+from softprompt.protocols.task_division import class_tasks
 from softprompt.protocols.transfer import (
     RankedSource,
     combine_prompts,
@@ -49,19 +62,29 @@ from softprompt.protocols.transfer import (
 )
 
 __all__ = [
+    "PROTOCOLS",
     "BaseToNew",
+    "BaseToNewProtocol",
     "Candidate",
     "ClassIncremental",
+    "ClassIncrementalProtocol",
     "Domain",
     "DomainAdaptation",
+    "DomainAdaptationProtocol",
     "DomainScores",
     "DomainShift",
+    "DomainShiftProtocol",
     "EnsembleMetrics",
+    "Experiment",
+    "FewShotProtocol",
     "FewShotSplit",
     "GridScore",
+    "PlainProtocol",
     "ProbeGrid",
     "ProbeSearch",
     "PromptEnsemble",
+    "Protocol",
+    "ProtocolResult",
     "PseudoLabels",
     "RankedSource",
     "Rehearsal",

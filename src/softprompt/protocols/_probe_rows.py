@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from softprompt.backbones.base import Backbone
 from softprompt.baselines import LinearProbe
 from softprompt.binding import bind, new_head
-from softprompt.data import Row, Rows, names_file, read_rows
+from softprompt.data import Row, Rows
 from softprompt.features.cache import FeatureCache, with_features
 from softprompt.model import pool
 from softprompt.outputs import EncodedRow, PromptOutput, windows_of
 from softprompt.prompts import BuildContext, PromptModule
+from softprompt.protocols.base import rows_of
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.tasks.room import Room
 from softprompt.training.recipe import Recipe
@@ -85,13 +86,13 @@ class ProbeRows:
             "trained_parameters": sum(p.numel() for p in self.head.parameters()),
         }
         return TunedPrompt(
-            self.backbone.with_settings(),
-            self.task,
-            LinearProbe(),
-            self.module.requires_grad_(False),
-            max_tokens,
-            dict(settings) | facts,
-            {"validation": dict(metrics)},
+            backbone=self.backbone.with_settings(),
+            task=self.task,
+            method=LinearProbe(),
+            module=self.module.requires_grad_(False),
+            max_tokens=max_tokens,
+            recipe=dict(settings) | facts,
+            metrics={"validation": dict(metrics)},
             head=self.head.requires_grad_(False),
         )
 
@@ -108,8 +109,8 @@ def read_for_probes(
 
     recipe: its seed, max_tokens and batch_size. Raises ValueError for no rows and for a task without a head.
     """
-    train_rows = read_rows(train, _split_of(train, "train"))
-    validation_rows = read_rows(validation, _split_of(validation, "validation"))
+    train_rows = rows_of(train, "train")
+    validation_rows = rows_of(validation, "validation")
     method = LinearProbe()
     generator = torch.Generator().manual_seed(recipe.seed)
     head = new_head(method, task, backbone.spec, generator)
@@ -125,16 +126,16 @@ def read_for_probes(
         for part in (train_rows, validation_rows)
     )
     return ProbeRows(
-        backbone,
-        task,
-        encoder,
-        head.to(backbone.device),
-        module,
-        ReadRows(backbone, [part for row in encoded for part in windows_of(row)]),
-        len(train_rows),
-        ReadRows(backbone, [part for row in others for part in windows_of(row)]),
-        validation_rows,
-        others,
+        backbone=backbone,
+        task=task,
+        encoder=encoder,
+        head=head.to(backbone.device),
+        module=module,
+        train=ReadRows(backbone, [part for row in encoded for part in windows_of(row)]),
+        train_rows=len(train_rows),
+        held_out=ReadRows(backbone, [part for row in others for part in windows_of(row)]),
+        validation=validation_rows,
+        encoded=others,
     )
 
 
@@ -155,7 +156,3 @@ class _Known:
 
     def generate(self, rows: Sequence[EncodedRow], **options: Any) -> list[list[int]]:
         raise NotImplementedError("a probe writes no text")
-
-
-def _split_of(source: Rows, split: str) -> str | None:
-    return split if isinstance(source, str) and not names_file(source) else None

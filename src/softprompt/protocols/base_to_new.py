@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings_dataclass
 
 from softprompt.backbones.base import Backbone
 from softprompt.baselines import ZeroShot
 from softprompt.data import Row, Rows, few_shot
 from softprompt.fitting.one import fit
+from softprompt.fitting.run_config import RunConfig
 from softprompt.prompts import Method
-from softprompt.protocols._records import Record, once, rows_digest, rows_of
-from softprompt.protocols.few_shot import SEEDS
+from softprompt.protocols.base import STRICT, Experiment, Protocol, ProtocolResult, rows_of
+from softprompt.protocols.splits import SEEDS
+from softprompt.records import Record, once, rows_digest
 from softprompt.store.identity import identity_of, settings_of
 from softprompt.tasks import ImageTextClassification
+from softprompt.tasks.base import Task
 from softprompt.training.progress import Progress
 from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt
@@ -95,6 +102,87 @@ def base_and_new(labels: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...
     return tuple(labels[:middle]), tuple(labels[middle:])
 
 
+@dataclass(frozen=True)
+class _Halves:
+    """The classes in two halves, "base" and "new": of each its labels, the task among them, and its test rows.
+
+    learned  the training rows of the base classes
+    """
+
+    labels: Mapping[str, tuple[str, ...]]
+    tasks: Mapping[str, ImageTextClassification]
+    tested: Mapping[str, list[Row]]
+    learned: list[Row]
+
+
+SCORES = ("base", "new", "harmonic_mean")
+"""What a run is judged by, the last of them above all."""
+
+
+@settings_dataclass(frozen=True, config=STRICT)
+class BaseToNewProtocol(Protocol):
+    """Learn the first half of the classes and judge each half among its own labels, as `base_to_new_runs` does, for one seed.
+
+    The score is H, the harmonic mean of both accuracies.
+    """
+
+    name: ClassVar[str] = "base-to-new"
+
+    shots: int | None = Field(default=None, ge=1, strict=True)
+    """Training rows of each base class, drawn by the recipe's seed; null: all."""
+
+    def check(self, config: RunConfig) -> None:
+        if not isinstance(config.task, ImageTextClassification):
+            raise ValueError(
+                f"{self.name} needs classes that are told by their names: task image-text-classification, "
+                f"not {config.task.name}"
+            )
+        base_and_new(config.task.labels)
+        if config.data.validation is not None:
+            raise ValueError(
+                f"{self.name} with data.validation: new classes have no validation rows, so nothing is chosen on any; "
+                "leave data.validation and select out, and give the settings"
+            )
+        if config.data.test is None:
+            raise ValueError(f"{self.name}: data.test is missing, on whose rows both halves are tested")
+
+    def main_metric(self, task: Task) -> str:
+        return "harmonic_mean"
+
+    def measure(self, experiment: Experiment) -> ProtocolResult:
+        if experiment.test is None:
+            raise ValueError(f"{self.name}: test rows are missing, on which both halves are tested")
+        task: Any = experiment.task  # base_to_new_runs refuses what is told by no texts
+        kept: list[TunedPrompt] = []
+        found = base_to_new_runs(
+            experiment.backbone,
+            task,
+            experiment.method,
+            experiment.train,
+            experiment.test,
+            shots=self.shots,
+            seeds=(experiment.recipe.seed,),
+            recipe=experiment.recipe,
+            folder=experiment.folder,
+            progress=experiment.progress,
+            keep=lambda seed, tuned: kept.append(tuned),
+        )
+        [record] = found.records
+        classes = {"base_labels": list(found.base_labels), "new_labels": list(found.new_labels)}
+        return ProtocolResult(
+            main_metric=self.main_metric(task),
+            metrics={"test": {name: record[name] for name in SCORES} | classes},
+            rows={"train": experiment.train, "test": experiment.test},
+            history=kept[0].history,
+            trained_parameters=record["trained_parameters"],
+            learning_rate=record["learning_rate"],
+            steps_made=experiment.recipe.steps if record["trained_parameters"] else 0,
+            seconds=record["seconds"] or 0.0,
+            test_seconds=record["test_seconds"],
+            details=found,
+        )
+
+
 def base_to_new_runs(
     backbone: Backbone,
     task: ImageTextClassification,
@@ -124,47 +212,26 @@ def base_to_new_runs(
     Raises ValueError for a task that does not compare images with texts, fewer than four labels, no seeds, and a half
     without rows, class-specific contexts, which cannot serve new classes; and what `fit` raises.
     """
-    if not isinstance(task, ImageTextClassification):
-        raise ValueError(
-            f"{task.name} answers with the labels that it was trained for alone: base-to-new takes ImageTextClassification"
-        )
-    if method.class_specific:
-        raise ValueError(
-            f"{method.name} has class_specific=True, and a context of each base class serves no new ones: train with"
-            " class_specific=False"
-        )
     if not seeds:
         raise ValueError("no seeds were given")
-    base, new = base_and_new(task.labels)
-    tasks = {"base": task.with_labels(base), "new": task.with_labels(new)}
-    halves = {"base": base, "new": new}
-    rows, judged = rows_of(train, "train"), rows_of(test, "test")
-    learned = _of(rows, task, base)
-    tested = {half: _of(judged, task, labels) for half, labels in halves.items()}
-    if empty := [half for half, found in {"train": learned, **tested}.items() if not found]:
-        raise ValueError(f"no {empty[0]} rows: base labels are {list(base)}, new ones {list(new)}")
+    halves = _halved(task, method, rows_of(train, "train"), rows_of(test, "test"))
     recipe = recipe or Recipe()
     settings = {
         "backbone": settings_of(identity_of(backbone)),
         "task": {"name": task.name, **settings_of(task)},
         "method": {"name": method.name, **settings_of(method)},
         "recipe": settings_of(recipe),
-        "train rows": rows_digest(learned),
-        "test rows": rows_digest([row for half in tested.values() for row in half]),
+        "train rows": rows_digest(halves.learned),
+        "test rows": rows_digest([row for half in halves.tested.values() for row in half]),
     }
-    plain: dict[str, float] = {}
+    plain: dict[str, float] = {}  # accuracy without a prompt by half, which no seed changes
 
     def work(seed: int) -> Record:
-        numbered: list[dict[str, Any]] = [
-            {"row": i, "label": task.read_label(row)} for i, row in enumerate(learned)
-        ]
-        drawn = numbered if shots is None else few_shot(numbered, shots, "label", seed)
-        chosen = [learned[one["row"]] for one in drawn]
         tuned = fit(
             backbone,
-            tasks["base"],
+            halves.tasks["base"],
             method,
-            chosen,
+            _drawn(halves.learned, task, shots, seed),
             recipe=replace(recipe, seed=seed),
             folder=None if folder is None else Path(folder) / str(seed),
             progress=progress,
@@ -172,14 +239,9 @@ def base_to_new_runs(
         if keep is not None:
             keep(seed, tuned)
         began = time.perf_counter()
-        found = {
-            "base": tuned.evaluate(tested["base"])["accuracy"],
-            "new": tuned.with_task(tasks["new"]).evaluate(tested["new"])["accuracy"],
-        }
-        for half in halves:
-            if half not in plain:
-                untrained = fit(backbone, tasks[half], ZeroShot(), tested[half], progress=False)
-                plain[half] = untrained.evaluate(tested[half])["accuracy"]
+        found = _accuracies(tuned, halves)
+        if not plain:
+            plain.update(_without_prompt(backbone, halves))
         how = {name: tuned.recipe.get(name) for name in ("learning_rate", "trained_parameters", "seconds")}
         return {
             "method": method.name,
@@ -193,15 +255,56 @@ def base_to_new_runs(
             "test_seconds": time.perf_counter() - began,
         }
 
-    records = []
-    for seed in seeds:
+    records = [
+        once(file, f"{method.name}/{shots or 'all'}/{seed}", settings, partial(work, seed)) for seed in seeds
+    ]
+    return BaseToNew(halves.labels["base"], halves.labels["new"], tuple(records))
 
-        def run(seed: int = seed) -> Record:
-            return work(seed)
 
-        key = f"{method.name}/{shots or 'all'}/{seed}"
-        records.append(once(None if file is None else Path(file), key, settings, run))
-    return BaseToNew(base, new, tuple(records))
+def _halved(
+    task: ImageTextClassification, method: Method, train: Sequence[Row], test: Sequence[Row]
+) -> _Halves:
+    if not isinstance(task, ImageTextClassification):
+        raise ValueError(
+            f"{task.name} answers with the labels that it was trained for alone: base-to-new takes ImageTextClassification"
+        )
+    if method.class_specific:
+        raise ValueError(
+            f"{method.name} has class_specific=True, and a context of each base class serves no new ones: train with"
+            " class_specific=False"
+        )
+    base, new = base_and_new(task.labels)
+    labels = {"base": base, "new": new}
+    learned = _of(train, task, base)
+    tested = {half: _of(test, task, names) for half, names in labels.items()}
+    if empty := [half for half, found in {"train": learned, **tested}.items() if not found]:
+        raise ValueError(f"no {empty[0]} rows: base labels are {list(base)}, new ones {list(new)}")
+    tasks = {half: task.with_labels(names) for half, names in labels.items()}
+    return _Halves(labels, tasks, tested, learned)
+
+
+def _drawn(rows: Sequence[Row], task: ImageTextClassification, shots: int | None, seed: int) -> Sequence[Row]:
+    if shots is None:
+        return rows
+    numbered = [{"row": i, "label": task.read_label(row)} for i, row in enumerate(rows)]
+    return [rows[one["row"]] for one in few_shot(numbered, shots, "label", seed)]
+
+
+def _accuracies(tuned: TunedPrompt, halves: _Halves) -> dict[str, float]:
+    """Of a prompt for base classes, on each half among its own labels."""
+    return {
+        "base": tuned.evaluate(halves.tested["base"])["accuracy"],
+        "new": tuned.with_task(halves.tasks["new"]).evaluate(halves.tested["new"])["accuracy"],
+    }
+
+
+def _without_prompt(backbone: Backbone, halves: _Halves) -> dict[str, float]:
+    """The accuracy of the frozen backbone on each half."""
+    found = {}
+    for half, rows in halves.tested.items():
+        untrained = fit(backbone, halves.tasks[half], ZeroShot(), rows, progress=False)
+        found[half] = untrained.evaluate(rows)["accuracy"]
+    return found
 
 
 def _of(rows: Sequence[Row], task: ImageTextClassification, labels: Sequence[str]) -> list[Row]:

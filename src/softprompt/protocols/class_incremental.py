@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings_dataclass
+from torch import Tensor
 
 from softprompt.backbones.base import Backbone
 from softprompt.binding import room_of
@@ -22,21 +25,20 @@ from softprompt.errors import SoftpromptWarning
 from softprompt.features.cache import FeatureCache
 from softprompt.features.encoded import FrozenPart, encoded_rows
 from softprompt.fitting.one import fit
+from softprompt.fitting.run_config import RunConfig
 from softprompt.prompts import Method
 from softprompt.prompts.hooks import method_for_task, tallies_of
 from softprompt.protocols import accuracy_matrix
-from softprompt.protocols._records import Record, once, rows_digest, rows_of
-from softprompt.protocols._stages import read_stages, write_stage
+from softprompt.protocols.base import STRICT, Experiment, Protocol, ProtocolResult, rows_of
 from softprompt.protocols.rehearsal import Rehearsal
+from softprompt.protocols.task_division import HeadTask, Labels, Logits, Stage, divided, stages_of
+from softprompt.records import Record, once, rows_digest
+from softprompt.records.stages import read_stages, write_stage
 from softprompt.store.identity import identity_of, settings_of
-from softprompt.tasks import ImageClassification, SequenceClassification
 from softprompt.training.progress import Progress
 from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt, load
 
-Labels = Sequence[str]
-HeadTask = ImageClassification | SequenceClassification
-Logits = Literal["present", "seen", "all"]
 Answers = Literal["all", "seen"]
 
 
@@ -51,6 +53,7 @@ class ClassIncremental:
               training), test_seconds, trained_parameters, history (a record per optimizer step); of a pool of prompts also
               chosen (how often each was, while the task was learned)
     prompt    after the last task
+    resumed   how many tasks an earlier process had learned: they were read from the folder
     """
 
     tasks: tuple[tuple[str, ...], ...]
@@ -58,6 +61,7 @@ class ClassIncremental:
     rows: tuple[int, ...]
     stages: tuple[Record, ...]
     prompt: TunedPrompt
+    resumed: int = 0
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -76,30 +80,92 @@ class ClassIncremental:
         return found
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """Row numbers to train on, those rehearsed last, and of the own task's test rows; the labels that compete."""
-
-    train: tuple[int, ...]
-    rehearsed: int
-    test: tuple[int, ...]
-    competing: tuple[str, ...]
+Order = Literal["seed", "natural"]
 
 
-def class_tasks(labels: Labels, tasks: int, seed: int | None = None) -> tuple[tuple[str, ...], ...]:
-    """The labels in so many tasks: in their own order, or with a seed in a drawn one. The first tasks may have one more.
+@settings_dataclass(frozen=True, config=STRICT)
+class ClassIncrementalProtocol(Protocol):
+    """Learn the classes in tasks, as `class_incremental_run` does, and test after each task.
 
-    Raises ValueError for fewer than one task, or more than labels.
+    The score is the final average accuracy. Experiments without test rows, by which settings are chosen, are tested on
+    validation rows.
     """
-    if not 1 <= tasks <= len(labels):
-        raise ValueError(f"{len(labels)} labels cannot be divided into {tasks} tasks")
-    order = list(labels)
-    if seed is not None:
-        generator = torch.Generator().manual_seed(seed)
-        order = [order[i] for i in torch.randperm(len(order), generator=generator).tolist()]
-    size, more = divmod(len(order), tasks)
-    starts = [t * size + min(t, more) for t in range(tasks + 1)]
-    return tuple(tuple(order[starts[t] : starts[t + 1]]) for t in range(tasks))
+
+    name: ClassVar[str] = "class-incremental"
+
+    tasks: int = Field(ge=1, strict=True)
+    """How many tasks the classes come in; 1: all at once."""
+    logits: Logits = "present"
+    """Which outputs compete in training: of classes with rows in the task, of all classes so far, or all."""
+    order: Order = "seed"
+    """The order of the classes: drawn by the recipe's seed, or that of the task's labels."""
+    answers: Answers = "all"
+    """Which classes a test allows: all, or those seen so far."""
+    rehearsal: Rehearsal | None = None
+    """Rows of earlier tasks that are trained on again; none by default."""
+
+    def check(self, config: RunConfig) -> None:
+        if not isinstance(config.task, HeadTask):
+            raise ValueError(
+                f"{self.name} needs a head over all classes: task image-classification or sequence-classification, "
+                f"not {config.task.name}"
+            )
+
+    def measure(self, experiment: Experiment) -> ProtocolResult:
+        part = "validation" if experiment.test is None else "test"
+        tested = experiment.validation if experiment.test is None else experiment.test
+        if tested is None:
+            raise ValueError(f"{self.name}: there are neither test nor validation rows to test each task on")
+        task: Any = experiment.task  # class_incremental_run refuses what has no head over all classes
+        steps = experiment.recipe.steps
+        found = class_incremental_run(
+            experiment.backbone,
+            task,
+            experiment.method,
+            experiment.train,
+            tested,
+            tasks=self.tasks,
+            order_seed=experiment.recipe.seed if self.order == "seed" else None,
+            recipe=experiment.recipe,
+            logits=self.logits,
+            answers=self.answers,
+            rehearsal=self.rehearsal,
+            folder=experiment.folder,
+            cache_features=experiment.cache or False,
+            progress=experiment.progress,
+        )
+        return ProtocolResult(
+            main_metric=task.main_metric,
+            # L2P's average accuracy, which is the accuracy over all classes where tasks are of one size.
+            metrics={part: {task.main_metric: found.metrics["final_average"], **_about(found, task, tested)}},
+            rows={"train": experiment.train, part: tested},
+            prompt=found.prompt,
+            history=[
+                {**record, "task": t, "step": t * steps + record["step"]}
+                for t, stage in enumerate(found.stages)
+                for record in stage["history"]
+            ],
+            trained_parameters=found.stages[-1]["trained_parameters"],
+            learning_rate=found.prompt.recipe.get("learning_rate"),
+            steps_made=steps * len(found.tasks),
+            seconds=sum(stage["seconds"] or 0.0 for stage in found.stages),
+            test_seconds=sum(stage["test_seconds"] for stage in found.stages[found.resumed :]),
+            details=found,
+        )
+
+
+def _about(found: ClassIncremental, task: HeadTask, tested: Sequence[Row]) -> dict[str, Any]:
+    """The metrics of a run, and what they are to be read beside."""
+    commonest = max(Counter(map(task.read_label, tested)).values())
+    about = {
+        **found.metrics,
+        "accuracy_matrix": found.accuracy,
+        "tasks": found.tasks,
+        "majority_accuracy": commonest / len(tested),
+    }
+    if chosen := [stage["chosen"] for stage in found.stages if "chosen" in stage]:
+        about["chosen"] = chosen  # how often each prompt of the pool was, by task
+    return about
 
 
 def class_incremental_run(
@@ -141,8 +207,8 @@ def class_incremental_run(
     """
     recipe = recipe or Recipe()
     rows, test_rows = rows_of(train, "train"), rows_of(test, "test")
-    groups = _divided(task, tasks, order_seed)
-    stages = _planned(task, groups, rows, test_rows, logits, rehearsal)
+    groups = divided(task, tasks, order_seed)
+    stages = stages_of(task, groups, rows, test_rows, logits, rehearsal)
     settings = _settings(backbone, task, method, recipe, groups, rows, test_rows) | {
         "logits": logits,
         "answers": answers,
@@ -151,39 +217,30 @@ def class_incremental_run(
     place = None if folder is None else Path(folder)
     records, state = ([], None) if place is None else read_stages(place, settings)
     prompt, cache = None, FeatureCache.of(cache_features)
-    for t in range(len(records), len(stages)):
-        stage, seen = stages[t], [label for group in groups[: t + 1] for label in group]
-        competing = None if logits == "all" else stage.competing
-        with warnings.catch_warnings():
-            # Of most classes there are no rows yet, or any more.
-            warnings.filterwarnings("ignore", "no training row has the labels", SoftpromptWarning)
-            tuned = fit(
-                backbone,
-                replace(task, loss_labels=competing),
-                method_for_task(method, t),
-                [rows[i] for i in stage.train],
-                recipe=recipe,
-                start=state,
-                cache_features=cache or False,
-                progress=progress,
-            )
-        prompt, state = replace(tuned, task=replace(task, loss_labels=None)), tuned.state()
-        tests = [[test_rows[i] for i in earlier.test] for earlier in stages[: t + 1]]
-        began = time.perf_counter()
-        correct = _correct(prompt, backbone, task, tests, None if answers == "all" else seen, cache)
-        records.append(
-            {
-                "task": t,
-                "rows": len(stage.train),
-                "rehearsed": stage.rehearsed,
-                "correct": correct,
-                "seconds": tuned.recipe.get("seconds"),
-                "test_seconds": time.perf_counter() - began,
-                "trained_parameters": tuned.recipe["trained_parameters"],
-                "history": list(tuned.history),
-            }
-            | {name: tally.tolist() for name, tally in tallies_of(tuned.module).items()}
+    resumed, prompt, cache = len(records), None, FeatureCache.of(cache_features)
+    for t in range(resumed, len(stages)):
+        tuned = _learned(
+            backbone=backbone,
+            task=replace(task, loss_labels=None if logits == "all" else stages[t].competing),
+            method=method_for_task(method, t),
+            rows=[rows[i] for i in stages[t].train],
+            recipe=recipe,
+            start=state,
+            cache=cache,
+            progress=progress,
         )
+        prompt, state = replace(tuned, task=replace(task, loss_labels=None)), tuned.state()
+        seen = [label for group in groups[: t + 1] for label in group]
+        began = time.perf_counter()
+        correct = _correct(
+            prompt,
+            backbone,
+            task,
+            tests=[[test_rows[i] for i in earlier.test] for earlier in stages[: t + 1]],
+            allowed=None if answers == "all" else seen,
+            cache=cache,
+        )
+        records.append(_record(t, stages[t], tuned, correct, time.perf_counter() - began))
         if place is not None:
             if t == len(stages) - 1:
                 prompt.save(place / "prompt", overwrite=True)
@@ -193,7 +250,56 @@ def class_incremental_run(
         prompt = load(place / "prompt", backbone)
     counts = tuple(len(stage.test) for stage in stages)
     accuracy = [[c / n for c, n in zip(r["correct"], counts, strict=False)] for r in records]
-    return ClassIncremental(groups, tuple(map(tuple, accuracy)), counts, tuple(records), prompt)
+    return ClassIncremental(
+        tasks=groups,
+        accuracy=tuple(map(tuple, accuracy)),
+        rows=counts,
+        stages=tuple(records),
+        prompt=prompt,
+        resumed=resumed,
+    )
+
+
+def _learned(
+    *,
+    backbone: Backbone,
+    task: HeadTask,
+    method: Method,
+    rows: Sequence[Row],
+    recipe: Recipe,
+    start: Mapping[str, Tensor] | None,
+    cache: FeatureCache | None,
+    progress: bool | Progress,
+) -> TunedPrompt:
+    """One task, from where the one before it ended."""
+    with warnings.catch_warnings():
+        # Of most classes there are no rows yet, or any more.
+        warnings.filterwarnings("ignore", "no training row has the labels", SoftpromptWarning)
+        return fit(
+            backbone,
+            task,
+            method,
+            rows,
+            recipe=recipe,
+            start=start,
+            cache_features=cache or False,
+            progress=progress,
+        )
+
+
+def _record(
+    number: int, stage: Stage, tuned: TunedPrompt, correct: Sequence[int], test_seconds: float
+) -> Record:
+    return {
+        "task": number,
+        "rows": len(stage.train),
+        "rehearsed": stage.rehearsed,
+        "correct": list(correct),
+        "seconds": tuned.recipe.get("seconds"),
+        "test_seconds": test_seconds,
+        "trained_parameters": tuned.recipe["trained_parameters"],
+        "history": list(tuned.history),
+    } | {name: tally.tolist() for name, tally in tallies_of(tuned.module).items()}
 
 
 def joint_training(
@@ -219,15 +325,15 @@ def joint_training(
     """
     recipe = recipe or Recipe()
     rows, test_rows = rows_of(train, "train"), rows_of(test, "test")
-    groups = _divided(task, tasks, order_seed)
-    stages = _planned(task, groups, rows, test_rows, "all", None)
+    groups = divided(task, tasks, order_seed)
+    stages = stages_of(task, groups, rows, test_rows, "all", None)
     settings = _settings(backbone, task, method, recipe, groups, rows, test_rows)
 
     def work() -> Record:
         plain = replace(task, loss_labels=None)
         tuned = fit(backbone, plain, method, rows, recipe=recipe, progress=progress)
         tests = [[test_rows[i] for i in stage.test] for stage in stages]
-        correct = _correct(tuned, backbone, task, tests, None, None)
+        correct = _correct(tuned, backbone, task, tests=tests, allowed=None, cache=None)
         accuracy = [right / len(stage.test) for right, stage in zip(correct, stages, strict=True)]
         return {
             "accuracy": accuracy,
@@ -237,13 +343,14 @@ def joint_training(
             "trained_parameters": tuned.recipe["trained_parameters"],
         }
 
-    return once(None if file is None else Path(file), f"joint/{method.name}/{recipe.seed}", settings, work)
+    return once(file, f"joint/{method.name}/{recipe.seed}", settings, work)
 
 
 def _correct(
     tuned: TunedPrompt,
     backbone: Backbone,
     task: HeadTask,
+    *,
     tests: Sequence[Sequence[Row]],
     allowed: Labels | None,
     cache: FeatureCache | None,
@@ -266,57 +373,6 @@ def _correct(
     labels = [p.label if allowed is None else max(allowed, key=p.probabilities.__getitem__) for p in found]
     right = iter([label == task.read_label(row) for label, row in zip(labels, rows, strict=True)])
     return [sum(next(right) for _ in group) for group in tests]
-
-
-def _divided(task: HeadTask, tasks: int | Sequence[Labels], seed: int | None) -> tuple[tuple[str, ...], ...]:
-    if not isinstance(task, ImageClassification | SequenceClassification):
-        raise ValueError(
-            f"{task.name} has no head over all classes: take ImageClassification or SequenceClassification"
-        )
-    if isinstance(tasks, int):
-        return class_tasks(task.labels, tasks, seed)
-    groups = tuple(tuple(str(label) for label in group) for group in tasks)
-    if seed is not None:
-        raise ValueError("order_seed draws an order, and tasks says it already: give one of the two")
-    if sorted(label for group in groups for label in group) != sorted(task.labels):
-        raise ValueError(
-            f"tasks are {[list(group) for group in groups]}: each of the labels {list(task.labels)} must be in exactly one"
-        )
-    return groups
-
-
-def _planned(
-    task: HeadTask,
-    groups: Sequence[Labels],
-    rows: Sequence[Row],
-    test_rows: Sequence[Row],
-    logits: Logits,
-    rehearsal: Rehearsal | None,
-) -> list[_Stage]:
-    """What each task trains on and is tested with, all of it known beforehand."""
-    labels, test_labels = ([task.read_label(row) for row in side] for side in (rows, test_rows))
-    stages: list[_Stage] = []
-    so_far: list[int] = []
-    for t, group in enumerate(groups):
-        own = [i for i, label in enumerate(labels) if label in group]
-        kept = [] if rehearsal is None else rehearsal.rows(so_far, labels)
-        tested = [i for i, label in enumerate(test_labels) if label in group]
-        if not own or not tested:
-            raise ValueError(
-                f"task {t} ({list(group)}) has {len(own)} training rows and {len(tested)} test rows: it needs both"
-            )
-        seen = {label for earlier in groups[: t + 1] for label in earlier}
-        present = {labels[i] for i in (*own, *kept)}
-        wanted = {"present": present, "seen": seen, "all": set(task.labels)}[logits]
-        competing = tuple(label for label in task.labels if label in wanted)
-        if len(competing) < 2:
-            raise ValueError(
-                f"in task {t} only {list(competing)} is there to be told from others, and nothing would be learned: make "
-                'larger tasks, or let more logits compete (logits="all")'
-            )
-        stages.append(_Stage((*own, *kept), len(kept), tuple(tested), competing))
-        so_far += own
-    return stages
 
 
 def _settings(

@@ -11,17 +11,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings_dataclass
 
 from softprompt.backbones.base import Backbone
 from softprompt.baselines import ZeroShot
 from softprompt.data import Row, Rows
 from softprompt.errors import SoftpromptWarning
 from softprompt.fitting.one import fit
+from softprompt.fitting.run_config import RunConfig, SourceConfig
 from softprompt.prompts import Method
-from softprompt.protocols._records import rows_of
+from softprompt.protocols.base import STRICT, Experiment, Protocol, ProtocolResult, Source, rows_of
 from softprompt.tasks import ImageTextClassification
+from softprompt.training.progress import Progress
 from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt
 
@@ -66,6 +72,69 @@ class DomainAdaptation:
     recipe: int
     metrics: Mapping[str, Any]
     zero_shot: Mapping[str, Any]
+
+
+@settings_dataclass(frozen=True, config=STRICT)
+class DomainAdaptationProtocol(Protocol):
+    """Train on labelled rows and on unlabelled ones of another domain, as `adapt` does, and test in that domain.
+
+    `data.train` and `data.validation` are the source, `data.test` the target.
+    """
+
+    name: ClassVar[str] = "domain-adaptation"
+
+    target: Source
+    """Rows of the other domain to train on; their labels are never read."""
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    """Least probability of a pseudo-label."""
+    target_weight: float = Field(default=1.0, ge=0)
+    """Of the pseudo-labelled rows' mean loss; 0: the source alone is trained on."""
+
+    def check(self, config: RunConfig) -> None:
+        if not isinstance(config.task, ImageTextClassification):
+            raise ValueError(
+                f"{self.name} needs classes that are told by texts: task image-text-classification, not {config.task.name}"
+            )
+
+    def sources(self) -> Mapping[str, SourceConfig]:
+        return {"target": self.target}
+
+    def measure(self, experiment: Experiment) -> ProtocolResult:
+        task: Any = experiment.task  # adapt refuses what is told by no texts
+        target = experiment.bench.read(self.target, "train")
+        found = adapt(
+            experiment.backbone,
+            task,
+            experiment.method,
+            source=experiment.train,
+            target=target,
+            test=experiment.test,
+            validation=experiment.validation,
+            threshold=self.threshold,
+            target_weight=self.target_weight,
+            recipes=(experiment.recipe,),
+            folder=experiment.folder,
+            progress=experiment.progress,
+        )
+        kept = None if found.pseudo is None else found.pseudo.kept
+        tested = {**found.metrics, "pseudo_labelled": kept, "zero_shot": found.zero_shot}
+        metrics = {**found.prompt.metrics, **({} if experiment.test is None else {"test": tested})}
+        how = found.prompt.recipe
+        parts = {"validation": experiment.validation, "test": experiment.test}
+        return ProtocolResult(
+            main_metric=task.main_metric,
+            metrics=metrics,
+            rows={"train": experiment.train, "target": target}
+            | {name: rows for name, rows in parts.items() if rows is not None},
+            prompt=replace(found.prompt, metrics=metrics),
+            history=found.prompt.history,
+            trained_parameters=how.get("trained_parameters"),
+            learning_rate=how.get("learning_rate"),
+            steps_made=how.get("steps_made", 0),
+            best_step=how.get("best_step"),
+            seconds=how.get("seconds", 0.0),
+            details=found,
+        )
 
 
 def pseudo_labels(
@@ -121,13 +190,15 @@ def adapt(
     method: Method,
     source: Rows,
     target: Rows,
-    test: Rows,
+    test: Rows | None,
     *,
     validation: Rows | None = None,
     threshold: float = 0.5,
     target_weight: float = 1.0,
     labeller: TunedPrompt | None = None,
     recipes: Sequence[Recipe] = (Recipe(),),
+    folder: str | Path | None = None,
+    progress: bool | Progress = False,
 ) -> DomainAdaptation:
     """Train on labelled source rows and on target rows with the labels that the frozen backbone gives them, test once.
 
@@ -138,6 +209,9 @@ def adapt(
     threshold      tau: least probability of a pseudo-label
     target_weight  of the pseudo-labelled rows' mean loss; 0: source alone, and no pseudo-labels are made
     labeller       gives the pseudo-labels; None: the backbone without a prompt, by the task's `template`
+    test           None: nothing is tested
+    folder         checkpoints go there, a folder for each recipe, so that a run that was killed goes on
+    progress       as in `fit`, of each recipe's run
 
     Raises ValueError for several recipes without validation rows to choose by, and what `pseudo_labels`, `mixed_rows` and
     `fit` raise. Warns with SoftpromptWarning where no target row passes the threshold: the source alone is trained on then.
@@ -152,11 +226,8 @@ def adapt(
         )
     _check_threshold(threshold)  # before anything is loaded, and where no pseudo-labels are made
     task = replace(task, weight_column=WEIGHT)
-    source_rows, target_rows, test_rows = (
-        rows_of(source, "train"),
-        rows_of(target, "train"),
-        rows_of(test, "test"),
-    )
+    source_rows, target_rows = rows_of(source, "train"), rows_of(target, "train")
+    test_rows = None if test is None else rows_of(test, "test")
     chosen_by = None if validation is None else rows_of(validation, "validation")
     plain = fit(backbone, task, ZeroShot(), source_rows, progress=False)
     pseudo = None
@@ -171,18 +242,30 @@ def adapt(
             )
     rows = mixed_rows(task, source_rows, () if pseudo is None else pseudo.rows, target_weight)
     judged = None if chosen_by is None else mixed_rows(task, chosen_by, ())
-    tuned = [fit(backbone, task, method, rows, judged, recipe=recipe, progress=False) for recipe in recipes]
+    tuned = [
+        fit(
+            backbone,
+            task,
+            method,
+            rows,
+            judged,
+            recipe=recipe,
+            folder=None if folder is None else Path(folder) / str(number),
+            progress=progress,
+        )
+        for number, recipe in enumerate(recipes)
+    ]
     best = 0
     if judged is not None:
         scores = [float(one.metrics["validation"][task.main_metric]) for one in tuned]
         best = max(range(len(tuned)), key=scores.__getitem__)
     return DomainAdaptation(
-        tuned[best],
-        pseudo,
-        "last step" if judged is None else "source validation",
-        best,
-        _tested(tuned[best], test_rows),
-        _tested(plain, test_rows),
+        prompt=tuned[best],
+        pseudo=pseudo,
+        selected_by="last step" if judged is None else "source validation",
+        recipe=best,
+        metrics={} if test_rows is None else _tested(tuned[best], test_rows),
+        zero_shot={} if test_rows is None else _tested(plain, test_rows),
     )
 
 

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings_dataclass
 
 from softprompt.backbones.base import Backbone
 from softprompt.baselines import ZeroShot
 from softprompt.data import Row, Rows, read_rows
+from softprompt.fitting.run_config import SourceConfig
 from softprompt.prompts import BuildContext
+from softprompt.protocols.base import STRICT, Protocol, Source
+from softprompt.protocols.few_shot import FewShotProtocol
+from softprompt.protocols.fit_and_test import FitAndTest
+from softprompt.protocols.plain import PlainProtocol
 from softprompt.store.identity import settings_of
 from softprompt.tasks.base import Task
 from softprompt.tuned import TunedPrompt
@@ -84,6 +92,27 @@ class DomainShift:
             }
             for scores in (self.in_domain, *self.out_of_domain)
         ]
+
+
+@settings_dataclass(frozen=True, config=STRICT)
+class DomainShiftProtocol(FitAndTest):
+    """Train on one data set, and judge the prompt on others too, whose rows its task reads as they are."""
+
+    name: ClassVar[str] = "domain-shift"
+
+    domains: Mapping[str, Source] = Field(min_length=1)
+    """The other data sets by name; of one with splits the test split, unless it names another."""
+    shots: int | None = Field(default=None, ge=1, strict=True)
+    """Train on so many rows of each class, drawn by the recipe's seed; null: on all rows."""
+
+    def draws(self) -> int | None:
+        return self.shots
+
+    def sources(self) -> Mapping[str, SourceConfig]:
+        return self.domains
+
+    def for_choosing(self) -> Protocol:
+        return PlainProtocol() if self.shots is None else FewShotProtocol(self.shots)
 
 
 def evaluate_domains(

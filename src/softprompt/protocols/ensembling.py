@@ -103,6 +103,16 @@ class PromptEnsemble:
             max(range(len(members)), key=lambda n: members[n][main]),
         )
 
+    def summary(self, rows: Rows) -> dict[str, Any]:
+        """The main metric over the rows, in plain values: by rule, the members' mean, and their best; "metric" names it."""
+        found, metric = self.evaluate(rows), self.prompts[0].task.main_metric
+        return {
+            "metric": metric,
+            **{rule: metrics[metric] for rule, metrics in found.ensemble.items()},
+            "mean": found.mean[metric],
+            "best": found.members[found.best][metric],
+        }
+
     def member_predictions(
         self,
         inputs: Sequence[str | Row],

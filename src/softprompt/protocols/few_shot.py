@@ -1,4 +1,4 @@
-"""Learning from k rows per class: splits that can be repeated and shared, and runs over k and seeds.
+"""Learning from k rows per class: a protocol for one k and seed, and runs over several of both.
 
 The setting of DePT's few-shot table (Shi, Lipani, ICLR 2024, arXiv 2309.05173, section 3.4): k = 4, 16, 32, with and
 without a source task's prompt as the start.
@@ -6,86 +6,41 @@ without a source task's prompt as the start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from softprompt.backbones.base import Backbone
-from softprompt.data import Row, Rows, few_shot
+from softprompt.data import Row, Rows
 from softprompt.fitting.one import fit
 from softprompt.prompts import Method
-from softprompt.protocols._records import (
-    Record,
-    folder_digest,
-    once,
-    read_object,
-    rows_digest,
-    rows_of,
-    write_object,
-)
+from softprompt.protocols.base import STRICT, rows_of
+from softprompt.protocols.fit_and_test import FitAndTest
+from softprompt.protocols.splits import SEEDS, SHOTS, FewShotSplit, few_shot_splits
+from softprompt.records import Record, folder_digest, once, rows_digest
 from softprompt.store.identity import identity_of, settings_of
-from softprompt.tasks import (
-    ImageClassification,
-    ImageTextClassification,
-    SequenceClassification,
-    TextClassification,
-)
 from softprompt.tasks.base import Task
 from softprompt.training.recipe import Recipe
 
-SHOTS = (4, 16, 32)
-SEEDS = (0, 1, 2)
 
+@dataclass(frozen=True, config=STRICT)
+class FewShotProtocol(FitAndTest):
+    """Train on a few rows of each class, which the recipe's seed draws.
 
-@dataclass(frozen=True)
-class FewShotSplit:
-    """Places of the rows in the data set, from 0: `shots` per class to train on, as many others to choose by."""
-
-    shots: int
-    seed: int
-    train: tuple[int, ...]
-    validation: tuple[int, ...]
-
-
-def few_shot_splits(
-    rows: Sequence[Row],
-    task: Task,
-    shots: Sequence[int] = SHOTS,
-    seeds: Sequence[int] = SEEDS,
-    *,
-    file: str | Path | None = None,
-) -> list[FewShotSplit]:
-    """Splits for every k and seed, k by k; the same for the same rows and seed.
-
-    With one seed the training rows of a smaller k are among those of a larger one. file: JSON; splits that it holds are
-    taken from there, new ones are added.
-    Raises ValueError for a task without classes, a class of fewer than 2 k rows, and a file made for other rows.
+    Validation rows of their own are used where they are given; else as many others of each class are drawn.
     """
-    path = None if file is None else Path(file)
-    if not isinstance(
-        task, TextClassification | SequenceClassification | ImageClassification | ImageTextClassification
-    ):
-        raise ValueError(
-            f"{task.name} has no classes to draw rows of: few-shot splits are for classification"
-        )
-    labelled = [{"row": i, "label": task.read_label(row)} for i, row in enumerate(rows)]
-    digest = rows_digest(rows)
-    known = {} if path is None else read_object(path)
-    if known and known.get("rows") != digest:
-        raise ValueError(
-            f"{path} holds splits of other rows: row numbers mean nothing here; load the data it was made for, or name "
-            "another file"
-        )
-    kept: dict[str, dict[str, list[int]]] = dict(known.get("splits", {}))
-    for k in shots:
-        for seed in seeds:
-            if f"{k}/{seed}" not in kept:
-                kept[f"{k}/{seed}"] = _draw(labelled, k, seed)
-    if path is not None and {"rows": digest, "splits": kept} != known:
-        write_object(path, {"rows": digest, "splits": kept})
-    found = [(k, seed, kept[f"{k}/{seed}"]) for k in shots for seed in seeds]
-    return [FewShotSplit(k, seed, tuple(ids["train"]), tuple(ids["validation"])) for k, seed, ids in found]
+
+    name: ClassVar[str] = "few-shot"
+
+    shots: int = Field(ge=1, strict=True)
+    """k, training rows of each class."""
+
+    def draws(self) -> int:
+        return self.shots
 
 
 def few_shot_runs(
@@ -146,7 +101,7 @@ def few_shot_runs(
         key = "/".join(
             [method.name, "scratch" if source is None else str(source), str(split.shots), str(split.seed)]
         )
-        records.append(once(None if file is None else Path(file), key, used, work))
+        records.append(once(file, key, used, work))
     return records
 
 
@@ -188,12 +143,3 @@ def _run(
         "recipe": best,
         **{name: how.get(name) for name in ("learning_rate", "trained_parameters", "best_step", "seconds")},
     }
-
-
-def _draw(labelled: Sequence[Mapping[str, Any]], k: int, seed: int) -> dict[str, list[int]]:
-    train = [row["row"] for row in few_shot(labelled, k, "label", seed)]
-    rest = [row for row in labelled if row["row"] not in set(train)]
-    missing = {row["label"] for row in labelled} - {row["label"] for row in rest}
-    if missing:
-        raise ValueError(f"k={k}: no row is left to choose by for the labels {sorted(missing)}; lower k")
-    return {"train": train, "validation": [row["row"] for row in few_shot(rest, k, "label", seed)]}

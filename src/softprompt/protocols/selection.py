@@ -20,7 +20,8 @@ from softprompt.backbones.base import Backbone
 from softprompt.data import Row, Rows, subsample
 from softprompt.fitting.one import fit
 from softprompt.prompts import Method
-from softprompt.protocols._records import Record, once, rows_digest, rows_of
+from softprompt.protocols.base import rows_of
+from softprompt.records import Record, once, rows_digest
 from softprompt.store.identity import identity_of, settings_of
 from softprompt.tasks.base import Task
 from softprompt.training.progress import Progress
@@ -117,7 +118,6 @@ def select_and_test(
     data, test_rows = rows_of(train, "train"), rows_of(test, "test")
     data = data if rows is None else subsample(data, rows, split_seed)
     fitted, chosen_by = divided(data, held_out, split_seed)
-    path = None if file is None else Path(file)
     common = {
         "backbone": settings_of(identity_of(backbone)),
         "task": {"name": task.name, **settings_of(task)},
@@ -134,7 +134,7 @@ def select_and_test(
 
         # The number of a candidate says nothing once the grid has grown.
         digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
-        return once(path, f"{stage}/{method.name}/{digest[:16]}", used, work)
+        return once(file, f"{stage}/{method.name}/{digest[:16]}", used, work)
 
     choices = [run("validation", candidate, fitted, chosen_by) for candidate in tried]
     best = max(range(len(tried)), key=lambda i: (choices[i]["validation"], -choices[i]["learning_rate"], -i))

@@ -10,7 +10,8 @@ from softprompt.studies.runs import PlannedRun
 
 
 def batches_of(runs: Sequence[PlannedRun], most: int) -> list[list[PlannedRun]]:
-    """Runs of one method on the same rows that differ in seed and settings, at most so many together; others alone.
+    """Runs of one method and protocol on the same rows, which differ in seed and settings, at most so many together; others
+    alone.
 
     In the order of the first run of each.
     """
@@ -32,15 +33,17 @@ def _common(run: PlannedRun) -> str | None:
     """What runs of a batch have in common; None: it is to be made alone."""
     values = run.values
     recipe, data = values["recipe"], values["data"]
-    # A trial may be given up between two steps, trackers follow one run at a time, classes come task by task or half by half.
-    if run.trial is not None or recipe["trackers"] or "class_tasks" in values or "base_to_new" in values:
+    protocol = run.settings().protocol
+    # A trial may be given up between two steps, trackers follow one run at a time.
+    if run.trial is not None or recipe["trackers"] or not protocol.together:
         return None
     common = {
         "rows": [data["train"], data.get("validation")],
         "recipe": {name: recipe[name] for name in SHARED_SETTINGS},
         "method": values["method"]["name"],
+        "protocol": [protocol.name, protocol.as_dict()],
         **{key: values[key] for key in ("backbone", "task")},
     }
-    if "shots" in values:  # the seed draws the rows
-        common["drawn"] = [values["shots"], run.seed]
+    if protocol.draws() is not None:  # the seed draws the rows
+        common["seed"] = run.seed
     return json.dumps(common, sort_keys=True)

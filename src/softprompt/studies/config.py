@@ -5,6 +5,7 @@ backbone: smollm2-135m-instruct                 # the words of `softprompt train
 task: {name: text-classification, template: "{text}\\nMood:", labels: {neg: " bad", pos: " good"}}
 data: {train: multiemo-products, validation: multiemo-products, test: multiemo-products}
 recipe: {steps: 100}
+protocol: {name: few-shot, shots: 16}           # how a run is measured; left out: one training, one test
 axes:                                           # every combination is run
   method: [zero-shot, prompt-tuning, {name: lora, rank: 4}]     # values of one key
   domain: {hotels: {data.test: multiemo-hotels}, ...}           # or options by name: what each of them changes
@@ -15,13 +16,15 @@ select: {recipe.learning_rate: [0.01, 0.03]}    # chosen on validation, for each
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from softprompt.errors import SoftpromptWarning
 from softprompt.fitting.run_config import (
     as_mapping,
     check_keys,
@@ -31,6 +34,7 @@ from softprompt.fitting.run_config import (
     parsed,
     written_out,
 )
+from softprompt.studies.flat_keys import FLAT_KEYS, described, new_words
 from softprompt.studies.run_settings import RUN_KEYS, count, flag
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -140,13 +144,16 @@ class Study:
 def read_study(path: Path, *, full: bool = False) -> Study:
     """The study that a YAML file describes; full: with its key `full` merged over it.
 
-    Raises FileNotFoundError, and ValueError for what is no YAML, an unknown key and a value that does not fit.
+    Raises FileNotFoundError, and ValueError for what is no YAML, an unknown key and a value that does not fit. Warns with
+    SoftpromptWarning of the keys that studies had before `protocol`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no study {path}; expected a YAML file that describes one")
     values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     try:
         values = as_mapping(values, "a study")
+        if older := _flat_keys(values):
+            warnings.warn(_of_older_keys(path, older), SoftpromptWarning, stacklevel=2)
         if full:
             if "full" not in values:
                 raise ValueError("the study has no key 'full'")
@@ -157,10 +164,46 @@ def read_study(path: Path, *, full: bool = False) -> Study:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _flat_keys(values: Any) -> list[str]:
+    """The keys of older versions in a study, wherever they stand."""
+    found: dict[str, None] = {}
+
+    def look(part: Any) -> None:
+        for key, value in _items(part):
+            first = str(key).partition(".")[0]
+            if first in FLAT_KEYS:
+                found[first] = None
+            elif key in ("select", "full"):
+                look(value)
+            elif key == "runs":
+                for _, option in _items(value):
+                    look(option)
+            elif key == "axes":
+                for axis, options in _items(value):
+                    look({axis: None})
+                    for _, option in _items(options):
+                        look(option)
+
+    look(values)
+    return list(found)
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    return value.items() if isinstance(value, Mapping) else ()
+
+
+def _of_older_keys(path: Path, keys: Sequence[str]) -> str:
+    forms = "; ".join(f"{key} is now {' or '.join(new_words(key))}" for key in keys)
+    return (
+        f"{path}: {forms}. Within an axis, an option or select a setting is `protocol.SETTING`. Runs keep their ids; the next "
+        "version does not read these keys in a study's file"
+    )
+
+
 def parse_study(values: Mapping[str, Any]) -> Study:
     """Raises ValueError for an unknown key and a value that does not fit; the runs themselves are checked by `plan`."""
-    check_keys(values, [*RUN_KEYS, *_OWN_KEYS], "")
-    for key in ("backbone", "task", "method"):
+    check_keys({key: None for key in values if key not in FLAT_KEYS}, [*RUN_KEYS, *_OWN_KEYS], "")
+    for key in ("backbone", "task", "method", "protocol"):
         if isinstance(values.get(key), list):
             raise ValueError(f"{key} is a list: put it under axes, as in axes: {{{key}: [...]}}")
     axes = {
@@ -190,45 +233,52 @@ def parse_study(values: Mapping[str, Any]) -> Study:
     ensembles = flag(values, "ensembles", False)
     if ensembles and not keep:
         raise ValueError("ensembles is true and keep_prompts false: kept prompts are what answers together")
-    shared = {key: value for key, value in values.items() if key in RUN_KEYS}
-    title = str(values.get("title") or "A study")
+    shared = {key: value for key, value in values.items() if key in (*RUN_KEYS, *FLAT_KEYS)}
     return Study(
-        title,
-        shared,
-        axes,
-        runs,
-        seeds,
-        select,
-        search,
-        compare,
-        keep,
-        together,
-        cached,
-        dict(values),
-        ensembles,
+        title=str(values.get("title") or "A study"),
+        shared=shared,
+        axes=axes,
+        runs=runs,
+        seeds=seeds,
+        select=select,
+        search=search,
+        compare=compare,
+        keep_prompts=keep,
+        together=together,
+        cache_features=cached,
+        values=dict(values),
+        ensembles=ensembles,
     )
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Values with the changes put in: "dotted.key" or nested, key by key.
 
-    A new task, method or data source takes the place of the old one as a whole; what is no mapping does so anywhere.
+    A new task, method, protocol or data source takes the place of the old one as a whole; what is no mapping does so anywhere.
     """
-    result = written_out(values)
+    result = _written_out(values)
     for dotted, value in changes.items():
         key, _, rest = str(dotted).partition(".")
         old = result.get(key)
         if rest:
             result[key] = merged(old if isinstance(old, Mapping) else {}, {rest: value})
             if key == "data":
-                result = written_out(result)
+                result = _written_out(result)
             continue
-        value = written_out({key: value})[key]
+        value = _written_out({key: value})[key]
         is_new = isinstance(value, Mapping) and key != "backbone" and ("name" in value or "source" in value)
         if isinstance(value, Mapping) and isinstance(old, Mapping) and not is_new:
             value = merged(old, value)
         result[key] = value
     return result
+
+
+def _written_out(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Short forms in full, those of a run and of its protocol."""
+    full = written_out(values)
+    if isinstance(full.get("protocol"), str):
+        full["protocol"] = described(full["protocol"])
+    return full
 
 
 def _with_variant(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,7 +300,7 @@ def _axis(name: str, axis: Any) -> dict[str, Option]:
         }
     if not isinstance(axis, list) or not axis:
         raise ValueError(f"{place} is {axis!r}, expected a list of values or options by name")
-    check_keys({name.split(".")[0]: None}, RUN_KEYS, "axes")
+    _check_run_keys([name], "axes")
     labelled = {_label(name, value): Option({name: value}) for value in axis}
     if len(labelled) < len(axis):
         raise ValueError(
@@ -261,10 +311,15 @@ def _axis(name: str, axis: Any) -> dict[str, Option]:
 
 def _option(values: Mapping[str, Any], place: str) -> Option:
     changes = {key: value for key, value in values.items() if key not in ("select", "seeds")}
-    check_keys({str(key).split(".")[0]: None for key in changes}, RUN_KEYS, place)
+    _check_run_keys(changes, place)
     select = _select(values["select"], f"{place}.select") if "select" in values else None
     seeds = _seeds(values["seeds"], f"{place}.seeds") if "seeds" in values else None
     return Option(changes, select, seeds)
+
+
+def _check_run_keys(dotted: Iterable[Any], place: str) -> None:
+    keys = [str(key).split(".")[0] for key in dotted]
+    check_keys({key: None for key in keys if key not in FLAT_KEYS}, RUN_KEYS, place)
 
 
 def _label(axis: str, value: Any) -> str:

@@ -91,9 +91,9 @@ def _changed_rows(ended: Sequence[Result]) -> list[str]:
 
 def _rows_read(result: Result) -> Iterator[tuple[str, str, str]]:
     """Of each of a run's data sets: all that its rows should follow from, what they are called, and their digest."""
-    values = result.run.values
-    sources = {**values["data"], **values.get("domains", {})}
-    shots = values.get("shots")
+    values, protocol = result.run.values, result.run.settings().protocol
+    own_sources = {name: source.as_dict() for name, source in protocol.sources().items()}
+    sources, shots = {**values["data"], **own_sources}, protocol.draws()
     for name, rows in result.outcome.facts.get("rows", {}).items():
         own = sources.get(name)
         source = own or values["data"]["train"]  # validation rows that were drawn beside few training rows

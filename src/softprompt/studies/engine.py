@@ -9,14 +9,15 @@ from contextlib import ExitStack
 from typing import Protocol
 
 from softprompt.errors import CheckpointError, TrainingDiverged
+from softprompt.records.run_folders import DamagedRun, Outcome, disk_is_full
 from softprompt.studies.batches import batches_of
 from softprompt.studies.config import Study
 from softprompt.studies.ensembles import make_ensembles
 from softprompt.studies.environment import free_kept_memory
-from softprompt.studies.folder import DamagedRun, StudyFolder, disk_is_full
+from softprompt.studies.folder import StudyFolder
 from softprompt.studies.plan import Plan, plan
 from softprompt.studies.pruning import pruner
-from softprompt.studies.runs import Outcome, PlannedRun
+from softprompt.studies.runs import PlannedRun
 from softprompt.studies.watching import Prune
 from softprompt.studies.worker import Worker
 from softprompt.training.progress import Progress, Shared, Silent
@@ -156,7 +157,7 @@ def _attempt_together(
         folder.begin_run(run)
     progress = Shared(show.begins(runs), len(runs))
     try:
-        found = worker.do_together(
+        found = worker.do(
             runs,
             folder,
             keep_prompt=study.keep_prompts,
@@ -223,11 +224,13 @@ def _do(study: Study, run: PlannedRun, folder: StudyFolder, worker: Worker, show
     if run.trial is not None and study.search.prune:
         prune = pruner(study, run, folder)
     folder.begin_run(run)
-    return worker.do(
-        run,
+    [outcome] = worker.do(
+        [run],
         folder,
         keep_prompt=study.keep_prompts,
         cache_features=study.cache_features,
         progress=show.begins([run]),
         prune=prune,
     )
+    assert isinstance(outcome, Outcome)  # a run that is made alone raises when it diverges
+    return outcome

@@ -11,8 +11,9 @@ from typing import Any
 
 from softprompt.files import write_text
 from softprompt.protocols.ensembling import RULES
+from softprompt.records.run_folders import disk_is_full
 from softprompt.studies.environment import free_kept_memory
-from softprompt.studies.folder import StudyFolder, disk_is_full
+from softprompt.studies.folder import StudyFolder
 from softprompt.studies.plan import Plan
 from softprompt.studies.runs import PlannedRun
 

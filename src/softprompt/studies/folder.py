@@ -1,59 +1,33 @@
-"""The folder of a study: what is in it, who is at which run, and what is whole.
+"""The folder of a study.
 
 study.yaml     the study as it was read
-runs/ID/       a run
-  config.yaml    the run, every default filled in
+runs/ID/       a run, see `softprompt.records.run_folders`
   checkpoint/    where training stands; gone when the run has ended
-  history.jsonl  a line for each optimizer step
   prompt/        the saved prompt, of final runs
-  result.json    how it ended, written last, with checksums of itself and of the two above: with it the run has ended
-claims/ID.lock who is at a run: locked by a living process. The kernel frees the lock of a dead one, whatever the clock says
-set-aside/     run folders that were damaged
+claims/, set-aside/
+ensembles/     what the prompts of several seeds answer together
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, get_args
+from dataclasses import dataclass
 
-import yaml
-from filelock import FileLock, Timeout
-
-from softprompt.files import finite, write_bytes, write_text
+from softprompt.files import write_text
 from softprompt.fitting.run_config import as_mapping, parse_yaml
+from softprompt.records.run_folders import RunFolders, as_yaml
 from softprompt.studies.config import Study, parse_study
-from softprompt.studies.runs import Outcome, PlannedRun, Status, run_hash
-
-
-class DamagedRun(ValueError):  # noqa: N818 - it reads as the statement it is
-    """A run folder whose files cannot be what a run left there."""
 
 
 @dataclass(frozen=True)
-class StudyFolder:
-    """A study's files, below `path`. Results that were read are kept: they never change."""
-
-    path: Path
-    _ended: dict[str, Outcome] = field(default_factory=dict, repr=False)
-
-    def run(self, run_id: str) -> Path:
-        return self.path / "runs" / run_id
+class StudyFolder(RunFolders):
+    """A study's files, below `path`."""
 
     def begin(self, study: Study) -> None:
         """Write down what is studied. Raises OSError if nothing can be written there."""
         for name in ("runs", "claims"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(dict(study.values), sort_keys=False, allow_unicode=True, width=100)
         with self.claim("study", wait=True):  # two processes may begin at once
-            write_text(self.path / "study.yaml", text)
+            write_text(self.path / "study.yaml", as_yaml(study.values))
 
     def study(self) -> Study:
         """The study that was run here. Raises FileNotFoundError if none was, ValueError for a file that is none."""
@@ -61,204 +35,3 @@ class StudyFolder:
         if not file.is_file():
             raise FileNotFoundError(f"{self.path} holds no study: there is no {file.name} in it")
         return parse_study(as_mapping(parse_yaml(file.read_text(encoding="utf-8"), str(file)), str(file)))
-
-    def outcome(self, run_id: str) -> Outcome | None:
-        """How a run ended; None: it has not, or its folder is damaged (then `check` says how)."""
-        if run_id not in self._ended:
-            try:
-                found = self.check(run_id)
-            except DamagedRun:
-                return None
-            if found is None:
-                return None
-            self._ended[run_id] = found
-        return self._ended[run_id]
-
-    def check(self, run_id: str) -> Outcome | None:
-        """The same. Raises DamagedRun, saying what is wrong with the folder."""
-        folder = self.run(run_id)
-        if not folder.exists():
-            return None
-        config = folder / "config.yaml"
-        if not config.exists() and not (folder / "result.json").exists():
-            return None  # killed before its first file was written
-        _check_config(config, run_id)
-        if not (folder / "result.json").exists():
-            _check_evaluations(folder / "evaluations.json")
-            return None
-        facts = _checked_facts(folder / "result.json")
-        if facts.get("run") != run_id or facts.get("status") not in get_args(Status):
-            raise DamagedRun(f"{folder / 'result.json'} is of {facts.get('run')!r}, not of this run")
-        for file, digest in _written(facts, folder).items():
-            _check_file(folder / file, digest)
-        return Outcome(facts["status"], facts)
-
-    def begin_run(self, run: PlannedRun) -> None:
-        """Write down what the run is."""
-        folder = self.run(run.id)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(dict(run.values), sort_keys=False, allow_unicode=True, width=100)
-        write_text(folder / "config.yaml", text)
-
-    def end(
-        self, run_id: str, facts: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = ()
-    ) -> Outcome:
-        """Write how a run ended, after its prompt if it keeps one; facts: plain JSON with "status"."""
-        folder = self.run(run_id)
-        lines = "".join(json.dumps(finite(record)) + "\n" for record in history)
-        write_text(folder / "history.jsonl", lines)
-        facts = {"run": run_id, **finite(facts), **_digests(folder)}
-        text = json.dumps({**facts, "sha256": _checksum(facts)}, indent=1, ensure_ascii=False) + "\n"
-        write_text(folder / "result.json", text)
-        self._ended[run_id] = Outcome(facts["status"], json.loads(json.dumps(facts)))
-        return self._ended[run_id]
-
-    def take_in(self, run_id: str, files: Mapping[str, bytes]) -> Outcome:
-        """A run that ended elsewhere: its files by path in its folder, in place of what is there.
-
-        Raises DamagedRun if they are not the files of this run, whole.
-        """
-        folder = self.run(run_id)
-        shutil.rmtree(folder, ignore_errors=True)
-        for name in sorted(files, key=lambda name: name == "result.json"):  # last, as always
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(folder / name, files[name])
-        outcome = self.check(run_id)
-        if outcome is None:
-            raise DamagedRun(f"{run_id} came back without a result: it has {sorted(files)}")
-        self._ended[run_id] = outcome
-        return outcome
-
-    def history(self, run_id: str) -> list[dict[str, Any]]:
-        """The records of each optimizer step of a run that has ended."""
-        file = self.run(run_id) / "history.jsonl"
-        return (
-            [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            if file.exists()
-            else []
-        )
-
-    def forget(self, run_id: str) -> None:
-        """A failed run is to be made again: what says that it ended goes away."""
-        self._ended.pop(run_id, None)
-        (self.run(run_id) / "result.json").unlink(missing_ok=True)
-
-    def set_aside(self, run_id: str) -> Path:
-        """Move a damaged run folder out of the way, whole; returns where to."""
-        place = self.path / "set-aside"
-        place.mkdir(exist_ok=True)
-        target = next(t for i in range(10**6) if not (t := place / f"{run_id}.{i}").exists())
-        os.rename(self.run(run_id), target)
-        return target
-
-    @contextmanager
-    def claim(self, run_id: str, *, wait: bool = False) -> Iterator[bool]:
-        """Be the one that is at a run: True; False if another living process is, unless `wait` waits for its end."""
-        lock = FileLock(self.path / "claims" / f"{run_id}.lock")
-        try:
-            lock.acquire(blocking=wait)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
-
-    def others_at_work(self, runs: Sequence[PlannedRun]) -> int:
-        """How many of the runs another process is at."""
-        count = 0
-        for run_id in {run.id for run in runs}:
-            if (self.path / "claims" / f"{run_id}.lock").exists():
-                with self.claim(run_id) as free:
-                    count += not free
-        return count
-
-
-def disk_is_full(error: BaseException) -> bool:
-    """Whether an error, or what it came from, is a disk without room."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
-# What a file of any content may bring about before it is known to be of the right shape: YAML has dates, JSON has lists
-# where a mapping is expected, and either can be nested too deeply.
-_UNREADABLE = (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError)
-
-
-def _check_config(config: Path, run_id: str) -> None:
-    try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8"))
-        found = run_hash(values)
-    except _UNREADABLE as error:
-        raise DamagedRun(f"{config} cannot be read: {error}") from error
-    if not run_id.endswith(found):
-        raise DamagedRun(f"{config} is of another run: its settings have the hash {found}")
-
-
-def _check_evaluations(file: Path) -> None:
-    """Of an unfinished run, which goes on from them."""
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-        sound = all(isinstance(entry["step"], int) and "value" in entry for entry in known)
-    except FileNotFoundError:
-        return
-    except _UNREADABLE as error:
-        raise DamagedRun(f"{file} cannot be read: {error!r}") from error
-    if not sound:
-        raise DamagedRun(f"{file} is not what the run wrote: expected a step and a value in each entry")
-
-
-def _checked_facts(file: Path) -> dict[str, Any]:
-    try:
-        facts = dict(json.loads(file.read_text(encoding="utf-8")))
-        wanted, found = facts.pop("sha256", None), _checksum(facts)
-    except _UNREADABLE as error:
-        raise DamagedRun(f"{file} cannot be read: {error}") from error
-    if wanted != found:
-        raise DamagedRun(f"{file} is not what the run wrote: its checksum is wrong")
-    return facts
-
-
-def _checksum(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _digests(folder: Path) -> dict[str, Any]:
-    """Of what a run leaves beside its result."""
-    # Not of the model card: it is for people, who may write in it, and nothing reads it.
-    prompt = {file.name: _sha256(file) for file in sorted((folder / "prompt").glob("prompt.*"))}
-    return {
-        "history_sha256": _sha256(folder / "history.jsonl"),
-        **({"prompt_sha256": prompt} if prompt else {}),
-    }
-
-
-def _written(facts: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """The sha256 of each file that a result names, by its path in the run's folder. Results of older versions name fewer.
-
-    A prompt that was taken away as a whole, to make room, is no damage.
-    """
-    history = {"history.jsonl": facts["history_sha256"]} if "history_sha256" in facts else {}
-    prompt = facts.get("prompt_sha256", {}) if (folder / "prompt").exists() else {}
-    return history | {f"prompt/{name}": digest for name, digest in prompt.items()}
-
-
-def _check_file(file: Path, digest: str) -> None:
-    try:
-        found = _sha256(file)
-    except OSError as error:
-        raise DamagedRun(f"{file} cannot be read: {error}") from error
-    if found != digest:
-        raise DamagedRun(f"{file} is not what the run wrote: its sha256 is wrong")
-
-
-def _sha256(file: Path) -> str:
-    # A prompt may be a whole model: it is not read into memory at once. `outcome` keeps what it found, so that a process
-    # reads each sound one once.
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from softprompt.records.run_folders import Outcome
 from softprompt.studies.config import Choices, Option, Range, Select, Study, cells, merged
-from softprompt.studies.runs import Outcome, Outcomes, PlannedRun, in_words, planned
+from softprompt.studies.runs import Outcomes, PlannedRun, in_words, planned
 from softprompt.studies.search import trials
 
 

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
+from softprompt.records.run_folders import Outcome
 from softprompt.studies.config import Study, parse_study
 from softprompt.studies.engine import Engine, Quiet, Show, attempt, set_damage_aside
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.plan import plan
-from softprompt.studies.runs import Outcome, PlannedRun
+from softprompt.studies.runs import PlannedRun
 from softprompt.studies.supplies import OpenBackbone
 from softprompt.studies.worker import Worker
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from softprompt.records.run_folders import Outcome
 from softprompt.studies.config import Study
 from softprompt.studies.ensembles import members_of, recorded
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.plan import Plan, plan
-from softprompt.studies.runs import Outcome, PlannedRun
+from softprompt.studies.runs import PlannedRun
 
 COSTS = {
     "trained_parameters": "trained parameters",
@@ -202,14 +203,14 @@ def read_results(folder: StudyFolder) -> StudyResults:
     names = dict.fromkeys(name for r in finals for name in r.outcome.facts["metrics"])
     judged = [name for name in names if name not in ("train", "validation")] or ["validation"]
     return StudyResults(
-        study,
-        found,
-        finals,
-        [r for r in ended if r.run.stage == "search"],
-        [r for r in ended if r.outcome.status in ("failed", "diverged")],
-        len(found.runs) - len(ended) + found.later,
-        judged,
-        [
+        study=study,
+        plan=found,
+        finals=finals,
+        searched=[r for r in ended if r.run.stage == "search"],
+        failed=[r for r in ended if r.outcome.status in ("failed", "diverged")],
+        missing=len(found.runs) - len(ended) + found.later,
+        data=judged,
+        ensembles=[
             (", ".join(filter(None, (condition_of(study, runs[0].cell), line_of(study, runs[0])))), facts)
             for runs in (members_of(found, folder) if study.ensembles else ())
             if (facts := recorded(runs, folder)) is not None

@@ -1,8 +1,7 @@
-"""A run of a study: its settings, its name, how it ended."""
+"""A run of a study: its settings and its name."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -10,30 +9,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
+from softprompt.records.run_folders import Outcome, run_hash
 from softprompt.studies.run_settings import RunSettings, parse_run
-
-Status = Literal["finished", "pruned", "diverged", "failed"]
-
-# What a run's result does not depend on, or only in its last bits.
-_FREE = {
-    "backbone": ("device",),
-    "recipe": ("trackers", "checkpoint_every", "gradient_checkpointing"),
-}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended. `facts` is what its folder says."""
-
-    status: Status
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def validation(self) -> float | None:
-        """The main metric on validation rows; None: it has none."""
-        metrics = self.facts.get("metrics", {}).get("validation", {})
-        value = metrics.get(self.facts.get("main_metric"))
-        return None if value is None else float(value)
 
 
 @dataclass(frozen=True)
@@ -41,7 +18,7 @@ class PlannedRun:
     """A run with all its settings.
 
     id      readable name and a hash of all that the result depends on
-    values  the run in plain values, see `RunSettings`
+    values  the run in plain values, see `RunSettings.as_dict`
     cell    label by axis
     chosen  settings that are (stage "search") tried or (stage "final") chosen on validation
     trial   number of an Optuna trial
@@ -56,7 +33,8 @@ class PlannedRun:
     trial: int | None = None
 
     def settings(self) -> RunSettings:
-        return parse_run(self.values)
+        """The run as it is made."""
+        return _parsed(json.dumps(self.values))
 
 
 Outcomes = Callable[[str], Outcome | None]
@@ -72,11 +50,8 @@ def planned(
 ) -> PlannedRun:
     """The run of these values with this seed. Raises ValueError, naming the combination, if they do not fit."""
     full = {**values, "seed": seed}
-    if stage == "search":  # what is chosen by validation must not see the test data
-        full.pop("domains", None)
-        full["data"] = {name: source for name, source in full.get("data", {}).items() if name != "test"}
     try:
-        text = _resolved(json.dumps(full, default=str))
+        text = _resolved(json.dumps(full, default=str), stage == "search")
     except ValueError as error:
         raise ValueError(f"{in_words(cell)}: {error}") from error
     resolved = json.loads(text)
@@ -91,19 +66,16 @@ def planned(
     )
 
 
-def run_hash(values: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits of the sha256 of all that a run's result depends on."""
-    kept = {
-        key: {k: v for k, v in value.items() if k not in _FREE[key]} if key in _FREE else value
-        for key, value in values.items()
-    }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+@cache
+def _parsed(text: str) -> RunSettings:
+    return parse_run(json.loads(text))
 
 
 @cache
-def _resolved(text: str) -> str:
-    """A run's values with every default filled in, as JSON."""
-    return json.dumps(parse_run(json.loads(text)).as_dict())
+def _resolved(text: str, for_choosing: bool) -> str:
+    """A run's values with every default filled in, as JSON; for_choosing: without its test data."""
+    settings = _parsed(text)
+    return json.dumps((settings.for_choosing() if for_choosing else settings).as_dict())
 
 
 def in_words(cell: Mapping[str, str]) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from softprompt.records.run_folders import Outcome
 from softprompt.studies.config import Range, SearchConfig, Select, merged
-from softprompt.studies.runs import Outcome, Outcomes, PlannedRun, planned
+from softprompt.studies.runs import Outcomes, PlannedRun, planned
 
 if TYPE_CHECKING:
     import optuna

@@ -11,15 +11,12 @@ from typing import Any
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.row_features import RowFeatures
 from softprompt.data import Row
-from softprompt.features.cache import FeatureCache
 from softprompt.features.encodings import Encodings
-from softprompt.fitting.preparation import Data
 from softprompt.fitting.run_config import BackboneConfig, SourceConfig, source_rows
-from softprompt.protocols.few_shot import few_shot_splits
+from softprompt.protocols.base import Workbench
 from softprompt.store import BackboneIdentity
 from softprompt.store.identity import identity_of, settings_of
 from softprompt.studies.run_settings import RunSettings
-from softprompt.tasks.base import Task
 
 OpenBackbone = Callable[[BackboneConfig], Backbone]
 
@@ -35,7 +32,7 @@ class Supplies:
     _identity: BackboneIdentity | None = None
     _encodings: dict[str, Encodings] = field(default_factory=dict)  # by task, on this backbone
     _rows: dict[str, list[Row]] = field(default_factory=dict)
-    _splits: dict[str, tuple[list[Row], list[Row]]] = field(default_factory=dict)
+    _draws: dict[str, Any] = field(default_factory=dict)
     _about: dict[int, dict[str, Any]] = field(default_factory=dict)  # by identity of lists that are kept
 
     def backbone(self, config: BackboneConfig) -> Backbone:
@@ -65,13 +62,17 @@ class Supplies:
         return self._rows[key]
 
     def about(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """How many rows that were given out here are, and a digest of them."""
-        return self._about[id(rows)]
+        """How many rows there are, and a digest of them; of lists that were given out here it was made when they were read."""
+        return self._about.get(id(rows)) or _about(rows)
 
-    def data(self, settings: RunSettings, cache: FeatureCache | None = None) -> Data:
-        """The rows that a run is trained on and validated on; encoded once for all runs of its task on its backbone."""
-        train, validation = self._training_rows(settings)
-        return Data(train, validation, cache, self.encodings(settings))
+    def bench(self, settings: RunSettings) -> Workbench:
+        """What the run shares with others of its task on its backbone."""
+        return Workbench(
+            read=self.rows,
+            encodings=self.encodings(settings),
+            features=self.features(settings.config.backbone),
+            draws=self._draws,
+        )
 
     def encodings(self, settings: RunSettings) -> Encodings:
         """What was made of rows for the run's task on its backbone."""
@@ -87,31 +88,15 @@ class Supplies:
             self._backbone = config, backbone, RowFeatures(backbone)
         return self._backbone[1:]
 
-    def _training_rows(self, settings: RunSettings) -> tuple[list[Row], list[Row] | None]:
-        config = settings.config
-        train = self.rows(config.data.train, "train")
-        validation = (
-            None if config.data.validation is None else self.rows(config.data.validation, "validation")
-        )
-        if settings.shots is None:
-            return train, validation
-        drawn = self._few_shot(train, config.task, settings.shots, config.recipe.seed)
-        # Few-shot validation is as small as the training data, unless rows of their own are given.
-        return drawn[0], validation or drawn[1]
-
-    def _few_shot(self, rows: list[Row], task: Task, shots: int, seed: int) -> tuple[list[Row], list[Row]]:
-        key = repr((id(rows), task, shots, seed))
-        if key not in self._splits:
-            [split] = few_shot_splits(rows, task, [shots], [seed])
-            train, validation = ([rows[i] for i in part] for part in (split.train, split.validation))
-            self._splits[key] = self._known(train), self._known(validation)
-        return self._splits[key]
-
     def _known(self, rows: Sequence[Row]) -> list[Row]:
         kept = list(rows)
-        text = json.dumps([dict(row) for row in kept], sort_keys=True, default=_of_value)
-        self._about[id(kept)] = {"count": len(kept), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        self._about[id(kept)] = _about(kept)
         return kept
+
+
+def _about(rows: Sequence[Row]) -> dict[str, Any]:
+    text = json.dumps([dict(row) for row in rows], sort_keys=True, default=_of_value)
+    return {"count": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _of_value(value: Any) -> str:

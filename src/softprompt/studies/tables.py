@@ -8,10 +8,10 @@ import itertools
 import statistics
 from collections.abc import Sequence
 
+from softprompt.protocols.base_to_new import SCORES as HALVES
 from softprompt.protocols.base_to_new import harmonic_means
 from softprompt.protocols.ensembling import RULES
 from softprompt.studies.comparisons import comparisons
-from softprompt.studies.halves import NAMES as HALVES
 from softprompt.studies.results import COSTS, Average, StudyResults, chosen_rows, confusion
 from softprompt.studies.statistics import Summary, summarize
 

@@ -7,7 +7,6 @@ last: what it does not name has not happened.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from softprompt.errors import CheckpointError
 from softprompt.files import write_bytes
-from softprompt.protocols._records import Record, read_object, write_object
+from softprompt.records.objects import Record, differing, read_object, write_object
 
 FILE = "stages.json"
 
@@ -46,11 +45,9 @@ def read_stages(folder: Path, settings: Mapping[str, Any]) -> tuple[list[Record]
     found = read_object(folder / FILE)
     if not found:
         return [], None
-    wanted = json.loads(json.dumps(settings))
-    differing = [name for name in wanted if wanted[name] != found["settings"].get(name)]
-    if differing:
+    if others := differing(settings, found["settings"]):
         raise ValueError(
-            f"{folder} holds a study with other settings ({', '.join(differing)}): name another folder, or delete this one "
+            f"{folder} holds a study with other settings ({', '.join(others)}): name another folder, or delete this one "
             "to run everything again"
         )
     path = _state_file(folder, len(found["stages"]))

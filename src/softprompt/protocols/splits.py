@@ -1,0 +1,93 @@
+"""Splits for learning from k rows per class, which can be repeated and shared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softprompt.data import Row, few_shot
+from softprompt.records import read_object, rows_digest, write_object
+from softprompt.tasks import (
+    ImageClassification,
+    ImageTextClassification,
+    SequenceClassification,
+    TextClassification,
+)
+from softprompt.tasks.base import Task
+
+SHOTS = (4, 16, 32)
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class FewShotSplit:
+    """Places of the rows in the data set, from 0: `shots` per class to train on, as many others to choose by."""
+
+    shots: int
+    seed: int
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+
+
+def few_shot_splits(
+    rows: Sequence[Row],
+    task: Task,
+    shots: Sequence[int] = SHOTS,
+    seeds: Sequence[int] = SEEDS,
+    *,
+    file: str | Path | None = None,
+) -> list[FewShotSplit]:
+    """Splits for every k and seed, k by k; the same for the same rows and seed.
+
+    With one seed the training rows of a smaller k are among those of a larger one. file: JSON; splits that it holds are
+    taken from there, new ones are added.
+    Raises ValueError for a task without classes, a class of fewer than 2 k rows, and a file made for other rows.
+    """
+    labelled = _labelled(rows, task)
+    if file is None:
+        return [_split(k, seed, _draw(labelled, k, seed)) for k in shots for seed in seeds]
+    path, digest = Path(file), rows_digest(rows)
+    known = read_object(path)
+    if known and known.get("rows") != digest:
+        raise ValueError(
+            f"{path} holds splits of other rows: row numbers mean nothing here; load the data it was made for, or name "
+            "another file"
+        )
+    kept: dict[str, dict[str, list[int]]] = dict(known.get("splits", {}))
+    for k in shots:
+        for seed in seeds:
+            if f"{k}/{seed}" not in kept:
+                kept[f"{k}/{seed}"] = _draw(labelled, k, seed)
+    if {"rows": digest, "splits": kept} != known:
+        write_object(path, {"rows": digest, "splits": kept})
+    return [_split(k, seed, kept[f"{k}/{seed}"]) for k in shots for seed in seeds]
+
+
+def draw_split(rows: Sequence[Row], task: Task, shots: int, seed: int) -> FewShotSplit:
+    """The one split of `few_shot_splits` for this k and seed, and what it raises."""
+    return _split(shots, seed, _draw(_labelled(rows, task), shots, seed))
+
+
+def _labelled(rows: Sequence[Row], task: Task) -> list[dict[str, Any]]:
+    if not isinstance(
+        task, TextClassification | SequenceClassification | ImageClassification | ImageTextClassification
+    ):
+        raise ValueError(
+            f"{task.name} has no classes to draw rows of: few-shot splits are for classification"
+        )
+    return [{"row": i, "label": task.read_label(row)} for i, row in enumerate(rows)]
+
+
+def _split(shots: int, seed: int, ids: Mapping[str, Sequence[int]]) -> FewShotSplit:
+    return FewShotSplit(shots, seed, tuple(ids["train"]), tuple(ids["validation"]))
+
+
+def _draw(labelled: Sequence[Mapping[str, Any]], k: int, seed: int) -> dict[str, list[int]]:
+    train = [row["row"] for row in few_shot(labelled, k, "label", seed)]
+    rest = [row for row in labelled if row["row"] not in set(train)]
+    missing = {row["label"] for row in labelled} - {row["label"] for row in rest}
+    if missing:
+        raise ValueError(f"k={k}: no row is left to choose by for the labels {sorted(missing)}; lower k")
+    return {"train": train, "validation": [row["row"] for row in few_shot(rest, k, "label", seed)]}

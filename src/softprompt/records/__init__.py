@@ -1,0 +1,26 @@
+"""Runs that have ended, on disk, so that what was killed goes on: in one file, stage by stage, or in a folder each."""
+
+from softprompt.records.digests import file_digest, folder_digest, object_digest, rows_digest
+from softprompt.records.objects import Record, read_object, write_object
+from softprompt.records.run_file import once
+from softprompt.records.run_folders import DamagedRun, Outcome, RunFolders, Status, disk_is_full, run_hash
+from softprompt.records.stages import read_stages, write_stage
+
+__all__ = [
+    "DamagedRun",
+    "Outcome",
+    "Record",
+    "RunFolders",
+    "Status",
+    "disk_is_full",
+    "file_digest",
+    "folder_digest",
+    "object_digest",
+    "once",
+    "read_object",
+    "read_stages",
+    "rows_digest",
+    "run_hash",
+    "write_object",
+    "write_stage",
+]

@@ -1,0 +1,38 @@
+"""JSON objects in files, and whether what a file holds belongs to the same work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from softprompt.files import write_text
+
+Record = dict[str, Any]
+"""What a run found, as plain JSON."""
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty where there is no file. Raises ValueError if it holds anything else."""
+    if not file.exists():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no readable JSON ({error}): delete it or name another file") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} holds a JSON {type(value).__name__}, expected an object: name another file")
+    return value
+
+
+def write_object(file: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def differing(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Names of the wanted settings that are others in what was found; both as JSON has them."""
+    plain = json.loads(json.dumps(wanted))
+    return [name for name in plain if plain[name] != found.get(name)]
