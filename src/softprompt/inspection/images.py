@@ -14,12 +14,11 @@ from softprompt.backbones.base import Backbone
 from softprompt.backbones.vision.backbone import VisionBackbone
 from softprompt.backbones.vision.class_attention import ClassAttention
 from softprompt.data import Row
+from softprompt.images import ImageRule
 from softprompt.inspection.virtual_tokens import PromptReport, inspect_prompt
 from softprompt.outputs import EncodedRow
-from softprompt.tasks import ClassPrediction, ImageClassification, ImageTextClassification
+from softprompt.tasks import ClassPrediction
 from softprompt.tasks.columns import as_row
-from softprompt.tasks.image_classification import ImageClassificationEncoder
-from softprompt.tasks.image_text_classification import ImageTextClassificationEncoder
 
 if TYPE_CHECKING:
     from softprompt.tuned import TunedPrompt
@@ -120,14 +119,12 @@ def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = (), *, top: int =
         for name, tensor in tuned.module.bake().state_dict().items()
         if tensor.ndim and torch.is_floating_point(tensor) and tensor.numel()
     )
-    size = None
-    if isinstance(tuned.encoder, ImageClassificationEncoder | ImageTextClassificationEncoder):
-        size = tuned.encoder.rule.size
+    rule: ImageRule | None = getattr(tuned.encoder, "rule", None)
     answered = [i for i, label in enumerate(right) if label is not None]
     return ImagePromptReport(
         tuned.method.name,
         backbone.name,
-        size,
+        None if rule is None else rule.size,
         learned,
         tuple(reports),
         no_attention,
@@ -137,11 +134,8 @@ def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = (), *, top: int =
 
 
 def _right(tuned: TunedPrompt, row: Row) -> str | None:
-    task = tuned.task
-    if not isinstance(task, ImageClassification | ImageTextClassification):
-        return None
-    column = task.columns.get(task.label_column, task.label_column)
-    return task.read_label(row) if column in row else None
+    labelling = tuned.task.labelling
+    return labelling.read(row) if labelling is not None and labelling.is_in(row) else None
 
 
 def _source(tuned: TunedPrompt, row: Row) -> str:

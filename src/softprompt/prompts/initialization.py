@@ -7,7 +7,6 @@ section 3.2: drawing from the vocabulary or the class labels beats uniform noise
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from softprompt.backbones.base import BackboneSpec
-from softprompt.errors import SoftpromptWarning
+from softprompt.concerns import warn_of
 from softprompt.prompts.base import BuildContext
 
 Init = Literal["auto", "vocab", "uniform", "text", "labels", "prompt"]
@@ -109,11 +108,7 @@ def text_ids(spec: BackboneSpec, length: int, text: str) -> Tensor:
     if not ids:
         raise ValueError(f"the initial text {text!r} has no tokens")
     if len(ids) > length:
-        warnings.warn(
-            f"the initial text has {len(ids)} tokens, the prompt {length}: the rest is left out",
-            SoftpromptWarning,
-            stacklevel=2,
-        )
+        warn_of([f"the initial text has {len(ids)} tokens, the prompt {length}: the rest is left out"])
     return torch.tensor([ids[i % len(ids)] for i in range(length)])
 
 

@@ -124,7 +124,7 @@ def base_to_new_runs(
     Raises ValueError for a task that does not compare images with texts, fewer than four labels, no seeds, and a half
     without rows, class-specific contexts, which cannot serve new classes; and what `fit` raises.
     """
-    if not isinstance(task, ImageTextClassification):
+    if not task.compares_texts:
         raise ValueError(
             f"{task.name} answers with the labels that it was trained for alone: base-to-new takes ImageTextClassification"
         )

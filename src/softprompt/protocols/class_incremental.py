@@ -259,7 +259,7 @@ def _correct(
 
 
 def _divided(task: HeadTask, tasks: int | Sequence[Labels], seed: int | None) -> tuple[tuple[str, ...], ...]:
-    if not isinstance(task, ImageClassification | SequenceClassification):
+    if task.labelling is None or task.outputs is None:
         raise ValueError(
             f"{task.name} has no head over all classes: take ImageClassification or SequenceClassification"
         )

@@ -11,7 +11,6 @@ from softprompt.protocols.base_to_new import base_and_new
 from softprompt.protocols.class_incremental import Answers, Logits
 from softprompt.protocols.rehearsal import Rehearsal
 from softprompt.store.identity import settings_of
-from softprompt.tasks import ImageTextClassification
 
 RUN_KEYS = (
     "backbone",
@@ -106,7 +105,7 @@ def parse_run(values: Mapping[str, Any]) -> RunSettings:
             raise ValueError(
                 "class_tasks is there together with shots or domains: it takes all rows of one data set"
             )
-        if config.task.name not in ("image-classification", "sequence-classification"):
+        if config.task.labelling is None or config.task.outputs is None:
             raise ValueError(
                 f"class_tasks needs a head over all classes: task image-classification or sequence-classification, "
                 f"not {config.task.name}"
@@ -119,12 +118,12 @@ def parse_run(values: Mapping[str, Any]) -> RunSettings:
 def _check_halves(config: RunConfig, others: bool) -> None:
     if others:
         raise ValueError("base_to_new is there together with class_tasks or domains: it judges two halves")
-    if not isinstance(config.task, ImageTextClassification):
+    if config.task.labelling is None or not config.task.compares_texts:
         raise ValueError(
             f"base_to_new needs classes that are told by their names: task image-text-classification, "
             f"not {config.task.name}"
         )
-    base_and_new(config.task.labels)
+    base_and_new(config.task.labelling.labels)
     if config.data.validation is not None:
         raise ValueError(
             "base_to_new with data.validation: new classes have no validation rows, so nothing is chosen on any; "

@@ -174,6 +174,7 @@ class Worker:
                     rows[name] = self._supplies.rows(source, "test")
                     began = time.perf_counter()
                     metrics[name] = self._evaluated(tuned, rows[name], settings, data.cache)
+                    concerns = [*concerns, *tuned.task.concerns_about(metrics[name], name)]
                     watcher.times["evaluation"] += time.perf_counter() - began
             if keep_prompt:
                 identity = tuned.identity or self._supplies.identity(settings.config.backbone)
@@ -202,7 +203,7 @@ class Worker:
     ) -> dict[str, Any]:
         """What `tuned.evaluate` gives, of rows that are encoded once for all runs."""
         if tuned.task != settings.config.task:  # a search wrote words into its template
-            return tuned.evaluate(rows)
+            return evaluate(tuned.model, tuned.task, tuned.encoder, rows)
         room = room_of(tuned.module, tuned.max_tokens)
         encodings = self._supplies.encodings(settings)
         encoded = encodings.of(rows, tuned.encoder, room)

@@ -21,10 +21,11 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from softprompt.data import Row, by_length
+from softprompt.data import Row
 from softprompt.outputs import EncodedRow, TargetLogits
-from softprompt.tasks.base import Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.columns import check_columns, read_fields
+from softprompt.tasks.reading import in_batches
 from softprompt.tasks.template import BoundTemplate, Run, Template, tokenize
 
 
@@ -88,7 +89,7 @@ class LanguageModeling(Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModelingEncoder:
+class LanguageModelingEncoder(TaskEncoder):
     """A `LanguageModeling` bound to a tokenizer; see `TaskEncoder`."""
 
     task: LanguageModeling
@@ -145,13 +146,14 @@ class LanguageModelingEncoder:
         on_batch: Callable[[int], None] | None = None,
     ) -> list[float]:
         """log p of what is to be written, nats per token, of each row, in order."""
-        found: dict[int, float] = {}
-        for batch in by_length([len(row.context) + len(row.targets[0]) for row in rows], batch_size):
-            chosen = [rows[i] for i in batch]
-            found |= dict(zip(batch, (-self.loss(model.score(chosen), chosen)).tolist(), strict=True))
-            if on_batch is not None:
-                on_batch(len(found))
-        return [found[i] for i in range(len(rows))]
+
+        def answers(batch: Sequence[int]) -> list[float]:
+            mine = [rows[i] for i in batch]
+            found: list[float] = (-self.loss(model.score(mine), mine)).tolist()
+            return found
+
+        lengths = [len(row.context) + len(row.targets[0]) for row in rows]
+        return in_batches(lengths, batch_size, on_batch, answers)
 
     def likelihood_metrics(
         self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16

@@ -5,14 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.concerns import class_concerns
 from softprompt.data import Row
 from softprompt.images import ImageSetting
 from softprompt.outputs import EncodedRow
+
+if TYPE_CHECKING:
+    from softprompt.tasks.labels import Labelling
 
 
 class Scorer(Protocol):
@@ -83,8 +87,8 @@ class TaskEncoder(Protocol):
     def likelihood_metrics(
         self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
     ) -> dict[str, float]:
-        """Metrics that need the model and the answers, not predictions (perplexity); empty where there are none."""
-        ...
+        """Metrics that need the model and the answers, not predictions (perplexity); usually none."""
+        return {}
 
 
 class Task(ABC):
@@ -97,6 +101,9 @@ class Task(ABC):
     """Whether rows are images; else they are text."""
     compares_texts: ClassVar[bool] = False
     """Whether images are compared with texts, which takes a dual encoder."""
+    later_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings that the first written runs did not have: a run with None for one is written without it, and stays the run
+    that it was."""
 
     columns: Mapping[str, str]
     """Name in the template -> column of the data, where the two differ."""
@@ -121,14 +128,46 @@ class Task(ABC):
     def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
         """What makes it doubtful that anything was learned, a sentence each, after training; usually nothing.
 
-        train: the rows trained on; metrics: of the last evaluation, empty without one.
+        train: the rows trained on; metrics: of the validation rows, empty without any.
         """
-        return []
+        return [*self.concerns_about_rows(train), *self.concerns_about(metrics, "validation", trained=True)]
+
+    def concerns_about_rows(self, train: Sequence[Row]) -> list[str]:
+        """What these training rows cannot teach, a sentence each."""
+        return [] if self.labelling is None else self.labelling.concerns(train)
+
+    def concerns_about(
+        self, metrics: Mapping[str, Any], part: str = "", *, trained: bool = False
+    ) -> list[str]:
+        """What makes metrics doubtful, a sentence each; see `softprompt.concerns.class_concerns` for the arguments."""
+        return class_concerns(metrics, part, trained=trained)
+
+    @property
+    def labelling(self) -> Labelling | None:
+        """The labels that are chosen among and how rows say which is right; None: the answer is no label."""
+        return None
+
+    def read_label(self, row: Row) -> str:
+        """The right label of a row. Raises ValueError if its column is missing or its value is no label."""
+        if self.labelling is None:
+            raise ValueError(f"{self.name} has no labels")
+        return self.labelling.read(row)
+
+    def with_labels(self, labels: Sequence[str], **settings: Any) -> Task:
+        """The same question about other classes. Raises ValueError for a task whose labels are not told by their names."""
+        raise ValueError(
+            f"{self.name} was trained for its own labels and answers with no others: only tasks that compare images"
+            " with texts, ImageTextClassification, do"
+        )
+
+    def with_prompt_in_front(self, tokenizer: PreTrainedTokenizerBase) -> Task:
+        """The task with virtual tokens before everything, BOS included, as other libraries place them."""
+        return self
 
     @property
     def label_words(self) -> Mapping[str, Sequence[str]]:
-        """Label name -> its words; empty where the task has no labels."""
-        return {}
+        """Label -> its words, by default its name; empty where the task has no labels."""
+        return {} if self.labelling is None else {label: (label,) for label in self.labelling.labels}
 
     @property
     def domain_names(self) -> Sequence[str]:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Scorer
-from softprompt.tasks.reading import check_answered, outputs_of
+from softprompt.tasks.reading import check_answered, read_outputs
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ def likeliest(labels: Iterable[str], shares: Iterable[float]) -> ClassPrediction
     return ClassPrediction(max(probabilities, key=probabilities.__getitem__), probabilities)
 
 
-@torch.no_grad()
 def predict_classes(
     model: Scorer,
     rows: Sequence[EncodedRow],
@@ -37,10 +36,11 @@ def predict_classes(
     on_batch: Callable[[int], None] | None,
 ) -> list[ClassPrediction]:
     """The likeliest label of each row by its head's logits, in order."""
-    predictions: dict[int, ClassPrediction] = {}
-    for i, logits in outputs_of(model, rows, batch_size, on_batch):
-        predictions[i] = likeliest(labels, logits[0].double().softmax(dim=-1).tolist())  # (1, K) -> (K,)
-    return [predictions[i] for i in range(len(rows))]
+
+    def read(row: EncodedRow, logits: Tensor) -> ClassPrediction:
+        return likeliest(labels, logits[0].double().softmax(dim=-1).tolist())  # (1, K) -> (K,)
+
+    return read_outputs(model, rows, batch_size, on_batch, read)
 
 
 def class_losses(

@@ -11,15 +11,16 @@ from pydantic import ConfigDict, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
 
-from softprompt.data import Row, by_length
+from softprompt.data import Row
 from softprompt.outputs import EncodedRow, TargetLogits
-from softprompt.tasks.base import Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.classes import ClassPrediction, likeliest
 from softprompt.tasks.columns import check_columns, read_fields, read_media
-from softprompt.tasks.labels import label_concerns, label_names, read_label
-from softprompt.tasks.metrics import classification_metrics
-from softprompt.tasks.template import BoundTemplate, Template
+from softprompt.tasks.labels import Labelling, Values, check_labels, label_names
+from softprompt.tasks.reading import in_batches
+from softprompt.tasks.template import BoundTemplate, Template, slot_in_front
 from softprompt.tasks.verbalizer import Verbalizer, bind_verbalizer, calibrate
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
@@ -45,7 +46,7 @@ class TextClassification(Task):
     space."""
     label_column: str = "label"
     """Column that holds the right label; its values are compared as text, so 1 is "1" and True is "True"."""
-    label_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    label_values: Values = dataclasses.field(default_factory=dict)
     """What the data writes -> label, where the two differ, as in {"0": "negative", "1": "positive"}."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name in the template -> column of the data, where the two differ."""
@@ -74,11 +75,6 @@ class TextClassification(Task):
     def _words_to_tuples(cls, labels: Mapping[str, str | Sequence[str]]) -> Mapping[str, str | Sequence[str]]:
         return {label: words if isinstance(words, str) else tuple(words) for label, words in labels.items()}
 
-    @field_validator("label_values", mode="before")
-    @classmethod
-    def _label_values_to_text(cls, values: Any) -> Any:
-        return {str(k): str(v) for k, v in values.items()} if isinstance(values, Mapping) else values
-
     @model_validator(mode="after")
     def _check(self) -> TextClassification:
         template = Template.parse(self.template, self.cut)
@@ -87,8 +83,7 @@ class TextClassification(Task):
             raise ValueError(
                 "calibrated=True asks for inputs without content, which there are none of beside text"
             )
-        if len(self.labels) < 2:
-            raise ValueError(f"labels are {list(self.labels)}: two or more are needed")
+        check_labels(self.labels, label_values=self.label_values.values())
         owner: dict[str, str] = {}
         for label, words in self.label_words.items():
             if not words or not all(word.strip() for word in words):
@@ -101,17 +96,17 @@ class TextClassification(Task):
                         f"label word {word!r} stands for {owner[word]!r} and for {label!r}; give each its own"
                     )
                 owner[word] = label
-        unknown = [value for value in self.label_values.values() if value not in self.labels]
-        if unknown:
-            raise ValueError(
-                f"label_values lead to {unknown}, which are not among the labels {list(self.labels)}"
-            )
         return self
 
     @property
     def label_words(self) -> Mapping[str, Sequence[str]]:
         """Label -> its words, always as a sequence."""
         return {label: (words,) if isinstance(words, str) else words for label, words in self.labels.items()}
+
+    @property
+    def labelling(self) -> Labelling:
+        """`labels`, and how rows say which is right."""
+        return Labelling(tuple(self.labels), self.label_column, self.columns, self.label_values)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -129,18 +124,13 @@ class TextClassification(Task):
         )
         return TextClassificationEncoder(self, setting, template, verbalizer)
 
-    def read_label(self, row: Row) -> str:
-        """The right label of a row. Raises ValueError if its column is missing or its value is no label."""
-        return read_label(row, self.label_column, self.columns, self.label_values, self.labels)
-
     def evaluate(self, predictions: Sequence[ClassPrediction], rows: Sequence[Row]) -> dict[str, Any]:
         """See `classification_metrics`."""
-        gold = [self.read_label(row) for row in rows]
-        return classification_metrics(gold, [p.label for p in predictions], list(self.labels))
+        return self.labelling.metrics(predictions, rows)
 
-    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
-        """Labels without a training row; a model that gives all rows the same label."""
-        return label_concerns({self.read_label(row) for row in train}, self.labels, metrics)
+    def with_prompt_in_front(self, tokenizer: PreTrainedTokenizerBase) -> TextClassification:
+        """See `slot_in_front`."""
+        return dataclasses.replace(self, template=slot_in_front(self.template, tokenizer))
 
     def render(self, row: Row, *, answer: bool = True) -> str:
         """The row as text, literals exactly as written, then (or where the mask is) the first word of its label."""
@@ -153,7 +143,7 @@ class TextClassification(Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextClassificationEncoder:
+class TextClassificationEncoder(TaskEncoder):
     """A `TextClassification` bound to a tokenizer; see `TaskEncoder`."""
 
     task: TextClassification
@@ -198,27 +188,21 @@ class TextClassificationEncoder:
     ) -> list[ClassPrediction]:
         """The likeliest label of each row, in order. `on_batch` is called with the number of rows done so
         far."""
-        predictions: dict[int, ClassPrediction] = {}
-        content_free: dict[int, Tensor] = {}
-        for batch in by_length([len(row.context) for row in rows], batch_size):
-            scores = self.verbalizer.class_scores(model.score([rows[i] for i in batch]))  # (B, K)
-            for i, row_scores in zip(batch, scores, strict=True):
-                log_probabilities = row_scores.log_softmax(dim=-1)
-                if self.task.calibrated:
-                    prompt = rows[i].prompt
-                    if prompt not in content_free:
-                        content_free[prompt] = self._content_free_scores(model, prompt)
-                    log_probabilities = calibrate(row_scores[None], content_free[prompt])[0]
-                predictions[i] = self._prediction(log_probabilities)
-            if on_batch is not None:
-                on_batch(len(predictions))
-        return [predictions[i] for i in range(len(rows))]
+        content_free: dict[int, Tensor] = {}  # by prompt
 
-    def likelihood_metrics(
-        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
-    ) -> dict[str, float]:
-        """None: predictions say it all."""
-        return {}
+        def answer(row: EncodedRow, scores: Tensor) -> ClassPrediction:
+            log_probabilities = scores.log_softmax(dim=-1)  # (K,)
+            if self.task.calibrated:
+                if row.prompt not in content_free:
+                    content_free[row.prompt] = self._content_free_scores(model, row.prompt)
+                log_probabilities = calibrate(scores[None], content_free[row.prompt])[0]
+            return likeliest(self.verbalizer.labels, log_probabilities.exp().tolist())
+
+        def answers(batch: Sequence[int]) -> list[ClassPrediction]:
+            mine = [rows[i] for i in batch]
+            return list(map(answer, mine, self.verbalizer.class_scores(model.score(mine))))  # of (B, K)
+
+        return in_batches([len(row.context) for row in rows], batch_size, on_batch, answers)
 
     def _content_free_scores(self, model: Scorer, prompt: int) -> Tensor:
         template = self.template.template
@@ -228,6 +212,3 @@ class TextClassificationEncoder:
         return self.verbalizer.class_scores(
             model.score([EncodedRow(context, self.verbalizer.words, prompt=prompt) for context in contexts])
         )
-
-    def _prediction(self, log_probabilities: Tensor) -> ClassPrediction:
-        return likeliest(self.verbalizer.labels, log_probabilities.exp().tolist())

@@ -12,13 +12,15 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from softprompt.data import Row, by_length
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.columns import check_columns, read_fields, read_media
 from softprompt.tasks.metrics import generation_metrics
-from softprompt.tasks.template import Bos, BoundTemplate, Soft, Template, tokenize
+from softprompt.tasks.reading import in_batches
+from softprompt.tasks.template import Bos, BoundTemplate, Soft, Template, slot_in_front, tokenize
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -92,6 +94,10 @@ class TextGeneration(Task):
         assert isinstance(encoder, TextGenerationEncoder)
         return generation_metrics(predictions, [encoder.reference(row) for row in rows])
 
+    def with_prompt_in_front(self, tokenizer: PreTrainedTokenizerBase) -> TextGeneration:
+        """See `slot_in_front`."""
+        return dataclasses.replace(self, template=slot_in_front(self.template, tokenizer))
+
     def render(self, row: Row, *, answer: bool = True) -> str:
         """The row as text, literals exactly as written, then its reference (without the end mark)."""
         template = Template.parse(self.template, self.cut)
@@ -104,7 +110,7 @@ class TextGeneration(Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextGenerationEncoder:
+class TextGenerationEncoder(TaskEncoder):
     """A `TextGeneration` bound to a tokenizer; see `TaskEncoder`."""
 
     task: TextGeneration
@@ -176,19 +182,18 @@ class TextGenerationEncoder:
 
         `on_batch` is called with the number of rows done so far.
         """
-        predictions: dict[int, str] = {}
         stops = self._stop_ids()
-        for batch in by_length([len(row.context) for row in rows], batch_size):
-            answers = model.generate(
+
+        def answers(batch: Sequence[int]) -> list[str]:
+            written = model.generate(
                 [rows[i] for i in batch],
                 max_new_tokens=self.task.max_new_tokens,
                 do_sample=False,
                 eos_token_id=stops or None,
             )
-            predictions |= {i: self._read(ids) for i, ids in zip(batch, answers, strict=True)}
-            if on_batch is not None:
-                on_batch(len(predictions))
-        return [predictions[i] for i in range(len(rows))]
+            return [self._read(ids) for ids in written]
+
+        return in_batches([len(row.context) for row in rows], batch_size, on_batch, answers)
 
     def _stop_ids(self) -> list[int]:
         """Tokens that stop generation. An end text of several tokens is looked for in the text instead."""

@@ -10,19 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, field_validator, model_validator
+from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from softprompt.data import Row, by_length
+from softprompt.data import Row
 from softprompt.images import ImageRule, to_pixels
 from softprompt.outputs import EncodedRow, ImageTextEmbeddings
-from softprompt.tasks.base import ImageTextSetting, Scorer, Task, TextSetting
+from softprompt.tasks.base import ImageTextSetting, Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.classes import ClassPrediction, class_losses, likeliest
 from softprompt.tasks.columns import check_columns, read_column
 from softprompt.tasks.image_classification import described, sized_rule
-from softprompt.tasks.labels import label_concerns, label_names, read_domain, read_label, read_weight
-from softprompt.tasks.metrics import classification_metrics
+from softprompt.tasks.labels import Labelling, Names, Values, check_labels, read_domain, read_weight
+from softprompt.tasks.reading import in_batches
 from softprompt.tasks.template import Template, tokenize
 
 Texts = tuple[tuple[int, ...], ...]
@@ -45,7 +45,7 @@ class ImageTextClassification(Task):
     about_images: ClassVar[bool] = True
     compares_texts: ClassVar[bool] = True
 
-    labels: Sequence[str]
+    labels: Names
     """The labels."""
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Label -> the class name in its text, where that is another; by default the label, underscores read as spaces."""
@@ -56,13 +56,13 @@ class ImageTextClassification(Task):
     the middle of 16 tokens is "{soft:8} {} {soft}.", at the front "{} {soft}."."""
     label_column: str = "label"
     """Column that holds the right label; its values are compared as text, so 1 is "1"."""
-    label_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    label_values: Values = dataclasses.field(default_factory=dict)
     """What the data writes -> label, where the two differ, as in {"0": "cat", "1": "dog"}."""
-    loss_labels: Sequence[str] | None = None
+    loss_labels: Names | None = None
     """Labels among which the loss is computed, as if there were no others; a prediction is any label. By default all."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """{"image": the column that holds the image}, where it has another name."""
-    domains: Sequence[str] = ()
+    domains: Names = ()
     """Kinds of images that texts tell apart, such as ["photo", "sketch"], the one that is predicted in last. `{domain}` in a
     template is the name of one, underscores read as spaces."""
     domain_column: str = "domain"
@@ -74,30 +74,18 @@ class ImageTextClassification(Task):
     image_size: int | tuple[int, int] | None = None
     """Side, or (height, width), that images are brought to, in pixels. By default what the image processor says."""
 
-    @field_validator("labels", "loss_labels", "domains", mode="before")
-    @classmethod
-    def _labels_to_text(cls, labels: Any) -> Any:
-        return label_names(labels)
-
-    @field_validator("label_values", mode="before")
-    @classmethod
-    def _label_values_to_text(cls, values: Any) -> Any:
-        return {str(k): str(v) for k, v in values.items()} if isinstance(values, Mapping) else values
-
     @model_validator(mode="after")
     def _check(self) -> ImageTextClassification:
         read = ["image", self.label_column, *([self.domain_column] if self.domains else [])]
         check_columns(self.columns, [*read, *([self.weight_column] if self.weight_column else [])])
         if len(self.domains) == 1:
             raise ValueError(f"domains are {list(self.domains)}: name two or more, or none")
-        if len(self.labels) < 2:
-            raise ValueError(f"labels are {list(self.labels)}: two or more are needed")
-        led_to = {"loss_labels": self.loss_labels or (), "label_values": self.label_values.values()}
-        for setting, values in (led_to | {"names": self.names}).items():
-            if unknown := [value for value in values if value not in self.labels]:
-                raise ValueError(
-                    f"{setting} has {unknown}, which are not among the labels {list(self.labels)}"
-                )
+        check_labels(
+            self.labels,
+            loss_labels=self.loss_labels or (),
+            label_values=self.label_values.values(),
+            names=self.names,
+        )
         first: dict[str, str] = {}
         for label in self.labels:
             other = first.setdefault(self.class_name(label), label)
@@ -155,6 +143,13 @@ class ImageTextClassification(Task):
         return self.domains
 
     @property
+    def labelling(self) -> Labelling:
+        """`labels`, and how rows say which is right."""
+        return Labelling(
+            tuple(self.labels), self.label_column, self.columns, self.label_values, self.loss_labels
+        )
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """The image alone."""
         return ("image",)
@@ -190,19 +185,9 @@ class ImageTextClassification(Task):
             self, sized_rule(setting.image, self.image_size), tuple(targets), len(bound)
         )
 
-    def read_label(self, row: Row) -> str:
-        """The right label of a row. Raises ValueError if its column is missing or its value is no label."""
-        return read_label(row, self.label_column, self.columns, self.label_values, self.labels)
-
     def evaluate(self, predictions: Sequence[ClassPrediction], rows: Sequence[Row]) -> dict[str, Any]:
         """See `classification_metrics`."""
-        gold = [self.read_label(row) for row in rows]
-        return classification_metrics(gold, [p.label for p in predictions], list(self.labels))
-
-    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
-        """Labels of the loss without a training row; a model that gives all rows the same label."""
-        seen = {self.read_label(row) for row in train}
-        return label_concerns(seen, self.loss_labels or self.labels, metrics)
+        return self.labelling.metrics(predictions, rows)
 
     def render(self, row: Row, *, answer: bool = True) -> str:
         """Where the image comes from, then its label on a line of its own."""
@@ -211,7 +196,7 @@ class ImageTextClassification(Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageTextClassificationEncoder:
+class ImageTextClassificationEncoder(TaskEncoder):
     """An `ImageTextClassification` bound to a backbone; see `TaskEncoder`.
 
     targets    the texts of all classes, domain by domain and class by class, R for each: every row has this very object
@@ -271,21 +256,13 @@ class ImageTextClassificationEncoder:
         on_batch: Callable[[int], None] | None = None,
     ) -> list[ClassPrediction]:
         """The likeliest label of each row, in order; probabilities by softmax over the labels, SigLIP's too."""
-        predictions: dict[int, ClassPrediction] = {}
-        for batch in by_length([0] * len(rows), batch_size):
+
+        def answers(batch: Sequence[int]) -> list[ClassPrediction]:
             mine = [rows[i] for i in batch]
             scores = self._own(self._by_domain(model.score(mine)), mine)
-            for i, shares in zip(batch, scores.double().softmax(dim=-1).tolist(), strict=True):
-                predictions[i] = likeliest(self.task.labels, shares)
-            if on_batch is not None:
-                on_batch(len(predictions))
-        return [predictions[i] for i in range(len(rows))]
+            return [likeliest(self.task.labels, s) for s in scores.double().softmax(dim=-1).tolist()]
 
-    def likelihood_metrics(
-        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
-    ) -> dict[str, float]:
-        """None: predictions say it all."""
-        return {}
+        return in_batches([0] * len(rows), batch_size, on_batch, answers)
 
 
 def _each(source: str | Sequence[str]) -> tuple[str, ...]:

@@ -1,13 +1,18 @@
-"""Class labels, domains and weights: how the data writes them, and what makes it doubtful that labels were learned."""
+"""Labels, domains and weights of rows: how the data writes them, and how predicted labels are judged."""
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator
+
+from softprompt.concerns import unseen_labels
 from softprompt.data import Row
 from softprompt.tasks.columns import read_column
+from softprompt.tasks.metrics import classification_metrics
 
 
 def label_names(labels: Any) -> Any:
@@ -25,22 +30,67 @@ def label_names(labels: Any) -> Any:
     return names
 
 
-def read_label(
-    row: Row, column: str, columns: Mapping[str, str], values: Mapping[str, str], labels: Iterable[str]
-) -> str:
-    """The right label of a row; `values` leads from what the data writes to the label.
+def _values_as_text(values: Any) -> Any:
+    return {str(k): str(v) for k, v in values.items()} if isinstance(values, Mapping) else values
 
-    Raises ValueError if its column is missing or its value is no label.
-    """
+
+Names = Annotated[Sequence[str], BeforeValidator(label_names)]
+"""Labels of a setting, compared as text."""
+Values = Annotated[Mapping[str, str], BeforeValidator(_values_as_text)]
+"""What the data writes -> label, compared as text."""
+
+
+def check_labels(labels: Iterable[str], **led_to: Iterable[str]) -> None:
+    """Raises ValueError for fewer than two labels, and for a setting, by its name, with what is no label."""
     labels = list(labels)
-    value = str(read_column(row, column, columns))
-    label = values.get(value, value)
-    if label not in labels:
-        raise ValueError(
-            f"label {value!r} is not among the labels {labels}, in row {reprlib.repr(dict(row))}; add it to labels, or"
-            f" say what it means, as in label_values={{{value!r}: {labels[0]!r}}}"
+    if len(labels) < 2:
+        raise ValueError(f"labels are {labels}: two or more are needed")
+    for setting, values in led_to.items():
+        if unknown := [value for value in values if value not in labels]:
+            raise ValueError(f"{setting} has {unknown}, which are not among the labels {labels}")
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How rows say which of K labels is right: what the tasks that choose a label have in common.
+
+    labels     the K labels
+    column     column that holds the right one, renamed by `columns`
+    columns    the task's, name -> column of the data
+    values     what the data writes -> label, where the two differ
+    competing  labels that the loss chooses among; None: all
+    """
+
+    labels: Sequence[str]
+    column: str
+    columns: Mapping[str, str]
+    values: Mapping[str, str]
+    competing: Sequence[str] | None = None
+
+    def is_in(self, row: Row) -> bool:
+        """Whether the row has the column that holds its right label."""
+        return self.columns.get(self.column, self.column) in row
+
+    def read(self, row: Row) -> str:
+        """The right label of a row. Raises ValueError if its column is missing or its value is no label."""
+        value = str(read_column(row, self.column, self.columns))
+        label = self.values.get(value, value)
+        if label not in self.labels:
+            raise ValueError(
+                f"label {value!r} is not among the labels {list(self.labels)}, in row {reprlib.repr(dict(row))}; add it to"
+                f" labels, or say what it means, as in label_values={{{value!r}: {self.labels[0]!r}}}"
+            )
+        return label
+
+    def metrics(self, predictions: Sequence[Any], rows: Sequence[Row]) -> dict[str, Any]:
+        """See `classification_metrics`. predictions: one for each row, with a `label`."""
+        return classification_metrics(
+            [self.read(row) for row in rows], [p.label for p in predictions], list(self.labels)
         )
-    return label
+
+    def concerns(self, train: Sequence[Row]) -> list[str]:
+        """Labels of the loss that no training row has, in a sentence."""
+        return unseen_labels(self.competing or self.labels, {self.read(row) for row in train})
 
 
 def read_domain(row: Row, column: str, columns: Mapping[str, str], domains: Sequence[str]) -> int:
@@ -64,17 +114,3 @@ def read_weight(row: Row, column: str | None, columns: Mapping[str, str]) -> flo
     if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
         raise ValueError(f"weight {weight!r} in column {column!r}: expected a number of 0 or more")
     return float(weight)
-
-
-def label_concerns(seen: set[str], labels: Iterable[str], metrics: Mapping[str, Any]) -> list[str]:
-    """Labels without a training row; a model that gives all rows the same label."""
-    found = []
-    if unseen := [label for label in labels if label not in seen]:
-        found.append(f"no training row has the labels {unseen}: they cannot be learned")
-    used = [label for label, count in metrics.get("predicted", {}).items() if count]
-    if len(used) == 1 and len(seen) > 1:
-        found.append(
-            f"every validation row was given the label {used[0]!r}: nothing but the majority was learned;"
-            " try more steps or another learning_rate"
-        )
-    return found

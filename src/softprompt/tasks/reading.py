@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from softprompt.data import by_length
@@ -12,6 +13,7 @@ from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Scorer, TextSetting
 
 Pooling = Literal["first", "last", "mean"]
+T = TypeVar("T")
 
 
 def default_pooling(setting: TextSetting) -> Pooling:
@@ -58,17 +60,43 @@ def split_outputs(outputs: Tensor, rows: Sequence[EncodedRow]) -> tuple[Tensor, 
     return outputs.split([min(1, len(row.read)) if row.pooled else len(row.read) for row in rows])
 
 
-def outputs_of(
-    model: Scorer, rows: Sequence[EncodedRow], batch_size: int, on_batch: Callable[[int], None] | None
-) -> Iterator[tuple[int, Tensor]]:
-    """The number of each row and its outputs, rows of similar length together. `on_batch`: told the rows done so far."""
-    done = 0
-    for batch in by_length([len(row.context) for row in rows], batch_size):
-        mine = [rows[i] for i in batch]
-        yield from zip(batch, split_outputs(model.outputs(mine), mine), strict=True)
-        done += len(batch)
+def in_batches(
+    lengths: Sequence[int],
+    batch_size: int,
+    on_batch: Callable[[int], None] | None,
+    answers: Callable[[Sequence[int]], Iterable[T]],
+) -> list[T]:
+    """An answer for each row, in order, from batches of rows of similar length.
+
+    Arguments:
+        lengths: of each row
+        batch_size: rows of a batch
+        on_batch: is told the number of rows done so far after each batch
+        answers: gives those of a batch, by the numbers of its rows
+    """
+    found: dict[int, T] = {}
+    for batch in by_length(lengths, batch_size):
+        found |= zip(batch, answers(batch), strict=True)
         if on_batch is not None:
-            on_batch(done)
+            on_batch(len(found))
+    return [found[i] for i in range(len(lengths))]
+
+
+@torch.no_grad()
+def read_outputs(
+    model: Scorer,
+    rows: Sequence[EncodedRow],
+    batch_size: int,
+    on_batch: Callable[[int], None] | None,
+    read: Callable[[EncodedRow, Tensor], T],
+) -> list[T]:
+    """What `read` makes of each row and its outputs, (n, outputs), in order. The rest is as in `in_batches`."""
+
+    def answers(batch: Sequence[int]) -> list[T]:
+        mine = [rows[i] for i in batch]
+        return list(map(read, mine, split_outputs(model.outputs(mine), mine)))
+
+    return in_batches([len(row.context) for row in rows], batch_size, on_batch, answers)
 
 
 def check_answered(rows: Sequence[EncodedRow]) -> None:

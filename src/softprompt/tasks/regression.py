@@ -12,9 +12,10 @@ from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from softprompt.concerns import number_concerns, value_concerns
 from softprompt.data import Row
 from softprompt.outputs import EncodedRow
-from softprompt.tasks.base import Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.columns import check_columns, read_column, read_fields
 from softprompt.tasks.metrics import regression_metrics
 from softprompt.tasks.reading import (
@@ -22,8 +23,8 @@ from softprompt.tasks.reading import (
     check_answered,
     check_pooling,
     default_pooling,
-    outputs_of,
     pooled_positions,
+    read_outputs,
 )
 from softprompt.tasks.template import BoundTemplate, Template
 
@@ -95,22 +96,15 @@ class Regression(Task):
         """See `regression_metrics`."""
         return regression_metrics([self.read_value(row) for row in rows], predictions)
 
-    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
-        """Values outside of the range; one training value; predictions no better than the mean."""
-        found = []
-        values = [self.read_value(row) for row in train]
-        if outside := sum(not self.low <= value <= self.high for value in values):
-            found.append(
-                f"{outside} of {len(values)} training values lie outside of {self.low} to {self.high}: set low and high"
-            )
-        if len(set(values)) == 1:
-            found.append(f"every training row has the value {values[0]}: there is nothing to learn")
-        if metrics and metrics["mse"] >= metrics["mean_mse"]:
-            found.append(
-                "the validation error is not below that of always answering the mean; try more steps or another"
-                " learning_rate"
-            )
-        return found
+    def concerns_about_rows(self, train: Sequence[Row]) -> list[str]:
+        """See `value_concerns`."""
+        return value_concerns([self.read_value(row) for row in train], self.low, self.high)
+
+    def concerns_about(
+        self, metrics: Mapping[str, Any], part: str = "", *, trained: bool = False
+    ) -> list[str]:
+        """See `number_concerns`."""
+        return number_concerns(metrics, part, trained=trained)
 
     def render(self, row: Row, *, answer: bool = True) -> str:
         """The row as text, literals exactly as written, then its value on a line of its own."""
@@ -120,7 +114,7 @@ class Regression(Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class RegressionEncoder:
+class RegressionEncoder(TaskEncoder):
     """A `Regression` bound to a tokenizer; see `TaskEncoder`."""
 
     task: Regression
@@ -156,7 +150,6 @@ class RegressionEncoder:
         right = torch.tensor([row.answer[0] for row in rows], device=answers.device, dtype=answers.dtype)
         return (answers[:, 0] - right).square()  # (B, 1) -> (B,)
 
-    @torch.no_grad()
     def predict(
         self,
         model: Scorer,
@@ -166,14 +159,8 @@ class RegressionEncoder:
         on_batch: Callable[[int], None] | None = None,
     ) -> list[float]:
         """The value of each row, in order."""
-        found = {
-            i: output.item() * self._unit + self._middle
-            for i, output in outputs_of(model, rows, batch_size, on_batch)
-        }
-        return [found[i] for i in range(len(rows))]
 
-    def likelihood_metrics(
-        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
-    ) -> dict[str, float]:
-        """None: predictions say it all."""
-        return {}
+        def read(row: EncodedRow, output: Tensor) -> float:
+            return output.item() * self._unit + self._middle
+
+        return read_outputs(model, rows, batch_size, on_batch, read)

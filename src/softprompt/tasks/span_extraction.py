@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import reprlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,14 +12,14 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from softprompt.concerns import cut_off_answer, span_concerns, warn_of
 from softprompt.data import Row
-from softprompt.errors import SoftpromptWarning
 from softprompt.outputs import EncodedRow, windows_of
 from softprompt.tasks.alignment import Aligned, align, check_alignable, windows
-from softprompt.tasks.base import Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.columns import check_columns, read_column, read_fields
 from softprompt.tasks.metrics import span_metrics
-from softprompt.tasks.reading import check_answered, outputs_of, split_outputs
+from softprompt.tasks.reading import check_answered, read_outputs, split_outputs
 from softprompt.tasks.template import BoundTemplate, Template
 
 CONTEXT = "context"
@@ -121,13 +120,11 @@ class SpanExtraction(Task):
         references = [[text for text, _ in self.read_answers(row)] for row in rows]
         return span_metrics([prediction.text for prediction in predictions], references)
 
-    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
-        """Predictions that share no word with any answer."""
-        if metrics and not metrics["f1"]:
-            return [
-                "no predicted answer shares a word with a right one; try more steps or another learning_rate"
-            ]
-        return []
+    def concerns_about(
+        self, metrics: Mapping[str, Any], part: str = "", *, trained: bool = False
+    ) -> list[str]:
+        """See `span_concerns`."""
+        return span_concerns(metrics, part, trained=trained)
 
     def render(self, row: Row, *, answer: bool = True) -> str:
         """The row as text, literals exactly as written, then its first answer on a line of its own."""
@@ -137,7 +134,7 @@ class SpanExtraction(Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanExtractionEncoder:
+class SpanExtractionEncoder(TaskEncoder):
     """A `SpanExtraction` bound to a tokenizer; see `TaskEncoder`."""
 
     task: SpanExtraction
@@ -167,13 +164,7 @@ class SpanExtractionEncoder:
             start += len(text) - len(text.lstrip())
             found = [_tokens_of(part, start, start + len(text.strip())) for part in parts]
             if all(_CUT_OFF in gold for gold in found):
-                warnings.warn(
-                    "an answer stands behind the place where its context is cut, and trains nothing: raise max_tokens"
-                    if stride is None
-                    else "an answer stands whole in no window of its context, and trains nothing: lower stride",
-                    SoftpromptWarning,
-                    stacklevel=2,
-                )
+                warn_of(cut_off_answer(stride))
             elif stride is not None:  # the first thing that is read is the row's first token: no answer here
                 found = [(0, 0) if _CUT_OFF in gold else (gold[0] + 1, gold[1] + 1) for gold in found]
         encoded = [
@@ -213,7 +204,6 @@ class SpanExtractionEncoder:
                 losses.append(-(likelihoods[start, 0] + likelihoods[end, 1]) / 2)
         return torch.stack(losses)
 
-    @torch.no_grad()
     def predict(
         self,
         model: Scorer,
@@ -230,26 +220,23 @@ class SpanExtractionEncoder:
                 on_batch(done * len(rows) // len(parts))
 
         predictions: dict[int, SpanPrediction] = {}
-        for n, logits in outputs_of(model, [part for _, part in parts], batch_size, tell):
-            i, part = parts[n]
-            aside = int(self.task.stride is not None)
-            start, end, probability = best_span(logits, self.task.longest_answer, aside=aside)
-            if i in predictions and predictions[i].probability >= probability:
-                continue
-            context, spans = part.origin
-            first, behind = spans[start][0], spans[end][1]
-            text = context[first:behind]
-            # Byte-level tokens carry the space in front of them.
-            first += len(text) - len(text.lstrip())
-            behind -= len(text) - len(text.rstrip())
-            predictions[i] = SpanPrediction(context[first:behind], (first, max(first, behind)), probability)
+        found = read_outputs(model, [part for _, part in parts], batch_size, tell, self._likeliest)
+        for (i, _), prediction in zip(parts, found, strict=True):
+            if i not in predictions or prediction.probability > predictions[i].probability:
+                predictions[i] = prediction
         return [predictions[i] for i in range(len(rows))]
 
-    def likelihood_metrics(
-        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
-    ) -> dict[str, float]:
-        """None: predictions say it all."""
-        return {}
+    def _likeliest(self, part: EncodedRow, logits: Tensor) -> SpanPrediction:
+        """The likeliest span of a window, by logits of its tokens, (T, 2)."""
+        aside = int(self.task.stride is not None)
+        start, end, probability = best_span(logits, self.task.longest_answer, aside=aside)
+        context, spans = part.origin
+        first, behind = spans[start][0], spans[end][1]
+        text = context[first:behind]
+        # Byte-level tokens carry the space in front of them.
+        first += len(text) - len(text.lstrip())
+        behind -= len(text) - len(text.rstrip())
+        return SpanPrediction(context[first:behind], (first, max(first, behind)), probability)
 
 
 def best_span(logits: Tensor, longest: int, *, aside: int = 0) -> tuple[int, int, float]:

@@ -10,19 +10,20 @@ from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
-from pydantic import ConfigDict, field_validator, model_validator
+from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
+from softprompt.concerns import class_concerns, unseen_labels
 from softprompt.data import Row
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.alignment import align, check_alignable
-from softprompt.tasks.base import Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.columns import check_columns, read_column, read_fields
-from softprompt.tasks.labels import label_names
+from softprompt.tasks.labels import Names
 from softprompt.tasks.metrics import ENTITY_MARKS, OUTSIDE, tag_metrics
-from softprompt.tasks.reading import check_answered, outputs_of, split_outputs
+from softprompt.tasks.reading import check_answered, read_outputs, split_outputs
 from softprompt.tasks.template import BoundTemplate, Template
 
 WORDS = "words"
@@ -42,7 +43,7 @@ class TokenClassification(Task):
     name: ClassVar[str] = "token-classification"
     main_metric: ClassVar[str] = "f1"
 
-    tags: Sequence[str]
+    tags: Names
     """The tags; their order is that of the head's outputs. Entities are written B-TYPE, I-TYPE and O
     (IOB), also with E- and S- (IOBES) or L- and U- (BILOU)."""
     template: str = "{words}"
@@ -51,11 +52,6 @@ class TokenClassification(Task):
     """Column that holds a tag for each word: a name, or a number counting from 0 in `tags`."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name in the template -> column of the data, where the two differ, as in {"words": "tokens"}."""
-
-    @field_validator("tags", mode="before")
-    @classmethod
-    def _tags_to_text(cls, tags: Any) -> Any:
-        return label_names(tags)
 
     @model_validator(mode="after")
     def _check(self) -> TokenClassification:
@@ -128,19 +124,16 @@ class TokenClassification(Task):
         """See `tag_metrics`."""
         return tag_metrics([self.read_tags(row) for row in rows], predictions)
 
-    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
-        """Tags without a training word; a model that gives all words the same tag."""
-        found = []
+    def concerns_about_rows(self, train: Sequence[Row]) -> list[str]:
+        """Tags that no training word has, in a sentence."""
         seen = {tag for row in train for tag in self.read_tags(row)}
-        if unseen := [tag for tag in self.tags if tag not in seen]:
-            found.append(f"no training word has the tags {unseen}: they cannot be learned")
-        used = [tag for tag, count in metrics.get("predicted", {}).items() if count]
-        if len(used) == 1 and len(seen) > 1:
-            found.append(
-                f"every validation word was given the tag {used[0]!r}: nothing but the majority was learned; try more"
-                " steps or another learning_rate"
-            )
-        return found
+        return unseen_labels(self.tags, seen, unit="word", kind="tag")
+
+    def concerns_about(
+        self, metrics: Mapping[str, Any], part: str = "", *, trained: bool = False
+    ) -> list[str]:
+        """See `class_concerns`."""
+        return class_concerns(metrics, part, trained=trained, unit="word", kind="tag")
 
     def render(self, row: Row, *, answer: bool = True) -> str:
         """The row as text, literals exactly as written, then its tags on a line of their own."""
@@ -154,7 +147,7 @@ class TokenClassification(Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenClassificationEncoder:
+class TokenClassificationEncoder(TaskEncoder):
     """A `TokenClassification` bound to a tokenizer; see `TaskEncoder`."""
 
     task: TokenClassification
@@ -194,7 +187,6 @@ class TokenClassificationEncoder:
         losses = functional.cross_entropy(answers, right, reduction="none")[:, None]
         return torch.stack([part.sum() / max(1, len(part)) for part in split_outputs(losses, rows)])
 
-    @torch.no_grad()
     def predict(
         self,
         model: Scorer,
@@ -205,17 +197,12 @@ class TokenClassificationEncoder:
     ) -> list[list[str]]:
         """A tag for each word of each row, in order; words that were cut off are "O" (the first tag where there is none)."""
         outside = OUTSIDE if OUTSIDE in self.task.tags else self.task.tags[0]
-        predictions: dict[int, list[str]] = {}
-        for i, logits in outputs_of(model, rows, batch_size, on_batch):
-            count, read = rows[i].origin
-            tags = [outside] * count
-            for word, tag in zip(read, logits.argmax(dim=-1).tolist(), strict=True):  # (W, K) -> (W,)
-                tags[word] = self.task.tags[tag]
-            predictions[i] = tags
-        return [predictions[i] for i in range(len(rows))]
 
-    def likelihood_metrics(
-        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
-    ) -> dict[str, float]:
-        """None: predictions say it all."""
-        return {}
+        def read(row: EncodedRow, logits: Tensor) -> list[str]:
+            count, words = row.origin
+            tags = [outside] * count
+            for word, tag in zip(words, logits.argmax(dim=-1).tolist(), strict=True):  # (W, K) -> (W,)
+                tags[word] = self.task.tags[tag]
+            return tags
+
+        return read_outputs(model, rows, batch_size, on_batch, read)

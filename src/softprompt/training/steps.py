@@ -6,7 +6,6 @@ It knows trained tensors, a model that scores rows and a loss for each row, noth
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,7 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from softprompt.errors import SoftpromptWarning, TrainingDiverged
+from softprompt.concerns import warn_of
+from softprompt.errors import TrainingDiverged
 from softprompt.outputs import EncodedRow
 from softprompt.training.loop import Run, Taken, TrainingResult, begin_accelerator, restore, steps_of
 from softprompt.training.parallel import RowLoss, Scorer, Step, backward
@@ -38,7 +38,7 @@ def train(model: Scorer, encoder: RowLoss, run: Run) -> TrainingResult:
     if isinstance(outcome, TrainingDiverged):
         raise outcome
     if outcome.concern is not None:
-        warnings.warn(outcome.concern, SoftpromptWarning, stacklevel=2)
+        warn_of([outcome.concern])
     return outcome
 
 
