@@ -153,7 +153,13 @@ class Task(ABC):
             raise ValueError(f"{self.name} has no labels")
         return self.labelling.read(row)
 
-    def with_labels(self, labels: Sequence[str], **settings: Any) -> Task:
+    def with_labels(
+        self,
+        labels: Sequence[str],
+        *,
+        names: Mapping[str, str] | None = None,
+        label_values: Mapping[str, str] | None = None,
+    ) -> Task:
         """The same question about other classes. Raises ValueError for a task whose labels are not told by their names."""
         raise ValueError(
             f"{self.name} was trained for its own labels and answers with no others: only tasks that compare images"
