@@ -94,7 +94,7 @@ def test_the_first_token_of_a_decoder_is_refused() -> None:
 
 def test_a_row_without_any_real_token_cannot_be_read() -> None:
     task = SequenceClassification("{text}{soft}", labels=["a", "b"])
-    with pytest.raises(ValueError, match="no token beside virtual ones"):
+    with pytest.raises(ValueError, match="no tokens except virtual ones"):
         task.bind(setting(virtual_tokens=3)).encode({"text": ""}, answer=False)
 
 

@@ -29,7 +29,7 @@ CONTENT_FREE = ("N/A", "", "[MASK]")
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class TextClassification(Task):
-    """One of K labels for a text, read off the likelihoods of label words.
+    """The answer is one of K labels for a text, chosen by the likelihoods of label words.
 
     Raises ValueError (pydantic's) for a template that does not parse, fewer than two labels, an empty or
     repeated label word, a `columns` key that nothing reads, and for an unknown setting.
@@ -42,7 +42,7 @@ class TextClassification(Task):
     """The row as text, as in "{text}\\nSentiment:", or "{text} It was {mask}." for a masked language model; see
     `softprompt.tasks.template`."""
     labels: Mapping[str, str | Sequence[str]]
-    """Label -> its word or words, exactly as they follow the template or stand for its mask: usually with a leading
+    """Label -> its word or words, exactly as they follow the template or replace its mask; they usually begin with a
     space."""
     label_column: str = "label"
     """Column that holds the right label; its values are compared as text, so 1 is "1" and True is "True"."""
@@ -53,15 +53,14 @@ class TextClassification(Task):
     cut: str | None = None
     """Field that is shortened from its end where a row is too long; by default the only field."""
     media: str | None = None
-    """Column of what the backbone reads beside the text: for a speech model waveforms of 16,000 samples a second."""
+    """Column with what the backbone reads besides text; for a speech model it holds waveforms of 16,000 samples per second."""
     loss: Literal["labels", "lm"] = "labels"
-    """labels: cross-entropy over the class scores. lm: minus the class score of the right label, the
-    language model's own loss, in which other words of the vocabulary compete too."""
+    """labels: the cross-entropy over the class scores. lm: minus the class score of the right label, which is the language
+    model's own loss; all other words of the vocabulary compete in it too."""
     length_normalised: bool = False
     """Divide a word's log-likelihood by its length in tokens."""
     calibrated: bool = False
-    """Predictions by contextual calibration, see `softprompt.tasks.verbalizer.calibrate`; training is
-    unchanged."""
+    """Whether predictions are calibrated, see `softprompt.tasks.verbalizer.calibrate`; training does not change."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -81,7 +80,7 @@ class TextClassification(Task):
         check_columns(self.columns, [*template.fields, self.label_column, *filter(None, [self.media])])
         if self.calibrated and self.media is not None:
             raise ValueError(
-                "calibrated=True asks for inputs without content, which there are none of beside text"
+                "calibrated=True needs inputs without content, and there are none except texts: leave media or calibrated out"
             )
         check_labels(self.labels, label_values=self.label_values.values())
         owner: dict[str, str] = {}
@@ -114,7 +113,7 @@ class TextClassification(Task):
         return Template.parse(self.template, self.cut).fields
 
     def bind(self, setting: TextSetting) -> TextClassificationEncoder:
-        """Raises ValueError where template or label words do not suit the tokenizer or P."""
+        """Return the encoder. Raises ValueError if the template or the label words do not suit the tokenizer or P."""
         template = Template.parse(self.template, self.cut).bind(setting)
         verbalizer = bind_verbalizer(
             self.label_words,
@@ -133,7 +132,7 @@ class TextClassification(Task):
         return dataclasses.replace(self, template=slot_in_front(self.template, tokenizer))
 
     def render(self, row: Row, *, answer: bool = True) -> str:
-        """The row as text, literals exactly as written, then (or where the mask is) the first word of its label."""
+        """Return the row as text, with literals exactly as written, and the first word of its label at the end or mask."""
         template = Template.parse(self.template, self.cut)
         values = read_fields(row, template.fields, self.columns)
         if not answer:
@@ -152,7 +151,7 @@ class TextClassificationEncoder(TaskEncoder):
     verbalizer: Verbalizer
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Tokens of a row, with all words of all labels as targets; `gold` is the right label's first word.
+        """Return the tokens of a row, with all words of all labels as targets; `gold` is the first word of the right label.
 
         Raises ValueError for a missing column or value, an unknown label, and a row too long to be cut.
         """
@@ -166,7 +165,7 @@ class TextClassificationEncoder(TaskEncoder):
         return self.template.encode(values, max_tokens=self.setting.max_tokens, reserved=longest)
 
     def loss(self, logits: TargetLogits, rows: Sequence[EncodedRow]) -> Tensor:
-        """Loss of each row, (B,), nats; see the task's `loss`. Raises ValueError for a row without its
+        """Return the loss of each row, (B,), in nats; see `loss` of the task. Raises ValueError for a row without its
         label."""
         gold = [row.gold for row in rows]
         if None in gold:
@@ -186,7 +185,7 @@ class TextClassificationEncoder(TaskEncoder):
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[ClassPrediction]:
-        """The likeliest label of each row, in order. `on_batch` is called with the number of rows done so
+        """Return the most likely label of each row, in order. `on_batch` is called with the number of rows done so
         far."""
         content_free: dict[int, Tensor] = {}  # by prompt
 
@@ -206,7 +205,7 @@ class TextClassificationEncoder(TaskEncoder):
 
     def _content_free_scores(self, model: Scorer, prompt: int) -> Tensor:
         template = self.template.template
-        # Beside {mask}, "[MASK]" as a text would be a second gap to fill.
+        # In a template with {mask}, the text "[MASK]" would be a second gap to fill.
         texts = [t for t in CONTENT_FREE if not template.masks or t != self.setting.tokenizer.mask_token]
         contexts = [self._context(dict.fromkeys(template.fields, text)) for text in texts]
         return self.verbalizer.class_scores(

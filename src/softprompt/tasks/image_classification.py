@@ -1,4 +1,4 @@
-"""Classification of images by a trained head. B rows, K labels."""
+"""Image classification: a trained head gives a label for an image. B rows, K labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from softprompt.tasks.labels import Labelling, Names, Values, check_labels
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class ImageClassification(Task):
-    """One of K labels for an image, by a head that is trained with the prompt.
+    """A head, trained with the prompt, gives one of K labels for an image.
 
     Raises ValueError (pydantic's) for fewer than two labels, a `columns` key that nothing reads, an image size that is
     not positive, and for an unknown setting.
@@ -43,12 +43,12 @@ class ImageClassification(Task):
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """{"image": the column that holds the image}, where it has another name."""
     image_size: int | tuple[int, int] | None = None
-    """Side, or (height, width), that images are brought to, in pixels; the backbone's positions are interpolated where
-    they were trained for another. By default what its image processor says."""
+    """The side, or (height, width), to which images are resized, in pixels. The backbone's positions are interpolated if they
+    were trained for another size. The default is the size of its image processor."""
     pooling: ImagePooling | None = None
-    """What the head reads: the class token, the mean of the patches behind the last norm, the last norm of the mean of
+    """What the head reads: the class token, the mean of the patches after the last norm, the last norm of the mean of
     prompts and patches together (as the released VPT does on MAE), the mean of the prompts alone (L2P), or the tower's own
-    pooler. By default what the method says, else the pooler where there is one, else the class token."""
+    pooler. The method may choose the default; otherwise it is the pooler, or the class token of a tower without one."""
 
     @model_validator(mode="after")
     def _check(self) -> ImageClassification:
@@ -91,7 +91,7 @@ class ImageClassification(Task):
         return self.labelling.metrics(predictions, rows)
 
     def render(self, row: Row, *, answer: bool = True) -> str:
-        """Where the image comes from, then its label on a line of its own."""
+        """Return where the image comes from, then its label on a line of its own."""
         text = described(read_column(row, "image", self.columns))
         return f"{text}\n{self.read_label(row)}" if answer else text
 
@@ -105,16 +105,16 @@ class ImageClassificationEncoder(TaskEncoder):
     pooling: ImagePooling
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Pixels of a row, (3, H, W) uint8; `answer` is the number of the right label.
+        """Return the pixels of a row, (3, H, W) uint8; `answer` is the number of the right label.
 
-        Raises ValueError for a missing column or value, an unknown label and what is no image.
+        Raises ValueError for a missing column or value, an unknown label, and a value that is not an image.
         """
         right = (self.task.labels.index(self.task.read_label(row)),) if answer else ()
         pixels = to_pixels(read_column(row, "image", self.task.columns), self.rule)
         return EncodedRow((), read=(POOLINGS.index(self.pooling),), answer=right, media=pixels)
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
-        """Cross-entropy of each row, (B,), nats. answers: (B, K). See `class_losses`."""
+        """Return the cross-entropy of each row, (B,), in nats. answers: (B, K). See `class_losses`."""
         return class_losses(answers, rows, self.task.labels, self.task.loss_labels)
 
     def predict(
@@ -125,15 +125,15 @@ class ImageClassificationEncoder(TaskEncoder):
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[ClassPrediction]:
-        """The likeliest label of each row, in order."""
+        """Return the most likely label of each row, in order."""
         return predict_classes(model, rows, self.task.labels, batch_size, on_batch)
 
 
 def sized_rule(setting: ImageSetting, size: int | tuple[int, int] | None) -> ImageRule:
-    """How images are prepared for a size in pixels, None being the backbone's own.
+    """Return how images are prepared for a size in pixels; None stands for the backbone's own size.
 
-    Raises ValueError for one that is no multiple of the backbone's patches, and where the backbone's own is not what its
-    positions were trained for.
+    Raises ValueError for a size that is not a multiple of the backbone's patches, and if the backbone's own size is not the
+    one that its positions were trained for.
     """
     rule = setting.rule
     if size is not None:
@@ -156,5 +156,5 @@ def sized_rule(setting: ImageSetting, size: int | tuple[int, int] | None) -> Ima
 
 
 def described(image: Any) -> str:
-    """Where an image comes from, in a word."""
+    """Return where an image comes from: its path, or its type."""
     return str(image) if isinstance(image, str | Path) else f"<{type(image).__name__}>"

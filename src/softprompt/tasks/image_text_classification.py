@@ -1,4 +1,4 @@
-"""Classification of images by texts: the class whose text is nearest to the image.
+"""Image-text classification: the answer is the class whose text is nearest to the image.
 
 B rows, D domains (1 where the task names none), K classes, R templates.
 """
@@ -30,14 +30,14 @@ Texts = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class ImageTextClassification(Task):
-    """One of K labels for an image, by the cosine between the image and a text about each label (CLIP, SigLIP).
+    """The answer is one of K labels, by the cosine between the image and a text about each label (CLIP, SigLIP).
 
     p(k | image) = softmax over k of scale * cos(image, text_k), the scale being the model's own. With several templates
     text_k is the mean of a label's texts, each of length 1, brought to length 1 again (Radford et al. 2021, section 3.1.4).
-    With `domains` there is a text for each label in each of them, and a row is compared with those of its own.
+    With `domains` there is a text for each label in each domain, and a row is compared with the texts of its own domain.
 
-    Raises ValueError (pydantic's) for fewer than two labels, labels or names that are alike, a template without `{}`, one
-    domain alone, a `columns` key that nothing reads, and for an unknown setting.
+    Raises ValueError (pydantic's) for fewer than two labels, equal labels or names, a template without `{}`, a single
+    domain, a `columns` key that nothing reads, and for an unknown setting.
     """
 
     name: ClassVar[str] = "image-text-classification"
@@ -48,12 +48,12 @@ class ImageTextClassification(Task):
     labels: Names
     """The labels."""
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Label -> the class name in its text, where that is another; by default the label, underscores read as spaces."""
+    """Label -> the class name in its text, where it differs from the label with its underscores read as spaces."""
     template: str | Sequence[str] = "a photo of a {}."
-    """The text about a class, `{}` being its name; several templates are an ensemble."""
+    """The text about a class, in which `{}` is its name; several templates form an ensemble."""
     soft_template: str | Sequence[str] = "{soft} {}."
-    """The same for methods that bring virtual tokens, which stand where `{soft}` does: the name at the end. The name in
-    the middle of 16 tokens is "{soft:8} {} {soft}.", at the front "{} {soft}."."""
+    """The same for methods with virtual tokens, which stand where `{soft}` does. Here the name comes last; in the middle of
+    16 tokens it is "{soft:8} {} {soft}.", and at the front "{} {soft}."."""
     label_column: str = "label"
     """Column that holds the right label; its values are compared as text, so 1 is "1"."""
     label_values: Values = dataclasses.field(default_factory=dict)
@@ -63,16 +63,17 @@ class ImageTextClassification(Task):
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """{"image": the column that holds the image}, where it has another name."""
     domains: Names = ()
-    """Kinds of images that texts tell apart, such as ["photo", "sketch"], the one that is predicted in last. `{domain}` in a
-    template is the name of one, underscores read as spaces."""
+    """The kinds of images that the texts name, such as ["photo", "sketch"]; predictions are made in the last one. `{domain}`
+    in a template is the name of a domain, with underscores read as spaces."""
     domain_column: str = "domain"
-    """Column that holds a row's domain, where there are domains; a row without it is of the last."""
+    """Column that holds the domain of a row, where there are domains; a row without it belongs to the last one."""
     normalize_over: Literal["domain", "all"] = "domain"
-    """Texts that the loss is normalised over: those of the row's domain, or of all. A prediction compares the former."""
+    """Whether the loss is normalised over the texts of the row's domain or over those of all domains. A prediction compares
+    the texts of the row's domain."""
     weight_column: str | None = None
-    """Column with what a row's loss is multiplied by; a row without it counts once."""
+    """Column with the factor of a row's loss; a row without it counts once."""
     image_size: int | tuple[int, int] | None = None
-    """Side, or (height, width), that images are brought to, in pixels. By default what the image processor says."""
+    """The side, or (height, width), to which images are resized, in pixels. The default is the size of the image processor."""
 
     @model_validator(mode="after")
     def _check(self) -> ImageTextClassification:
@@ -98,7 +99,7 @@ class ImageTextClassification(Task):
             for one in _each(source) or ("",):
                 if one.count("{}") != 1:
                     raise ValueError(
-                        f"{setting} {one!r} has {one.count('{}')} times {{}}, where the class name stands: expected once"
+                        f"{setting} {one!r} has {{}}, where the class name stands, {one.count('{}')} times: expected once"
                     )
                 fields = Template.parse(_with_field(one)).fields
                 if "domain" in fields and not self.domains:
@@ -108,7 +109,7 @@ class ImageTextClassification(Task):
         return self
 
     def class_name(self, label: str) -> str:
-        """What stands for a label in its text."""
+        """Return the class name that stands for a label in its text."""
         return self.names.get(label, label.replace("_", " "))
 
     def with_labels(
@@ -118,7 +119,7 @@ class ImageTextClassification(Task):
         names: Mapping[str, str] | None = None,
         label_values: Mapping[str, str] | None = None,
     ) -> ImageTextClassification:
-        """The same question about other classes. `names` and `label_values` are kept where they still lead to a label."""
+        """Return the same task with other classes. `names` and `label_values` stay where they still refer to a label."""
         known = {str(label) for label in labels}
 
         def kept(values: Mapping[str, str], at: int) -> dict[str, str]:
@@ -190,7 +191,7 @@ class ImageTextClassification(Task):
         return self.labelling.metrics(predictions, rows)
 
     def render(self, row: Row, *, answer: bool = True) -> str:
-        """Where the image comes from, then its label on a line of its own."""
+        """Return where the image comes from, then its label on a line of its own."""
         text = described(read_column(row, "image", self.columns))
         return f"{text}\n{self.read_label(row)}" if answer else text
 
@@ -199,8 +200,8 @@ class ImageTextClassification(Task):
 class ImageTextClassificationEncoder(TaskEncoder):
     """An `ImageTextClassification` bound to a backbone; see `TaskEncoder`.
 
-    targets    the texts of all classes, domain by domain and class by class, R for each: every row has this very object
-    templates  R
+    targets    the texts of all classes, domain by domain and class by class, R for each; all rows share this object
+    templates  R, the number of templates
     """
 
     task: ImageTextClassification
@@ -209,10 +210,11 @@ class ImageTextClassificationEncoder(TaskEncoder):
     templates: int
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Pixels of a row, (3, H, W) uint8, beside the texts; `answer` is the number of the right label and the weight of the
-        row, `gold` the place of its first text, `origin` the number of its domain.
+        """Return the pixels of a row, (3, H, W) uint8, and the texts. `answer` is the number of the right label and the weight
+        of the row, `gold` the index of the label's first text, and `origin` the number of the row's domain.
 
-        Raises ValueError for a missing column or value, an unknown label or domain, a weight below 0 and what is no image.
+        Raises ValueError for a missing column or value, an unknown label or domain, a negative weight, and a value that is
+        not an image.
         """
         task = self.task
         domain = read_domain(row, task.domain_column, task.columns, task.domains)
@@ -225,7 +227,7 @@ class ImageTextClassificationEncoder(TaskEncoder):
         return EncodedRow((), self.targets, gold, answer=(right, weight), origin=domain, media=pixels)
 
     def loss(self, answers: ImageTextEmbeddings, rows: Sequence[EncodedRow]) -> Tensor:
-        """Cross-entropy of each row over the classes, (B,), nats, times its weight. See `class_losses`."""
+        """Return the cross-entropy of each row over the classes, (B,), in nats, times its weight. See `class_losses`."""
         scores = self._by_domain(answers)
         own = self._own(scores, rows)
         losses = class_losses(own, rows, self.task.labels, self.task.loss_labels)
@@ -237,12 +239,12 @@ class ImageTextClassificationEncoder(TaskEncoder):
         return losses * torch.tensor(weights, dtype=losses.dtype, device=losses.device)
 
     def _by_domain(self, answers: ImageTextEmbeddings) -> Tensor:
-        """Logits for all classes in all domains, (B, D, K)."""
+        """Return the logits of all classes in all domains, (B, D, K)."""
         scores = answers.scores(self.templates)
         return scores.unflatten(1, (max(len(self.task.domains), 1), len(self.task.labels)))
 
     def _own(self, scores: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
-        """Those in the domain of each row, (B, K)."""
+        """Return the logits in the domain of each row, (B, K)."""
         domains = torch.tensor([row.origin for row in rows], device=scores.device)
         return scores[torch.arange(len(rows), device=scores.device), domains]
 
@@ -255,7 +257,7 @@ class ImageTextClassificationEncoder(TaskEncoder):
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[ClassPrediction]:
-        """The likeliest label of each row, in order; probabilities by softmax over the labels, SigLIP's too."""
+        """Return the most likely label of each row, in order. Probabilities are a softmax over the labels, for SigLIP too."""
 
         def answers(batch: Sequence[int]) -> list[ClassPrediction]:
             mine = [rows[i] for i in batch]

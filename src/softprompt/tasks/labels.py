@@ -16,7 +16,7 @@ from softprompt.tasks.metrics import classification_metrics
 
 
 def label_names(labels: Any) -> Any:
-    """Labels of a config as text; what is no list is left for pydantic to refuse. Raises ValueError for two alike."""
+    """Return the labels of a config as text; pydantic refuses what is not a list. Raises ValueError for two equal ones."""
     if isinstance(labels, str) or not isinstance(labels, Sequence):
         return labels
     names = tuple(str(label) for label in labels)
@@ -35,13 +35,13 @@ def _values_as_text(values: Any) -> Any:
 
 
 Names = Annotated[Sequence[str], BeforeValidator(label_names)]
-"""Labels of a setting, compared as text."""
+"""Labels, which are compared as text."""
 Values = Annotated[Mapping[str, str], BeforeValidator(_values_as_text)]
-"""What the data writes -> label, compared as text."""
+"""What the data writes -> the label that it means; both are compared as text."""
 
 
 def check_labels(labels: Iterable[str], **led_to: Iterable[str]) -> None:
-    """Raises ValueError for fewer than two labels, and for a setting, by its name, with what is no label."""
+    """Raise ValueError for fewer than two labels, and for a setting, given by its name, with a value that is not a label."""
     labels = list(labels)
     if len(labels) < 2:
         raise ValueError(f"labels are {labels}: two or more are needed")
@@ -52,13 +52,13 @@ def check_labels(labels: Iterable[str], **led_to: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Labelling:
-    """How rows say which of K labels is right: what the tasks that choose a label have in common.
+    """The labels of a task and how rows say which one is right. All tasks that choose a label share this.
 
     labels     the K labels
-    column     column that holds the right one, renamed by `columns`
-    columns    the task's, name -> column of the data
+    column     the column that holds the right label; `columns` may rename it
+    columns    the task's names -> columns of the data
     values     what the data writes -> label, where the two differ
-    competing  labels that the loss chooses among; None: all
+    competing  the labels among which the loss is computed; None: all
     """
 
     labels: Sequence[str]
@@ -68,11 +68,11 @@ class Labelling:
     competing: Sequence[str] | None = None
 
     def is_in(self, row: Row) -> bool:
-        """Whether the row has the column that holds its right label."""
+        """Return whether the row has the column that holds its right label."""
         return self.columns.get(self.column, self.column) in row
 
     def read(self, row: Row) -> str:
-        """The right label of a row. Raises ValueError if its column is missing or its value is no label."""
+        """Return the right label of a row. Raises ValueError if its column is missing or its value is not a label."""
         value = str(read_column(row, self.column, self.columns))
         label = self.values.get(value, value)
         if label not in self.labels:
@@ -83,31 +83,31 @@ class Labelling:
         return label
 
     def metrics(self, predictions: Sequence[Any], rows: Sequence[Row]) -> dict[str, Any]:
-        """See `classification_metrics`. predictions: one for each row, with a `label`."""
+        """Return `classification_metrics`. predictions: one for each row, with a `label`."""
         return classification_metrics(
             [self.read(row) for row in rows], [p.label for p in predictions], list(self.labels)
         )
 
     def concerns(self, train: Sequence[Row]) -> list[str]:
-        """Labels of the loss that no training row has, in a sentence."""
+        """Return a sentence if no training row has some of the labels that compete."""
         return unseen_labels(self.competing or self.labels, {self.read(row) for row in train})
 
 
 def read_domain(row: Row, column: str, columns: Mapping[str, str], domains: Sequence[str]) -> int:
-    """Number of a row's domain; the last one's where the row does not say. Raises ValueError for an unknown one."""
+    """Return the number of a row's domain, the last one if the row names none. Raises ValueError for an unknown domain."""
     column = columns.get(column, column)
     if not domains or column not in row:
         return max(len(domains) - 1, 0)
     if (domain := str(row[column])) not in domains:
         raise ValueError(
             f"domain {domain!r} is not among the domains {list(domains)}: add it, or leave the column {column!r} out where a"
-            f" row is of {domains[-1]!r}"
+            f" row belongs to {domains[-1]!r}"
         )
     return list(domains).index(domain)
 
 
 def read_weight(row: Row, column: str | None, columns: Mapping[str, str]) -> float:
-    """What a row's loss is multiplied by, 1 where nothing says so. Raises ValueError for what is no number of 0 or more."""
+    """Return the factor of a row's loss, 1 if the row has none. Raises ValueError for anything but a number of 0 or more."""
     if column is None or (column := columns.get(column, column)) not in row:
         return 1.0
     weight = row[column]

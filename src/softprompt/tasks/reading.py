@@ -1,4 +1,4 @@
-"""What tasks with a head have in common: where it reads, and which outputs belong to which row."""
+"""What tasks share when they read a model: batches, the positions that a head reads, and the outputs of each row."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ T = TypeVar("T")
 
 
 def default_pooling(setting: TextSetting) -> Pooling:
-    """Encoders are read at their first token, which is [CLS]; decoders at their last, which has seen the others.
+    """Return how a head reads this family if the task does not say.
 
-    T5 has no such token: encoders in front of a decoder are read at all tokens.
+    An encoder is read at its first token, which is [CLS], and a decoder at its last token, which has seen all others. The
+    encoder of an encoder-decoder has no such token (T5), so the mean of all tokens is read.
     """
     match setting.family:
         case "causal-lm":
@@ -31,7 +32,7 @@ def default_pooling(setting: TextSetting) -> Pooling:
 
 
 def check_pooling(pooling: Pooling, setting: TextSetting) -> None:
-    """Raises ValueError for the first token of a decoder, which has seen nothing of the text."""
+    """Raise ValueError for the first token of a decoder, which has not seen the text."""
     if pooling == "first" and setting.family == "causal-lm":
         raise ValueError(
             'pooling is "first", and in a causal language model the first token sees no other: take "last" or "mean"'
@@ -39,13 +40,13 @@ def check_pooling(pooling: Pooling, setting: TextSetting) -> None:
 
 
 def pooled_positions(context: Sequence[int], pooling: Pooling) -> tuple[int, ...]:
-    """Where the head reads: real tokens only. Virtual tokens do not count, and padding is none of the row's.
+    """Return the positions that the head reads. They are those of real tokens, never of virtual tokens or padding.
 
-    Raises ValueError for a row without any token.
+    Raises ValueError for a row that has no token except virtual ones.
     """
     text = [i for i, atom in enumerate(context) if atom >= 0]
     if not text:
-        raise ValueError("a row has no token beside virtual ones: there is nothing that a head could read")
+        raise ValueError("a row has no tokens except virtual ones: there is nothing that a head could read")
     match pooling:
         case "first":
             return (text[0],)
@@ -56,7 +57,7 @@ def pooled_positions(context: Sequence[int], pooling: Pooling) -> tuple[int, ...
 
 
 def split_outputs(outputs: Tensor, rows: Sequence[EncodedRow]) -> tuple[Tensor, ...]:
-    """The outputs of each row: (n, outputs) -> B times (its positions, or 1 where it is pooled, outputs)."""
+    """Split outputs by row: (n, outputs) -> for each of B rows (its positions, or 1 if it is pooled, outputs)."""
     return outputs.split([min(1, len(row.read)) if row.pooled else len(row.read) for row in rows])
 
 
@@ -66,13 +67,13 @@ def in_batches(
     on_batch: Callable[[int], None] | None,
     answers: Callable[[Sequence[int]], Iterable[T]],
 ) -> list[T]:
-    """An answer for each row, in order, from batches of rows of similar length.
+    """Answer batches of rows of similar length, and return an answer for each row, in order.
 
     Arguments:
-        lengths: of each row
-        batch_size: rows of a batch
-        on_batch: is told the number of rows done so far after each batch
-        answers: gives those of a batch, by the numbers of its rows
+        lengths: the length of each row
+        batch_size: the number of rows in a batch
+        on_batch: called after each batch with the number of rows done so far
+        answers: given the indices of a batch's rows, returns their answers
     """
     found: dict[int, T] = {}
     for batch in by_length(lengths, batch_size):
@@ -90,7 +91,7 @@ def read_outputs(
     on_batch: Callable[[int], None] | None,
     read: Callable[[EncodedRow, Tensor], T],
 ) -> list[T]:
-    """What `read` makes of each row and its outputs, (n, outputs), in order. The rest is as in `in_batches`."""
+    """Return what `read` makes of each row and its outputs, (n, outputs), in order. `in_batches` explains the rest."""
 
     def answers(batch: Sequence[int]) -> list[T]:
         mine = [rows[i] for i in batch]
@@ -100,7 +101,7 @@ def read_outputs(
 
 
 def check_answered(rows: Sequence[EncodedRow]) -> None:
-    """Raises ValueError for a row that was encoded without its answer."""
+    """Raise ValueError for a row that was encoded without its answer."""
     for i, row in enumerate(rows):
         if not row.answer and (row.read or row.targets):
             raise ValueError(f"row {i} was encoded without its answer; the loss needs it")

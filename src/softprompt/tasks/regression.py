@@ -1,4 +1,4 @@
-"""A number for a text (similarity, quality, a rating), by a trained head. B rows."""
+"""Regression: a trained head gives a number for a text (similarity, quality, a rating). B rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from softprompt.tasks.template import BoundTemplate, Template
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False))
 class Regression(Task):
-    """A number for a text, by a head that is trained with the prompt on the squared error.
+    """A head gives a number for a text; it is trained with the prompt on the squared error.
 
     Raises ValueError (pydantic's) for a template that does not parse, a range that is empty, a `columns` key that
     nothing reads, and for an unknown setting.
@@ -43,8 +43,8 @@ class Regression(Task):
     template: str
     """The row as text, as in "{first} {second:cut}"; see `softprompt.tasks.template`."""
     low: float = 0.0
-    """Lowest value in the data, with `high`: the head works in halves of this range around its middle, so that it
-    starts in the middle and learns as fast whatever the unit. Predictions may lie outside."""
+    """Lowest value in the data. The unit of the head is half of the range from `low` to `high`, and its zero is the middle,
+    so that it starts in the middle and learns equally fast in every unit. Predictions may lie outside the range."""
     high: float = 1.0
     """Highest value in the data."""
     value_column: str = "value"
@@ -83,7 +83,7 @@ class Regression(Task):
         )
 
     def read_value(self, row: Row) -> float:
-        """The right value of a row. Raises ValueError if its column is missing or holds no number."""
+        """Return the right value of a row. Raises ValueError if its column is missing or does not hold a number."""
         found = read_column(row, self.value_column, self.columns)
         try:
             return float(found)
@@ -131,7 +131,7 @@ class RegressionEncoder(TaskEncoder):
         return (self.task.high - self.task.low) / 2
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Tokens of a row and where the head reads them; `answer` is the value in halves of the range.
+        """Return the tokens of a row and the positions that the head reads; `answer` is the value in units of half the range.
 
         Raises ValueError for a missing column or value, and a row too long to be cut.
         """
@@ -145,7 +145,7 @@ class RegressionEncoder(TaskEncoder):
         )
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
-        """Squared error of each row, (B,), in halves of the range. answers: (B, 1)."""
+        """Return the squared error of each row, (B,), in units of half the range. answers: (B, 1)."""
         check_answered(rows)
         right = torch.tensor([row.answer[0] for row in rows], device=answers.device, dtype=answers.dtype)
         return (answers[:, 0] - right).square()  # (B, 1) -> (B,)
@@ -158,7 +158,7 @@ class RegressionEncoder(TaskEncoder):
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[float]:
-        """The value of each row, in order."""
+        """Return the value of each row, in order."""
 
         def read(row: EncodedRow, output: Tensor) -> float:
             return output.item() * self._unit + self._middle

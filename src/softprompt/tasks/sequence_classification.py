@@ -1,4 +1,4 @@
-"""Classification of whole texts by a trained head. B rows, K labels."""
+"""Sequence classification: a trained head gives a label for a whole text. B rows, K labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from softprompt.tasks.template import BoundTemplate, Template
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class SequenceClassification(Task):
-    """One of K labels for a text, by a head that is trained with the prompt.
+    """A head, trained with the prompt, gives one of K labels for a text.
 
     Raises ValueError (pydantic's) for a template that does not parse, fewer than two labels, a `columns` key that
     nothing reads, and for an unknown setting.
@@ -52,10 +52,10 @@ class SequenceClassification(Task):
     cut: str | None = None
     """Field that is shortened from its end where a row is too long; by default the only field."""
     media: str | None = None
-    """Column with what the backbone reads beside text, a sound or a spectrogram, where it does."""
+    """Column with what the backbone reads besides text (a sound or a spectrogram), if it reads anything else."""
     pooling: Pooling | None = None
-    """Which last hidden states the head reads: that of the first or the last token, or the mean of all; virtual tokens
-    never count. By default the first in an encoder, the last in a decoder, the mean in an encoder with a decoder."""
+    """Which of the last hidden states the head reads: that of the first or the last token, or the mean of all. Virtual tokens
+    never count. The default is the first in an encoder, the last in a decoder, and the mean in an encoder-decoder."""
 
     @model_validator(mode="after")
     def _check(self) -> SequenceClassification:
@@ -93,7 +93,7 @@ class SequenceClassification(Task):
         return self.labelling.metrics(predictions, rows)
 
     def render(self, row: Row, *, answer: bool = True) -> str:
-        """The row as text, literals exactly as written, then its label on a line of its own."""
+        """Return the row as text, with literals exactly as written, then its label on a line of its own."""
         template = Template.parse(self.template, self.cut)
         text = template.fill(read_fields(row, template.fields, self.columns))
         return f"{text}\n{self.read_label(row)}" if answer else text
@@ -109,7 +109,7 @@ class SequenceClassificationEncoder(TaskEncoder):
     pooling: Pooling
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Tokens of a row and where the head reads them; `answer` is the number of the right label.
+        """Return the tokens of a row and the positions that the head reads; `answer` is the number of the right label.
 
         Raises ValueError for a missing column or value, an unknown label, and a row too long to be cut.
         """
@@ -124,7 +124,7 @@ class SequenceClassificationEncoder(TaskEncoder):
         )
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
-        """Cross-entropy of each row, (B,), nats. answers: (B, K). See `class_losses`."""
+        """Return the cross-entropy of each row, (B,), in nats. answers: (B, K). See `class_losses`."""
         return class_losses(answers, rows, self.task.labels, self.task.loss_labels)
 
     def predict(
@@ -135,5 +135,5 @@ class SequenceClassificationEncoder(TaskEncoder):
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[ClassPrediction]:
-        """The likeliest label of each row, in order."""
+        """Return the most likely label of each row, in order."""
         return predict_classes(model, rows, self.task.labels, batch_size, on_batch)
