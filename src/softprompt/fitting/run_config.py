@@ -119,7 +119,7 @@ class RunConfig:
         recipe = settings_of(self.recipe)
         seed = recipe.pop("seed")
         task = {"name": self.task.name, **settings_of(self.task)}
-        for key in self.task.later_settings:
+        for key in self.task.left_out_of_runs:
             if task[key] is None:
                 del task[key]
         return {

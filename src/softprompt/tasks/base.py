@@ -102,9 +102,9 @@ class Task(ABC):
     """Whether rows are images; otherwise they are text."""
     compares_texts: ClassVar[bool] = False
     """Whether images are compared with texts, which needs a dual encoder."""
-    later_settings: ClassVar[tuple[str, ...]] = ()
-    """Settings that did not exist when the first runs were written. A run where one of them is None is written without it,
-    so that it stays the same run."""
+    left_out_of_runs: ClassVar[tuple[str, ...]] = ()
+    """Settings that the config of a run leaves out while they are None, because the first runs were written without them.
+    Checkpoints and saved prompts hold them, so that they are not marked LATER."""
 
     columns: Mapping[str, str]
     """Name in the template -> column of the data, where the two differ."""

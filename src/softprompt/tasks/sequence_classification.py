@@ -35,7 +35,7 @@ class SequenceClassification(Task):
 
     name: ClassVar[str] = "sequence-classification"
     main_metric: ClassVar[str] = "accuracy"
-    later_settings: ClassVar[tuple[str, ...]] = ("media",)
+    left_out_of_runs: ClassVar[tuple[str, ...]] = ("media",)
 
     template: str
     """The row as text, as in "{text}" or "{premise} {hypothesis:cut}"; see `softprompt.tasks.template`."""
