@@ -1,7 +1,7 @@
-"""What makes a result doubtful: every such sentence is written here, and every door takes its own from here.
+"""What makes a result doubtful. All such sentences are written here.
 
-`fit`, `fit_many` and `TunedPrompt.evaluate` warn of them; the command line shows these warnings; a study writes them beside
-each run. Each function takes what was found and returns sentences, usually none.
+`fit`, `fit_many` and `TunedPrompt.evaluate` warn of them, the command line shows these warnings, and a study writes them into
+the facts of each run. Each function takes what was found and returns sentences, usually none.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def warn_of(sentences: Iterable[str]) -> None:
 
 
 def nothing_learned(losses: Sequence[float], gradient_norms: Sequence[float]) -> str | None:
-    """A sentence if every gradient was zero or the training loss did not fall.
+    """Return a sentence if every gradient was zero or the training loss did not fall.
 
-    losses, gradient_norms: one per step. The loss is judged by the medians of the first and the last tenth of
-    the steps, and only from 20 steps on.
+    losses, gradient_norms: one per step. The loss is judged by the medians of the first and the last tenth of the steps, and
+    only if there are 20 steps or more.
     """
     if gradient_norms and max(gradient_norms) == 0:
         return (
@@ -56,7 +56,7 @@ def nothing_learned(losses: Sequence[float], gradient_norms: Sequence[float]) ->
 def unseen_labels(
     labels: Iterable[str], seen: set[str], *, unit: str = "row", kind: str = "label"
 ) -> list[str]:
-    """Labels (or tags, the `kind`) that no training row (or word, the `unit`) has."""
+    """Return a sentence if no training row (the `unit`) has some of the labels (the `kind`)."""
     missing = [label for label in labels if label not in seen]
     return [f"no training {unit} has the {kind}s {missing}: they cannot be learned"] if missing else []
 
@@ -69,13 +69,14 @@ def class_concerns(
     unit: str = "row",
     kind: str = "label",
 ) -> list[str]:
-    """Class metrics of a model that gives one label to all rows, is no better than that, or leaves a label out.
+    """Return sentences if all rows were given one label, if predictions are no better than that, or if labels are left out.
 
     Arguments:
-        metrics: as `classification_metrics` or `tag_metrics` return them; others say nothing here
-        part: what the rows are called, such as "validation"; empty: no name
-        trained: whether these metrics end a training, which longer training may mend
-        unit, kind: what is given a label, and what the label is called
+        metrics: those of `classification_metrics` or `tag_metrics`; other metrics raise no doubt
+        part: the name of the rows, such as "validation"; empty: they have none
+        trained: whether the metrics follow a training, so that the sentences advise how to train better
+        unit: what is given a label
+        kind: what the label is called
     """
     counts = metrics.get("predicted", {})
     used = [label for label, count in counts.items() if count]
@@ -99,7 +100,7 @@ def class_concerns(
 
 
 def number_concerns(metrics: Mapping[str, Any], part: str = "", *, trained: bool = False) -> list[str]:
-    """Predicted numbers that are no better than their mean. See `class_concerns` for the arguments; metrics of regression."""
+    """Return a sentence if predicted numbers are no better than the mean. `class_concerns` explains the arguments."""
     if not metrics or metrics["mse"] < metrics["mean_mse"] or metrics["mean_mse"] == 0:
         return []
     remedy = f"; {_TRY}" if trained else ""
@@ -107,7 +108,7 @@ def number_concerns(metrics: Mapping[str, Any], part: str = "", *, trained: bool
 
 
 def span_concerns(metrics: Mapping[str, Any], part: str = "", *, trained: bool = False) -> list[str]:
-    """Answers that share no word with any right one. See `class_concerns` for the arguments; metrics of spans."""
+    """Return a sentence if no answer shares a word with a right one. `class_concerns` explains the arguments."""
     if not metrics or metrics["f1"]:
         return []
     remedy = f"; {_TRY}" if trained else ""
@@ -116,7 +117,7 @@ def span_concerns(metrics: Mapping[str, Any], part: str = "", *, trained: bool =
 
 
 def value_concerns(values: Sequence[float], low: float, high: float) -> list[str]:
-    """Training values of a regression that lie outside of its range, or are all the same."""
+    """Return sentences if training values of a regression lie outside of its range, or are all equal."""
     found = []
     if outside := sum(not low <= value <= high for value in values):
         found.append(
@@ -128,7 +129,7 @@ def value_concerns(values: Sequence[float], low: float, high: float) -> list[str
 
 
 def cut_off_answer(stride: int | None) -> list[str]:
-    """An answer that training cannot read, its context being cut, or read in windows `stride` tokens apart."""
+    """Return the sentence about an answer that is lost where its context is cut, or read in windows with a stride."""
     if stride is None:
         return [
             "an answer stands behind the place where its context is cut, and trains nothing: raise max_tokens"
