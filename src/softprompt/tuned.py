@@ -17,6 +17,7 @@ from softprompt.backbones.loading import load_backbone
 from softprompt.baselines.lora import LoRA
 from softprompt.binding import bind, evaluate, new_head, room_of
 from softprompt.catalogue import methods
+from softprompt.concerns import warn_of
 from softprompt.data import Rows, read_rows
 from softprompt.exchange.heads import TanhHead
 from softprompt.exchange.lora import is_lora, read_lora, write_lora
@@ -25,10 +26,9 @@ from softprompt.model import PromptedModel
 from softprompt.prompts import Method, PromptModule
 from softprompt.state import changed_weights, copy_tensors, named_state, plain_name
 from softprompt.store.identity import identity_of, settings_of
-from softprompt.tasks import TASKS, ImageTextClassification, TextClassification, TextGeneration
+from softprompt.tasks import TASKS
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.tasks.columns import as_row
-from softprompt.tasks.template import slot_in_front
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +92,17 @@ class TunedPrompt:
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> dict[str, Any]:
-        """The task's metrics over rows that hold the right answers; `rows` as in `fit`."""
+        """The task's metrics over rows that hold the right answers; `rows` as in `fit`.
+
+        Warns with SoftpromptWarning of labels that are never predicted, and of predictions that are no better than always
+        giving the commonest label or the mean.
+        """
         data = read_rows(rows, split)
-        return evaluate(self.model, self.task, self.encoder, data, batch_size=batch_size, on_batch=on_batch)
+        metrics = evaluate(
+            self.model, self.task, self.encoder, data, batch_size=batch_size, on_batch=on_batch
+        )
+        warn_of(self.task.concerns_about(metrics, split or ""))
+        return metrics
 
     def with_labels(self, labels: Sequence[str], **settings: Any) -> TunedPrompt:
         """The same prompt for other classes of images, by their names; for tasks that compare images with texts.
@@ -103,11 +111,6 @@ class TunedPrompt:
         Raises ValueError for a task whose labels are outputs of a head or words of a verbalizer, for class-specific contexts,
         and what the task raises.
         """
-        if not isinstance(self.task, ImageTextClassification):
-            raise ValueError(
-                f"{self.task.name} was trained for its own labels and answers with no others: only tasks that compare images"
-                " with texts, ImageTextClassification, do"
-            )
         return self.with_task(self.task.with_labels(labels, **settings))
 
     def with_task(self, task: Task) -> TunedPrompt:
@@ -226,8 +229,8 @@ def from_peft(
             identity=identity_of(backbone),
         )
     method, module, head = read_peft_folder(folder, backbone, task, peft_task)
-    if module.length and isinstance(task, TextClassification | TextGeneration):
-        task = replace(task, template=slot_in_front(task.template, backbone.tokenizer))
+    if module.length:
+        task = task.with_prompt_in_front(backbone.tokenizer)
     module = module.to(backbone.device).requires_grad_(False)
     if head is not None:
         head = head.to(backbone.device).requires_grad_(False)

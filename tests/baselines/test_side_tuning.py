@@ -136,8 +136,8 @@ def test_the_shipped_network_sees_each_image_alone() -> None:
 def test_a_saved_prompt_imports_nothing_and_calls_nothing_but_classes_of_modules(tmp_path: Path) -> None:
     for name, said in {
         "no_such_package.nets:Net": "is not imported: import it first",
-        "os:system": "no class of torch.nn.Module",
-        "torch:no_such_thing": "no class of torch.nn.Module",
+        "os:system": "not a subclass of torch.nn.Module",
+        "torch:no_such_thing": "not a subclass of torch.nn.Module",
     }.items():
         with pytest.raises(ValueError, match=said):
             network_class(name)

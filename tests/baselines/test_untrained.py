@@ -171,7 +171,7 @@ def test_few_shot_of_a_generation_task_shows_references() -> None:
 
 
 def test_more_demonstrations_than_rows_are_an_error() -> None:
-    with pytest.raises(ValueError, match="17 demonstrations need as many training rows, there are 16"):
+    with pytest.raises(ValueError, match="17 demonstrations need 17 training rows, and there are 16"):
         untrained(tiny_backbone(), FewShot(shots=17))
 
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from softprompt import store
+from softprompt.tasks.classes import ClassPrediction
 from softprompt.tasks.classification import TextClassificationEncoder
 from softprompt.training.progress import Record, Silent
 from tests.cli.runs import as_json, softprompt, write_config, write_rows
@@ -233,6 +234,29 @@ def test_warnings_of_the_library_are_lines_and_entries_of_the_object(config: Pat
         "no training row has the labels ['maybe']" in line for line in json.loads(result.stdout)["warnings"]
     )
     assert "warning: no training row" in result.stderr
+
+
+def test_a_result_that_is_no_better_than_the_commonest_label_is_said_once_for_each_data_set(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = TextClassificationEncoder.predict
+
+    def swapped(self: Any, model: Any, rows: Any, **settings: Any) -> list[ClassPrediction]:
+        # Of 16 rows, 8 of each label, one is given the wrong label for each that is given the right one.
+        answers = own(self, model, rows, **settings)
+        return [ClassPrediction(("neg", "pos")[i // 2 % 2], a.probabilities) for i, a in enumerate(answers)]
+
+    monkeypatch.setattr(TextClassificationEncoder, "predict", swapped)
+    rows = str(config.with_name("rows.jsonl"))
+    place = config.parent / "run"
+    result = softprompt("train", config, f"data.test={rows}", "--output", place, "--quiet", "--json")
+    said = [line for line in json.loads(result.stdout)["warnings"] if "most frequent" in line]
+    assert [line.split()[0] for line in said] == ["validation", "test"]
+    assert result.stderr.count("is no better than always giving the most frequent label") == 2
+    found = as_json("evaluate", place, "--data", rows, "--dtype", "float32", "--device", "cpu")
+    assert found["warnings"] == [
+        "accuracy 0.5000 is no better than always giving the most frequent label, 0.5000"
+    ]
 
 
 def test_a_generation_task_runs_from_config_to_prediction(config: Path) -> None:

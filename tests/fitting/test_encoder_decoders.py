@@ -156,7 +156,7 @@ def test_sound_that_cannot_be_heard_is_an_error_that_says_why() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             encoder.encode({"audio": sound, "label": "pos"})
-    with pytest.raises(ValueError, match="reads text alone"):
+    with pytest.raises(ValueError, match="reads text only"):
         HEARD.bind(sp.tasks.TextSetting(tiny_tokenizer(), 4)).encode(SOUNDS[0])
     with pytest.raises(ValueError, match="media='audio'"):
         sp.fit(backbone_of("whisper"), TASK, sp.PromptTuning(length=2), ROWS, steps=1, progress=False)

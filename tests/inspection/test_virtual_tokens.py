@@ -121,7 +121,7 @@ def test_a_start_from_another_prompt_is_called_unknown() -> None:
     first = tuned_prompt(sp.PromptTuning(length=3))
     task, method = first.task, sp.PromptTuning(length=3)
     second = sp.fit(first.backbone, task, method, ROWS, start=first, steps=1, progress=False)
-    assert initial_tokens(second) == (None, "init unknown: training went on from another prompt")
+    assert initial_tokens(second) == (None, "init unknown: training began with the tensors of another prompt")
 
 
 def test_a_start_that_cannot_be_known_is_called_unknown() -> None:

@@ -117,7 +117,7 @@ def test_it_learns_is_saved_and_serves_other_classes(tmp_path: Path) -> None:
 
 
 def test_settings_that_cannot_be_meant_are_named() -> None:
-    with pytest.raises(ValueError, match="drop one of them"):
+    with pytest.raises(ValueError, match="leave one out"):
         CoCoOp(length=4, init_text="a photo of a")
     with pytest.raises(ValueError, match="nothing would be left"):
         CoCoOp(reduction=21).build(BuildContext(dual_backbone().spec))

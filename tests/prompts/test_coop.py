@@ -143,7 +143,7 @@ def test_methods_that_change_weights_change_those_of_a_copy(method: Method) -> N
 
 
 def test_settings_that_contradict_each_other_are_named() -> None:
-    with pytest.raises(ValueError, match="drop one of them"):
+    with pytest.raises(ValueError, match="leave one out"):
         CoOp(length=4, init_text="a photo of a")
     with pytest.raises(ValueError, match="the task has no labels"):
         CoOp(class_specific=True).build(BuildContext(dual_backbone().spec))

@@ -205,7 +205,7 @@ def test_rows_and_methods_that_do_not_fit_the_domains_are_named() -> None:
     plain = ImageTextClassification(labels=["red", "blue"])
     with pytest.raises(ValueError, match="the task has none: set domains"):
         fit(dual_backbone(), plain, METHOD, ROWS, progress=False)
-    with pytest.raises(ValueError, match="drop one of them"):
+    with pytest.raises(ValueError, match="leave one out"):
         DAPL(length=4, init_text="a photo of a")
     model, _, _ = built()
     odd = bind(model.backbone, replace(plain, labels=["red", "blue", "film"]), Room(length=5))

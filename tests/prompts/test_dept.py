@@ -189,7 +189,9 @@ def test_a_source_prompt_brings_its_offset(tmp_path: Path) -> None:
     module = built(DePT(length=3, init="prompt", init_prompt=folder))
     for name, tensor in source.module.state_dict().items():
         assert torch.equal(module.state_dict()[name], tensor)
-    with pytest.raises(ValueError, match=r"has an offset of \(positions, rank\) = \(\d+, 2\), asked for"):
+    with pytest.raises(
+        ValueError, match=r"has an offset of \(positions, rank\) = \(\d+, 2\), and the settings ask for"
+    ):
         built(DePT(length=3, rank=5, init="prompt", init_prompt=folder))
     plain = fit(backbone, TASK, PromptTuning(length=3), ROWS, steps=1, progress=False)
     module = built(DePT(length=2, rank=2, init="prompt", init_prompt=plain.save(tmp_path / "plain")))

@@ -197,7 +197,7 @@ def test_a_start_that_does_not_fit_is_said() -> None:
     with pytest.raises(ValueError, match="has 2 tokens and length is 3: leave length out"):
         searched(TriggerSearch(length=3, init_text=" good film"))
     glued = replace(TASK, template="{soft}is {text}")
-    with pytest.raises(ValueError, match="is not read as the same tokens: part the slot"):
+    with pytest.raises(ValueError, match="is not read as the same tokens: separate the slot"):
         searched(TriggerSearch(init_text="th"), glued)
 
 
@@ -230,7 +230,9 @@ def test_words_near_a_prompt_that_started_as_words_are_these_words() -> None:
 def test_what_has_no_place_among_words_is_not_projected() -> None:
     for name, found in (("prefix-tuning", "none"), ("dept", "more"), ("adept", "more")):
         tuned = fit(tiny_backbone(), TASK, methods()[name](), ROWS, steps=1, progress=False)
-        with pytest.raises(ValueError, match=f"only virtual tokens lie among words, and {name} has {found}"):
+        with pytest.raises(
+            ValueError, match=f"only virtual tokens can be compared with words, and {name} has {found}"
+        ):
             project_prompt(tuned)
 
 

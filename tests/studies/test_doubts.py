@@ -115,3 +115,14 @@ def test_scores_on_validation_rows_are_told(tmp_path: Path) -> None:
     data = {"train": "train.csv", "validation": "validation.csv"}
     [one] = told(made_up(tmp_path, lambda run: ended(run, 0.5), seeds=[0, 1, 2], data=data))
     assert one.startswith("There are no test data")
+
+
+def test_warnings_of_runs_that_differ_in_their_numbers_alone_are_one_doubt(tmp_path: Path) -> None:
+    def facts(run: Any) -> dict[str, Any]:
+        alike = f"test accuracy 0.{run.seed}1 is no better than always giving the most frequent label, 0.5"
+        return ended(run, 0.4, concerns=[alike, "no test row was given the labels ['pos']"])
+
+    assert told(made_up(tmp_path, facts, seeds=[1, 2, 3])) == [
+        "3 runs, for example: test accuracy 0.11 is no better than always giving the most frequent label, 0.5",
+        "3 runs: no test row was given the labels ['pos']",
+    ]

@@ -94,7 +94,7 @@ def test_the_first_token_of_a_decoder_is_refused() -> None:
 
 def test_a_row_without_any_real_token_cannot_be_read() -> None:
     task = SequenceClassification("{text}{soft}", labels=["a", "b"])
-    with pytest.raises(ValueError, match="no token beside virtual ones"):
+    with pytest.raises(ValueError, match="no tokens except virtual ones"):
         task.bind(setting(virtual_tokens=3)).encode({"text": ""}, answer=False)
 
 
@@ -183,7 +183,7 @@ def test_words_and_tags_that_do_not_fit_are_said() -> None:
     with pytest.raises(ValueError, match="'B-ORG' is not among the tags"):
         encoder.encode({"words": ["a"], "tags": ["B-ORG"]})
     TokenClassification(tags=["O", "B-PER", "I-PER", "E-PER", "S-PER"])
-    with pytest.raises(ValueError, match=r"'M-PER' stands beside entities.*convert the tags to IOB2"):
+    with pytest.raises(ValueError, match=r"'M-PER' stands among entities.*convert the tags to IOB2"):
         TokenClassification(tags=["O", "B-PER", "M-PER", "E-PER"])
     with pytest.raises(ValueError, match='need the tag "O"'):
         TokenClassification(tags=["B-PER", "I-PER"])
@@ -264,7 +264,7 @@ def test_answers_that_are_not_in_the_context_are_said() -> None:
     wrong = question() | {"answers": {"text": ["red dog"], "answer_start": [0]}}
     with pytest.raises(ValueError, match="start at character 0, where the context has 'the big'"):
         encoder.encode(wrong)
-    with pytest.raises(ValueError, match="cannot be answered are not supported"):
+    with pytest.raises(ValueError, match="without an answer are not supported"):
         encoder.encode(question() | {"answers": {"text": [], "answer_start": []}})
     with pytest.raises(ValueError, match="expected"):
         encoder.encode(question() | {"answers": "red dog"})

@@ -122,9 +122,9 @@ def test_a_saved_prompt_predicts_classes_that_it_is_told_of_later(tmp_path: Path
         ({"labels": ["red", 7, "blue", "7"]}, "7 and '7', the names at 1 and 3"),
         ({"labels": ["old_house", "old house"]}, "have the same class name, 'old house'"),
         ({"names": {"green": "x"}}, "names has \\['green'\\]"),
-        ({"template": "a photo"}, "0 times {}"),
-        ({"template": []}, "0 times {}"),
-        ({"soft_template": ["{soft} {} {}"]}, "2 times {}"),
+        ({"template": "a photo"}, "0 times: expected once"),
+        ({"template": []}, "0 times: expected once"),
+        ({"soft_template": ["{soft} {} {}"]}, "2 times: expected once"),
         ({"columns": {"img": "x"}}, "does not read"),
     ],
 )

@@ -55,8 +55,8 @@ def test_a_template_is_read_into_literals_fields_and_slots(source, parts):
         ("{soft:two}", "a positive number"),
         ("{text:4}", "unknown mark '4'"),
         ("{bos:cut}", "unknown mark 'cut'"),
-        ("{bos}a{bos}", r"2 times \{bos\}"),
-        ("{soft}a{soft}", r"2 times \{soft\}"),
+        ("{bos}a{bos}", r"\{bos\} 2 times"),
+        ("{soft}a{soft}", r"\{soft\} without a number 2 times"),
     ],
 )
 def test_a_template_that_does_not_parse_says_where_and_why(source, message):

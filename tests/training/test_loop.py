@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from softprompt.concerns import nothing_learned
 from softprompt.errors import SoftpromptWarning, TrainingDiverged
-from softprompt.training.diagnosis import nothing_learned
 from softprompt.training.loop import train
 from softprompt.training.ongoing import count_tokens
 from softprompt.training.progress import Record, Silent

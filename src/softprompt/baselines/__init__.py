@@ -1,4 +1,4 @@
-"""What prompts are compared with, as methods."""
+"""Baselines: methods that prompts are compared with."""
 
 from softprompt.baselines.adapter import Adapter
 from softprompt.baselines.bit_fit import BitFit

@@ -1,4 +1,4 @@
-"""Copies of a model that share its frozen tensors: a method that trains few weights keeps the others once."""
+"""Copies of a model that share its frozen tensors, so that a method that trains few weights stores the others once."""
 
 from __future__ import annotations
 
@@ -30,29 +30,33 @@ class NoPrompt(Method):
 
 
 def sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The same modules anew around the same tensors: whatever is put into the copy, the given model does not see it.
+    """Return a copy with new modules around the same tensors; what is added to the copy does not change the given model.
 
-    Raises ValueError unless the model is frozen: its tensors would be trained through the copy.
+    Raises ValueError unless the model is frozen, because its tensors would be trained through the copy.
     """
     if any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
             f"weights of {type(model).__name__} require a gradient: freeze it with model.requires_grad_(False), as "
             "load_backbone does"
         )
-    # deepcopy takes what is in its memo for copied already.
+    # deepcopy treats what is in its memo as copied already.
     return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
 
 
 def trained_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Trained weights are float32 whatever the model's precision; float64 stays."""
+    """Return the precision of trained weights: float32 for every precision of the model except float64, which stays."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def train_own(module: nn.Module, name: str, own: dict[Tensor, nn.Parameter]) -> None:
-    """Give a module of a copy a parameter of its own, float32 and trained, in the place of the shared one.
+    """Replace a shared parameter of a copy by a trained one of its own in float32.
 
-    own: those made so far, by the shared tensor: one that belongs to two modules still does. The module goes on to
-    compute in the model's precision.
+    The module still computes in the precision of the model.
+
+    Arguments:
+        module: the module of the copy
+        name: the name of the parameter in it
+        own: shared tensor -> the parameter that replaced it; a tensor that two modules share stays shared by both
     """
     shared = getattr(module, name)
     dtype = trained_dtype(shared.dtype)
@@ -61,7 +65,7 @@ def train_own(module: nn.Module, name: str, own: dict[Tensor, nn.Parameter]) -> 
     setattr(module, name, own[shared])
     if dtype != shared.dtype:
         parametrize.register_parametrization(module, name, _Cast(shared.dtype), unsafe=True)
-        module.train(module.training)  # what was put into it is in training mode
+        module.train(module.training)  # the parametrization begins in training mode
 
 
 class _Cast(nn.Module):

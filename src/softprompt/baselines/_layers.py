@@ -1,4 +1,4 @@
-"""The layers of a model of transformers and the norm behind them, found by their structure."""
+"""Functions that find the layers of a transformers model, and the norm after them, by their structure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from softprompt.backbones.base import BackboneSpec
 
 
 def without_attention(spec: BackboneSpec) -> str | None:
-    """Why what is placed by a model's layers is not defined on a backbone; None where it is."""
+    """Return why a method that is placed by layers is not defined on a backbone; None if it is defined."""
     return (
         None
         if spec.attention
@@ -19,9 +19,9 @@ def without_attention(spec: BackboneSpec) -> str | None:
 
 
 def layer_lists(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
-    """The outermost lists of layers that hold attention, by name: the encoder's, the decoder's.
+    """Return the outermost lists of layers with attention by name, such as those of encoder and decoder.
 
-    Raises ValueError where there are none.
+    Raises ValueError if there are none.
     """
     found: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
@@ -35,20 +35,20 @@ def layer_lists(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
 
 
 def transformer_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers of a model, encoder's and decoder's. Raises ValueError where there are none."""
+    """Return all layers of a model, those of encoder and decoder. Raises ValueError if there are none."""
     return [layer for layers in layer_lists(model).values() for layer in layers]
 
 
 def last_layers(model: PreTrainedModel, count: int) -> tuple[list[nn.Module], list[nn.Module]]:
-    """The last layers (of an encoder-decoder: of its decoder) and the norm behind them, where there is one.
+    """Return the last layers (in an encoder-decoder those of the decoder) and the norms after them, if there are any.
 
-    Raises ValueError where there are fewer, none are found, or they share their weights as ALBERT's do.
+    Raises ValueError if there are fewer layers, none are found, or they share their weights as in ALBERT.
     """
     name, layers = list(layer_lists(model).items())[-1]
     runs = getattr(model.config.get_text_config(), "num_hidden_layers", len(layers))
     if "decoder" not in name and runs != len(layers):
         raise ValueError(
-            f"{type(model).__name__} runs {runs} layers with the weights of {len(layers)}: none can be trained by itself"
+            f"{type(model).__name__} runs {runs} layers with the weights of {len(layers)}: none can be trained alone"
         )
     if count > len(layers):
         raise ValueError(f"{type(model).__name__} has {len(layers)} layers, {count} are to be trained")
@@ -56,22 +56,22 @@ def last_layers(model: PreTrainedModel, count: int) -> tuple[list[nn.Module], li
 
 
 def _norms_behind(model: PreTrainedModel, layers: str) -> list[nn.Module]:
-    """Norms that stand beside the list of layers, or beside a module that holds it."""
+    """Return the norms that are siblings of the list of layers, or of a module that holds it."""
     parts = layers.split(".")
-    trunk = {id(module) for module in model.base_model.modules()}  # not those of a head over words
+    trunk = {id(module) for module in model.base_model.modules()}  # without those of a head over words
     holders = [model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
     holders = [holder for holder in holders if id(holder) in trunk]
     return [
         module
         for holder in holders
         for name, module in holder.named_children()
-        # Not those in front: BART's layernorm_embedding, CLIP's pre_layrnorm.
+        # Norms in front are left out: BART's layernorm_embedding, CLIP's pre_layrnorm.
         if "Norm" in type(module).__name__ and "emb" not in name and not name.startswith("pre")
     ]
 
 
 def attention_parts(layer: nn.Module) -> list[nn.Module]:
-    """The outermost submodules that are called attention in one way or another and hold projections."""
+    """Return the outermost submodules that have attention in their names and hold projections."""
     names: list[str] = []
     parts: list[nn.Module] = []
     for name, module in layer.named_modules():
@@ -84,10 +84,10 @@ def attention_parts(layer: nn.Module) -> list[nn.Module]:
 
 
 def projections(module: nn.Module) -> list[nn.Module]:
-    """The linear layers in a module."""
+    """Return the linear layers in a module."""
     return [part for part in module.modules() if isinstance(part, nn.Linear | Conv1D)]
 
 
 def outputs_of(module: nn.Module) -> int:
-    """Width of what a linear layer gives."""
+    """Return the number of outputs of a linear layer."""
     return int(module.out_features if isinstance(module, nn.Linear) else module.nf)  # type: ignore[arg-type]

@@ -1,8 +1,10 @@
-"""Bottleneck adapters. Houlsby et al., ICML 2019 (arXiv 1902.00751); Pfeiffer et al., EMNLP 2020 (arXiv 2007.07779).
+"""Bottleneck adapters after sublayers.
+
+Houlsby et al., ICML 2019 (arXiv 1902.00751); Pfeiffer et al., EMNLP 2020 (arXiv 2007.07779):
 
 h <- h + W_up gelu(W_down h + b_down) + b_up,   W_down in R^(m x d), W_up in R^(d x m)
 
-behind the last projection of a sublayer, before its residual connection.
+It is placed after the last projection of a sublayer, before the residual connection.
 """
 
 from __future__ import annotations
@@ -29,16 +31,16 @@ from softprompt.baselines._layers import (
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Adapter(NoPrompt):
-    """Bottlenecks in every layer of a copy, whose other weights are shared with the given backbone.
+    """Bottlenecks are trained in every layer of a copy, which shares its other weights with the given backbone.
 
     The original also trains the layer norms; here they stay frozen.
     Raises ValueError for a model whose sublayers are not found (a mixture of experts, a state-space model).
     """
 
     bottleneck: int = Field(default=16, gt=0)
-    """m, width of the bottleneck."""
+    """m, the width of the bottleneck."""
     places: Literal["houlsby", "pfeiffer"] = "pfeiffer"
-    """houlsby: behind attention (and cross-attention) and behind the feed-forward network; pfeiffer: behind the latter."""
+    """houlsby: after attention (and cross-attention) and after the feed-forward network. pfeiffer: after the latter alone."""
 
     name = "adapter"
 
@@ -56,15 +58,16 @@ class Adapter(NoPrompt):
         return backbone.with_model(model)
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """In the middle of Houlsby et al.'s search, 3e-5 to 3e-3."""
+        """Return a rate from the middle of the search by Houlsby et al., 3e-5 to 3e-3."""
         return 1e-3
 
 
 class Bottleneck(nn.Module):
-    """What an adapter adds, (..., d) -> (..., d), computed in float32.
+    """The change that an adapter adds, (..., d) -> (..., d), computed in float32.
 
-    W_down ~ N(0, 0.01^2) as in the original. W_up = 0: it starts as no change at all, and both can learn, W_up from the
-    first step and W_down from the second on. (With both at zero neither would ever get a gradient.)
+    The initial value of W_down is drawn from N(0, 0.01^2) as in the original, and that of W_up is 0, so that the adapter begins
+    as the identity. W_up learns from the first step and W_down from the second. With both at zero, neither would ever receive
+    a gradient.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class Bottleneck(nn.Module):
 
 
 def insert(projection: nn.Module, bottleneck: int, width: int, generator: torch.Generator) -> None:
-    """Put an adapter behind a projection, as its submodule `adapter`."""
+    """Add an adapter after a projection, as its submodule `adapter`."""
     weight = projection.weight
     assert isinstance(weight, Tensor)
     adapter = Bottleneck(width, bottleneck, trained_dtype(weight.dtype), weight.device, generator)
@@ -105,9 +108,9 @@ def _adapted(projection: nn.Module, args: Any, output: Tensor) -> Tensor:
 
 
 def sublayer_outputs(layer: nn.Module, width: int) -> tuple[list[nn.Module], nn.Module]:
-    """The last projections of a layer's attentions, and of its feed-forward network; each (..., d) at its output.
+    """Return the last projections of a layer's attentions and of its feed-forward network; the output of each is (..., d).
 
-    Raises ValueError where they are not found.
+    Raises ValueError if they are not found.
     """
     parts = attention_parts(layer)
     attention = [projections(part)[-1] for part in parts]
@@ -123,5 +126,5 @@ def sublayer_outputs(layer: nn.Module, width: int) -> tuple[list[nn.Module], nn.
 
 
 def width_of(model: PreTrainedModel) -> int:
-    """d, of the hidden states between layers."""
+    """Return d, the width of the hidden states between layers."""
     return int(model.config.get_text_config().hidden_size)

@@ -1,4 +1,4 @@
-"""BitFit: every bias of the model, and nothing else. Ben Zaken, Goldberg, Ravfogel, ACL 2022 (arXiv 2106.10199)."""
+"""BitFit trains every bias of the model and nothing else. Ben Zaken, Goldberg, Ravfogel, ACL 2022 (arXiv 2106.10199)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from softprompt.baselines._copies import NoPrompt, sharing_copy, train_own
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class BitFit(NoPrompt):
-    """Trains all biases of a copy, those of the norms too; the other weights are shared with the given backbone.
+    """All biases of a copy are trained, those of the norms too; it shares its other weights with the given backbone.
 
-    Raises ValueError for a model without biases, as Llama and its kin are.
+    Raises ValueError for a model without biases, such as Llama.
     """
 
     name = "bitfit"
@@ -34,5 +34,5 @@ class BitFit(NoPrompt):
         return backbone.with_model(model)
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """The upper end of the paper's search (1e-4 to 1e-3 for BERT)."""
+        """Return the upper end of the paper's search (1e-4 to 1e-3 for BERT)."""
         return 1e-3

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight of a copy of the backbone. The upper bound that prompts are judged by."""
+"""Full fine-tuning trains every weight of a copy of the backbone. It is the upper bound that prompts are compared with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from softprompt.baselines._copies import NoPrompt
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class FullTuning(NoPrompt):
-    """Trains a float32 copy; the given backbone stays frozen and untouched. Its saved form is as large as the model."""
+    """A float32 copy is trained; the given backbone stays frozen and unchanged. The saved prompt is as large as the model."""
 
     name = "full-tuning"
 

@@ -1,4 +1,4 @@
-"""Linear probe: nothing but a linear head on the frozen model's last hidden states.
+"""A linear probe trains a linear head on the last hidden states of the frozen model, and nothing else.
 
 softmax(W h + b),   W in R^(K x d)
 """
@@ -16,13 +16,13 @@ from softprompt.baselines._copies import NoPrompt
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class LinearProbe(NoPrompt):
-    """One linear layer; the task decides what it reads. What is linearly separable without any tuning."""
+    """One linear layer is trained; the task decides what it reads. It shows what is linearly separable without tuning."""
 
     name = "linear-probe"
     head_only: ClassVar[bool] = True
 
     def head_learning_rate(self, spec: BackboneSpec) -> float:
-        """Three times that of a head beside a prompt: measured in docs/results/language-methods.md."""
+        """Return three times the rate of a head that is trained with a prompt; docs/results/language-methods.md measures it."""
         return 3e-3
 
     def learning_rate(self, spec: BackboneSpec) -> float:

@@ -1,4 +1,4 @@
-"""LoRA: low-rank changes of linear layers. Hu et al., ICLR 2022 (arXiv 2106.09685), by the library peft.
+"""LoRA trains low-rank changes of linear layers. Hu et al., ICLR 2022 (arXiv 2106.09685), by the library peft.
 
 W <- W + (alpha / r) B A,   A in R^(r x in), B in R^(out x r)
 """
@@ -25,17 +25,17 @@ _TASK_TYPES = {"causal-lm": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class LoRA(NoPrompt):
-    """Low-rank changes in a copy whose other weights are shared with the given backbone. Needs peft (extra `lora`)."""
+    """Low-rank changes are trained in a copy that shares its other weights with the backbone. It needs the extra `lora`."""
 
     rank: int = Field(default=8, gt=0)
-    """r."""
+    """r, the rank of the changes."""
     alpha: float = Field(default=16, gt=0)
-    """Scale of the change, divided by r (by its root with `rank_stabilised`)."""
+    """The scale of the change, which is divided by r, or by its root with `rank_stabilised`."""
     targets: str | tuple[str, ...] | None = None
-    """Names of the layers, "all-linear", or by default those that peft takes for this kind of model, most often query and
-    value; of a kind that peft does not know, as of vision transformers, query and value where they are found."""
+    """The names of the layers, or "all-linear". The default is peft's choice for this kind of model, most often query and
+    value; for a kind that peft does not know, such as vision transformers, it is query and value where they are found."""
     rank_stabilised: bool = False
-    """Divide by the root of r (Kalajdzievski 2023, arXiv 2312.03732)."""
+    """Whether to divide by the root of r (Kalajdzievski 2023, arXiv 2312.03732)."""
 
     name = "lora"
 
@@ -46,24 +46,24 @@ class LoRA(NoPrompt):
             with torch.no_grad():
                 if "lora_B" in name:
                     parameter.zero_()
-                else:  # as peft does, from our own source of randomness
+                else:  # as in peft, drawn from our own source of randomness
                     bound = 1 / math.sqrt(parameter.shape[1])
                     drawn = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
                     parameter.copy_(drawn)
         return backbone.with_model(model)
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """That of the original on GPT-2 (2e-4), rounded up to what later work found good."""
+        """Return the rate of the original on GPT-2 (2e-4), rounded up to what later work found good."""
         return 3e-4
 
 
 def lora_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The trained tensors of a copy that `LoRA.prepare` made, by their names in it."""
+    """Return the trained tensors of a copy that `LoRA.prepare` made, by their names in it."""
     return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
 
 
 def _injected(method: LoRA, backbone: Backbone) -> PreTrainedModel:
-    """A copy with low-rank layers in it, which alone require a gradient."""
+    """Return a copy with low-rank layers, which alone require a gradient."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
@@ -82,7 +82,7 @@ def _injected(method: LoRA, backbone: Backbone) -> PreTrainedModel:
         task_type=_TASK_TYPES.get(backbone.spec.family),
     )
     model = sharing_copy(backbone.model)
-    # peft draws from the global generator; what it draws is drawn again.
+    # peft draws from the global generator; these values are drawn again later.
     with torch.random.fork_rng(devices=[]):
         try:
             inject_adapter_in_model(config, model)
@@ -96,7 +96,7 @@ def _injected(method: LoRA, backbone: Backbone) -> PreTrainedModel:
 
 
 def _query_and_value(model: PreTrainedModel) -> list[str] | None:
-    """What the query and value projections of a model are called; None where they go by no name that is known."""
+    """Return the names of a model's query and value projections; None if they have no known names."""
     names = {
         name.rpartition(".")[2]
         for layer in transformer_layers(model)
@@ -108,9 +108,9 @@ def _query_and_value(model: PreTrainedModel) -> list[str] | None:
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A plain model of transformers with the changes added to its weights: for `save_pretrained` and other tools.
+    """Return a plain transformers model with the changes added to its weights, for `save_pretrained` and other tools.
 
-    The given model stays as it is. Logits differ by rounding where the model is not float32.
+    The given model stays as it is. Logits differ by rounding if the model is not float32.
     """
     from peft.tuners.lora import LoraLayer
 

@@ -1,4 +1,4 @@
-"""MLP probe: a small network on the frozen model's last hidden states, and nothing else."""
+"""An MLP probe trains a small network on the last hidden states of the frozen model, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from softprompt.prompts.base import linear_head
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class MLPProbe(NoPrompt):
-    """Linear, GELU, dropout, so many times, and a linear layer on top."""
+    """The network is `layers` times linear, GELU and dropout, and a linear layer on top."""
 
     layers: int = Field(default=1, ge=1)
-    """Hidden layers."""
+    """The number of hidden layers."""
     hidden: int = Field(default=256, ge=1)
-    """Their width."""
+    """The width of a hidden layer."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Behind each of them, in training."""
+    """Dropout after each hidden layer, in training."""
 
     name = "mlp-probe"
     head_only: ClassVar[bool] = True
@@ -36,7 +36,7 @@ class MLPProbe(NoPrompt):
         return MLPHead(hidden, linear_head(self.hidden, outputs, generator), self.dropout)
 
     def head_learning_rate(self, spec: BackboneSpec) -> float:
-        """Three times that of a head beside a prompt: measured in docs/results/language-methods.md."""
+        """Return three times the rate of a head that is trained with a prompt; docs/results/language-methods.md measures it."""
         return 3e-3
 
     def learning_rate(self, spec: BackboneSpec) -> float:
@@ -44,7 +44,7 @@ class MLPProbe(NoPrompt):
 
 
 class MLPHead(nn.Module):
-    """(n, width) -> (n, outputs). Dropout while gradients are recorded."""
+    """A head (n, width) -> (n, outputs). It uses dropout while gradients are recorded."""
 
     def __init__(self, hidden: list[nn.Linear], last: nn.Linear, dropout: float) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class MLPHead(nn.Module):
 
 
 def _he_layer(width: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """A layer that keeps the scale of what passes it (He et al. 2015)."""
+    """Return a layer that preserves the scale of its inputs (He et al. 2015)."""
     layer = linear_head(width, outputs, generator)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
     return layer

@@ -1,4 +1,4 @@
-"""Partial tuning: the last layers of the model, the norm behind them, and a task's head.
+"""Partial tuning trains the last layers of the model, the norm after them, and the head of the task.
 
 Partial-k of Jia et al., ECCV 2022 (arXiv 2203.12119), section 4.1; Yosinski et al., NeurIPS 2014 (arXiv 1411.1792).
 """
@@ -16,13 +16,13 @@ from softprompt.baselines._layers import last_layers, without_attention
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class PartialTuning(NoPrompt):
-    """Trains the last layers of a copy, of a speech model those of its decoder; the others are shared.
+    """The last layers of a copy are trained, in a speech model those of the decoder; the other layers are shared.
 
-    Raises ValueError for more layers than there are, and for a model whose layers are not found or share their weights.
+    Raises ValueError for more layers than the model has, and for a model whose layers are not found or share their weights.
     """
 
     layers: int = Field(default=1, ge=1)
-    """k, layers from the end. The paper has 1, 2 and 4."""
+    """k, the number of layers, counted from the end. The paper uses 1, 2 and 4."""
 
     name = "partial-tuning"
 
@@ -46,5 +46,5 @@ class PartialTuning(NoPrompt):
         return backbone.with_model(model)
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """The smallest of the paper's search (1e-4 to 5e-3)."""
+        """Return the smallest rate of the paper's search (1e-4 to 5e-3)."""
         return 1e-4

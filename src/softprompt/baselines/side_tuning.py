@@ -1,6 +1,8 @@
-"""Side-tuning: a small network beside the frozen one. Zhang et al., ECCV 2020 (arXiv 1912.13503).
+"""Side-tuning trains a small network beside the frozen one. Zhang et al., ECCV 2020 (arXiv 1912.13503).
 
-h(x) <- s(a) h(x) + (1 - s(a)) g(x),   s the logistic function, a a trained number, g the side network on pixels
+h(x) <- s(a) h(x) + (1 - s(a)) g(x)
+
+Here s is the logistic function, a is a trained number, and g is the side network on pixels.
 """
 
 from __future__ import annotations
@@ -28,16 +30,16 @@ SHIPPED = "conv-net"
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class SideTuning(NoPrompt):
-    """Trains a network on pixels whose output is blended with what the head reads of the frozen backbone.
+    """A network on pixels is trained, whose output is blended with what the head reads of the frozen backbone.
 
-    It starts as an even blend, a = 0, as in the released code of VPT, whose side network is a pretrained AlexNet. The
-    network is run in eval mode: normalisation by batch statistics and dropout layers do nothing there.
-    Raises ValueError for a network that is not found or whose output has another width.
+    The initial blend is even, a = 0, as in the released code of VPT, whose side network is a pretrained AlexNet. The network
+    runs in eval mode, in which batch statistics and dropout layers have no effect.
+    Raises ValueError for a network that is not found, and for one whose output has another width.
     """
 
     network: str = SHIPPED
-    """A class of modules that is called with d and makes of pixels, normalised as the backbone's, (B, 3, H, W) -> (B, d):
-    "conv-net", or a class of your own, also as "package.module:Class"."""
+    """A class of modules. It is called with d, and its module maps pixels, normalised as for the backbone, to vectors:
+    (B, 3, H, W) -> (B, d). "conv-net", or a class of your own, also as "package.module:Class"."""
 
     name = "side-tuning"
 
@@ -71,7 +73,7 @@ class SideTuning(NoPrompt):
 
 
 class Side(nn.Module):
-    """The side network and the number that blends it in."""
+    """The side network, and the number that says how its output is blended."""
 
     def __init__(self, network: nn.Module, width: int) -> None:
         super().__init__()
@@ -80,7 +82,7 @@ class Side(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(()))
 
     def look(self, pixels: Tensor) -> Tensor:
-        """What the network says of images, (B, 3, H, W) -> (B, d). Raises ValueError for an output of another shape."""
+        """Return the network's output for images, (B, 3, H, W) -> (B, d). Raises ValueError for one of another shape."""
         seen: Tensor = self.network(pixels.to(self.alpha.dtype))
         if seen.shape != (len(pixels), self.width):
             raise ValueError(
@@ -90,15 +92,15 @@ class Side(nn.Module):
         return seen
 
     def forward(self, states: Tensor, seen: Tensor) -> Tensor:
-        """The blend, (n, d) twice -> (n, d)."""
+        """Return the blend of states (n, d) and outputs (n, d), (n, d)."""
         share = torch.sigmoid(self.alpha)
         return share * states.to(seen.dtype) + (1 - share) * seen
 
 
 class ConvNet(nn.Module):
-    """Four convolutions that halve the image, the mean over its places, a linear layer: (B, 3, H, W) -> (B, outputs).
+    """A network (B, 3, H, W) -> (B, outputs): four convolutions that halve the image, the mean over positions, a linear layer.
 
-    Normalised by groups: what it says of an image does not depend on the others.
+    It normalises by groups, so that the output for an image does not depend on the other images.
     """
 
     WIDTHS = (3, 32, 64, 128, 256)
@@ -120,9 +122,9 @@ class ConvNet(nn.Module):
 
 
 def network_class(name: str) -> type[nn.Module]:
-    """The class of a side network. Raises ValueError for what is none.
+    """Return the class of a side network. Raises ValueError if the name does not lead to one.
 
-    A saved prompt names it, so nothing is imported or called here that is no class of modules which the caller knows.
+    The name may come from a saved prompt, so nothing is imported here, and nothing but a class of modules is returned.
     """
     if name == SHIPPED:
         return ConvNet
@@ -136,14 +138,14 @@ def network_class(name: str) -> type[nn.Module]:
         found = getattr(found, part, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(
-            f"network is {name!r}, which is no class of torch.nn.Module: name one as 'package.module:Class'"
+            f"network is {name!r}, which is not a subclass of torch.nn.Module: name one as 'package.module:Class'"
         )
     return found
 
 
 @plain_dataclass(frozen=True, eq=False)
 class SideBackbone:
-    """A backbone whose states are blended with what the side network in its model says of the same images."""
+    """A backbone whose states are blended with the output of the side network in its model for the same images."""
 
     base: Backbone
 
@@ -183,14 +185,14 @@ class SideBackbone:
         return SideBackbone(self.base.with_settings(**settings))
 
     def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
-        """The blend, (sum of len(row.read), d), float32. Differentiable in the side network and its share."""
+        """Return the blend, (sum of len(row.read), d), float32, differentiable in the side network and its share."""
         states = self.base.states(rows, prompt)
         image, side = self.spec.image, self.model.get_submodule("side")
         assert image is not None
         assert isinstance(side, Side)
         groups: dict[tuple[Any, ...], list[int]] = {}
         for b, row in enumerate(rows):
-            assert row.media is not None  # the base has refused others
+            assert row.media is not None  # the base refuses other rows
             groups.setdefault((row.media.shape, row.media.dtype), []).append(b)
         seen: dict[int, Tensor] = {}
         for members in groups.values():

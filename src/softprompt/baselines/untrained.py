@@ -1,4 +1,4 @@
-"""Prompts that nobody trains, served as trained ones are: run once, shared by all rows."""
+"""Prompts without training. Like trained prompts they are run once and shared by all rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from softprompt.prompts.base import BuildContext, Method, PromptModule, unread, 
 
 
 class Words(PromptModule):
-    """The embeddings of fixed words where virtual tokens would stand, (P, d); nothing to train."""
+    """The embeddings of fixed words in place of virtual tokens, (P, d). Nothing is trained."""
 
     tokens: Tensor
 
@@ -30,7 +30,7 @@ class Words(PromptModule):
 
 
 class Untrained(Method):
-    """A method whose module is fixed words."""
+    """A method whose prompt is fixed words."""
 
     def restore(self, spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> PromptModule:
         return Words(tensors["tokens"])
@@ -49,7 +49,7 @@ class Untrained(Method):
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ZeroShot(Untrained):
-    """The template as it is."""
+    """The model answers the template as it is, without a prompt."""
 
     name = "zero-shot"
 
@@ -59,10 +59,10 @@ class ZeroShot(Untrained):
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ManualPrompt(Untrained):
-    """A hand-written text where the virtual tokens would stand."""
+    """A hand-written text stands in place of virtual tokens."""
 
     text: str = Field(min_length=1)
-    """The instruction, with the line break or space that should follow it."""
+    """The instruction, together with the line break or space that should follow it."""
 
     name = "manual-prompt"
 
@@ -72,15 +72,15 @@ class ManualPrompt(Untrained):
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class FewShot(Untrained):
-    """Demonstrations in front: training rows in the task's own template, each with its right answer.
+    """Demonstrations stand in front: training rows in the template of the task, each with its right answer.
 
-    They are drawn by the run's seed, label by label in turn, so that every label is shown as often as possible.
+    The seed of the run draws them from one label after the other, so that all labels are shown equally often.
     """
 
     shots: int = Field(default=8, gt=0)
-    """How many demonstrations, over all labels."""
+    """The number of demonstrations, for all labels together."""
     separator: str = "\n\n"
-    """What stands after each."""
+    """The text after each demonstration."""
 
     name = "few-shot"
 
@@ -92,7 +92,9 @@ class FewShot(Untrained):
     def build(self, context: BuildContext) -> PromptModule:
         rows = _in_turn(context.rows(), context.generator)
         if len(rows) < self.shots:
-            raise ValueError(f"{self.shots} demonstrations need as many training rows, there are {len(rows)}")
+            raise ValueError(
+                f"{self.shots} demonstrations need {self.shots} training rows, and there are {len(rows)}"
+            )
         gap = context.spec.tokenize(self.separator)
         ids: list[int] = []
         for row in rows[: self.shots]:
@@ -100,7 +102,7 @@ class FewShot(Untrained):
             text = [atom for atom in row.context if atom >= 0]
             edges = context.spec.special_ids - {context.spec.mask}
             if text and text[0] in edges:
-                text = text[1:]  # a BOS: the template of the row they are shown to has it already
+                text = text[1:]  # a BOS, which the template of the row to be answered has already
             while context.spec.closed and text and text[-1] in edges:
                 text.pop()
             answer = [token for token in row.targets[row.gold] if token not in context.spec.special_ids]
@@ -109,7 +111,7 @@ class FewShot(Untrained):
 
 
 def _answered(text: list[int], answer: list[int], mask: int | None) -> list[int]:
-    """The answer where the masks are, or behind a text without any."""
+    """Return the text with its answer in place of the masks, or at the end if there are no masks."""
     places = [i for i, token in enumerate(text) if token == mask]
     if not places:
         return text + answer
@@ -120,10 +122,10 @@ def _answered(text: list[int], answer: list[int], mask: int | None) -> list[int]
 
 
 def _in_turn(rows: Sequence[EncodedRow], generator: torch.Generator) -> list[EncodedRow]:
-    """Shuffled, then one of each label after the other."""
+    """Return the rows shuffled, and then ordered so that labels take turns."""
     groups: dict[Any, list[EncodedRow]] = {}
     for i in torch.randperm(len(rows), generator=generator).tolist():
-        # A generation task has one target a row and no labels: one group.
+        # A generation task has one target per row and no labels, so that its rows form one group.
         groups.setdefault(rows[i].gold if len(rows[i].targets) > 1 else None, []).append(rows[i])
     ordered = [groups[label] for label in sorted(groups, key=str)]
     turns = max(map(len, ordered), default=0)

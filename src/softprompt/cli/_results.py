@@ -45,12 +45,5 @@ def metrics_table(columns: Mapping[str, Mapping[str, Any]], title: str) -> Table
     return table
 
 
-def never_predicted(metrics: Mapping[str, Any]) -> list[str]:
-    """A sentence if labels that rows have were given to none."""
-    gold = {label for label, row in metrics.get("confusion", {}).items() if any(row.values())}
-    missed = [label for label, count in metrics.get("predicted", {}).items() if not count and label in gold]
-    return [f"no row was given the labels {missed}, which the data have"] if missed else []
-
-
 def _number(value: Any) -> str:
     return "" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"

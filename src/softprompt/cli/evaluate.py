@@ -29,7 +29,7 @@ def evaluate(
 ) -> None:
     """Measure a saved prompt on data."""
     with reporting(as_json, debug) as report:
-        from softprompt.cli._results import metrics_table, never_predicted, read_source, scores
+        from softprompt.cli._results import metrics_table, read_source, scores
 
         rows = read_source(data, split, "test", limit)
         tuned = open_prompt(prompt, backbone, dtype, device, labels)
@@ -46,5 +46,3 @@ def evaluate(
         )
         report.human.print(metrics_table({"": metrics}, f"{prompt} on {data}"))
         report.human.print(scores(tuned.task.main_metric, metrics), highlight=False, markup=False)
-        for message in never_predicted(metrics):
-            report.warn(message)

@@ -63,8 +63,9 @@ def _train(
 ) -> None:
     from accelerate import PartialState
 
+    from softprompt.binding import evaluate
     from softprompt.cli import _run_folder
-    from softprompt.cli._results import never_predicted
+    from softprompt.concerns import warn_of
     from softprompt.errors import TrainingDiverged
     from softprompt.fitting import one as fitting
     from softprompt.fitting.run_config import read_config, source_rows
@@ -114,19 +115,12 @@ def _train(
         raise
     if not process.is_main_process:
         return
-    test = tuned.evaluate(rows["test"]) if "test" in rows else None
+    test = None
+    if "test" in rows:
+        test = evaluate(tuned.model, tuned.task, tuned.encoder, rows["test"])
+        warn_of(tuned.task.concerns_about(test, "test"))
     tuned = folder.finish(config, tuned, test, {name: len(part) for name, part in rows.items()})
-    for message in [*_no_better_than_majority(tuned), *never_predicted(test or {})]:
-        report.warn(message)
     _tell(report, config, tuned, folder.prompt)
-
-
-def _no_better_than_majority(tuned: TunedPrompt) -> list[str]:
-    return [
-        f"{name} accuracy {metrics['accuracy']:.4f} is no better than always giving the most frequent label"
-        for name, metrics in tuned.metrics.items()
-        if "majority_accuracy" in metrics and metrics["accuracy"] <= metrics["majority_accuracy"]
-    ]
 
 
 def _tell(report: Report, config: RunConfig, tuned: TunedPrompt, prompt: Path) -> None:

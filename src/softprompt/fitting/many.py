@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +11,9 @@ import torch
 
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.row_features import RowFeatures
+from softprompt.concerns import warn_of
 from softprompt.data import Rows
-from softprompt.errors import SoftpromptWarning, TrainingDiverged
+from softprompt.errors import TrainingDiverged
 from softprompt.fitting.preparation import Data, PreparedRun, prepare
 from softprompt.model import PromptedModel, carrying, join_prompts
 from softprompt.outputs import EncodedRow, Penalized, PromptOutput
@@ -64,8 +64,7 @@ def fit_many(
     watchers, folders = _watchers(progress, len(runs)), _folders(folder, len(runs))
     found = fit_many_data(backbone, task, runs, data, watchers, folders, resume=resume)
     for number, learned in enumerate(found):
-        for concern in learned.concerns:
-            warnings.warn(f"run {number}: {concern}", SoftpromptWarning, stacklevel=2)
+        warn_of(f"run {number}: {concern}" for concern in learned.concerns)
     return [learned.tuned for learned in found]
 
 
@@ -128,8 +127,8 @@ def _learned(prepared: PreparedRun, outcome: TrainingResult | TrainingDiverged) 
         tuned = prepared.result([], diverged_at=outcome.step)
         return Learned(tuned, outcome, [str(outcome)])
     tuned = prepared.trained(outcome)
-    concerns = prepared.task.concerns(prepared.data.train, tuned.metrics.get("validation", {}))
-    return Learned(tuned, None, [*([outcome.concern] if outcome.concern else []), *concerns])
+    found = prepared.task.concerns(prepared.data.train, tuned.metrics.get("validation", {}))
+    return Learned(tuned, None, [*([outcome.concern] if outcome.concern else []), *found])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -13,8 +12,9 @@ from torch import Tensor
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.row_features import RowFeatures
 from softprompt.binding import bind
+from softprompt.concerns import warn_of
 from softprompt.data import Rows
-from softprompt.errors import SoftpromptWarning, TrainingDiverged
+from softprompt.errors import TrainingDiverged
 from softprompt.features.cache import FeatureCache
 from softprompt.fitting.preparation import Data, PreparedRun, prepare
 from softprompt.model import HeadModel, WordModel
@@ -60,7 +60,7 @@ def fit(
 
     Raises ValueError for data, templates and settings that do not fit together, TrainingDiverged when the loss becomes
     NaN (its `last_good` is the TunedPrompt before that). Warns with SoftpromptWarning when the prompt seems to have
-    learned nothing.
+    learned nothing, or no more than the commonest label.
     """
     if recipe is not None and settings:
         raise ValueError(f"give either recipe or its fields, not both: {sorted(settings)}")
@@ -115,8 +115,7 @@ def fit_data(
             raise
         tuned = prepared.trained(run)
         judged = tuned.metrics.get("validation", {})
-    for concern in task.concerns(data.train, judged):
-        warnings.warn(concern, SoftpromptWarning, stacklevel=3)  # where `fit` was called
+    warn_of(task.concerns(data.train, judged))
     return tuned
 
 

@@ -30,7 +30,7 @@ from softprompt.errors import explain
 from softprompt.later import LATER
 from softprompt.prompts import Method
 from softprompt.store.identity import settings_of
-from softprompt.tasks import TASKS, SequenceClassification
+from softprompt.tasks import TASKS
 from softprompt.tasks.base import Task
 from softprompt.tasks.columns import guess
 from softprompt.training.recipe import Recipe
@@ -119,8 +119,9 @@ class RunConfig:
         recipe = settings_of(self.recipe)
         seed = recipe.pop("seed")
         task = {"name": self.task.name, **settings_of(self.task)}
-        if isinstance(self.task, SequenceClassification) and self.task.media is None:
-            del task["media"]  # it came later; checkpoints and prompts have it, so that it is not marked
+        for key in self.task.left_out_of_runs:
+            if task[key] is None:
+                del task[key]
         return {
             "backbone": settings_of(self.backbone),
             "task": task,

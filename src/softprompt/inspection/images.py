@@ -1,4 +1,4 @@
-"""What a prompt for images learned, and what it makes of single images."""
+"""Inspection of a prompt for images: what it learned, and what it predicts for single images."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from softprompt.backbones.base import Backbone
 from softprompt.backbones.vision.backbone import VisionBackbone
 from softprompt.backbones.vision.class_attention import ClassAttention
 from softprompt.data import Row
+from softprompt.images import ImageRule
 from softprompt.inspection.virtual_tokens import PromptReport, inspect_prompt
 from softprompt.outputs import EncodedRow
-from softprompt.tasks import ClassPrediction, ImageClassification, ImageTextClassification
+from softprompt.tasks import ClassPrediction
 from softprompt.tasks.columns import as_row
-from softprompt.tasks.image_classification import ImageClassificationEncoder
-from softprompt.tasks.image_text_classification import ImageTextClassificationEncoder
 
 if TYPE_CHECKING:
     from softprompt.tuned import TunedPrompt
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LearnedTensor:
-    """A tensor that belongs to the prompt: its name, its shape, and the mean L2 norm of its rows."""
+    """A tensor of the prompt: its name, its shape, and the mean L2 norm of its rows."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,13 +35,13 @@ class LearnedTensor:
 
 @dataclass(frozen=True)
 class ImageReport:
-    """One image.
+    """The report of one image.
 
-    source      where it came from
+    source      where the image comes from
     pixels      (3, H, W) uint8, as the backbone saw it
     prediction  label and probabilities
-    attention   of the class token; None: the backbone has none that could be shown, and `ImagePromptReport` says why
-    right       the right label, where it is known
+    attention   attention of the class token; None: the backbone has none to show, and `ImagePromptReport` says why
+    right       the right label, if it is known
     """
 
     source: str
@@ -52,18 +51,18 @@ class ImageReport:
     right: str | None = None
 
     def best(self, count: int) -> list[tuple[str, float]]:
-        """The likeliest labels with their probabilities, the likeliest first."""
+        """Return the most likely labels with their probabilities, the most likely first."""
         return sorted(self.prediction.probabilities.items(), key=lambda item: -item[1])[:count]
 
 
 @dataclass(frozen=True)
 class ImagePromptReport:
-    """A prompt for images.
+    """The report of a prompt for images.
 
-    size          (H, W) that images are brought to, pixels; None: the task does not say
-    no_attention  why no attention is shown; empty: it is
-    words         where texts answer: the virtual tokens in them, and the words that are near to these
-    metrics       the task's over the images whose right label is known; empty: there are none
+    size          (H, W) to which images are resized, in pixels; None: the task does not say
+    no_attention  why no attention is shown; empty if it is shown
+    words         where images are compared with texts: the virtual tokens in these, and the words near to them
+    metrics       metrics of the task over the images whose right label is known; empty if there are none
     """
 
     method: str
@@ -77,11 +76,11 @@ class ImagePromptReport:
 
 
 def class_attention(tuned: TunedPrompt, image: Any) -> ClassAttention:
-    """What the class token attends to in every layer: patches, prompts (keys and values among them) and special rows.
+    """Return what the class token attends to in every layer: patches, prompts (keys and values included) and special rows.
 
     image: a path, the bytes of a file, a Pillow image or an array.
-    Raises ValueError for what is no plain vision transformer, has no class token, or whose attention cannot be reached; and
-    for what is no image.
+    Raises ValueError for a backbone that is not a plain vision transformer, has no class token, or does not expose its
+    attention, and for a value that is not an image.
     """
     if not isinstance(tuned.backbone, VisionBackbone):
         raise ValueError(_no_attention(tuned.backbone))
@@ -89,12 +88,15 @@ def class_attention(tuned: TunedPrompt, image: Any) -> ClassAttention:
 
 
 def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = (), *, top: int = 5) -> ImagePromptReport:
-    """What was learned, and for each image prediction and attention.
+    """Return what a prompt learned, and for each image its prediction and attention.
 
-    images  as in `class_attention`, or rows: those with the right label are counted in `metrics`
-    top     words for each virtual token
+    Arguments:
+        tuned: a prompt for images
+        images: images as in `class_attention`, or rows; rows that hold their right label count in `metrics`
+        top: the number of words for each virtual token
 
-    Raises ValueError for a prompt that is not about images, for what is no image, and for an unknown label.
+    Raises:
+        ValueError: for a prompt that is not about images, a value that is not an image, and an unknown label
     """
     backbone, task = tuned.backbone, tuned.task
     if not task.about_images:
@@ -120,14 +122,12 @@ def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = (), *, top: int =
         for name, tensor in tuned.module.bake().state_dict().items()
         if tensor.ndim and torch.is_floating_point(tensor) and tensor.numel()
     )
-    size = None
-    if isinstance(tuned.encoder, ImageClassificationEncoder | ImageTextClassificationEncoder):
-        size = tuned.encoder.rule.size
+    rule: ImageRule | None = getattr(tuned.encoder, "rule", None)
     answered = [i for i, label in enumerate(right) if label is not None]
     return ImagePromptReport(
         tuned.method.name,
         backbone.name,
-        size,
+        None if rule is None else rule.size,
         learned,
         tuple(reports),
         no_attention,
@@ -137,11 +137,8 @@ def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = (), *, top: int =
 
 
 def _right(tuned: TunedPrompt, row: Row) -> str | None:
-    task = tuned.task
-    if not isinstance(task, ImageClassification | ImageTextClassification):
-        return None
-    column = task.columns.get(task.label_column, task.label_column)
-    return task.read_label(row) if column in row else None
+    labelling = tuned.task.labelling
+    return labelling.read(row) if labelling is not None and labelling.is_in(row) else None
 
 
 def _source(tuned: TunedPrompt, row: Row) -> str:

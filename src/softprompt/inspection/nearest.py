@@ -1,4 +1,4 @@
-"""Which rows of an embedding table are near to vectors, how long they are, and how tokens are written.
+"""The rows of an embedding table that are near to vectors, their norms, and tokens as visible text.
 
 P vectors, V words, d width.
 """
@@ -20,29 +20,33 @@ from softprompt.backbones.base import BackboneSpec
 Measure = Literal["cosine", "l2", "dot"]
 MEASURES: tuple[Measure, ...] = ("cosine", "l2", "dot")
 
-_CHUNK = 2048  # rows of the table at a time: 64 MB in float64 at d = 4096
+_CHUNK = 2048  # rows of the table that are read at a time: 64 MB in float64 at d = 4096
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")  # as transformers names them
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """ids (P, k) and scores (P, k), nearest first: largest cosine or dot product, smallest L2 distance."""
+    """ids (P, k) and scores (P, k), the nearest first: the largest cosine or dot product, or the smallest L2 distance."""
 
     ids: Tensor
     scores: Tensor
 
 
 def table_chunks(spec: BackboneSpec, rows: int = _CHUNK) -> Iterator[Tensor]:
-    """The embedding table as the model uses it, (<= rows, d) at a time."""
+    """Yield the embedding table as the model uses it, in chunks of at most `rows` rows, (n, d)."""
     for start in range(0, spec.vocabulary, rows):
         yield spec.embed(torch.arange(start, min(start + rows, spec.vocabulary)))
 
 
 def nearest_words(tokens: Tensor, table: Iterable[Tensor], k: int) -> dict[Measure, Nearest]:
-    """The k nearest rows of a table by every measure, in one pass over its chunks.
+    """Return the k nearest rows of a table by every measure, in one pass over its chunks.
 
-    tokens (P, d); table: chunks (n, d), as `table_chunks` gives them. Computed in float64; fewer than k where
-    the table has fewer rows. The cosine with a zero vector is 0.
+    It computes in float64. The cosine with a zero vector is 0.
+
+    Arguments:
+        tokens: (P, d)
+        table: chunks (n, d), as `table_chunks` yields them
+        k: the number of rows; there are fewer if the table has fewer
     """
     tokens = tokens.double()
     unit = functional.normalize(tokens, dim=-1)
@@ -66,14 +70,20 @@ def nearest_words(tokens: Tensor, table: Iterable[Tensor], k: int) -> dict[Measu
 
 
 def table_norms(table: Iterable[Tensor]) -> Tensor:
-    """L2 norms of the table's rows, (V,), float64."""
+    """Return the L2 norms of the table's rows, (V,), float64."""
     return torch.cat([chunk.double().norm(dim=-1) for chunk in table])
 
 
 def logit_lens(tokens: Tensor, norm: Callable[[Tensor], Tensor] | None, head: nn.Module, k: int) -> Nearest:
-    """The k words with the largest logits if each vector stood behind the last layer.
+    """Return the k words with the largest logits if each vector were an output of the last layer.
 
-    tokens (P, d). The logits are the head's own: a model that scales or caps them afterwards keeps the order.
+    The logits are those of the head itself; a model that scales or caps them afterwards does not change their order.
+
+    Arguments:
+        tokens: (P, d)
+        norm: the norm between the last layer and the head; None: there is none
+        head: the output head
+        k: the number of words
     """
     like = next(head.parameters())
     hidden = tokens.to(like.device, like.dtype)
@@ -83,7 +93,7 @@ def logit_lens(tokens: Tensor, norm: Callable[[Tensor], Tensor] | None, head: nn
 
 
 def final_norm(model: PreTrainedModel) -> tuple[str, nn.Module] | None:
-    """Name and module of the norm between the last layer and the output head, None if none is found."""
+    """Return the name and the module of the norm between the last layer and the output head; None if there is none."""
     for base in (model.base_model, getattr(model.base_model, "decoder", None)):
         for name in _FINAL_NORMS:
             if isinstance(module := getattr(base, name, None), nn.Module):
@@ -92,7 +102,7 @@ def final_norm(model: PreTrainedModel) -> tuple[str, nn.Module] | None:
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """A token as visible text; bytes that are no text by themselves as the tokenizer stores them."""
+    """Return a token as visible text; bytes that are not text on their own are shown as the tokenizer stores them."""
     piece = tokenizer.convert_ids_to_tokens(token) if token < len(tokenizer) else None
     if not isinstance(piece, str):
         return f"<row {token}>"  # the table is often longer than the vocabulary
@@ -103,9 +113,9 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with a sign for each space, tab and line end, and codes for what cannot be printed.
+    """Return the text with a sign for each space, tab and line end, and with codes for what cannot be printed.
 
-    Four signs and more of one kind in a row are counted, as in "\u2423\u00d717".
+    A run of four or more equal signs is counted, as in "\u2423\u00d717".
     """
     signs = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"}
     shown = []
@@ -124,6 +134,6 @@ def _joined(one: Nearest, other: Nearest) -> Nearest:
 
 
 def _best(candidates: Nearest, k: int, measure: Measure) -> Nearest:
-    # Stable: of two rows as near as each other, the one with the smaller id.
+    # The sort is stable: of two equally near rows, the one with the smaller id comes first.
     order = candidates.scores.argsort(dim=-1, descending=measure != "l2", stable=True)[:, :k]
     return Nearest(candidates.ids.gather(1, order), candidates.scores.gather(1, order))

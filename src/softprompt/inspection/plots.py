@@ -1,6 +1,6 @@
-"""Pictures of a run. Figures are objects, drawn without a window and without pyplot's global state.
+"""Figures of a run. They are drawn without a window and without the global state of pyplot.
 
-A figure's label (`figure.get_label()`) says in words what it shows; `save_figure` writes it into the file.
+The label of a figure (`figure.get_label()`) says in words what it shows; `save_figure` writes it into the file.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ _BLUE, _ORANGE, _GREEN = "#0072b2", "#d55e00", "#009e73"
 def learning_curve(
     history: Sequence[Mapping[str, Any]], metric: str, *, baseline: float | None = None, title: str = ""
 ) -> Figure:
-    """Training loss by step, and below it the validation metric where the run was evaluated.
+    """Draw the training loss by step, and below it the validation metric if the run was evaluated.
 
-    history   one record per step, with "step", "loss" and, after an evaluation, "eval/<metric>"
-    baseline  a level that the metric is to be read beside, such as the majority class's accuracy
+    Arguments:
+        history: one record per step, with "step", "loss" and, after an evaluation, "eval/<metric>"
+        metric: the name of the validation metric
+        baseline: a level that the metric is compared with, such as the accuracy of the majority class
+        title: the title of the figure
 
-    Raises ValueError for an empty history.
+    Raises:
+        ValueError: for an empty history
     """
     if not history:
         raise ValueError("the history is empty: there is no curve to draw")
@@ -80,12 +84,15 @@ def learning_curve(
 def accuracy_matrix(
     matrix: Sequence[Sequence[float]], tasks: Sequence[str] | None = None, *, title: str = ""
 ) -> Figure:
-    """Heat map of what a model that learns task after task knows of each: row t is the accuracy after task t.
+    """Draw a heat map of the accuracies of a model that learns one task after the other.
 
-    matrix  row t holds the accuracies, shares from 0 to 1, on tasks 0 to t, or on all of them
-    tasks   their names; numbers if there are none
+    Arguments:
+        matrix: row t holds the accuracies after task t, shares from 0 to 1, on tasks 0 to t or on all tasks
+        tasks: the names of the tasks; None: numbers
+        title: the title of the figure
 
-    Raises ValueError for an empty matrix, for accuracies in percent, and for names that are not one for each row.
+    Raises:
+        ValueError: for an empty matrix, for accuracies in percent, and unless there is one name for each row
     """
     if not matrix or not all(len(row) for row in matrix):
         raise ValueError("the accuracy matrix is empty: there is nothing to draw")
@@ -114,11 +121,10 @@ def accuracy_matrix(
 
 
 def confusion_matrix(counts: Mapping[str, Mapping[str, int]], *, title: str = "") -> Figure:
-    """Heat map of which label is taken for which: right labels down, given ones across, shares of a right label's rows.
+    """Draw a heat map of right labels (down) and given labels (across), as shares of a right label's rows.
 
-    counts  right label -> given label -> rows, as in `confusion` of a task's metrics; labels without rows are left out
-
-    Raises ValueError where there are no rows.
+    counts: right label -> given label -> rows, as in `confusion` of a task's metrics; labels without rows are left out
+    Raises ValueError if there are no rows.
     """
     rows = [label for label, row in counts.items() if sum(row.values())]
     if not rows:
@@ -157,13 +163,16 @@ def confusion_matrix(counts: Mapping[str, Mapping[str, int]], *, title: str = ""
 def prompt_selection(
     counts: Sequence[Sequence[int]], tasks: Sequence[str] | None = None, *, title: str = ""
 ) -> Figure:
-    """How often each prompt of a pool was chosen, a histogram for each task (L2P, arXiv 2112.08654, Figure 3).
+    """Draw how often each prompt of a pool was chosen, a histogram for each task (L2P, arXiv 2112.08654, Figure 3).
 
-    counts  row t holds how often each prompt was chosen for images of task t; bars are shares of the row's sum
-    tasks   their names; numbers if there are none
+    Arguments:
+        counts: row t holds how often each prompt was chosen for images of task t; bars are shares of the row's sum
+        tasks: the names of the tasks; None: numbers
+        title: the title of the figure
 
-    Raises ValueError for an empty table, one that is not rectangular, negative counts, and for names that are not one
-    for each row.
+    Raises:
+        ValueError: for a table that is empty or not rectangular, for negative counts, and unless there is one name for each
+            row
     """
     if not counts or not len(counts[0]) or any(len(row) != len(counts[0]) for row in counts):
         raise ValueError(
@@ -197,11 +206,13 @@ def prompt_selection(
 def attention_over_image(
     pixels: Tensor, attention: ClassAttention, *, panels: int = 4, title: str = ""
 ) -> Figure:
-    """The image, what its class token attends to in some layers, and what share goes to prompts in every layer.
+    """Draw an image, what its class token attends to in some layers, and the share of attention on prompts in every layer.
 
-    pixels     (3, H, W) uint8, as the backbone saw them
-    attention  of this image; the mean over heads is drawn
-    panels     layers drawn over the image, evenly spaced up to the last
+    Arguments:
+        pixels: (3, H, W) uint8, as the backbone saw them
+        attention: the attention of this image; the mean over heads is drawn
+        panels: the number of layers that are drawn over the image, evenly spaced up to the last
+        title: the title of the figure
     """
     heat = attention.patches.float().mean(dim=1).cpu()  # (L, H, h, w) -> (L, h, w)
     count = len(heat)
@@ -238,14 +249,14 @@ def attention_over_image(
 
 
 def as_png(figure: Figure) -> bytes:
-    """The bytes of a PNG, its label within."""
+    """Return the bytes of a PNG that holds the figure's label."""
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Description": str(figure.get_label())})
     return content.getvalue()
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all. Raises OSError if it cannot be written."""
+    """Write a PNG as a whole or not at all. Raises OSError if it cannot be written."""
     temporary = path.with_name(f".{path.name}.part")
     try:
         temporary.write_bytes(as_png(figure))
@@ -256,7 +267,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure, inches."""
+    """Return an empty figure; width and height are in inches."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     if title:
@@ -273,5 +284,5 @@ def _names(names: Sequence[str] | None, count: int, of: str) -> list[str]:
 
 
 def _running_median(values: Sequence[float], window: int) -> list[float]:
-    """The median of the last `window` values at each place, of fewer at the beginning."""
+    """Return at each position the median of the last `window` values, or of fewer at the beginning."""
     return [statistics.median(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]

@@ -1,4 +1,4 @@
-"""A tuned prompt as text: the words nearest to its virtual tokens, with what is lost on the way."""
+"""Projection of a tuned prompt onto text: the words nearest to its virtual tokens, and the loss that this costs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from softprompt.tuned import TunedPrompt
 class FoundPrompt:
     """A prompt of words.
 
-    text       as `ManualPrompt(text)` takes it
-    token_ids  what the backbone's tokenizer makes of it, alone and inside the template
-    task       the task with the text in its template: an ordinary one without soft slots, for `ZeroShot()` or any
-               method; None where the task has no template
-    cosines    of each word with the virtual token that it stands for
-    loss       mean loss of the text over the rows that were given, nats; None: none were
-    soft_loss  mean loss of the virtual tokens over the same rows
+    text       the text, as `ManualPrompt(text)` takes it
+    token_ids  its tokens for the backbone's tokenizer, both alone and inside the template
+    task       the task with the text in its template, without soft slots, for `ZeroShot()` or any other method; None if the
+               task has no template
+    cosines    the cosine of each word with the virtual token that it replaces
+    loss       the mean loss with the text over the given rows, in nats; None if no rows were given
+    soft_loss  the mean loss with the virtual tokens over the same rows
     """
 
     text: str
@@ -48,19 +48,27 @@ def project_prompt(
     ascii_only: bool = True,
     batch_size: int = 16,
 ) -> FoundPrompt:
-    """The nearest words of each virtual token by cosine, such that the text is read as these words again.
+    """Return the words nearest to the virtual tokens by cosine, chosen so that the text is read as the same words again.
 
-    A prompt that was searched for is its own projection. For a trained soft prompt this is a hint at what it means and
-    seldom a prompt that works: compare `loss` with `soft_loss` on `rows`, which must hold their answers. The rows are also
-    what is filled into the template to see that the words survive there; without them a placeholder is.
+    A prompt that was searched for is its own projection. For a trained soft prompt the words are a hint at its meaning and
+    seldom a prompt that works: compare `loss` with `soft_loss`.
 
-    Raises ValueError for a prompt that is more than virtual tokens, and if no near words survive.
+    Arguments:
+        tuned: the prompt
+        rows: rows with their answers, on which both losses are measured. They also fill the template in the check that the
+            words survive there; without rows a placeholder fills it
+        split: the split of `rows`, if they have splits
+        ascii_only: whether only words of printable ASCII are used
+        batch_size: the number of rows in a batch
+
+    Raises:
+        ValueError: for a prompt that is more than virtual tokens, and if no near words survive
     """
     with torch.no_grad():
         output = tuned.module.bake()()
     if output.tokens is None or output.beside_tokens:
         raise ValueError(
-            f"only virtual tokens lie among words, and {tuned.method.name} has "
+            f"only virtual tokens can be compared with words, and {tuned.method.name} has "
             f"{'none' if output.tokens is None else 'more than these'}"
         )
     if tuned.head is not None:

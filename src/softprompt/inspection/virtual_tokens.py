@@ -1,9 +1,8 @@
-"""What virtual tokens are near to: words, sizes, and where they started. P tokens, V words, d width.
+"""Inspection of virtual tokens: the words near to them, their norms, and their initial values. P tokens, V words, d width.
 
-A virtual token is free to lie where no word lies, and the words that are nearest to it by one measure are
-often not nearest by another: they are a hint at what was learned, not a translation of it. Lester et al.
-2021 (arXiv 2104.08691, section 7) found clusters of alike words; Khashabi et al. 2022 (arXiv 2112.08348)
-found good prompts near to any text they chose.
+A virtual token may lie where no word lies, and the words that are nearest to it by one measure are often not the nearest by
+another: they are a hint at what was learned, not a translation of it. Lester et al. 2021 (arXiv 2104.08691, section 7) found
+clusters of similar words; Khashabi et al. 2022 (arXiv 2112.08348) found good prompts near to any text that they chose.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _STRIP = 32  # cells of a token's strip
 
 @dataclass(frozen=True)
 class Word:
-    """A vocabulary row, white space made visible, and its score by the measure it was found with."""
+    """A row of the vocabulary with its white space made visible, and its score by the measure that found it."""
 
     id: int
     text: str
@@ -50,17 +49,17 @@ class Word:
 
 @dataclass(frozen=True)
 class TokenReport:
-    """One virtual token.
+    """The report of one virtual token.
 
-    place            its number in its prompt, from 0; where there are several prompts behind the name of a prompt
-    norm             L2
-    norm_percentile  share of the vocabulary's rows that are no longer, 0 to 100
+    place            its number in its prompt, from 0, after the name of the prompt if there are several
+    norm             its L2 norm
+    norm_percentile  the share of the vocabulary's rows whose norm is not larger, 0 to 100
     nearest          measure -> words, the nearest first
-    lens             words that final norm and output head give for the vector itself; None: no such head
-    started_as       the nearest word by cosine of its initial vector; None: unknown
-    drift_cosine     cosine to its initial vector; None: unknown
-    drift_l2         distance from its initial vector; None: unknown
-    strip            mean absolute value in equal slices of the vector, in standard deviations of the table
+    lens             the words that final norm and output head give for the vector itself; None: there is no such head
+    started_as       the word nearest to its initial value by cosine; None: unknown
+    drift_cosine     its cosine with its initial value; None: unknown
+    drift_l2         its L2 distance from its initial value; None: unknown
+    strip            the mean absolute value in equal slices of the vector, in standard deviations of the table
     """
 
     place: str
@@ -76,12 +75,12 @@ class TokenReport:
 
 @dataclass(frozen=True)
 class PromptReport:
-    """A prompt's virtual tokens, and what they are compared with.
+    """The report of a prompt's virtual tokens.
 
-    init             where the initial vectors are known from, or why they are not
-    lens             what the logit lens went through, as in "model.norm, lm_head"; None: no such head
-    vocabulary_norm  mean and standard deviation of the L2 norms of the table's rows
-    beside           what else the method learned, which has no place among words
+    init             how the initial values are known, or why they are not
+    lens             the modules of the logit lens, as in "model.norm, lm_head"; None: there is no such head
+    vocabulary_norm  the mean and the standard deviation of the L2 norms of the table's rows
+    beside           what else the method learned, which cannot be compared with words
     """
 
     method: str
@@ -94,20 +93,20 @@ class PromptReport:
 
 
 def drift_in_words(token: TokenReport) -> str:
-    """How far a token is from its start, in words; empty where that is unknown."""
+    """Return in words how far a token is from its initial value; empty if that is unknown."""
     if token.started_as is None or token.drift_l2 is None:
         return ""
     return f"{token.started_as.text} cos {token.drift_cosine:.2f} L2 {token.drift_l2:.2g}"
 
 
 def initial_tokens(tuned: TunedPrompt) -> tuple[Tensor | None, str]:
-    """The virtual tokens (P, d) that training began with, built again from the seed; and how, or why not."""
+    """Return the initial virtual tokens (P, d), built again from the seed, and how they are known; or None, and why not."""
     method, seed = tuned.method, tuned.recipe.get("seed")
     init = getattr(method, "init", None)
     if not tuned.recipe.get("trained_parameters"):
         return None, "init unknown: the prompt was not trained here"
     if tuned.recipe.get("start"):
-        return None, "init unknown: training went on from another prompt"
+        return None, "init unknown: training began with the tensors of another prompt"
     if init not in ("auto", "vocab", "uniform", "text", "labels") or not isinstance(seed, int):
         return None, f"init unknown: {method.name} cannot be built again from settings and seed alone"
     spec, generator = tuned.backbone.spec, torch.Generator().manual_seed(seed)
@@ -120,10 +119,15 @@ def initial_tokens(tuned: TunedPrompt) -> tuple[Tensor | None, str]:
 
 
 def inspect_prompt(tuned: TunedPrompt, k: int = 5, inputs: Sequence[Any] = ()) -> PromptReport:
-    """Everything this file knows about a prompt's virtual tokens, with the k nearest words of each.
+    """Return a report of a prompt's virtual tokens, with the k nearest words of each.
 
-    inputs: as in `TunedPrompt.predict`, for prompts that are functions of their rows: their mean over these is shown.
-    Raises ValueError for k < 1.
+    Arguments:
+        tuned: the prompt
+        k: the number of words for each token
+        inputs: as in `TunedPrompt.predict`, for a prompt that is a function of its rows; its mean over these is shown
+
+    Raises:
+        ValueError: for k < 1
     """
     if k < 1:
         raise ValueError(f"k is {k}, expected 1 or more words for each token")
@@ -200,7 +204,7 @@ def inspect_prompt(tuned: TunedPrompt, k: int = 5, inputs: Sequence[Any] = ()) -
 
 
 def prompt_names(task: Task, output: PromptOutput) -> list[str]:
-    """What the prompts of an output are for: one of all has no name, others are of domains, classes, or numbered."""
+    """Return a name for each prompt of an output: its domain, class or number; a single prompt has an empty name."""
     count = output.count
     domains, labels = list(task.domain_names), list(task.label_words)
     if count == 1:
@@ -213,7 +217,7 @@ def prompt_names(task: Task, output: PromptOutput) -> list[str]:
 
 
 def _output(tuned: TunedPrompt, inputs: Sequence[Any]) -> tuple[PromptOutput, list[str]]:
-    """The prompt, and what is to be said of how it came about."""
+    """Return the prompt, and sentences that say how it was computed."""
     module = tuned.module.bake()
     with torch.no_grad():
         if module.reads is None:

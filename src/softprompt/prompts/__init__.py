@@ -1,4 +1,4 @@
-"""Methods: one file each. A new file that defines a Method is found by itself."""
+"""Methods, one file each. `softprompt.catalogue` finds a new file that defines a Method without any registration."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""ADePT: a short prompt, and a small network that shifts each word by its meaning. Tang et al., ICLR 2025.
+"""ADePT trains a short prompt, and a small network that shifts each word by its meaning. Tang et al., ICLR 2025.
 
 input = [P_s ; E(x) + ReLU(E(x) A + a) B + b],   P_s (m, d), A (d, r), a (r,), B (r, d), b (d,)
 
-The shift depends on the token alone, not on its place: it is a private embedding table, computed as it is needed.
+The shift depends on the token and not on its position: it acts as an embedding table of its own, computed when it is needed.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from softprompt.outputs import PromptOutput
 from softprompt.prompts import initialization as initial
 from softprompt.prompts.base import BuildContext, Method, PromptModule
 
-# Of the paper, 1e-4 beside 0.3 for the prompt; the network is shared by all words of all rows.
+# The paper uses 1e-4, and 0.3 for the prompt; all words of all rows share the network.
 NETWORK_RATE = 0.01
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ADePT(Method):
-    """A short prompt and an offset on the input embeddings, a two-layer network of each word's embedding.
+    """A short prompt is trained together with an offset on the input embeddings: a two-layer network of each embedding.
 
-    Words that are generated are shifted as those of the text are. Without the dropout that the authors put on the
-    bottleneck: what is trained is what is used.
+    Generated words are shifted like those of the text. There is no dropout on the bottleneck, unlike in the authors' code,
+    so that the network in training is the one in use.
     """
 
     length: int = Field(default=12, gt=0)
-    """m, virtual tokens. The paper has 60 in a budget of 100."""
+    """m, the number of virtual tokens. The paper uses 60 in a budget of 100."""
     budget: int = Field(default=20, gt=0)
-    """l: as many numbers are trained as Prompt Tuning trains with so many tokens, rounded down."""
+    """l: at most as many numbers are trained as Prompt Tuning trains with l tokens."""
     rank: int | None = Field(default=None, gt=0)
-    """r, width of the network's middle; by default what the budget leaves."""
+    """r, the width of the network's hidden layer; the default is what the budget leaves."""
     init: initial.Init = "auto"
-    """Where the virtual tokens start; see Prompt Tuning."""
+    """The initial values of the virtual tokens; see Prompt Tuning."""
     init_text: str | None = None
-    """With init="text": its tokens, repeated or cut to `length`."""
+    """The text of init="text"; its tokens are repeated or cut to `length`."""
     init_prompt: Path | None = None
-    """With init="prompt": the folder of a saved prompt."""
+    """The folder of a saved prompt for init="prompt"."""
     network_learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate of the network; by default a hundredth of the prompt's."""
+    """Peak learning rate of the network; the default is a hundredth of the prompt's."""
 
     name = "adept"
 
@@ -78,7 +78,7 @@ class ADePT(Method):
         return ShortPromptWithNetwork(*(tensors[name] for name in names))
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """Of the virtual tokens: a tenth of the embedding table's standard deviation, as in Prompt Tuning."""
+        """Return the rate of the virtual tokens: a tenth of the table's standard deviation, as in Prompt Tuning."""
         return 0.1 * spec.embedding_std
 
     def parameter_groups(self, module: PromptModule, lr: float) -> list[dict[str, Any]]:
@@ -91,7 +91,7 @@ class ADePT(Method):
 
 
 def adept_rank(budget: int, *, width: int, length: int) -> int:
-    """The largest r with m d + 2 d r + r + d <= l d: rounded down, so that the budget is kept.
+    """Return the largest r with m d + 2 d r + r + d <= l d, so that the budget is not exceeded.
 
     Raises ValueError if no rank fits.
     """
@@ -117,7 +117,7 @@ class ShortPromptWithNetwork(PromptModule):
         self.length = len(tokens)
 
     def token_offset(self, embeds: Tensor) -> Tensor:
-        """What is added to words that the model embeds so: (n, d) -> (n, d)."""
+        """Return what is added to the embeddings of words, (n, d) -> (n, d)."""
         hidden = F.relu(embeds.to(self.down.dtype) @ self.down + self.down_bias)  # (n, d) -> (n, r)
         return hidden @ self.up + self.up_bias
 

@@ -1,4 +1,4 @@
-"""What a method is: settings that build a module, whose forward gives a PromptOutput."""
+"""A method is a set of settings that build a module, whose forward returns a PromptOutput."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from softprompt.outputs import EncodedRow, PromptOutput
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What a method may look at when it builds its module.
+    """All that a method may use when it builds its module.
 
     spec       the facts of the backbone
-    labels     label name -> its words, where the task has labels (class-label initialisation)
-    rows       gives the training rows, encoded without virtual tokens but with their answers (demonstrations)
+    labels     label -> its words, if the task has labels (for class-label initialisation)
+    rows       returns the training rows, encoded without virtual tokens and with their answers (for demonstrations)
     generator  the only source of randomness, on the CPU
-    domains    names of the domains that the task tells apart, if it does
+    domains    the names of the task's domains, if it has any
     """
 
     spec: BackboneSpec
@@ -34,91 +34,93 @@ class BuildContext:
 
 
 class PromptModule(nn.Module):
-    """The trained part of a method. Its parameters are float32, whatever the backbone's precision.
+    """The trained part of a method. Its parameters are float32 in every precision of the backbone.
 
-    One that `reads` is a function of its rows: `forward(features)` is given (B, d), float32 or wider, without gradient,
-    and gives G prompts with `rows` (B,), or one for all of them.
+    A module with `reads` is a function of its rows: `forward(features)` receives (B, d), float32 or wider, without gradient,
+    and returns G prompts with `rows` (B,), or one prompt for all rows.
     """
 
     length: int
     """P, the number of virtual tokens that the template must make room for."""
 
     prefix_length: int = 0
-    """Positions that a key-value prefix takes, in front of everything and beside `length`."""
+    """The number of positions of a key-value prefix, which stands in front of everything and is not part of `length`."""
 
     reads: ImagePooling | None = None
-    """Which state of each row, from the frozen backbone without any prompt, `forward` is given; None: none."""
+    """The feature of each row that `forward` receives, computed by the frozen backbone without a prompt; None: none."""
 
     pooling: ImagePooling | None = None
-    """What a head reads of an image where the task does not say; None: what the backbone says."""
+    """What a head reads of an image if the task does not say; None: the backbone's own default."""
 
     def forward(self) -> PromptOutput:
-        """The prompt of this task, G = 1, `rows` left None."""
+        """Return the prompt of this task, with G = 1 and `rows` None."""
         raise NotImplementedError
 
     def bake(self) -> PromptModule:
-        """The module as it is saved for use: reparametrizations folded away. By default the module itself."""
+        """Return the module in the form that is saved, without reparametrizations. By default this is the module itself."""
         return self
 
 
 class Method(ABC):
-    """Settings of a method: an immutable (pydantic) dataclass, the same whatever the backbone and the task."""
+    """The settings of a method: an immutable (pydantic) dataclass that depends neither on the backbone nor on the task."""
 
     name: ClassVar[str]
-    """How configs, files and the command line call it, e.g. `prompt-tuning`."""
+    """The name of the method in configs, files and on the command line, such as `prompt-tuning`."""
     head_only: ClassVar[bool] = False
-    """It trains a head and nothing else, so the task must have one."""
+    """Whether the method trains a head and nothing else, so that the task must have one."""
     class_specific: bool = False
-    """Whether each class has a context of its own, so that the prompt serves no other classes; a setting of some methods."""
+    """Whether each class has a context of its own, so that the prompt serves no other classes. Some methods set it."""
 
     @abstractmethod
     def build(self, context: BuildContext) -> PromptModule:
-        """A fresh, initialised module."""
+        """Return a new module with its initial values."""
 
     @abstractmethod
     def restore(self, spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> PromptModule:
-        """The module that was saved as these tensors (its baked `state_dict()`)."""
+        """Return the module that was saved as these tensors (its baked `state_dict()`)."""
 
     def unsupported(self, spec: BackboneSpec) -> str | None:
-        """Why this method is not defined on such a backbone, as half a sentence; None where it is."""
+        """Return why this method is not defined on a backbone, as half a sentence; None if it is defined."""
         return None
 
     def frozen_layers(self, spec: BackboneSpec) -> int | None:
-        """How many layers, from the bottom on, see neither a prompt nor a trained weight: a row's states there never change.
+        """Return how many layers, counted from the bottom, see neither a prompt nor a trained weight.
 
-        None: all layers and the norm behind them; only a head that reads their states is trained.
+        Their features of a row never change, so that they can be cached. None: all layers and the norm after them are
+        frozen, and only what follows the reading of a head is trained.
         """
         return None if self.head_only else 0
 
     def prepare(self, backbone: Backbone, generator: torch.Generator) -> Backbone:
-        """The backbone that this method trains on: the frozen one itself, unless the method changes its weights.
+        """Return the backbone that this method trains on: the frozen one itself, unless the method changes its weights.
 
-        Then a copy of it, in which exactly the weights that are trained require a gradient. generator: for new weights.
+        A method that changes weights returns a copy in which exactly the trained weights require a gradient.
+        generator: draws new weights
         """
         return backbone
 
     def head(self, width: int, outputs: int, generator: torch.Generator) -> nn.Module:
-        """The head for a task that needs one: states (n, width) -> (n, outputs), float32. By default one linear layer.
+        """Return the head for a task that needs one: states (n, width) -> (n, outputs), float32. By default it is linear.
 
-        It starts near zero, so that the first steps are not spent on unlearning a random answer.
+        Its initial values are near zero, so that the first steps are not spent on unlearning a random answer.
         """
         return linear_head(width, outputs, generator)
 
     def head_learning_rate(self, spec: BackboneSpec) -> float:
-        """Default peak learning rate of the head under AdamW."""
+        """Return the default peak learning rate of the head, for AdamW."""
         return 1e-3
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """Default peak learning rate of AdamW on this backbone."""
+        """Return the default peak learning rate on this backbone, for AdamW."""
         return 0.01
 
     def parameter_groups(self, module: PromptModule, lr: float) -> list[dict[str, Any]]:
-        """Optimizer groups, each with its own `lr`."""
+        """Return the optimizer's groups, each with its own `lr`; `lr` is the peak learning rate of the prompt."""
         return [{"params": [p for p in module.parameters() if p.requires_grad], "lr": lr}]
 
 
 def wordless(spec: BackboneSpec) -> str | None:
-    """Why a method that trains no head is not defined on a backbone that has no words to answer with; None on others."""
+    """Return why a method without a head is not defined on a backbone without words to answer with; None on others."""
     if spec.image is not None and spec.vision is None:
         return "it reads images and has no words to answer with, and this method trains no head"
     if spec.family == "text-encoder":
@@ -127,14 +129,14 @@ def wordless(spec: BackboneSpec) -> str | None:
 
 
 def unread(spec: BackboneSpec) -> str | None:
-    """Why a method that needs words to be predicted is not defined on a backbone; None where they are."""
+    """Return why a method that needs predicted words is not defined on a backbone; None if it is defined."""
     if spec.vision is not None:
         return "it compares images with texts and predicts no words"
     return wordless(spec)
 
 
 def linear_head(width: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """A linear layer with weights of N(0, 0.02^2), as BERT's heads have, and zero biases."""
+    """Return a linear layer with weights from N(0, 0.02^2), as in the heads of BERT, and zero biases."""
     head = nn.utils.skip_init(nn.Linear, width, outputs, dtype=torch.float32)
     with torch.no_grad():
         head.weight.normal_(std=0.02, generator=generator)

@@ -1,8 +1,8 @@
-"""CoCoOp: a context that depends on the image. Zhou, Yang, Loy, Liu, CVPR 2022 (arXiv 2203.05557).
+"""CoCoOp learns a context that depends on the image. Zhou, Yang, Loy, Liu, CVPR 2022 (arXiv 2203.05557).
 
 V_m(x) = V_m + pi,  pi = h(x),     h: d_x -> d_x / 16 -> ReLU -> d,     x the image's embedding, of length 1     (section 3.2)
 
-t_k(x) = [V_1(x)] ... [V_M(x)] [name of class k]. The same shift pi stands on every token.
+t_k(x) = [V_1(x)] ... [V_M(x)] [name of class k]. The same shift pi is added to every token.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from softprompt.prompts.coop import CoOp
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class CoCoOp(Method):
-    """CoOp's context, shifted by what a small network makes of each image. The released runs start "a photo of a"."""
+    """A small network shifts CoOp's context for each image. The released runs begin with "a photo of a"."""
 
     length: int | None = Field(default=None, gt=0)
-    """M, context tokens; none: as many as init_text has, else 16."""
+    """M, the number of context tokens; None: that of init_text, or 16 without one."""
     init_text: str | None = Field(default=None, min_length=1)
-    """Words to start from, such as "a photo of a"; none: noise of standard deviation 0.02."""
+    """The initial words, such as "a photo of a"; None: noise of standard deviation 0.02."""
     reduction: int = Field(default=16, gt=0)
-    """How many times narrower the network is than the image's embedding."""
+    """The network is this many times narrower than the image's embedding."""
 
     name = "cocoop"
 
@@ -61,7 +61,9 @@ class CoCoOp(Method):
             )
         tensors = {"context": tokens[0].detach()}
         for name, inputs, outputs in (("down", spec.embedding_width, hidden), ("up", hidden, spec.width)):
-            bound = 1 / math.sqrt(inputs)  # as torch's linear layers start, and the released code with them
+            bound = 1 / math.sqrt(
+                inputs
+            )  # the initial values of torch's linear layers, which the released code uses
             for part, shape in (("weight", (outputs, inputs)), ("bias", (outputs,))):
                 tensors[f"{name}.{part}"] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
         return ConditionalContext(tensors)
@@ -70,7 +72,7 @@ class CoCoOp(Method):
         return ConditionalContext(tensors)
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """CoOp's."""
+        """Return the rate of CoOp."""
         return self._context().learning_rate(spec)
 
 
@@ -88,7 +90,7 @@ class ConditionalContext(PromptModule):
         self.length = len(self.context)
 
     def forward(self, features: Tensor | None = None) -> PromptOutput:
-        """features: (B, e), of length 1. A context for each image. Raises ValueError without them."""
+        """Return a context for each image. features: (B, e), of length 1. Raises ValueError without them."""
         if features is None:
             raise ValueError("the context is a function of the image: there is none without images")
         features = features.to(self.down.weight.dtype)

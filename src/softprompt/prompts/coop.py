@@ -1,9 +1,9 @@
-"""CoOp: context words of a class's text, learned. Zhou, Yang, Loy, Liu, IJCV 2022 (arXiv 2109.01134).
+"""CoOp learns the context words of a class's text. Zhou, Yang, Loy, Liu, IJCV 2022 (arXiv 2109.01134).
 
 t_k = [V_1] ... [V_M] [name of class k],   p(k | x) = softmax over k of cos(g(t_k), f(x)) / tau     (equations 2 to 4)
 
-Unified: one context for all classes. Class-specific (CSC): V_m depends on k. g and f, the towers of a dual encoder, are
-frozen, tau too. Where the name stands is the task's `soft_template`.
+A unified context serves all classes; in a class-specific one (CSC), V_m depends on k. g and f, the towers of a dual encoder,
+are frozen, and so is tau. The `soft_template` of the task says where the name stands.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from softprompt.outputs import PromptOutput
 from softprompt.prompts.base import BuildContext, Method, PromptModule
 
 _USUAL = 16  # M of the paper's main results
-_SPREAD = 0.02  # standard deviation of the noise that a context starts from (section 4.1)
+_SPREAD = 0.02  # standard deviation of a context's initial noise (section 4.1)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class CoOp(Method):
-    """Virtual tokens in the texts that images are compared with."""
+    """Virtual tokens are trained in the texts that images are compared with."""
 
     length: int | None = Field(default=None, gt=0)
-    """M, context tokens; none: as many as init_text has, else 16. The paper takes 4 for domain generalisation."""
+    """M, the number of context tokens; None: that of init_text, or 16. The paper uses 4 for domain generalisation."""
     init_text: str | None = Field(default=None, min_length=1)
-    """Words to start from, such as "a photo of a"; none: noise of standard deviation 0.02."""
+    """The initial words, such as "a photo of a"; None: noise of standard deviation 0.02."""
     class_specific: bool = False
     """Whether each class has a context of its own (CSC); such a prompt serves no other classes."""
 
@@ -40,7 +40,7 @@ class CoOp(Method):
     def _words_say_the_length(self) -> CoOp:
         if self.init_text is not None and self.length is not None:
             raise ValueError(
-                f"init_text {self.init_text!r} says how long the context is, and length={self.length} too: drop one of them"
+                f"init_text {self.init_text!r} says how long the context is, and so does length={self.length}: leave one out"
             )
         return self
 
@@ -69,9 +69,9 @@ class CoOp(Method):
         return Context(tensors["context"], class_specific=self.class_specific)
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """A tenth of the standard deviation of the noise, as for other virtual tokens.
+        """Return a tenth of the standard deviation of the noise, as for other virtual tokens.
 
-        The paper's 0.002 is that of SGD with momentum.
+        The paper's 0.002 is for SGD with momentum.
         """
         return 0.1 * _SPREAD
 

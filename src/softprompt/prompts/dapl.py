@@ -1,10 +1,10 @@
-"""DAPL: contexts of a class's text that say its domain. Ge et al., 2022 (arXiv 2202.06687).
+"""DAPL learns contexts of a class's text that say its domain. Ge et al., 2022 (arXiv 2202.06687).
 
 t_k^d = [v_1] ... [v_M1] [d_1^d] ... [d_M2^d] [name of class k],     v for all domains, d^d for all classes     (section 3.2)
 
-The domain-agnostic context v is unified or, class-specific, one of each class. Where the names of class and domain stand is the
-task's `soft_template`; which domain a row is of, what competes in its loss and what pseudo-labels weigh is the task's
-too. `protocols.domain_adaptation` makes the pseudo-labels.
+The domain-agnostic context v is unified, or each class has its own (class-specific). The `soft_template` of the task says
+where the names of class and domain stand. The task also says which domain a row belongs to, which texts compete in its loss,
+and how much pseudo-labels weigh. `protocols.domain_adaptation` makes the pseudo-labels.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from softprompt.outputs import PromptOutput
 from softprompt.prompts.base import BuildContext, Method, PromptModule
 from softprompt.prompts.coop import CoOp
 
-_SPREAD = 0.02  # standard deviation of the noise that both contexts start from, as in the released code
+_SPREAD = 0.02  # standard deviation of the initial noise of both contexts, as in the released code
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class DAPL(Method):
-    """A context for all domains, then one of each domain. For tasks with `domains`."""
+    """A context for all domains is trained, and after it one for each domain. The task must have `domains`."""
 
     length: int | None = Field(default=None, gt=0)
-    """M1, domain-agnostic tokens; none: as many as init_text has, else 16."""
+    """M1, the number of domain-agnostic tokens; None: that of init_text, or 16 without one."""
     domain_length: int = Field(default=16, gt=0)
-    """M2, tokens of each domain."""
+    """M2, the number of tokens of each domain."""
     init_text: str | None = Field(default=None, min_length=1)
-    """Words that the domain-agnostic context starts from; none: noise of standard deviation 0.02."""
+    """The initial words of the domain-agnostic context; None: noise of standard deviation 0.02."""
     class_specific: bool = False
     """Whether each class has a domain-agnostic context of its own; such a prompt serves no other classes."""
 
@@ -67,7 +67,7 @@ class DAPL(Method):
         return DomainContext(tensors["context"], tensors["domains"], class_specific=self.class_specific)
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """CoOp's. The paper's 0.003 is that of SGD with momentum."""
+        """Return the rate of CoOp. The paper's 0.003 is for SGD with momentum."""
         return self._agnostic().learning_rate(spec)
 
 
@@ -82,7 +82,7 @@ class DomainContext(PromptModule):
         self.length = context.shape[1] + domains.shape[1]
 
     def forward(self) -> PromptOutput:
-        """Prompts domain by domain, of each the classes where they have their own: G = D or D K."""
+        """Return the prompts domain by domain, and class by class if classes have their own: G = D or D K."""
         count, classes = len(self.domains), len(self.context)
         agnostic = self.context.repeat(count, 1, 1)  # (D K, M1, d), K = 1 where unified
         specific = self.domains.repeat_interleave(classes, dim=0)  # (D K, M2, d)

@@ -1,8 +1,8 @@
-"""DePT: a short prompt, and a low-rank offset for the words behind it. Shi, Lipani, ICLR 2024 (arXiv 2309.05173).
+"""DePT trains a short prompt, and a low-rank offset for the words after it. Shi, Lipani, ICLR 2024 (arXiv 2309.05173).
 
 input = [P_s ; E(x) + c (A B)_{0:T}],   P_s (m, d), A (s, r), B (r, d), c = 8 / sqrt(r)          (section 2.2)
 
-Letters: m virtual tokens, s text positions, r rank, d width, l tokens of the Prompt Tuning prompt that has as many numbers.
+Letters: m virtual tokens, s text positions, r rank, d width, l tokens of a Prompt Tuning prompt with equally many numbers.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from softprompt.outputs import PromptOutput
 from softprompt.prompts import initialization as initial
 from softprompt.prompts.base import BuildContext, Method, PromptModule
 
-# Of the released runs, alpha2 / alpha1 lies between 1/4000 and 1/60; each number of B moves a word by c sqrt(r / 3) of
-# its own step or so, and B is shared by all words of all rows.
+# In the released runs, alpha2 / alpha1 lies between 1/4000 and 1/60. Each number of B moves a word by about c sqrt(r / 3) of
+# its own step, and all words of all rows share B.
 OFFSET_RATE = 0.01
 
 
 @plain_dataclass(frozen=True)
 class DePTSizes:
-    """length m, rank r and positions s, and `parameters`, the numbers that are trained: m d + (s + d) r."""
+    """length m, rank r, positions s, and `parameters`, the count of trained numbers: m d + (s + d) r."""
 
     length: int
     rank: int
@@ -41,11 +41,20 @@ class DePTSizes:
 def dept_sizes(
     budget: int, *, width: int, positions: int, length: int | None = None, rank: int | None = None
 ) -> DePTSizes:
-    """What fits into the numbers of a Prompt Tuning prompt of `budget` tokens: l d >= m d + (s + d) r.
+    """Return the sizes that fit into the numbers of a Prompt Tuning prompt: l d >= m d + (s + d) r.
 
-    Give length m, and the largest rank is found, or give the rank, and the greatest length is found. Rounded down,
-    so that the budget is kept; the paper's own sizes for MultiRC (60, 30, 348) are 3.6 % above theirs.
-    Raises ValueError if not exactly one of the two is given, or if nothing fits.
+    Sizes are rounded down, so that the budget is not exceeded; the paper's own sizes for MultiRC (60, 30, 348) exceed theirs
+    by 3.6 %.
+
+    Arguments:
+        budget: l, the tokens of the Prompt Tuning prompt
+        width: d
+        positions: s
+        length: m; the largest rank that fits is found
+        rank: r; the largest length that fits is found
+
+    Raises:
+        ValueError: unless exactly one of length and rank is given, and if nothing fits
     """
     if (length is None) == (rank is None):
         raise ValueError(
@@ -79,31 +88,31 @@ def dept_sizes(
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class DePT(Method):
-    """A short prompt and a low-rank offset on the input embeddings, by the place of a word in the text.
+    """A short prompt is trained together with a low-rank offset on the input embeddings, one row for each text position.
 
-    The offset follows the text, not the columns of a padded batch: the first text token (BOS included, where there is
-    one) has row 0, whatever prompt or padding stands before it. In a causal model the answer is text too, in training
-    and in generation. Text beyond the `positions` rows of the offset gets none.
+    The offset follows the text, not the columns of a padded batch: the first text token (a BOS if there is one) has row 0,
+    even after a prompt or padding. In a causal model the answer is text too, in training and in generation. Text beyond the
+    `positions` rows of the offset has no offset.
 
-    With init="prompt" and a prompt that DePT made, A and B start as that prompt's, too (the paper's transfer).
+    With init="prompt" and a prompt of DePT, the initial values of A and B are that prompt's (the paper's transfer).
     """
 
     length: int = Field(default=12, gt=0)
-    """m, virtual tokens. The paper recommends 40 to 60 in a budget of 100."""
+    """m, the number of virtual tokens. The paper recommends 40 to 60 in a budget of 100."""
     budget: int = Field(default=20, gt=0)
-    """l: as many numbers are trained as Prompt Tuning trains with so many tokens, rounded down."""
+    """l: at most as many numbers are trained as Prompt Tuning trains with l tokens."""
     rank: int | None = Field(default=None, gt=0)
-    """r of the offset; by default what the budget leaves."""
+    """r, the rank of the offset; the default is what the budget leaves."""
     positions: int | None = Field(default=None, gt=0)
-    """s, text tokens that get an offset; by default the longest training row, its answer included."""
+    """s, the number of text tokens with an offset; the default is the length of the longest training row with its answer."""
     init: initial.Init = "auto"
-    """Where the virtual tokens start; see Prompt Tuning."""
+    """The initial values of the virtual tokens; see Prompt Tuning."""
     init_text: str | None = None
-    """With init="text": its tokens, repeated or cut to `length`."""
+    """The text of init="text"; its tokens are repeated or cut to `length`."""
     init_prompt: Path | None = None
-    """With init="prompt": the folder of a saved prompt."""
+    """The folder of a saved prompt for init="prompt"."""
     offset_learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate of A and B (alpha2); by default a hundredth of the prompt's."""
+    """Peak learning rate of A and B (alpha2); the default is a hundredth of the prompt's."""
 
     name = "dept"
 
@@ -131,7 +140,7 @@ class DePT(Method):
         return ShortPromptWithOffset(tokens, offset_a, torch.zeros(rank, width))
 
     def _source(self) -> tuple[Tensor, Tensor] | None:
-        """A and B of the prompt to start from, if it has any."""
+        """Return A and B of the prompt in `init_prompt`, if it has any."""
         if self.init_prompt is None or not (self.init_prompt / "prompt.json").exists():
             return None
         from softprompt import store
@@ -143,8 +152,8 @@ class DePT(Method):
         found = (len(offset_a), len(offset_b))
         if found != (self.positions or found[0], self.rank or found[1]):
             raise ValueError(
-                f"{self.init_prompt} has an offset of (positions, rank) = {found}, asked for are "
-                f"({self.positions}, {self.rank}): leave both out to take it as it is"
+                f"{self.init_prompt} has an offset of (positions, rank) = {found}, and the settings "
+                f"ask for ({self.positions}, {self.rank}): leave both out to use it as it is"
             )
         return offset_a, offset_b
 
@@ -152,7 +161,7 @@ class DePT(Method):
         return ShortPromptWithOffset(tensors["tokens"], tensors["offset_a"], tensors["offset_b"])
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """Of the virtual tokens (alpha1): a tenth of the embedding table's standard deviation, as in Prompt Tuning."""
+        """Return the rate of the virtual tokens (alpha1): a tenth of the table's standard deviation, as in Prompt Tuning."""
         return 0.1 * spec.embedding_std
 
     def parameter_groups(self, module: PromptModule, lr: float) -> list[dict[str, Any]]:
@@ -169,7 +178,7 @@ class DePT(Method):
 class ShortPromptWithOffset(PromptModule):
     """tokens (m, d), offset_a (s, r), offset_b (r, d), float32.
 
-    Saved as they are: the factors are smaller than the (s, d) offset, and another task can start from them.
+    They are saved as they are: the factors are smaller than the (s, d) offset, and another task can begin with them.
     """
 
     def __init__(self, tokens: Tensor, offset_a: Tensor, offset_b: Tensor) -> None:
@@ -180,17 +189,17 @@ class ShortPromptWithOffset(PromptModule):
         self.length = len(tokens)
 
     def forward(self) -> PromptOutput:
-        # Once for a whole batch, and at T5-base sizes less work than one word is in one layer: all s rows, then,
-        # of which a backbone takes those where text stands.
+        # All s rows are computed, once for a whole batch, and the backbone uses those where text stands. At T5-base sizes
+        # this is less work than one word in one layer.
         scale = 8 / math.sqrt(len(self.offset_b))
         offset = scale * (self.offset_a @ self.offset_b)  # (s, r) x (r, d) -> (s, d)
         return PromptOutput(tokens=self.tokens[None], offset=offset[None])
 
 
 def _longest(context: BuildContext) -> int:
-    """Text tokens of the longest training row that a model is fed: the last one of an answer is only predicted.
+    """Return the text tokens of the longest training row that the model reads; it only predicts the last one of an answer.
 
-    Texts that an image is compared with are fed whole.
+    Texts that an image is compared with are read as a whole.
     """
     answers = [(len(r.context), max(map(len, r.targets), default=1)) for r in context.rows()]
     return max((before + longest - bool(before) for before, longest in answers), default=1)

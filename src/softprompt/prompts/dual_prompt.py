@@ -1,6 +1,8 @@
-"""DualPrompt: a key-value prefix for all images, and one for each task's. Wang et al., ECCV 2022 (arXiv 2204.04799).
+"""DualPrompt trains a key-value prefix for all images, and one for those of each task.
 
-Attn(Q, [p_K; K], [p_V; V]),   p = g, the general prompt, in the first layers, p = e_t, an expert, in those behind
+Wang et al., ECCV 2022 (arXiv 2204.04799):
+
+Attn(Q, [p_K; K], [p_V; V]),   p = g, the general prompt, in the first layers, p = e_t, an expert, in the next
 loss = CE(f(x; g, e_t), y) + lambda gamma(q(x), k_t),   gamma = 1 - cosine, q(x) the frozen backbone's class token
 in use  t = argmin_t gamma(q(x), k_t)
 
@@ -26,25 +28,25 @@ from softprompt.prompts.l2p import cosines, nearest, query_of, rows_carrying
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class DualPrompt(Method):
-    """A general prefix in the first layers, and in the next ones the prefix of the expert that an image is nearest to."""
+    """The first layers have a general prefix, and the next ones the prefix of the expert nearest to the image."""
 
     general: int = Field(default=5, gt=0)
-    """Rows of the general prefix in a layer."""
+    """The number of rows of the general prefix in a layer."""
     general_layers: int = Field(default=2, gt=0)
-    """Layers that have it, from the first on."""
+    """The number of layers that have it, beginning with the first."""
     expert: int = Field(default=5, gt=0)
-    """Rows of an expert's prefix in a layer."""
+    """The number of rows of an expert's prefix in a layer."""
     expert_layers: int = Field(default=3, gt=0)
-    """Layers that have one, behind those of the general prefix."""
+    """The number of layers that have one, after those of the general prefix."""
     pool: int = Field(default=10, gt=0)
-    """M, experts: in the paper as many as tasks."""
+    """M, the number of experts. In the paper there is one for each task."""
     task: int | None = Field(default=None, ge=0)
-    """In training all images carry the expert with this number, whose key is pulled to them, as in the paper; None: the
-    one that each image is nearest to, as in use."""
+    """In training, all images use the expert with this number, and its key is pulled to them, as in the paper. None: each
+    image uses its nearest expert, as after training."""
     pull: float = Field(default=1.0, ge=0)
-    """lambda, weight of the term that pulls keys to images."""
+    """lambda, the weight of the term that pulls keys to images."""
     bound: float = Field(default=1.0, gt=0)
-    """Prefixes and keys start uniform within +-bound."""
+    """The initial values of prefixes and keys are uniform within +-bound."""
 
     name = "dual-prompt"
 
@@ -86,18 +88,18 @@ class DualPrompt(Method):
         return DualPrefixes(general, experts, keys, self, len(spec.key_values), query_of(spec))
 
     def for_task(self, number: int) -> DualPrompt:
-        """The task trains its own expert. Raises ValueError (pydantic's) if there are no more."""
+        """Return the method with the expert of this task. Raises ValueError (pydantic's) if there is none left."""
         return replace(self, task=number)
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """That of L2P, for what starts within +-1."""
+        """Return the rate of L2P, in proportion to `bound`."""
         return 0.03 * self.bound
 
 
 class DualPrefixes(PromptModule):
     """general (layers, 2, H, P, D), experts (layers, 2, M, H, P, D), keys and values; keys (M, d); float32.
 
-    layers: of the backbone.
+    layers: the number of layers of the backbone
     """
 
     length = 0
@@ -120,13 +122,13 @@ class DualPrefixes(PromptModule):
         self.reads = query
 
     def select(self, features: Tensor) -> Tensor:
-        """The experts that images carry, (B, d) -> (B, 1); in training the task's, where it is known."""
+        """Return the expert of each image, (B, d) -> (B, 1); in training it is that of the task, if the task is known."""
         if (task := self._task()) is not None:
             return torch.full((len(features), 1), task, device=features.device)
         return nearest(1 - cosines(features, self.keys.detach()), 1)
 
     def forward(self, features: Tensor | None = None) -> PromptOutput:
-        """features: (B, d). Raises ValueError without."""
+        """Return the prefixes of the images. features: (B, d). Raises ValueError without features."""
         if features is None:
             raise ValueError("the experts are chosen by the rows' features, and none were given")
         picked = self.select(features)  # (B, 1)

@@ -1,13 +1,12 @@
-"""Initial virtual tokens, at the scale of the embedding table they join.
+"""Initial values of virtual tokens, at the scale of the embedding table.
 
-Every start takes the facts of the backbone and returns (P, d) float32. Paper: Lester et al. 2021 (arXiv 2104.08691),
-section 3.2: drawing from the vocabulary or the class labels beats uniform noise, except for the largest models.
+Every function takes the facts of the backbone and returns (P, d) float32. Lester et al. 2021 (arXiv 2104.08691, section 3.2)
+find that tokens drawn from the vocabulary or made of the class labels beat uniform noise, except on the largest models.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,22 +16,30 @@ import torch
 from torch import Tensor
 
 from softprompt.backbones.base import BackboneSpec
-from softprompt.errors import SoftpromptWarning
+from softprompt.concerns import warn_of
 from softprompt.prompts.base import BuildContext
 
 Init = Literal["auto", "vocab", "uniform", "text", "labels", "prompt"]
-"""The class labels where the task has some, else common words; common words; noise of the table's scale; a text; the
-class labels; another prompt."""
+"""auto: the class labels if the task has any, else common words. vocab: common words. uniform: noise of the table's scale.
+text: a text. labels: the class labels. prompt: another prompt."""
 
 COMMON_TOKENS = (
-    5000  # the vocabulary's most common pieces, as in the paper; words' ids are in order of frequency
+    5000  # the most common pieces of the vocabulary, as in the paper; ids are in order of frequency
 )
 
 
 def start(
     context: BuildContext, length: int, init: Init, init_text: str | None, init_prompt: Path | None
 ) -> Tensor:
-    """Virtual tokens by the settings of a method, which `check_start` has looked at."""
+    """Return the initial virtual tokens by the settings of a method, which `check_start` has checked.
+
+    Arguments:
+        context: the facts of the backbone, the labels and the source of randomness
+        length: P, the number of virtual tokens
+        init: how they begin
+        init_text: the text of init="text"
+        init_prompt: the folder of init="prompt"
+    """
     spec, generator = context.spec, context.generator
     match init:
         case "auto" if context.labels:
@@ -55,7 +62,7 @@ def start(
 
 @contextmanager
 def seeded(generator: torch.Generator) -> Iterator[None]:
-    """Modules built within draw their weights by this generator; torch's own is put back afterwards."""
+    """Draw the weights of modules that are built within this block from `generator`; torch's own is restored afterwards."""
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -63,23 +70,23 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
 
 
 def uniform(spec: BackboneSpec, length: int, generator: torch.Generator) -> Tensor:
-    """Uniform noise with the standard deviation s of the embedding table: U[-s*sqrt(3), s*sqrt(3)].
+    """Return uniform noise with the standard deviation s of the embedding table: U[-s*sqrt(3), s*sqrt(3)].
 
-    The paper's U[-0.5, 0.5] is T5's scale; on a table of standard deviation 0.02 it would start far outside.
+    The paper's U[-0.5, 0.5] suits the scale of T5; on a table of standard deviation 0.02 it would begin far outside.
     """
     bound = spec.embedding_std * math.sqrt(3)
     return (torch.rand(length, spec.width, generator=generator) * 2 - 1) * bound
 
 
 def common_words(spec: BackboneSpec) -> list[int]:
-    """Ids of the vocabulary's most common pieces, no special ones; its alphabet where words are fewer than 5,000."""
+    """Return ids of the most common pieces of the vocabulary, without special ones; if it is small, its alphabet too."""
     words = [i for i in range(spec.vocabulary) if i not in spec.special_ids]
-    words.sort(key=lambda i: i in spec.alphabet)  # stable: else in order
+    words.sort(key=lambda i: i in spec.alphabet)  # a stable sort: the rest keeps its order
     return words[:COMMON_TOKENS]
 
 
 def sampled_ids(spec: BackboneSpec, length: int, generator: torch.Generator) -> Tensor:
-    """Ids of distinct common tokens, no special ones, (P,).
+    """Return ids of distinct common tokens without special ones, (P,).
 
     Raises ValueError if the vocabulary has fewer words than `length`.
     """
@@ -93,7 +100,7 @@ def sampled_ids(spec: BackboneSpec, length: int, generator: torch.Generator) -> 
 
 
 def sampled_vocabulary(spec: BackboneSpec, length: int, generator: torch.Generator) -> Tensor:
-    """Embeddings of distinct common tokens, no special ones ("sampled vocabulary").
+    """Return embeddings of distinct common tokens without special ones ("sampled vocabulary").
 
     Raises ValueError if the vocabulary has fewer words than `length`.
     """
@@ -101,7 +108,7 @@ def sampled_vocabulary(spec: BackboneSpec, length: int, generator: torch.Generat
 
 
 def text_ids(spec: BackboneSpec, length: int, text: str) -> Tensor:
-    """Ids of a text, (P,): repeated from its beginning or cut to `length`; no special tokens are added.
+    """Return the ids of a text, (P,), repeated from its beginning or cut to `length`; no special tokens are added.
 
     Raises ValueError for a text without tokens; warns when it is cut.
     """
@@ -109,16 +116,12 @@ def text_ids(spec: BackboneSpec, length: int, text: str) -> Tensor:
     if not ids:
         raise ValueError(f"the initial text {text!r} has no tokens")
     if len(ids) > length:
-        warnings.warn(
-            f"the initial text has {len(ids)} tokens, the prompt {length}: the rest is left out",
-            SoftpromptWarning,
-            stacklevel=2,
-        )
+        warn_of([f"the initial text has {len(ids)} tokens, the prompt {length}: the rest is left out"])
     return torch.tensor([ids[i % len(ids)] for i in range(length)])
 
 
 def from_text(spec: BackboneSpec, length: int, text: str) -> Tensor:
-    """Embeddings of a text's tokens, repeated from its beginning or cut to `length`; no special tokens.
+    """Return the embeddings of a text's tokens, repeated from its beginning or cut to `length`, without special tokens.
 
     Raises ValueError for a text without tokens; warns when it is cut.
     """
@@ -128,7 +131,7 @@ def from_text(spec: BackboneSpec, length: int, text: str) -> Tensor:
 def from_labels(
     spec: BackboneSpec, length: int, labels: Mapping[str, Sequence[str]], generator: torch.Generator
 ) -> Tensor:
-    """One virtual token per label word, the mean over its pieces; the rest sampled vocabulary ("class label").
+    """Return one virtual token per label word, the mean over its pieces, and sampled vocabulary for the rest ("class label").
 
     Raises ValueError if the task has no labels.
     """
@@ -140,7 +143,7 @@ def from_labels(
 
 
 def from_tokens(spec: BackboneSpec, length: int, tokens: Tensor) -> Tensor:
-    """Another prompt's virtual tokens (n, d), repeated from its beginning or cut to `length`.
+    """Return the virtual tokens of another prompt, (n, d), repeated from the beginning or cut to `length`.
 
     Raises ValueError if its width is not the backbone's.
     """
@@ -152,7 +155,7 @@ def from_tokens(spec: BackboneSpec, length: int, tokens: Tensor) -> Tensor:
 
 
 def check_start(init: str, init_text: str | None, init_prompt: Path | None) -> None:
-    """A text goes with init="text", a folder with init="prompt". Raises ValueError where they do not."""
+    """Raise ValueError unless a text comes with init="text" and a folder with init="prompt", and the other way round."""
     given = (("init_text", "text", init_text), ("init_prompt", "prompt", init_prompt))
     for field, needed, value in given:
         if (value is not None) != (init == needed):

@@ -1,11 +1,11 @@
-"""Learning to Prompt: each image picks prompts from a pool by its look. Wang et al., CVPR 2022 (arXiv 2112.08654).
+"""Learning to Prompt (L2P): each image chooses prompts from a pool by its features. Wang et al., CVPR 2022 (arXiv 2112.08654).
 
 q(x)   the class token of the frozen backbone without prompts
 K_x  = argmin over {s_1 .. s_N} of  sum_i gamma(q(x), k_si),   gamma = 1 - cosine                          (3)
-K_x  = argmin of  sum_i gamma(q(x), k_si) h_si,   in training, h the shares in which prompts were chosen before    (4)
+K_x  = argmin of  sum_i gamma(q(x), k_si) h_si,   in training, with h the shares of earlier choices    (4)
 loss = CE(g(mean of what the chosen prompts become), y) + lambda sum over K_x of gamma(q(x), k_si)         (5)
 
-Letters: B images, M prompts in the pool, P' rows of each, N chosen, d width.
+Letters: B images, M prompts in the pool, P' rows of a prompt, N chosen prompts, d width.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ Selection = Literal["row", "batch"]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class L2P(Method):
-    """A pool of prompts with keys; an image carries those whose keys its frozen class token is nearest to."""
+    """A pool of prompts with keys is trained; an image uses the prompts whose keys are nearest to its frozen class token."""
 
     pool: int = Field(default=10, gt=0)
-    """M, prompts in the pool. The paper has 10, and 20 for data sets that differ much."""
+    """M, the number of prompts in the pool. The paper uses 10, and 20 for data sets that differ much."""
     length: int = Field(default=5, gt=0)
-    """P', rows of each prompt."""
+    """P', the number of rows of each prompt."""
     top: int = Field(default=5, gt=0)
-    """N, prompts that an image carries."""
+    """N, the number of prompts that an image uses."""
     pull: float = Field(default=0.5, ge=0)
-    """lambda, weight of the term that pulls chosen keys to the images that chose them."""
+    """lambda, the weight of the term that pulls chosen keys to the images that chose them."""
     diversify: bool = False
-    """In training choose by equation 4: distances are weighted by how often a prompt was chosen before this run, so that
-    later tasks take others. Without earlier runs all weigh the same."""
+    """Whether training chooses by equation 4: distances are weighted by how often a prompt was chosen in earlier runs, so
+    that later tasks choose other prompts. Without earlier runs all weights are equal."""
     selection: Selection = "row"
-    """Whether each image has its own prompts, or all images of a batch carry the N that most of them chose, in training
-    and in use, as in the released code: then what is predicted depends on what else stands in the batch."""
+    """row: each image has its own prompts. batch: all images of a batch use the N prompts that most of them chose, in
+    training and afterwards, as in the released code; a prediction then depends on the other images of the batch."""
     bound: float = Field(default=1.0, gt=0)
-    """Prompts and keys start uniform within +-bound; the paper does not say."""
+    """The initial values of prompts and keys are uniform within +-bound; the paper does not give them."""
 
     name = "l2p"
 
@@ -78,12 +78,12 @@ class L2P(Method):
         return PromptPool(tensors["prompts"], tensors["keys"], self, query_of(spec), counts)
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """The paper's, for prompts and keys that start within +-1."""
+        """Return the paper's rate for initial values within +-1, in proportion to `bound`."""
         return 0.03 * self.bound
 
 
 def query_of(spec: BackboneSpec) -> ImagePooling:
-    """What the query is: the class token, on towers that have none what they are read by."""
+    """Return the feature that is the query: the class token, or the default reading of a tower without one."""
     assert spec.image is not None
     return "class" if "class" in spec.image.poolings else spec.image.pooling
 
@@ -91,8 +91,8 @@ def query_of(spec: BackboneSpec) -> ImagePooling:
 class PromptPool(PromptModule):
     """prompts (M, P', d) and keys (M, d) float32.
 
-    before  (M,) int64, how often each prompt was chosen in runs before this one
-    chosen  (M,) int64, in this one; each image of a step counts N times
+    before  (M,) int64, how often each prompt was chosen in earlier runs
+    chosen  (M,) int64, how often it was chosen in this run; each image of a step counts N times
     """
 
     length = 0
@@ -121,24 +121,24 @@ class PromptPool(PromptModule):
         return {"chosen": self.chosen}
 
     def goes_on(self) -> None:
-        """What was chosen in the runs so far becomes what equation 4 weighs by."""
+        """Add the choices of the last run to the counts that weigh distances in equation 4."""
         self.before += self.chosen
         self.chosen.zero_()
 
     def select(self, features: Tensor) -> Tensor:
-        """The prompts that images carry, (B, d) -> (B, N), the nearest first; in training by equation 4, where asked for."""
+        """Return the prompts of each image, (B, d) -> (B, N), the nearest first; training may choose by equation 4."""
         distance = 1 - cosines(features, self.keys.detach())
         top = self.settings.top
         weighed = self.settings.diversify and self._learns()
         picked = nearest(distance, top, self.before if weighed else None)
         if self.settings.selection == "batch":
-            # Of equal counts the lower number, as in the released code.
+            # The lower number wins a tie, as in the released code.
             counts = torch.bincount(picked.flatten(), minlength=len(self.keys))
             picked = counts.argsort(descending=True, stable=True)[:top].expand(len(features), -1)
         return picked
 
     def forward(self, features: Tensor | None = None) -> PromptOutput:
-        """features: (B, d). Raises ValueError without."""
+        """Return the prompts of the images. features: (B, d). Raises ValueError without features."""
         if features is None:
             raise ValueError("the prompts are chosen by the rows' features, and none were given")
         picked = self.select(features)
@@ -157,15 +157,18 @@ class PromptPool(PromptModule):
 
 
 def cosines(features: Tensor, keys: Tensor) -> Tensor:
-    """(B, d), (M, d) -> (B, M)."""
+    """Return the cosines of features (B, d) with keys (M, d), (B, M)."""
     return functional.normalize(features, dim=-1) @ functional.normalize(keys.to(features.dtype), dim=-1).T
 
 
 def nearest(distance: Tensor, top: int, chosen: Tensor | None = None) -> Tensor:
-    """The `top` nearest of each row, (B, M) -> (B, top), the nearest first, of equally near ones the lower number.
+    """Return the `top` nearest of each row, (B, M) -> (B, top), the nearest first; the lower number wins a tie.
 
-    chosen: (M,) how often each was chosen before. Distances are weighed by these shares; what was never chosen costs
-    nothing wherever it lies, and of those the nearest are taken.
+    Arguments:
+        distance: (B, M)
+        top: the number that is chosen
+        chosen: (M,) how often each was chosen before. Distances are weighted by these shares: what was never chosen has
+            weight 0, and the nearest of those come first. None: all weights are equal
     """
     order = distance.argsort(dim=1, stable=True)  # (B, M)
     if chosen is not None and chosen.any():
@@ -175,5 +178,5 @@ def nearest(distance: Tensor, top: int, chosen: Tensor | None = None) -> Tensor:
 
 
 def rows_carrying(prompts: int, rows: int) -> Tensor:
-    """Which prompt each of B rows carries, (B,): its own, or the one that there is."""
+    """Return the number of each row's prompt, (B,): its own prompt, or the only one."""
     return torch.arange(rows) if prompts == rows else torch.zeros(rows, dtype=torch.long)

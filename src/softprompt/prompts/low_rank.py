@@ -1,4 +1,4 @@
-"""DPT, decomposed prompt tuning: a prompt of low rank. Xiao et al., Findings of EMNLP 2023 (arXiv 2310.10094).
+"""DPT, decomposed prompt tuning, trains a prompt of low rank. Xiao et al., Findings of EMNLP 2023 (arXiv 2310.10094).
 
 P_s = A B,   A (P, r), B (r, d), both trained: P r + r d numbers instead of P d
 """
@@ -21,13 +21,14 @@ from softprompt.prompts.prompt_tuning import VirtualTokens, baked
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class LowRankPromptTuning(Method):
-    """Virtual tokens as the product of two thin matrices, multiplied out when training is over.
+    """Virtual tokens are the product of two thin matrices, which is computed once after training.
 
-    Both start uniform, as in the paper, but as wide as makes the product's standard deviation the embedding table's.
+    The initial values of both are uniform, as in the paper; their width gives the product the standard deviation of the
+    embedding table.
     """
 
     length: int = Field(default=20, gt=0)
-    """P, virtual tokens."""
+    """P, the number of virtual tokens."""
     rank: int = Field(default=10, gt=0)
     """r, the rank of the prompt."""
 
@@ -45,11 +46,11 @@ class LowRankPromptTuning(Method):
         return VirtualTokens(tensors["tokens"])
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """A twentieth of a factor's standard deviation: with both moving, a tenth of the product's, as in Prompt Tuning."""
+        """Return a twentieth of a factor's standard deviation: both move, so the product moves by a tenth of its own."""
         return 0.05 * self._factor_std(spec)
 
     def _factor_std(self, spec: BackboneSpec) -> float:
-        """r products of two numbers with this standard deviation sum to the table's."""
+        """Return the standard deviation of two numbers of which r products sum to that of the table."""
         return math.sqrt(spec.embedding_std) * float(self.rank) ** -0.25
 
 

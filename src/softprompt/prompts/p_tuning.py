@@ -1,6 +1,8 @@
-"""P-tuning: virtual tokens anywhere in the template, made by a small encoder. Liu et al. 2021 (arXiv 2103.10385).
+"""P-tuning: a small encoder computes virtual tokens that may stand anywhere in the template.
 
-h = MLP(biLSTM(P_emb)),   P_emb (P, d), bi-LSTM of two layers; or h = MLP(P_emb)                 (section 3.3)
+Liu et al. 2021 (arXiv 2103.10385):
+
+h = MLP(biLSTM(P_emb)),   P_emb (P, d), the bi-LSTM of two layers; or h = MLP(P_emb)                 (section 3.3)
 """
 
 from __future__ import annotations
@@ -22,18 +24,18 @@ from softprompt.prompts.prompt_tuning import VirtualTokens, baked
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class PTuning(Method):
-    """Virtual tokens that come out of an LSTM or an MLP, which is dropped when training is over.
+    """An LSTM or an MLP computes the virtual tokens and is dropped after training.
 
-    The template says where they stand: "{soft:3} {text} {soft:3} It was". Their start is scaled to the embedding
-    table by a constant factor; the authors' code leaves it at whatever the encoder gives.
+    The template says where the tokens stand: "{soft:3} {text} {soft:3} It was". A constant factor scales their initial
+    values to the embedding table; the authors' code leaves them as the encoder gives them.
     """
 
     length: int = Field(default=20, gt=0)
-    """P, virtual tokens."""
+    """P, the number of virtual tokens."""
     encoder: Literal["lstm", "mlp"] = "lstm"
-    """What makes them: bi-LSTM and MLP, or the MLP alone."""
+    """What computes them: lstm, a bi-LSTM and an MLP; mlp, the MLP alone."""
     hidden: int | None = Field(default=None, gt=0)
-    """Width of the encoder, with the LSTM both directions together; by default that of the backbone."""
+    """Width of the encoder; for the LSTM both directions together. The default is the width of the backbone."""
 
     name = "p-tuning"
 
@@ -41,7 +43,7 @@ class PTuning(Method):
     def _two_directions_share_the_width(self) -> PTuning:
         if self.encoder == "lstm" and self.hidden is not None and self.hidden % 2:
             raise ValueError(
-                f'hidden is {self.hidden} and encoder is "lstm", whose two directions have half of it each: give an even '
+                f'hidden is {self.hidden} and encoder is "lstm", whose two directions share it equally: give an even '
                 'number, or encoder="mlp"'
             )
         return self
@@ -59,17 +61,17 @@ class PTuning(Method):
         return VirtualTokens(tensors["tokens"])
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """1.2 / hidden: 3e-4 at the 4096 of the paper's ALBERT, where the authors' scripts have 1e-4 for longer runs.
+        """Return 1.2 / hidden. At the 4096 of the paper's ALBERT this is 3e-4, where the authors use 1e-4 for longer runs.
 
-        If all weights of the last layer move by lr, a virtual token moves by lr times the sum of its inputs, some 0.23
-        for each of the hidden ones: about a quarter of the table's standard deviation. The best of 0.12, 0.4 and 1.2 on two
-        models (docs/results/language-methods.md).
+        If all weights of the last layer move by lr, a virtual token moves by lr times the sum of its inputs, which are about
+        0.23 each: a quarter of the table's standard deviation. Of 0.12, 0.4 and 1.2, the last was best on two models
+        (docs/results/language-methods.md).
         """
         return 1.2 / (self.hidden or spec.width)
 
 
 class PromptEncoder(PromptModule):
-    """P embeddings (P, d), the layers behind them, and `scale`, a constant."""
+    """P embeddings (P, d), the layers that read them, and `scale`, a constant."""
 
     scale: Tensor
 
@@ -86,7 +88,7 @@ class PromptEncoder(PromptModule):
         self.register_buffer("scale", torch.ones(()))
 
     def encode(self) -> Tensor:
-        """The virtual tokens before they are scaled, (P, d)."""
+        """Return the virtual tokens before they are scaled, (P, d)."""
         states = self.embedding
         if self.lstm is not None:
             states, _ = self.lstm(states)  # (P, d) -> (P, hidden)

@@ -1,7 +1,7 @@
-"""P-tuning v2: deep prompts, keys and values of every layer trained directly. Liu et al., ACL 2022 (arXiv 2110.07602).
+"""P-tuning v2 trains deep prompts: keys and values of every layer. Liu et al., ACL 2022 (arXiv 2110.07602).
 
-Every layer has P trained positions of keys and values in front (section 3.2, "deep prompt tuning"); nothing else changes.
-The paper pairs them with a linear head instead of a verbalizer: here the task decides.
+In every layer, P trained positions of keys and values stand in front (section 3.2, "deep prompt tuning"); nothing else
+changes. The paper pairs them with a linear head instead of a verbalizer; here the task decides.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from softprompt.prompts.initialization import check_start
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class PTuningV2(Method):
-    """Trained keys and values for every layer, with dropout on them alone."""
+    """Keys and values of every layer are trained, with dropout on them alone."""
 
     length: int = Field(default=20, gt=0)
-    """P, positions. About 20 for simple classification, about 100 for sequence labelling (Liu et al., section 3.3)."""
+    """P, the number of positions: about 20 for simple classification and 100 for sequence labelling (section 3.3)."""
     init: Literal["vocab", "text", "prompt", "random"] = "vocab"
-    """Where it starts: the model's keys and values of common words or of a text, another prefix, noise of their scale."""
+    """Its initial values: the model's keys and values of common words or of a text, another prefix, or noise of their scale."""
     init_text: str | None = None
-    """With init="text": the text, repeated or cut to `length` tokens."""
+    """The text of init="text", repeated or cut to `length` tokens."""
     init_prompt: Path | None = None
-    """With init="prompt": the folder of a saved prefix (ours or PEFT's), repeated or cut to `length`."""
+    """The folder of a saved prefix (ours or PEFT's) for init="prompt"; it is repeated or cut to `length`."""
     projection: bool = False
-    """Whether an MLP from the embedding's width gives the prefix while it is trained (the paper's reparametrization)."""
+    """Whether an MLP that reads vectors of the embedding's width computes the prefix during training (a reparametrization)."""
     hidden: int = Field(default=512, gt=0)
     """Width of that MLP."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Of the prefix's numbers, in training; the frozen model has none."""
+    """Dropout of the prefix's numbers in training; the frozen model has none."""
 
     name = "p-tuning-v2"
 
@@ -67,5 +67,5 @@ class PTuningV2(Method):
         return prefix.unsupported_prefix(spec)
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """With the projection 1e-4; without it 0.02 standard deviations of the model's own keys and values a step."""
+        """Return 1e-4 with the projection, and without it 0.02 standard deviations of the model's keys and values per step."""
         return 1e-4 if self.projection else 0.02

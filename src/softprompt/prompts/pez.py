@@ -1,6 +1,6 @@
-"""PEZ: a continuous prompt that is trained through its nearest words. Wen et al. 2023 (arXiv 2302.03668), algorithm 1.
+"""PEZ trains a continuous prompt through its nearest words. Wen et al. 2023 (arXiv 2302.03668), algorithm 1.
 
-P' = Proj_E(P),  g = grad_P' L(P'),  P <- AdamW(P, g);  Proj_E: the word nearest by cosine, position by position.
+P' = Proj_E(P),  g = grad_P' L(P'),  P <- AdamW(P, g);  Proj_E gives the word nearest by cosine at each position.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from softprompt.training.recipe import lr_factor
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class PEZ(Searched):
-    """Words found by gradient descent on a continuous prompt that the model only ever sees as words.
+    """Gradient descent on a continuous prompt finds words; the model only ever sees the words.
 
-    The words are always ones that survive being written as text, which the original does not check.
+    The words always survive being written as text and read again, which the original does not check.
     """
 
     length: int | None = Field(default=None, gt=0)
-    """P, words of the prompt; none: as many as init_text has, else 5."""
+    """P, the number of words; None: the number of tokens of init_text, or 5 without one."""
     init_text: str | None = Field(default=None, min_length=1)
-    """Words to start from; none: drawn from the vocabulary by the run's seed."""
+    """The initial words; None: they are drawn from the vocabulary by the seed of the run."""
     shrinkage: float = Field(default=0.01, ge=0, lt=1)
-    """Share of the continuous prompt that the weight decay takes in a step at the peak learning rate: the paper's rate
-    of 0.1 times its decay of 0.1, the same whatever the scale of the embedding table."""
+    """The share of the continuous prompt that weight decay removes in a step at the peak learning rate. It is the paper's
+    rate of 0.1 times its decay of 0.1, and does not depend on the scale of the embedding table."""
     ascii_only: bool = True
-    """Use words of printable ASCII only."""
+    """Whether only words of printable ASCII are used."""
     label_words: bool = False
     """Whether the prompt may use the words that stand for the labels."""
 
     name = "pez"
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """The embedding table's standard deviation: a step must be long enough to reach another word.
+        """Return the standard deviation of the embedding table: a step must be long enough to reach another word.
 
-        The paper's 0.1 is for one table. AdamW's step does not depend on the gradient's scale, so a rate that follows
-        the table's makes the same steps on all of them.
+        The paper's 0.1 suits one table. The step of AdamW does not depend on the scale of the gradient, so that a rate in
+        proportion to the table makes equal steps on all tables.
         """
         return spec.embedding_std
 

@@ -1,10 +1,10 @@
-"""Key-value prefixes: the module that every method of them builds, and where it starts.
+"""Key-value prefixes: the module that all their methods build, and its initial values.
 
-A row of a prefix is one position in all layers, W numbers: [entry of spec.key_values][key, value][head][number].
-PEFT's files have the same layout. Where a model has several kinds of attention (encoder, decoder, cross), each is an entry,
-so each has a prefix of its own.
+A row of a prefix is one position in all layers, with W numbers: [entry of spec.key_values][key, value][head][number].
+PEFT's files have the same layout. If a model has several kinds of attention (encoder, decoder, cross), each is an entry with
+a prefix of its own.
 
-Letters: P positions of the prefix, F of them frozen, W numbers of a row, k width of the MLP.
+Letters: P positions of the prefix, F frozen positions among them, W numbers of a row, k width of the MLP.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from softprompt.outputs import KeyValue, PromptOutput
 from softprompt.prompts import initialization as initial
 from softprompt.prompts.base import PromptModule
 
-PROBE = 64  # common words whose keys and values tell the scale of each layer: thousands of numbers for each
+PROBE = (
+    64  # common words whose keys and values give the scale of each layer, from thousands of numbers per layer
+)
 
 
 def row_width(spec: BackboneSpec) -> int:
-    """W."""
+    """Return W, the number of numbers in a row."""
     return sum(2 * heads * size for heads, size in spec.key_values)
 
 
 def split_rows(rows: Tensor, shapes: Sequence[tuple[int, int]]) -> tuple[KeyValue, ...]:
-    """(P, W) -> for each entry (Hkv, D) of `shapes` its keys and values, (1, Hkv, P, D) each."""
+    """Split rows (P, W): for each entry (Hkv, D) of `shapes` return its keys and values, (1, Hkv, P, D) each."""
     parts = rows.split([2 * heads * size for heads, size in shapes], dim=1)
     prefix = []
     for part, (heads, size) in zip(parts, shapes, strict=True):
@@ -41,7 +43,7 @@ def split_rows(rows: Tensor, shapes: Sequence[tuple[int, int]]) -> tuple[KeyValu
 
 
 def join_rows(prefix: Sequence[KeyValue]) -> Tensor:
-    """The inverse of `split_rows`."""
+    """Join keys and values into rows (P, W); the inverse of `split_rows`."""
     parts = [
         part[0].transpose(0, 1).flatten(1) for pair in prefix for part in pair
     ]  # (1, Hkv, P, D) -> (P, Hkv*D)
@@ -49,7 +51,7 @@ def join_rows(prefix: Sequence[KeyValue]) -> Tensor:
 
 
 class FreeRows(nn.Module):
-    """Keys and values as they are used, (P, W): what every reparametrization is folded into."""
+    """Keys and values as they are used, (P, W). A baked prefix has this form."""
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
@@ -60,7 +62,7 @@ class FreeRows(nn.Module):
 
 
 class ScaledRows(nn.Module):
-    """Keys and values in units of the model's own, (P, W): one learning rate fits every layer of every model."""
+    """Keys and values in units of the model's own, (P, W), so that one learning rate fits every layer of every model."""
 
     scale: Tensor
 
@@ -74,10 +76,10 @@ class ScaledRows(nn.Module):
 
 
 class MLPRows(nn.Module):
-    """start + scale * (W2 tanh(W1 p + b1) + b2) for each row p of P' in R^(P x k').
+    """Rows start + scale * (W2 tanh(W1 p + b1) + b2), for each row p of P' in R^(P x k').
 
-    scale: of the model's own keys and values. With a start the last layer begins at zero, so that the prefix begins
-    exactly there; without one (start=None) the MLP's output is all there is, as in the paper.
+    `scale` is that of the model's own keys and values. With a start, the last layer begins at zero, so that the prefix begins
+    exactly at `start`; without one (start=None) the prefix is the output of the MLP, as in the paper.
     """
 
     start: Tensor | None
@@ -102,7 +104,7 @@ class MLPRows(nn.Module):
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """torch's own initialisation, drawn from `generator`."""
+    """Return a linear layer with torch's own initialisation, drawn from `generator`."""
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
     bound = 1 / math.sqrt(inputs)
     for parameter in layer.parameters():
@@ -149,14 +151,14 @@ class KeyValuePrefix(PromptModule):
 
 
 def restore_prefix(spec: BackboneSpec, tensors: Mapping[str, Tensor]) -> KeyValuePrefix:
-    """The module whose baked `state_dict()` is `tensors`. Raises ValueError for rows of another width."""
+    """Return the module whose baked `state_dict()` is `tensors`. Raises ValueError for rows of another width."""
     rows, frozen = tensors["rows.weight"], tensors.get("frozen")
     check_width(spec, rows)
     return KeyValuePrefix(FreeRows(rows), spec.key_values, frozen)
 
 
 def check_width(spec: BackboneSpec, rows: Tensor) -> None:
-    """Raises ValueError if rows (n, W) are not of this backbone."""
+    """Raise ValueError if rows (n, W) do not fit this backbone."""
     if rows.ndim != 2 or rows.shape[1] != row_width(spec):
         raise ValueError(
             f"the prefix has shape {tuple(rows.shape)}, {spec.name} needs (n, {row_width(spec)}): keys and values of "
@@ -172,11 +174,19 @@ def starting_rows(
     prompt: Path | None,
     generator: torch.Generator,
 ) -> Tensor:
-    """Where a prefix starts, (P, W) float32.
+    """Return the initial values of a prefix, (P, W) float32.
 
-    init: "vocab", the keys and values that the model computes for distinct common words; "text", for a text, repeated
-    or cut to P tokens; "prompt", those of a saved prefix, repeated or cut; "random", noise of the scale of the model's own.
-    Raises ValueError for a prefix that leaves no room for text, and what the functions of `initialization` raise.
+    Arguments:
+        spec: the facts of the backbone
+        length: P, the number of positions
+        init: "vocab", the keys and values that the model computes for distinct common words; "text", those for a text,
+            repeated or cut to P tokens; "prompt", those of a saved prefix, repeated or cut; "random", noise of their scale
+        text: the text of init="text"
+        prompt: the folder of init="prompt"
+        generator: the source of randomness
+
+    Raises:
+        ValueError: for a prefix that leaves no room for text, and what the functions of `initialization` raise
     """
     if spec.positions is not None and length >= spec.positions:
         raise ValueError(
@@ -198,15 +208,15 @@ def starting_rows(
         case _:
             ids = initial.sampled_ids(spec, length, generator)
     if spec.key_values_of is None:
-        raise ValueError(f'{spec.name} does not tell its keys and values of a text: choose init="random"')
+        raise ValueError(f'{spec.name} cannot compute keys and values of a text: choose init="random"')
     return join_rows(spec.key_values_of(ids))
 
 
 def own_scale(spec: BackboneSpec) -> Tensor:
-    """Standard deviation of the model's own keys and of its values, layer by layer, for each number of a row: (W,).
+    """Return the standard deviation of the model's own keys and values, layer by layer, for each number of a row, (W,).
 
-    Taken over common words. The first position is left out: many models use it as an attention sink, unlike any other.
-    1 everywhere where the backbone cannot tell.
+    It is measured on common words, without the first position, which many models use as an attention sink. It is 1
+    everywhere if the backbone cannot compute its keys and values.
     """
     if spec.key_values_of is None:
         return torch.ones(row_width(spec))
@@ -222,7 +232,7 @@ def own_scale(spec: BackboneSpec) -> Tensor:
 
 
 def unsupported_prefix(spec: BackboneSpec) -> str | None:
-    """Why no key-value prefix is defined on a backbone; None where one is."""
+    """Return why a key-value prefix is not defined on a backbone; None if it is defined."""
     if not spec.key_values:
         return "not every layer of it keeps keys and values of its own that can be reached for a prefix to stand in front of"
     return None

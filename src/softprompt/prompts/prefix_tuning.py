@@ -1,11 +1,11 @@
-"""Prefix-Tuning: keys and values in front of every layer. Li & Liang, ACL 2021 (arXiv 2101.00190).
+"""Prefix-Tuning trains keys and values in front of every layer. Li & Liang, ACL 2021 (arXiv 2101.00190).
 
 h_i = P_theta[i, :] for the positions i of the prefix, else LM(z_i, h_<i)      (section 4.2)
-P_theta[i, :] = MLP(P'_theta[i, :]), the MLP thrown away after training        (section 4.3)
+P_theta[i, :] = MLP(P'_theta[i, :]); the MLP is dropped after training         (section 4.3)
 
-With `reparametrize=False` the keys and values themselves are trained; with `frozen=1` besides, that is a Cartridge
-(arXiv 2506.06266): it starts as the keys and values of a text, whose first position, an attention
-sink, stays as it is.
+With `reparametrize=False` the keys and values themselves are trained. With `frozen=1` and init="text" too, this is a
+Cartridge (arXiv 2506.06266): its initial values are the keys and values of a text, whose first position, an attention sink,
+is frozen.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from softprompt.prompts.initialization import check_start
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class PrefixTuning(Method):
-    """A prefix of keys and values for every layer and every kind of attention of the model."""
+    """A prefix of keys and values is trained for every layer and every kind of attention of the model."""
 
     length: int = Field(default=10, gt=0)
-    """P, positions of the prefix. 10 is best for table-to-text, 200 for summaries (Li & Liang, section 7.1)."""
+    """P, the number of positions. 10 is best for table-to-text, 200 for summaries (Li & Liang, section 7.1)."""
     init: Literal["vocab", "text", "prompt", "random"] = "vocab"
-    """Where it starts: the model's keys and values of common words or of a text, another prefix, noise of their scale."""
+    """Its initial values: the model's keys and values of common words or of a text, another prefix, or noise of their scale."""
     init_text: str | None = None
-    """With init="text": the text, repeated or cut to `length` tokens; a BOS must be written out, as in "<s>Review:"."""
+    """The text of init="text", repeated or cut to `length` tokens; a BOS must be written out, as in "<s>Review:"."""
     init_prompt: Path | None = None
-    """With init="prompt": the folder of a saved prefix (ours or PEFT's), repeated or cut to `length`."""
+    """The folder of a saved prefix (ours or PEFT's) for init="prompt"; it is repeated or cut to `length`."""
     reparametrize: bool = True
-    """Whether an MLP gives the prefix while it is trained; False: its numbers are trained directly."""
+    """Whether an MLP computes the prefix during training; False: its numbers are trained directly."""
     hidden: int = Field(default=512, gt=0)
-    """k, width of the MLP and of what it reads. 512 in the paper's table-to-text runs, 800 for summaries."""
+    """k, the width of the MLP and of its input. The paper uses 512 for table-to-text and 800 for summaries."""
     frozen: int = Field(default=0, ge=0)
-    """First positions that stay as they start: 1 keeps the attention sink of a text (Cartridges)."""
+    """The number of frozen positions at the front, which keep their initial values: 1 keeps the attention sink of a text."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the prefix's numbers, in training."""
+    """Dropout of the prefix's numbers in training."""
 
     name = "prefix-tuning"
 
@@ -80,9 +80,9 @@ class PrefixTuning(Method):
         return prefix.unsupported_prefix(spec)
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """With the MLP 1e-4; without it 0.02 standard deviations of the model's own keys and values a step.
+        """Return 1e-4 with the MLP, and without it 0.02 standard deviations of the model's own keys and values per step.
 
-        The same on every model, because the prefix is trained in units of its own keys and values. A unit of the MLP's
-        output moves about k / 2 times the rate, so the two move the prefix alike.
+        The rate is the same on every model, because the prefix is trained in units of its keys and values. An output of the
+        MLP moves by about k / 2 times the rate, so that both rates move the prefix equally fast.
         """
         return 1e-4 if self.reparametrize else 0.02

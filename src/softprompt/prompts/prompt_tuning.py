@@ -1,6 +1,6 @@
-"""Prompt Tuning: P free vectors in front of the input. Lester, Al-Rfou, Constant, EMNLP 2021 (arXiv 2104.08691).
+"""Prompt Tuning trains P free vectors in front of the input. Lester, Al-Rfou, Constant, EMNLP 2021 (arXiv 2104.08691).
 
-max over P_e of  Pr(Y | [P_e; E(x)]),   P_e in R^(P x d), everything else frozen     (section 2)
+max over P_e of  Pr(Y | [P_e; E(x)]),   P_e in R^(P x d); everything else is frozen     (section 2)
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from softprompt.prompts.base import BuildContext, Method, PromptModule
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class PromptTuning(Method):
-    """Virtual tokens in the template's soft slots, by default in front."""
+    """Trained virtual tokens stand in the soft slots of the template, by default in front."""
 
     length: int = Field(default=20, gt=0)
-    """P, virtual tokens. Above 20 little is won, above 100 large models lose (Lester et al., figure 3a)."""
+    """P, the number of virtual tokens. More than 20 gain little, and more than 100 hurt large models (figure 3a)."""
     init: initial.Init = "auto"
-    """Where they start: common words, noise of the table's scale, a text, the class labels, another prompt; auto: the
-    class labels where the task has some, else common words, as in the paper."""
+    """Their initial values: common words (vocab), noise of the table's scale (uniform), a text, the class labels, or another
+    prompt. auto: the class labels if the task has any, else common words, as in the paper."""
     init_text: str | None = None
-    """With init="text": its tokens, repeated or cut to `length`."""
+    """The text of init="text"; its tokens are repeated or cut to `length`."""
     init_prompt: Path | None = None
-    """With init="prompt": the folder of a saved prompt (ours or PEFT's), its tokens repeated or cut to `length`."""
+    """The folder of a saved prompt (ours or PEFT's) for init="prompt"; its tokens are repeated or cut to `length`."""
 
     name = "prompt-tuning"
 
@@ -48,9 +48,9 @@ class PromptTuning(Method):
         return VirtualTokens(tensors["tokens"])
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """A tenth of the embedding table's standard deviation: AdamW moves each number by about this much a step.
+        """Return a tenth of the embedding table's standard deviation: AdamW moves each number by about this much per step.
 
-        Three times that fails on one of four data sets: docs/results/foundation.md has the figures.
+        Three times this rate fails on one of four data sets; docs/results/foundation.md has the figures.
         """
         return 0.1 * spec.embedding_std
 
@@ -68,7 +68,7 @@ class VirtualTokens(PromptModule):
 
 
 def baked(module: PromptModule) -> VirtualTokens:
-    """The virtual tokens that a module makes, without what makes them."""
+    """Return the virtual tokens that a module computes, without the parts that compute them."""
     with torch.no_grad():
         tokens = module().tokens
     assert tokens is not None

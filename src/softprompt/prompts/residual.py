@@ -1,4 +1,4 @@
-"""Residual Prompt Tuning: virtual tokens with a residual MLP on them. Razdaibiedina et al., ACL 2023 (arXiv 2305.03937).
+"""Residual Prompt Tuning passes virtual tokens through a residual MLP. Razdaibiedina et al., ACL 2023 (arXiv 2305.03937).
 
 P' = P + LN(W_up ReLU(W_down P)),   P (P, d), W_down (d, h), W_up (h, d)                         (section 3)
 """
@@ -25,24 +25,24 @@ from softprompt.prompts.prompt_tuning import VirtualTokens, baked
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ResidualPromptTuning(Method):
-    """Virtual tokens behind a residual MLP, which is dropped when training is over.
+    """Virtual tokens pass through a residual MLP, which is dropped after training.
 
-    The gain of the layer norm starts at zero, so that training starts as Prompt Tuning does: with the authors' gain of
-    one the prompt would jump by 1 in each number, many times the scale of most embedding tables.
+    The initial gain of the layer norm is zero, so that training begins as in Prompt Tuning. With the authors' gain of one,
+    each number of the prompt would jump by 1, many times the scale of most embedding tables.
     """
 
     length: int = Field(default=10, gt=0)
-    """P, virtual tokens."""
+    """P, the number of virtual tokens."""
     bottleneck: int = Field(default=800, gt=0)
-    """h, width of the MLP."""
+    """h, the width of the MLP."""
     shared: bool = True
-    """One MLP for all virtual tokens; else one for each."""
+    """Whether one MLP serves all virtual tokens; False: each has its own."""
     init: initial.Init = "auto"
-    """Where the virtual tokens start; see Prompt Tuning."""
+    """The initial values of the virtual tokens; see Prompt Tuning."""
     init_text: str | None = None
-    """With init="text": its tokens, repeated or cut to `length`."""
+    """The text of init="text"; its tokens are repeated or cut to `length`."""
     init_prompt: Path | None = None
-    """With init="prompt": the folder of a saved prompt (ours or PEFT's)."""
+    """The folder of a saved prompt (ours or PEFT's) for init="prompt"."""
 
     name = "residual-prompt-tuning"
 
@@ -56,7 +56,7 @@ class ResidualPromptTuning(Method):
         width, mlps = context.spec.width, 1 if self.shared else self.length
         down, up = torch.empty(mlps, width, self.bottleneck), torch.empty(mlps, self.bottleneck, width)
         for matrices in (down, up):
-            bound = 1 / math.sqrt(matrices.shape[1])  # that of torch's linear layers
+            bound = 1 / math.sqrt(matrices.shape[1])  # as in torch's linear layers
             nn.init.uniform_(matrices, -bound, bound, generator=context.generator)
         return ResidualTokens(tokens, down, up, context.spec.embedding_std)
 
@@ -64,12 +64,12 @@ class ResidualPromptTuning(Method):
         return VirtualTokens(tensors["tokens"])
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """Of tokens, gain and bias: a tenth of the embedding table's standard deviation, as in Prompt Tuning."""
+        """Return the rate of tokens, gain and bias: a tenth of the table's standard deviation, as in Prompt Tuning."""
         return 0.1 * spec.embedding_std
 
     def parameter_groups(self, module: PromptModule, lr: float) -> list[dict[str, Any]]:
         assert isinstance(module, ResidualTokens)
-        # By default 0.4 / d: the matrices have a scale of their own, whatever the table's is.
+        # 0.4 / d by default: the scale of the matrices does not depend on that of the table.
         matrices = lr * 4 / (module.tokens.shape[1] * module.table_std)
         return [
             {"params": [module.tokens, module.gain, module.bias], "lr": lr},

@@ -1,8 +1,8 @@
-"""Trigger tokens found by gradient-guided search: AutoPrompt and GCG are two settings of it.
+"""Gradient-guided search for trigger tokens; AutoPrompt and GCG are two of its settings.
 
 Shin et al., AutoPrompt, EMNLP 2020 (arXiv 2010.15980), section 2.2; Zou et al., GCG, 2023 (arXiv 2307.15043),
-algorithm 1. The prompt is P words in the template's soft slots. A step estimates by (e_w - e_i)^T grad how the loss would
-change with word w in place of word i, and runs the most promising exchanges.
+algorithm 1. The prompt is P words in the soft slots of the template. A step estimates by (e_w - e_i)^T grad (AutoPrompt,
+equation 2) how the loss would change with word w in place of word i, and tries the most promising exchanges.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from softprompt.search import (
 )
 from softprompt.search.words import Survives
 
-WORDS = 5  # of a prompt that neither a length nor a text was given for
-_LOOKED_AT = 20  # ranks looked through for each candidate that survives: rarely more than a few are needed
+WORDS = 5  # the length of a prompt if neither a length nor a text is given
+_LOOKED_AT = 20  # ranks that are tried for each surviving candidate; rarely are more than a few needed
 
 
 class FoundWords(PromptModule):
-    """P words of the vocabulary where virtual tokens would stand: ids (P,), their embeddings (P, d); nothing to train."""
+    """P words of the vocabulary in place of virtual tokens: ids (P,) and their embeddings (P, d). Nothing is trained."""
 
     ids: Tensor
     tokens: Tensor
@@ -50,7 +50,7 @@ class FoundWords(PromptModule):
         self.length = len(ids)
 
     def show(self, ids: Tensor, spec: BackboneSpec) -> None:
-        """Take other words, as many."""
+        """Replace the words by the same number of other words."""
         self.ids.copy_(ids)
         self.tokens.copy_(spec.embed(ids))
 
@@ -59,7 +59,7 @@ class FoundWords(PromptModule):
 
 
 class Searched(Method):
-    """A method whose module is words that a search finds."""
+    """A method that searches for words."""
 
     length: int | None
     init_text: str | None
@@ -94,7 +94,7 @@ class Searched(Method):
         return []
 
     def begin(self, problem: SearchProblem) -> tuple[Tensor, Vocabulary, Survives]:
-        """The words to start from, those that may be used, and the check that prompts must pass."""
+        """Return the initial words, the words that may be used, and the check that prompts must pass."""
         backbone = problem.backbone
         without = (
             [] if self.label_words else [w for words in problem.task.label_words.values() for w in words]
@@ -107,7 +107,7 @@ class Searched(Method):
             ids = backbone.spec.tokenize(self.init_text)
             if not survives(ids):
                 raise ValueError(
-                    f"init_text {self.init_text!r}, written into the template, is not read as the same tokens: part the "
+                    f"init_text {self.init_text!r}, written into the template, is not read as the same tokens: separate the "
                     "slot from its neighbours, as in '{soft}\\n{text}', or end the text with a line break"
                 )
             return torch.tensor(ids), words, survives
@@ -117,29 +117,29 @@ class Searched(Method):
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class TriggerSearch(Searched):
-    """Words found by exchanging one at a time. The defaults are AutoPrompt's way, on fewer rows.
+    """A search that exchanges one word at a time. The defaults are those of AutoPrompt, on fewer rows.
 
     GCG is TriggerSearch(positions="all", top_k=256, candidates=512, accept="best").
     """
 
     length: int | None = Field(default=None, gt=0)
-    """P, words of the prompt; none: as many as init_text has, else 5."""
+    """P, the number of words; None: the number of tokens of init_text, or 5 without one."""
     init_text: str | None = Field(default=None, min_length=1)
-    """Words to start from; none: drawn from the vocabulary by the run's seed."""
+    """The initial words; None: they are drawn from the vocabulary by the seed of the run."""
     positions: Literal["one", "all"] = "one"
     """Where a step exchanges a word: at one random position (AutoPrompt), or anywhere (GCG)."""
     top_k: int = Field(default=10, gt=0)
-    """Words with the best estimates that are considered for a position."""
+    """The number of words with the best estimates that are considered for a position."""
     candidates: int | None = Field(default=None, gt=0)
-    """Prompts that a step tries, drawn among these words; none: all of them."""
+    """The number of prompts that a step tries, drawn from these words; None: all of them."""
     accept: Literal["better", "best"] = "better"
-    """Take the best candidate only where it is better than the prompt itself (AutoPrompt), or always (GCG)."""
+    """better: take the best candidate only if it is better than the prompt itself (AutoPrompt). best: always (GCG)."""
     batches: int = Field(default=1, gt=0)
-    """Batches that the gradient is averaged over, and as many others that candidates are compared on."""
+    """The number of batches over which the gradient is averaged, and of other batches on which candidates are compared."""
     candidates_per_pass: int = Field(default=8, gt=0)
-    """Candidates scored in one pass: bounds the memory, changes nothing else."""
+    """The number of candidates scored in one pass. It bounds the memory and changes nothing else."""
     ascii_only: bool = True
-    """Use words of printable ASCII only."""
+    """Whether only words of printable ASCII are used."""
     label_words: bool = False
     """Whether the prompt may use the words that stand for the labels."""
 
@@ -173,7 +173,16 @@ class TriggerSearch(Searched):
         ids: Tensor,
         generator: torch.Generator,
     ) -> Step:
-        """One exchange of a word, or none. number: of the step, from 0; ids (P,); see `softprompt.search`."""
+        """Exchange one word or none.
+
+        Arguments:
+            problem: the task, the backbone, the rows and the recipe
+            words: the words that may be used
+            survives: the check that prompts must pass
+            number: the number of the step, from 0
+            ids: (P,) the words before the step
+            generator: seeded for this step
+        """
         backbone, encoder = problem.backbone, problem.encoder
         seen = problem.batch(2 * self.batches * number, self.batches)
         fresh = problem.batch((2 * number + 1) * self.batches, self.batches)
@@ -201,7 +210,7 @@ class TriggerSearch(Searched):
         survives: Survives,
         generator: torch.Generator,
     ) -> list[Tensor]:
-        """Prompts with one word exchanged that survive, none twice. changes: (P, A)"""
+        """Return surviving prompts with one word exchanged, each once. changes: (P, A), see `linearised_changes`."""
         places = list(range(len(ids)))
         if self.positions == "one":
             places = [int(torch.randint(len(ids), (1,), generator=generator))]
@@ -221,7 +230,7 @@ class TriggerSearch(Searched):
     def _ranked(
         self, ids: Tensor, place: int, changes: Tensor, words: Vocabulary, survives: Survives
     ) -> list[Tensor]:
-        """The first top_k survivors at one position."""
+        """Return the first top_k survivors at one position."""
 
         def survivors() -> Iterator[Tensor]:
             limit = min(self.top_k * _LOOKED_AT, len(words.ids))

@@ -1,6 +1,6 @@
-"""ULPT, ultra-low-dimensional prompt tuning: a random projection up to the model's width. Wu, Hao, Mou, EACL 2026.
+"""ULPT, ultra-low-dimensional prompt tuning, projects few dimensions at random to the model's width. Wu, Hao, Mou, EACL 2026.
 
-e_ij = (sum_k z_ik p_kj) s_j + b_j,   Z (P, r), s and b (d,) trained; p (r, d) drawn from N(0, 1) by a seed, frozen
+e_ij = (sum_k z_ik p_kj) s_j + b_j,   Z (P, r), s and b (d,) are trained; p (r, d) is drawn from N(0, 1) by a seed and frozen
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from softprompt.prompts.prompt_tuning import VirtualTokens, baked
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ULPT(Method):
-    """Virtual tokens of few dimensions, projected up at random, then scaled and shifted: P r + 2 d trained numbers.
+    """Virtual tokens of few dimensions are projected at random, then scaled and shifted: P r + 2 d numbers are trained.
 
-    The paper does not say how Z, s and b start: here s = 1, b = 0, and Z such that the prompt has the embedding table's
-    standard deviation. The product is what a saved prompt holds; `projection_seed` is among its settings.
+    The paper does not give the initial values of Z, s and b. Here s = 1, b = 0, and Z gives the prompt the standard deviation
+    of the embedding table. A saved prompt holds the product; `projection_seed` is one of its settings.
     """
 
     length: int = Field(default=20, gt=0)
-    """P, virtual tokens."""
+    """P, the number of virtual tokens."""
     rank: int = Field(default=16, gt=0)
-    """r, dimensions of a token before it is projected. The paper has 2 to 256."""
+    """r, the dimensions of a token before it is projected. The paper uses 2 to 256."""
     projection_seed: int = Field(default=0, ge=0)
-    """Of the frozen projection, whatever the run's seed is."""
+    """The seed of the frozen projection; it does not depend on the seed of the run."""
 
     name = "ulpt"
 
@@ -48,12 +48,12 @@ class ULPT(Method):
         return VirtualTokens(tensors["tokens"])
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """Of the shift: a tenth of the embedding table's standard deviation, as in Prompt Tuning."""
+        """Return the rate of the shift: a tenth of the embedding table's standard deviation, as in Prompt Tuning."""
         return 0.1 * spec.embedding_std
 
     def parameter_groups(self, module: PromptModule, lr: float) -> list[dict[str, Any]]:
         assert isinstance(module, ProjectedTokens)
-        # By each of the three a virtual token moves as far: the paper's single rate suits neither a small table nor a
+        # Each of the three moves a virtual token equally far: the paper's single rate suits neither a small table nor a
         # high rank.
         return [
             {"params": [module.low], "lr": lr / math.sqrt(module.low.shape[1])},
@@ -63,7 +63,7 @@ class ULPT(Method):
 
 
 class ProjectedTokens(PromptModule):
-    """low (P, r), scale and shift (d,), float32; projection (r, d) is a buffer that the seed makes again."""
+    """low (P, r), scale and shift (d,), float32; projection (r, d) is a buffer that is drawn again from the seed."""
 
     projection: Tensor
 

@@ -1,10 +1,10 @@
-"""Visual Prompt Tuning: rows among the patches of an image. Jia et al., ECCV 2022 (arXiv 2203.12119).
+"""Visual Prompt Tuning (VPT) trains rows that stand among the patches of an image. Jia et al., ECCV 2022 (arXiv 2203.12119).
 
 shallow  [x_1, Z_1, E_1] = L_1([x_0, P, E_0]),   [x_i, Z_i, E_i] = L_i([x_{i-1}, Z_{i-1}, E_{i-1}])
 deep     [x_i,  _ , E_i] = L_i([x_{i-1}, P_{i-1}, E_{i-1}])
 
-x is the class token, E the patches, Z what the prompts become. Prompts carry no positions: they are inserted behind
-the class token once positions are added.
+x is the class token, E the patches, and Z the outputs of the prompts. Prompts have no positions: they are inserted after the
+class token once positions are added.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from softprompt.prompts.base import BuildContext, Method, PromptModule
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class VPT(Method):
-    """Prompt rows for every layer, or for the first layer's input alone."""
+    """Prompt rows are trained for every layer, or for the input of the first layer alone."""
 
     length: int = Field(default=10, gt=0)
-    """P, prompt rows in a layer. The paper searches 1, 5, 10, 50, 100 and 200 for each data set."""
+    """P, the number of prompt rows in a layer. The paper searches 1, 5, 10, 50, 100 and 200 for each data set."""
     deep: bool = True
-    """New rows in every layer, what they become thrown away; False: rows in front of the first layer, which stay."""
+    """Whether every layer has new rows, whose outputs are dropped; False: rows join before the first layer and stay."""
     projection: int | None = Field(default=None, gt=0)
-    """d', width in which the rows are trained; one linear layer, shared by all of them, brings them to d. None: d itself."""
+    """d', the width in which rows are trained; one linear layer, which all of them share, projects them to d. None: d."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the rows' numbers, in training. The released runs of the deep form have 0.1, those of the shallow form none."""
+    """Dropout of the rows' numbers in training. The released runs use 0.1 for the deep form and none for the shallow form."""
     dropout_mask: Literal["row", "batch"] = "row"
-    """Whether each image has its own mask, as in the paper, or all images of a step share one: the prompts are then
-    still computed once for all of them, which is another noise."""
+    """row: each image has its own mask, as in the paper. batch: all images of a step share one mask, so that the prompts are
+    still computed once for all images; the noise differs from the paper's."""
     first_layers: int | None = Field(default=None, gt=0)
-    """Deep prompts in so many layers from the first on; those of the last of these stay among the rows."""
+    """The number of layers with deep prompts, beginning with the first; the prompts of the last one stay among the rows."""
     last_layers: int | None = Field(default=None, gt=0)
-    """Deep prompts in so many layers up to the last one, none before."""
+    """The number of layers with deep prompts, ending with the last; the layers before them have none."""
     dropped_after: bool = False
-    """With first_layers: the last of these throws its prompts away too."""
+    """Whether the last of the first_layers drops its prompts too."""
     shared: bool = False
-    """One prompt for all layers."""
+    """Whether all layers share one prompt."""
 
     name = "vpt"
 
@@ -62,7 +62,9 @@ class VPT(Method):
         if self.first_layers is not None and self.last_layers is not None:
             raise ValueError("give first_layers or last_layers, not both")
         if self.dropped_after and self.first_layers is None:
-            raise ValueError("dropped_after says what happens behind the last of first_layers: give these")
+            raise ValueError(
+                "dropped_after says what happens after the last of first_layers: set first_layers too"
+            )
         return self
 
     def frozen_layers(self, spec: BackboneSpec) -> int | None:
@@ -98,15 +100,15 @@ class VPT(Method):
         return VisualPrompts(tensors["prompts"], plan, beside_text=spec.vision is not None)
 
     def learning_rate(self, spec: BackboneSpec) -> float:
-        """A tenth of the standard deviation that prompts start with, as for other virtual tokens.
+        """Return a tenth of the standard deviation of the initial values, as for other virtual tokens.
 
-        The paper's own are those of SGD, chosen from a grid for each data set.
+        The paper's own rates are for SGD and are chosen from a grid for each data set.
         """
         tower = _tower(spec)
         return 0.1 * initial_bound(tower, self.projection or tower.width) / math.sqrt(3)
 
     def plan(self, layers: int) -> Plan:
-        """Which prompt stands where in so many layers. Raises ValueError for more layers than there are."""
+        """Return which prompt stands in which layer. Raises ValueError for more layers than the backbone has."""
         if not self.deep:
             return Plan((None,) * layers, entry=0, entering=0)
         count = self.first_layers or self.last_layers or layers
@@ -116,19 +118,19 @@ class VPT(Method):
         empty: list[int | None] = [None] * (layers - count)
         if self.last_layers is not None:
             return Plan((*empty, *numbers))
-        # In the very last layer the two are the same: nothing comes behind it.
+        # In the very last layer both are the same: no layer follows it.
         if not empty or self.dropped_after:
             return Plan((*numbers, *empty))
         return Plan((*numbers[:-1], None, *empty), entry=count - 1, entering=numbers[-1])
 
 
 def _tower(spec: BackboneSpec) -> BackboneSpec:
-    """The facts of what reads the images."""
+    """Return the facts of the tower that reads images."""
     return spec if spec.vision is None else spec.vision
 
 
 def initial_bound(spec: BackboneSpec, width: int) -> float:
-    """v of U(-v, v), sqrt(6 / (3 h w + width)) for patches of h x w pixels: 0.0625 for ViT-B/16."""
+    """Return v of U(-v, v): sqrt(6 / (3 h w + width)) for patches of h x w pixels, 0.0625 for ViT-B/16."""
     assert spec.image is not None
     height, breadth = spec.image.patch
     return math.sqrt(6 / (3 * height * breadth + width))
@@ -138,8 +140,8 @@ def initial_bound(spec: BackboneSpec, width: int) -> float:
 class Plan:
     """Where prompts stand.
 
-    layers    of each layer the number of the prompt that is gone behind it; None: none
-    entry     the layer in front of which a prompt joins the rows for good; None: none does
+    layers    for each layer the number of the prompt that is dropped after it; None: there is none
+    entry     the layer before which a prompt joins the rows and stays; None: there is none
     entering  the number of that prompt
     """
 
@@ -149,15 +151,15 @@ class Plan:
 
     @property
     def count(self) -> int:
-        """How many different prompts there are."""
+        """The number of different prompts."""
         return 1 + max(number for number in (*self.layers, self.entering) if number is not None)
 
 
 class VisualPrompts(PromptModule):
-    """prompts (n, P, d') float32, as many as the plan has; projection d' -> d.
+    """prompts (n, P, d') float32, where n is the number of prompts in the plan; projection d' -> d.
 
-    own_masks    dropout has a mask for each image; else one for all, drawn here
-    beside_text  the backbone has a text tower too, which sees none of this
+    own_masks    whether dropout has a mask for each image; False: one mask for all, drawn here
+    beside_text  whether the backbone has a text tower too, which does not see the prompts
     """
 
     length = 0
@@ -181,7 +183,7 @@ class VisualPrompts(PromptModule):
         self.beside_text = beside_text
 
     def projected(self) -> Tensor:
-        """(n, P, d)."""
+        """Return the projected prompts, (n, P, d)."""
         return self.prompts if self.projection is None else self.projection(self.prompts)
 
     def forward(self) -> PromptOutput:

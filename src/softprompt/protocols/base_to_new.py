@@ -132,12 +132,12 @@ class BaseToNewProtocol(Protocol):
     """Training rows of each base class, drawn by the recipe's seed; null: all."""
 
     def check(self, config: RunConfig) -> None:
-        if not isinstance(config.task, ImageTextClassification):
+        if config.task.labelling is None or not config.task.compares_texts:
             raise ValueError(
                 f"{self.name} needs classes that are told by their names: task image-text-classification, "
                 f"not {config.task.name}"
             )
-        base_and_new(config.task.labels)
+        base_and_new(config.task.labelling.labels)
         if config.data.validation is not None:
             raise ValueError(
                 f"{self.name} with data.validation: new classes have no validation rows, so nothing is chosen on any; "
@@ -264,7 +264,7 @@ def base_to_new_runs(
 def _halved(
     task: ImageTextClassification, method: Method, train: Sequence[Row], test: Sequence[Row]
 ) -> _Halves:
-    if not isinstance(task, ImageTextClassification):
+    if not task.compares_texts:
         raise ValueError(
             f"{task.name} answers with the labels that it was trained for alone: base-to-new takes ImageTextClassification"
         )
@@ -286,7 +286,7 @@ def _halved(
 def _drawn(rows: Sequence[Row], task: ImageTextClassification, shots: int | None, seed: int) -> Sequence[Row]:
     if shots is None:
         return rows
-    numbered = [{"row": i, "label": task.read_label(row)} for i, row in enumerate(rows)]
+    numbered: list[dict[str, Any]] = [{"row": i, "label": task.read_label(row)} for i, row in enumerate(rows)]
     return [rows[one["row"]] for one in few_shot(numbered, shots, "label", seed)]
 
 

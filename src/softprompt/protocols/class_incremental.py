@@ -105,7 +105,7 @@ class ClassIncrementalProtocol(Protocol):
     """Rows of earlier tasks that are trained on again; none by default."""
 
     def check(self, config: RunConfig) -> None:
-        if not isinstance(config.task, HeadTask):
+        if config.task.labelling is None or config.task.outputs is None:
             raise ValueError(
                 f"{self.name} needs a head over all classes: task image-classification or sequence-classification, "
                 f"not {config.task.name}"

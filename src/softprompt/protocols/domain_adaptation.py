@@ -91,7 +91,7 @@ class DomainAdaptationProtocol(Protocol):
     """Of the pseudo-labelled rows' mean loss; 0: the source alone is trained on."""
 
     def check(self, config: RunConfig) -> None:
-        if not isinstance(config.task, ImageTextClassification):
+        if not config.task.compares_texts:
             raise ValueError(
                 f"{self.name} needs classes that are told by texts: task image-text-classification, not {config.task.name}"
             )
@@ -146,8 +146,8 @@ def pseudo_labels(
     Raises ValueError for a threshold outside (0, 1), no rows, and a labeller without labels told by texts.
     """
     _check_threshold(threshold)
-    task = labeller.task
-    if not isinstance(task, ImageTextClassification):
+    task: Any = labeller.task
+    if not task.compares_texts:
         raise ValueError(
             f"the labeller's task is {task.name}: pseudo-labels are for images told by texts, ImageTextClassification"
         )
@@ -216,7 +216,7 @@ def adapt(
     Raises ValueError for several recipes without validation rows to choose by, and what `pseudo_labels`, `mixed_rows` and
     `fit` raise. Warns with SoftpromptWarning where no target row passes the threshold: the source alone is trained on then.
     """
-    if not isinstance(task, ImageTextClassification):
+    if not task.compares_texts:
         raise ValueError(
             f"{task.name} tells no classes by texts: domain adaptation takes ImageTextClassification"
         )
@@ -288,8 +288,8 @@ def _check_threshold(threshold: float) -> None:
 
 
 def _tested(tuned: TunedPrompt, rows: Sequence[Row]) -> dict[str, Any]:
-    assert isinstance(tuned.task, ImageTextClassification)
-    metrics = tuned.evaluate([{**row, **_domain(tuned.task, -1)} for row in rows])
+    task: Any = tuned.task
+    metrics = tuned.evaluate([{**row, **_domain(task, -1)} for row in rows])
     return metrics | {"mean_class_accuracy": mean_class_accuracy(metrics["confusion"])}
 
 

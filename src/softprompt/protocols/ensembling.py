@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from softprompt.data import Row, Rows, by_length, read_rows
 from softprompt.mixed import MixedPrompts, ScoredBatch
 from softprompt.model import carrying
-from softprompt.tasks import ClassPrediction, SequenceClassification, TextClassification
+from softprompt.tasks import ClassPrediction
 from softprompt.tasks.columns import as_row
 from softprompt.tuned import TunedPrompt
 
@@ -61,11 +61,11 @@ class PromptEnsemble:
         object.__setattr__(self, "_mixed", MixedPrompts(self.prompts))
         labels = []
         for prompt in self.prompts:
-            if not isinstance(prompt.task, TextClassification | SequenceClassification):
+            if prompt.task.labelling is None or prompt.task.about_images:
                 raise ValueError(
                     f"{prompt.task.name} gives no probability of labels to combine: ensembles are of classification tasks"
                 )
-            labels.append(set(prompt.task.labels))
+            labels.append(set(prompt.task.labelling.labels))
         if any(found != labels[0] for found in labels):
             raise ValueError(
                 f"the prompts must be of one task, but their labels are {[sorted(found) for found in labels]}: rows of "

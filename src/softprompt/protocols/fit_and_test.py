@@ -55,7 +55,12 @@ class FitAndTest(Protocol):
     def _judge(self, experiment: Experiment, data: Data, learned: Learned) -> Judge | TrainingDiverged:
         if learned.diverged is not None:
             return learned.diverged
-        return lambda: replace(self._judged(experiment, data, learned.tuned), concerns=learned.concerns)
+
+        def judge() -> ProtocolResult:
+            result = self._judged(experiment, data, learned.tuned)
+            return replace(result, concerns=[*learned.concerns, *result.concerns])
+
+        return judge
 
     def _data(self, experiment: Experiment) -> Data:
         """The rows to train on and to choose the best checkpoint by."""
@@ -71,12 +76,14 @@ class FitAndTest(Protocol):
         if data.validation is not None:
             rows["validation"] = data.validation
         metrics = dict(tuned.metrics)
+        concerns: list[str] = []
         seconds = 0.0
         tests = {} if experiment.test is None else {"test": experiment.test}
         tests |= {name: experiment.bench.read(source, "test") for name, source in self.sources().items()}
         for name, part in tests.items():
             began = time.perf_counter()
             metrics[name] = evaluated(tuned, part, experiment)
+            concerns += tuned.task.concerns_about(metrics[name], name)
             seconds += time.perf_counter() - began
         how = tuned.recipe
         return ProtocolResult(
@@ -91,6 +98,7 @@ class FitAndTest(Protocol):
             best_step=how.get("best_step"),
             seconds=how.get("seconds", 0.0),
             test_seconds=seconds,
+            concerns=concerns,
         )
 
 
@@ -109,7 +117,7 @@ def drawn_rows(experiment: Experiment, shots: int) -> tuple[Sequence[Row], Seque
 def evaluated(tuned: TunedPrompt, rows: Sequence[Row], experiment: Experiment) -> Mapping[str, Any]:
     """What `tuned.evaluate` gives, of rows that are encoded once for all experiments on the bench."""
     if tuned.task != experiment.task:  # a search wrote words into its template
-        return tuned.evaluate(rows)
+        return evaluate(tuned.model, tuned.task, tuned.encoder, rows)
     frozen = FrozenPart(
         backbone=experiment.backbone,
         cache=experiment.cache,

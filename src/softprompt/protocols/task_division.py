@@ -48,7 +48,7 @@ def divided(task: HeadTask, tasks: int | Sequence[Labels], seed: int | None) -> 
 
     Raises ValueError for a task without a head over all classes, and for groups that are no division of its labels.
     """
-    if not isinstance(task, ImageClassification | SequenceClassification):
+    if task.labelling is None or task.outputs is None:
         raise ValueError(
             f"{task.name} has no head over all classes: take ImageClassification or SequenceClassification"
         )

@@ -1,4 +1,4 @@
-"""Search for prompts that are words: what gradients say of every word, tried out in batches.
+"""Search for prompts that are words: gradients rank the words, and the best candidates are tried in batches.
 
 Letters: P words of a prompt, A words that may be used, C candidate prompts, R rows, V vocabulary, d width.
 """

@@ -1,4 +1,4 @@
-"""The loop of every search: steps, evaluations, the best prompt so far."""
+"""The loop of every search: it makes steps, evaluates, and keeps the best prompt so far."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from softprompt.training.progress import Record
 
 log = logging.getLogger(__name__)
 
-_JUDGED_ROWS = 256  # training rows that prompts are compared on where there are no validation rows
+_JUDGED_ROWS = 256  # training rows that prompts are compared on if there are no validation rows
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step found.
+    """The result of a step.
 
-    ids            (P,) the words to go on with, the same as before where nothing better was found
-    loss           mean over the rows that the step saw last
-    gradient_norm  of the loss in the words' embeddings
-    tokens         that went through the model
-    learning_rate  of a step that has one
+    ids            (P,) the words that the next step begins with; the same as before if nothing better was found
+    loss           the mean loss over the rows that the step scored last
+    gradient_norm  the norm of the loss's gradient in the words' embeddings
+    tokens         the number of tokens that went through the model
+    learning_rate  the learning rate of the step, if it has one
     """
 
     ids: Tensor
@@ -41,20 +41,24 @@ class Step:
 
 class Stepper(Protocol):
     def __call__(self, number: int, ids: Tensor, generator: torch.Generator) -> Step:
-        """One step from the words `ids`. number: from 0; generator: seeded for this step alone."""
+        """Make one step from the words `ids`. number: counted from 0; generator: seeded for this step alone."""
         ...
 
 
 def search(
     problem: SearchProblem, start: Tensor, step: Stepper, show: Callable[[Tensor], None]
 ) -> SearchResult:
-    """Make the recipe's steps from the words `start` (P,) and show the best prompt that was seen.
+    """Make the steps of the recipe, leave the best prompt in the method's module, and return how the search went.
 
-    show: puts words into the method's module, which the problem's `evaluate` looks at.
-
-    The prompts after each `evaluate_every` steps, and the start, are judged by the main metric on the validation rows,
-    without these by their loss on 256 fixed training rows. So the result is never worse there than the start.
+    The start and the prompt after every `evaluate_every` steps are judged by the main metric on the validation rows, or, if
+    there are none, by their loss on 256 fixed training rows. The result is therefore never worse there than the start.
     `patience` ends a search early. The rows and the randomness of a step depend on the seed and the step alone.
+
+    Arguments:
+        problem: the task, the backbone, the rows and the recipe
+        start: (P,) the words that the search begins with
+        step: makes one step
+        show: puts words into the method's module, which `evaluate` of the problem reads
     """
     recipe, tokenizer = problem.recipe, problem.backbone.tokenizer
     judge = _judge(problem, show)
@@ -110,7 +114,7 @@ def search(
 def _judge(
     problem: SearchProblem, show: Callable[[Tensor], None]
 ) -> Callable[[Tensor], tuple[float, Mapping[str, float]]]:
-    """words -> (score, higher is better; metrics), each prompt judged once."""
+    """Return a function: words -> (score, where higher is better; metrics). It judges each prompt once."""
     seen: dict[tuple[int, ...], tuple[float, Mapping[str, float]]] = {}
     size = problem.recipe.batch_size
     fixed = problem.rows[:_JUDGED_ROWS]

@@ -1,4 +1,4 @@
-"""What a search is given, and what it gives back."""
+"""The input and the result of a search."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from softprompt.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """A task on a frozen backbone, for a method whose prompt is searched for instead of trained.
+    """A task on a frozen backbone, for a method that searches for its prompt instead of training it.
 
-    bind          (task, virtual tokens) -> its encoder on this backbone
-    encoder       of `task`, with the slots of the prompt's P words
-    data          the training rows as they came; `rows` is what they are encoded, with their answers
-    recipe        steps, rows of a batch, micro-batches, seed, when to evaluate: what it says of optimizers is not used
-    evaluate      metrics of the prompt that now stands in the method's module; None: there are no validation rows
+    bind          (task, virtual tokens) -> the encoder of the task on this backbone
+    encoder       the encoder of `task`, with slots for the P words of the prompt
+    data          the training rows as they were given; `rows` are the same rows, encoded with their answers
+    recipe        steps, rows in a batch, micro-batches, seed, and when to evaluate; its optimizer settings are not used
+    evaluate      returns metrics of the prompt that is in the method's module; None: there are no validation rows
     """
 
     backbone: Backbone
@@ -41,7 +41,7 @@ class SearchProblem:
         return [self.encoder.encode(row) for row in self.data]
 
     def batch(self, number: int, count: int = 1) -> list[EncodedRow]:
-        """The rows of `count` batches from batch `number` on, counted through all epochs; a function of the seed."""
+        """Return the rows of `count` batches, beginning with batch `number`, counted through all epochs; the seed decides."""
         size, found = self.recipe.batch_size, []
         per_epoch = math.ceil(len(self.rows) / size)
         for k in range(number, number + count):
@@ -52,11 +52,11 @@ class SearchProblem:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """How a search went; its prompt is in the method's module.
+    """How a search went. The prompt itself is in the method's module.
 
-    history  a record for each step, as plain JSON, each with the text after it
-    metrics  of the prompt that was kept, empty without validation rows
-    facts    what is written into the tuned prompt's recipe: the text, the step it was found in ...
+    history  a record for each step, as plain JSON, with the text after the step
+    metrics  metrics of the best prompt; empty if there are no validation rows
+    facts    what the recipe of the tuned prompt receives: the text, the step that found it, and more
     """
 
     history: Sequence[Mapping[str, Any]]

@@ -1,4 +1,4 @@
-"""The loss of prompts made of words: its gradient, what that says of every other word, and many prompts in one pass.
+"""The loss of prompts made of words: its gradient, the change that it predicts for other words, and many prompts at once.
 
 P words of a prompt, C candidate prompts, R rows, A words that may be used, d width.
 """
@@ -25,9 +25,14 @@ def prompt_gradient(
     *,
     accumulation: int = 1,
 ) -> tuple[float, Tensor]:
-    """Mean loss over the rows with the words `ids` (P,), and its gradient in their embeddings, (P, d) float32.
+    """Return the mean loss over rows with some words as prompt, and its gradient in their embeddings, (P, d) float32.
 
-    accumulation: micro-batches that the rows are split into, for less memory and the same gradient.
+    Arguments:
+        backbone: the frozen model
+        encoder: the encoder of the task
+        rows: rows encoded with their answers
+        ids: (P,) the words of the prompt
+        accumulation: the number of micro-batches; more of them need less memory and give the same gradient
     """
     tokens = backbone.spec.embed(ids).to(backbone.device).requires_grad_()
     total = 0.0
@@ -43,10 +48,10 @@ def prompt_gradient(
 
 
 def linearised_changes(gradient: Tensor, ids: Tensor, words: Vocabulary) -> Tensor:
-    """First-order estimate of how the loss changes if the word at one position is replaced, (P, A).
+    """Return a first-order estimate of how the loss changes if the word at one position is replaced, (P, A).
 
-    (e_w - e_ids[p]) . gradient[p]: what AutoPrompt ranks by (Shin et al. 2020, equation 2) and, as the gradient in the
-    one-hot vectors, GCG (Zou et al. 2023, algorithm 1). gradient (P, d), ids (P,).
+    The estimate is (e_w - e_ids[p]) . gradient[p]. AutoPrompt ranks words by it (Shin et al. 2020, equation 2), and so does
+    GCG, which writes it as the gradient in the one-hot vectors (Zou et al. 2023, algorithm 1). gradient (P, d), ids (P,).
     """
     own = (words.embed(ids).to(gradient) * gradient).sum(-1, keepdim=True)  # (P, 1)
     return words.dot(gradient) - own
@@ -61,11 +66,17 @@ def candidate_losses(
     *,
     per_pass: int = 8,
 ) -> Tensor:
-    """Mean loss over the rows with each candidate in the slots: (C, P) -> (C,), float64.
+    """Return the mean loss over the rows with each candidate in the slots, (C,), float64.
 
-    per_pass candidates are scored in one pass of per_pass * R rows. What they share is run once: where the slots stand
-    in front, each candidate for all its rows; where each row's own text stands before the first slot, that text for all
-    candidates.
+    What passes share is run once. If the slots stand in front, a candidate is run once for all its rows; if each row's own
+    text stands before the first slot, that text is run once for all candidates.
+
+    Arguments:
+        backbone: the frozen model
+        encoder: the encoder of the task
+        rows: R rows, encoded with their answers
+        candidates: (C, P), the words of each candidate prompt
+        per_pass: the number of candidates that are scored in one pass, which has per_pass * R rows
     """
     before = {row.context[: _first_slot(row)] for row in rows}
     found = []
@@ -85,7 +96,7 @@ def _first_slot(row: EncodedRow) -> int:
 def _in_front(
     backbone: Backbone, rows: Sequence[EncodedRow], candidates: Tensor
 ) -> tuple[list[EncodedRow], PromptOutput]:
-    """Each candidate is a prompt: it is run once for all rows."""
+    """Make each candidate a prompt, so that it is run once for all rows."""
     count, length = candidates.shape
     tokens = backbone.spec.embed(candidates.flatten()).view(count, length, -1)  # (C * P, d) -> (C, P, d)
     scored = [replace(row, prompt=c) for c in range(count) for row in rows]
@@ -95,16 +106,16 @@ def _in_front(
 def _behind(
     backbone: Backbone, rows: Sequence[EncodedRow], candidates: Tensor
 ) -> tuple[list[EncodedRow], PromptOutput]:
-    """Each row is a prompt without virtual tokens, its text the front that all candidates hang from."""
+    """Make each row a prompt without virtual tokens, so that the text before its slots is run once for all candidates."""
     scored = [
         replace(row, context=substituted(row.context, ids), prompt=r)
         for ids in candidates.tolist()
         for r, row in enumerate(rows)
     ]
-    # One row of zeros that nothing refers to: it says how many prompts there are.
+    # One row of zeros, which no row refers to, says how many prompts there are.
     return scored, PromptOutput(tokens=torch.zeros(len(rows), 1, backbone.spec.width, device=backbone.device))
 
 
 def substituted(context: Sequence[int], ids: Sequence[int]) -> tuple[int, ...]:
-    """A row's context with words where its virtual tokens stand."""
+    """Return the context of a row with words in place of its virtual tokens."""
     return tuple(atom if atom >= 0 else ids[-1 - atom] for atom in context)

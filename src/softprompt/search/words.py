@@ -1,4 +1,4 @@
-"""Which words a search may use, and where vectors lie among them. A words, P words of a prompt, d width."""
+"""The words that a search may use, and the words nearest to vectors. A words, P words of a prompt, d width."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from torch.nn import functional
 from softprompt.backbones.base import Backbone
 
 Survives = Callable[[Sequence[int]], bool]
-"""Whether a prompt of these words comes back as the same words when it is written as text and read again."""
+"""Returns whether a prompt of these words survives: written as text and tokenised again, it is the same words."""
 
-_CHUNK = 16384  # words at a time that are compared in float32: 256 MB at d = 4096
-_BEAM = 16  # prompts kept, and near words tried for each, while a prompt that survives is looked for
+_CHUNK = 16384  # words that are compared in float32 at a time: 256 MB at d = 4096
+_BEAM = (
+    16  # the prompts of the beam, and the near words tried for each, in the search for a prompt that survives
+)
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,8 @@ class Vocabulary:
     """The words that a search may use.
 
     ids    (A,) their token ids, on the CPU
-    table  (A, d) their embeddings as the model uses them, on its device and in its precision: as large as the model's
-           own table
-    lookup token ids (n,) -> (n, d), of any words
+    table  (A, d) their embeddings as the model uses them, on its device and in its precision; as large as the model's table
+    lookup embeds any token ids, (n,) -> (n, d)
     """
 
     ids: Tensor
@@ -33,16 +34,16 @@ class Vocabulary:
     lookup: Callable[[Tensor], Tensor]
 
     def embed(self, ids: Tensor) -> Tensor:
-        """The model's embeddings of any token ids, (n,) -> (n, d) float32."""
+        """Return the model's embeddings of any token ids, (n,) -> (n, d) float32."""
         return self.lookup(ids)
 
     def dot(self, vectors: Tensor) -> Tensor:
-        """Dot products with every word, (n, d) -> (n, A) float32, on the CPU."""
+        """Return the dot products with every word, (n, d) -> (n, A) float32, on the CPU."""
         parts = [vectors.to(chunk.device) @ chunk.to(vectors.dtype).T for chunk in self.table.split(_CHUNK)]
         return torch.cat(parts, dim=1).cpu()
 
     def cosine(self, vectors: Tensor) -> Tensor:
-        """Cosines with every word, (n, d) -> (n, A) float32, on the CPU; 0 with a zero vector."""
+        """Return the cosines with every word, (n, d) -> (n, A) float32, on the CPU; 0 with a zero vector."""
         unit = functional.normalize(vectors, dim=-1)
         parts = [
             unit.to(chunk.device) @ functional.normalize(chunk.to(unit.dtype), dim=-1).T
@@ -54,11 +55,15 @@ class Vocabulary:
 def searchable_words(
     backbone: Backbone, *, ascii_only: bool = True, without: Iterable[str] = ()
 ) -> Vocabulary:
-    """The tokens that are text by themselves: no special or added ones, no blanks, no parts of characters.
+    """Return the tokens that are text on their own: no special or added tokens, no blanks, no parts of characters.
 
-    ascii_only: nothing but printable ASCII. without: words that are left out, however they are spelt (case, spaces),
-    and the tokens they are made of.
-    Raises ValueError if no word is left.
+    Arguments:
+        backbone: the model whose vocabulary is searched
+        ascii_only: whether only printable ASCII is allowed
+        without: words that are left out in any spelling (case, spaces), together with the tokens that they consist of
+
+    Raises:
+        ValueError: if no word is left
     """
     spec, tokenizer = backbone.spec, backbone.tokenizer
     excluded = set(spec.special_ids) | set(tokenizer.added_tokens_decoder)
@@ -87,12 +92,12 @@ def searchable_words(
 
 
 def draw_words(words: Vocabulary, length: int, survives: Survives, generator: torch.Generator) -> Tensor:
-    """`length` words at random that survive together, (P,). Raises ValueError if 100 draws for each place do not."""
+    """Draw `length` words that survive together, (P,). Raises ValueError if 100 draws for each position find none."""
     for _ in range(100):
         drawn = torch.randint(len(words.ids), (length,), generator=generator)
         if survives(found := words.ids[drawn].tolist()):
             return torch.tensor(found)
-    # Long prompts seldom survive whole: place by place, each word is drawn until it goes with the others.
+    # Long prompts seldom survive as a whole, so one word at a time is drawn again until all of them survive together.
     prompt: list[int] = words.ids[drawn].tolist()
     for _ in range(100 * length):
         if survives(prompt):
@@ -103,10 +108,10 @@ def draw_words(words: Vocabulary, length: int, survives: Survives, generator: to
 
 
 def nearest_surviving(vectors: Tensor, words: Vocabulary, survives: Survives) -> Tensor:
-    """The words nearest to each vector by cosine, (P, d) -> (P,), changed as little as is needed to survive.
+    """Return the words nearest to each vector by cosine, (P, d) -> (P,), changed as little as they must be to survive.
 
-    The nearest words themselves where they survive together; else, of the prompts that a beam of 16 finds among the 16
-    nearest words of each place, the survivor with the largest sum of cosines.
+    These are the nearest words themselves if they survive together. Otherwise a beam of 16 searches the 16 nearest words of
+    each position, and the surviving prompt with the largest sum of cosines is returned.
     Raises ValueError if there is none.
     """
     near, order = words.cosine(vectors.detach().float()).topk(min(_BEAM, len(words.ids)), dim=-1)  # (P, k)
@@ -130,12 +135,12 @@ def nearest_surviving(vectors: Tensor, words: Vocabulary, survives: Survives) ->
                 kept.append(entry)
             if len(kept) == _BEAM:
                 break
-        beam = kept or beam[:_BEAM]  # the beginning of a prompt may survive only with what follows it
+        beam = kept or beam[:_BEAM]  # the beginning of a prompt may survive only together with the rest
     raise ValueError(_NONE_SURVIVES.format(length=len(vectors)))
 
 
 _NONE_SURVIVES = (
     "no prompt of {length} words was found that is read back as the same words when it is written into the template: "
-    "words merge with what stands next to them. Part the slot from the text, as in '{{soft}} {{text}}' or "
+    "words merge with what stands next to them. Separate the slot from the text, as in '{{soft}} {{text}}' or "
     "'{{soft}}\\n{{text}}'"
 )

@@ -1,4 +1,4 @@
-"""A prompt of words written out: into a template, and the proof that the tokenizer reads the same words again."""
+"""Functions that write a prompt of words into a template, and check that the tokenizer reads the same words again."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from softprompt.search.words import Survives
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.tasks.template import Bos, Field, Literal, Mask, Part, Soft, parse_template, tokenize
 
-_PROBES = 8  # rows, with different neighbours of the slots, that a written prompt is tried on
-_LOOKED_AT = 256  # rows that these are chosen among
+_PROBES = 8  # rows with different neighbours of the slots, on which a written prompt is checked
+_LOOKED_AT = 256  # rows from which these are chosen
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of token ids, exactly: nothing skipped, no spaces cleaned up."""
+    """Return the exact text of token ids: nothing is skipped, and no spaces are cleaned up."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def write_into(template: str, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The template with words in the place of its soft slots: an ordinary template, for any method and tool.
+    """Return the template with words in place of its soft slots: an ordinary template, for any method and tool.
 
-    Without a slot they stand at the front, behind a `{bos}`, as virtual tokens do.
+    In a template without a slot they stand at the front, after a `{bos}`, as virtual tokens do.
     Raises ValueError if the slots do not take exactly these words.
     """
     parts = list(parse_template(template))
@@ -51,7 +51,7 @@ def write_into(template: str, ids: Sequence[int], tokenizer: PreTrainedTokenizer
 
 
 def written_task(task: Task, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Task | None:
-    """The task with the words in its template; None for a task that has no template."""
+    """Return the task with the words in its template; None for a task without a template."""
     template = getattr(task, "template", None)
     if not isinstance(template, str):
         return None
@@ -67,12 +67,18 @@ def survival_check(
     encoder: TaskEncoder,
     data: Sequence[Row],
 ) -> Survives:
-    """A check that words, written as text, are read as these words: alone, and inside the template.
+    """Return a check that words, written as text, are read as the same words, both alone and inside the template.
 
-    bind: (task, virtual tokens) -> encoder; encoder: of the task with its P virtual tokens. The template is filled with
-    up to eight of the first 256 rows, such that the tokens next to the slots differ.
+    The template is filled with up to eight of the first 256 rows, chosen so that the tokens next to the slots differ.
+
+    Arguments:
+        task: the task with its soft slots
+        tokenizer: the tokenizer of the backbone
+        bind: (task, virtual tokens) -> encoder
+        encoder: the encoder of the task with its P virtual tokens
+        data: rows to fill the template with
     """
-    # Spectrograms are dear, and change no token.
+    # Spectrograms are expensive to compute, and they change no token.
     looked_at = _PROBES if getattr(task, "media", None) else _LOOKED_AT
     rows = [encoder.encode(row, answer=False) for row in data[:looked_at]]
     probes = _different_neighbours(rows)
@@ -81,7 +87,7 @@ def survival_check(
     def survives(ids: Sequence[int]) -> bool:
         if tokenize(tokenizer, decode(tokenizer, ids)) != list(ids):
             return False
-        if len(ids) != length:  # the beginning of a prompt fills no template
+        if len(ids) != length:  # the beginning of a prompt does not fill the template
             return True
         written = written_task(task, ids, tokenizer)
         if written is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from softprompt.studies.results import Result, StudyResults
@@ -22,9 +23,17 @@ def doubts(results: StudyResults) -> list[str]:
             "There are no test data: these are scores on the rows that checkpoints and settings were chosen by."
         )
     found += [*_mixed_software(results), *_changed_rows([*results.searched, *results.finals])]
-    concerns = Counter(concern for r in results.finals for concern in r.outcome.facts.get("concerns", ()))
-    found += [f"{count} runs: {concern}" for concern, count in concerns.most_common(8)]
-    return found
+    return [*found, *_concerns(results)]
+
+
+def _concerns(results: StudyResults) -> list[str]:
+    """What most runs warned of. Sentences that differ in their numbers alone count as one."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for result in results.finals:
+        for concern in result.outcome.facts.get("concerns", ()):
+            alike[re.sub(r"\d+(\.\d+)?", "0", concern)].append(concern)
+    most = sorted(alike.values(), key=len, reverse=True)[:8]
+    return [f"{len(told)} runs{', for example' * (len(set(told)) > 1)}: {told[0]}" for told in most]
 
 
 def _lost(results: StudyResults) -> list[str]:

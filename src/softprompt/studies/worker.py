@@ -112,7 +112,10 @@ class Worker:
         settings = run.settings()
         config = settings.config
         sources = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
-        rows = {name: source and self._supplies.rows(source, name) for name, source in sources.items()}
+        rows = {
+            name: None if source is None else self._supplies.rows(source, name)
+            for name, source in sources.items()
+        }
         backbone = self._supplies.backbone(config.backbone)
         watcher = Watcher(place, settings.protocol.main_metric(config.task), shown, prune)
         experiment = Experiment(

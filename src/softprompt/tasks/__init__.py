@@ -1,4 +1,4 @@
-"""Tasks: what is asked, and how the answer is read and judged."""
+"""Tasks: each says what is asked of a row, and how the answer is read and judged."""
 
 from softprompt.data import Row
 from softprompt.tasks.adaptation import LanguageModeling, LanguageModelingEncoder
@@ -30,7 +30,7 @@ TASKS: dict[str, type[Task]] = {
         ImageTextClassification,
     )
 }
-"""Task name, as configs and files write it -> its class."""
+"""The name of each task, as configs and files write it -> its class."""
 
 __all__ = [
     "TASKS",

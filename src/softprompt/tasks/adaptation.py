@@ -1,8 +1,8 @@
-"""Training on raw text: a language model's own objectives as ordinary tasks, usually with FullTuning.
+"""Language modeling: the objectives of language models on raw text as ordinary tasks, usually with FullTuning.
 
-Lester et al. 2021 (arXiv 2104.08691, section 3.2) adapt T5 so before they tune prompts on it: a model that has only learned to
-fill gaps begins every answer with a sentinel. Their other remedy, to let downstream answers begin with one too, needs
-no task of its own: write it into the answer, as in target="<extra_id_0> {answer}".
+Lester et al. 2021 (arXiv 2104.08691, section 3.2) adapt T5 in this way before they tune prompts on it, because a model that
+has only learned to fill gaps begins every answer with a sentinel. Their other remedy, downstream answers that begin with a
+sentinel too, needs no task of its own: write the sentinel into the answer, as in target="<extra_id_0> {answer}".
 """
 
 from __future__ import annotations
@@ -21,35 +21,36 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from softprompt.data import Row, by_length
+from softprompt.data import Row
 from softprompt.outputs import EncodedRow, TargetLogits
-from softprompt.tasks.base import Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.columns import check_columns, read_fields
+from softprompt.tasks.reading import in_batches
 from softprompt.tasks.template import BoundTemplate, Run, Template, tokenize
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class LanguageModeling(Task):
-    """The rest of a text for its beginning, or its missing spans for what is left of it.
+    """The answer to the beginning of a text is its rest; the answer to a text with gaps is the missing spans.
 
-    Predictions are log-likelihoods: nats per token of what the model had to write, as in the metric.
+    A prediction is the log-likelihood of what the model had to write, in nats per token, as in the metric.
     """
 
     name: ClassVar[str] = "language-modeling"
     main_metric: ClassVar[str] = "log_likelihood"
 
     objective: Literal["prefix-lm", "span-corruption"] = "prefix-lm"
-    """prefix-lm: a text is split at a random place. span-corruption: spans are cut out, as in T5's pretraining."""
+    """prefix-lm: a text is split at a random position. span-corruption: spans are cut out, as in T5's pretraining."""
     length: int = Field(default=128, ge=2)
-    """Tokens of each text that are used, from its beginning."""
+    """The number of tokens of each text that are used, from its beginning."""
     density: float = Field(default=0.15, gt=0, lt=1)
-    """Share of the tokens that span corruption cuts out."""
+    """The share of the tokens that span corruption cuts out."""
     span: float = Field(default=3.0, ge=1)
-    """Mean length of these spans in tokens."""
+    """The mean length of a span in tokens."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """{"text": column of the data}, where it is called otherwise."""
     seed: int = 0
-    """Of the places where texts are split or cut: the same text with the same seed always alike."""
+    """Seed of the positions where texts are split or cut; the same text with the same seed is always cut in the same way."""
 
     def __post_init__(self) -> None:
         check_columns(self.columns, ["text"])
@@ -79,7 +80,7 @@ class LanguageModeling(Task):
         return LanguageModelingEncoder(self, setting, Template.parse("{text}").bind(setting), sentinels)
 
     def evaluate(self, predictions: Sequence[float], rows: Sequence[Row]) -> dict[str, Any]:
-        """Their mean over rows."""
+        """Return the mean of the predictions."""
         return {"log_likelihood": sum(predictions) / len(predictions)}
 
     def render(self, row: Row, *, answer: bool = True) -> str:
@@ -88,7 +89,7 @@ class LanguageModeling(Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModelingEncoder:
+class LanguageModelingEncoder(TaskEncoder):
     """A `LanguageModeling` bound to a tokenizer; see `TaskEncoder`."""
 
     task: LanguageModeling
@@ -97,9 +98,9 @@ class LanguageModelingEncoder:
     sentinels: tuple[int, ...]
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """The row's text in two: what is given, and what is to be written. `answer` changes nothing.
+        """Split the text of a row into what is given and what is to be written. `answer` changes nothing.
 
-        Raises ValueError for a text of less than two tokens, and where max_tokens leaves no room for two.
+        Raises ValueError for a text of fewer than two tokens, and if max_tokens leaves no room for two.
         """
         text = self.task.render(row)
         ids = tokenize(self.setting.tokenizer, text)[: self._room()]
@@ -121,7 +122,7 @@ class LanguageModelingEncoder:
         return EncodedRow(tuple(context), ((*written, self.setting.tokenizer.eos_token_id),), 0)
 
     def _room(self) -> int:
-        """Tokens of a text that fit, with the end mark and, in a decoder, one sentinel for each two of them at worst."""
+        """Return how many tokens of a text fit with the end mark and, in a decoder, at worst one sentinel for every two."""
         if self.setting.max_tokens is None:
             return self.task.length
         around = sum(len(piece) for piece in self.template.pieces if not isinstance(piece, Run))
@@ -131,7 +132,7 @@ class LanguageModelingEncoder:
         return max(0, min(self.task.length, room))
 
     def loss(self, logits: TargetLogits, rows: Sequence[EncodedRow]) -> Tensor:
-        """-log p of what is to be written, mean over its tokens, (B,), nats per token."""
+        """Return -log p of what is to be written, the mean over its tokens, (B,), in nats per token."""
         sums, lengths = logits.log_likelihoods()
         return -sums / lengths
 
@@ -144,19 +145,20 @@ class LanguageModelingEncoder:
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[float]:
-        """log p of what is to be written, nats per token, of each row, in order."""
-        found: dict[int, float] = {}
-        for batch in by_length([len(row.context) + len(row.targets[0]) for row in rows], batch_size):
-            chosen = [rows[i] for i in batch]
-            found |= dict(zip(batch, (-self.loss(model.score(chosen), chosen)).tolist(), strict=True))
-            if on_batch is not None:
-                on_batch(len(found))
-        return [found[i] for i in range(len(rows))]
+        """Return log p of what is to be written for each row, in order, in nats per token."""
+
+        def answers(batch: Sequence[int]) -> list[float]:
+            mine = [rows[i] for i in batch]
+            found: list[float] = (-self.loss(model.score(mine), mine)).tolist()
+            return found
+
+        lengths = [len(row.context) + len(row.targets[0]) for row in rows]
+        return in_batches(lengths, batch_size, on_batch, answers)
 
     def likelihood_metrics(
         self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
     ) -> dict[str, float]:
-        """Perplexity, over all tokens of all rows."""
+        """Return the perplexity over all tokens of all rows."""
         lengths = [len(row.targets[0]) for row in rows]
         means = self.predict(model, rows, batch_size=batch_size)
         total = sum(mean * length for mean, length in zip(means, lengths, strict=True))
@@ -166,10 +168,17 @@ class LanguageModelingEncoder:
 def corrupt(
     ids: Sequence[int], sentinels: Sequence[int], density: float, span: float, chance: random.Random
 ) -> tuple[list[int], list[int]]:
-    """T5's span corruption (Raffel et al. 2020, arXiv 1910.10683, section 3.1.4): what is given, what is to be written.
+    """Return what is given and what is to be written in T5's span corruption (Raffel et al. 2020, section 3.1.4).
 
-    Each span that is cut out leaves a sentinel of its own; what is written are the spans behind their sentinels, and a
-    last one if the tokenizer has it. ids: two or more. Kept text comes first, and no two spans touch.
+    A sentinel of its own replaces each span that is cut out. To be written is each span after its sentinel, and at the end
+    one more sentinel if the tokenizer has it. The text begins with a part that stays, and no two spans touch.
+
+    Arguments:
+        ids: two or more token ids
+        sentinels: the ids of the sentinels, in order
+        density: the share of the tokens that are cut out
+        span: the mean length of a span in tokens
+        chance: the source of randomness
     """
     cut = min(max(round(len(ids) * density), 1), len(ids) - 1)
     spans = max(1, min(round(cut / span), cut, len(ids) - cut, len(sentinels)))
@@ -186,6 +195,6 @@ def corrupt(
 
 
 def _parts(total: int, count: int, chance: random.Random) -> list[int]:
-    """A random composition of `total` into `count` positive parts."""
+    """Return a random composition of `total` into `count` positive parts."""
     ends = [0, *sorted(chance.sample(range(1, total), count - 1)), total]
     return [end - start for start, end in itertools.pairwise(ends)]

@@ -1,4 +1,4 @@
-"""Which characters of a field each token of a row stands for."""
+"""Alignment of tokens with the characters of a field."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from softprompt.tasks.template import BoundTemplate, Field, Literal, Run
 class Aligned:
     """A row as tokens.
 
-    context    token ids, virtual token k as -1 - k
-    positions  where tokens of the field stand in `context`
-    spans      of each of them, the characters of the field that it covers: first, and one behind the last
+    context    token ids; virtual token k is -1 - k
+    positions  the positions in `context` of the field's tokens
+    spans      for each of these tokens the characters of the field that it covers: the first, and one past the last
     """
 
     context: tuple[int, ...]
@@ -23,7 +23,7 @@ class Aligned:
 
 
 def check_alignable(template: BoundTemplate, field: str) -> None:
-    """Raises ValueError unless the field stands in the template once, and the tokenizer can tell places."""
+    """Raise ValueError unless the field occurs once in the template and the tokenizer reports character offsets."""
     times = sum(
         isinstance(part, Field) and part.name == field
         for piece in template.pieces
@@ -41,10 +41,16 @@ def check_alignable(template: BoundTemplate, field: str) -> None:
 
 
 def align(template: BoundTemplate, values: Mapping[str, str], field: str, max_tokens: int | None) -> Aligned:
-    """A row as tokens, with the characters of `field` that they stand for.
+    """Return a row as tokens, with the characters of `field` that they cover.
 
-    A row of more than `max_tokens` tokens gets this field shortened from its end until it fits.
-    Raises ValueError with the numbers where the rest of the row takes all the room.
+    Arguments:
+        template: the template of the row
+        values: the text of each field by its name
+        field: the field whose tokens are aligned; it is shortened from its end if the row is too long
+        max_tokens: the largest number of tokens of a row; None: no limit
+
+    Raises:
+        ValueError: if the rest of the row leaves no room for the field
     """
     found = _align(template, values, field)
     whole = len(found.context)
@@ -66,11 +72,20 @@ def align(template: BoundTemplate, values: Mapping[str, str], field: str, max_to
 def windows(
     template: BoundTemplate, values: Mapping[str, str], field: str, max_tokens: int | None, stride: int
 ) -> list[Aligned]:
-    """A row as one or more rows of at most `max_tokens` tokens, each with a part of the field and all else.
+    """Return a row as windows: rows of at most `max_tokens` tokens, each with a part of the field and the whole rest.
 
-    A window begins `stride` tokens of the field behind the one before it, less where a window holds fewer. Its tokens are
-    those of the whole row, its `spans` characters of the whole field.
-    Raises ValueError with the numbers where the rest of the row takes all the room.
+    Each window begins `stride` tokens of the field after the one before it, or fewer if a window does not hold so many. Its
+    tokens are those of the whole row, and its `spans` count characters of the whole field.
+
+    Arguments:
+        template: the template of the row
+        values: the text of each field by its name
+        field: the field that is divided
+        max_tokens: the largest number of tokens of a window; None: no limit, so that there is one window
+        stride: the distance between the beginnings of two windows, in tokens of the field
+
+    Raises:
+        ValueError: if the rest of the row leaves no room for the field
     """
     whole = _align(template, values, field)
     length = len(whole.spans)

@@ -1,22 +1,26 @@
-"""What a task is: how a row becomes tokens, what the loss is, how an answer is read and judged."""
+"""A task says how a row becomes tokens, what the loss is, and how an answer is read and judged."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.concerns import class_concerns
 from softprompt.data import Row
 from softprompt.images import ImageSetting
 from softprompt.outputs import EncodedRow
 
+if TYPE_CHECKING:
+    from softprompt.tasks.labels import Labelling
+
 
 class Scorer(Protocol):
-    """The model as a task sees it: backbone and prompt already put together. `score` is the backbone's."""
+    """The model as a task sees it: backbone and prompt put together. `score` is that of the backbone."""
 
     def score(self, rows: Sequence[EncodedRow]) -> Any: ...
     def outputs(self, rows: Sequence[EncodedRow]) -> Tensor: ...
@@ -27,13 +31,13 @@ class Scorer(Protocol):
 class TextSetting:
     """What an encoder must know to turn rows into tokens.
 
-    tokenizer       the backbone's
-    virtual_tokens  P: how many the method brings; the template's soft slots must take exactly these
-    max_tokens      longest row in tokens, virtual tokens and answer included; None: no limit
-    closed          texts end with the tokens that the tokenizer itself puts behind them (</s>, [SEP]), and the answer
-                    does not follow the text: no room is kept for it
-    family          of the backbone, as in BackboneSpec
-    read_media      makes of a row's media column what the backbone reads; None: it reads text alone
+    tokenizer       the tokenizer of the backbone
+    virtual_tokens  P, the number of virtual tokens of the method; the template's soft slots must take exactly so many
+    max_tokens      the length of the longest row in tokens, virtual tokens and answer included; None: no limit
+    closed          whether texts end with the tokens that the tokenizer adds after them (</s>, [SEP]); the answer does not
+                    follow such a text, and no room is reserved for it
+    family          the family of the backbone, as in BackboneSpec
+    read_media      turns the value of a row's media column into what the backbone reads; None: the backbone reads text only
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -53,19 +57,20 @@ class ImageTextSetting:
 
 
 class TaskEncoder(Protocol):
-    """A task bound to a tokenizer and a prompt length: templates parsed, label words tokenised, once."""
+    """A task bound to a tokenizer and a prompt length: its templates are parsed and its label words tokenised once."""
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Tokens of one row. With `answer`, the gold label or reference must be in the row.
+        """Return the tokens of one row. With `answer`, the row must hold its right label or reference.
 
-        Raises ValueError naming the columns the row has, where one is missing.
+        Raises ValueError for a missing column; the error names the columns that the row has.
         """
         ...
 
     def loss(self, answers: Any, rows: Sequence[EncodedRow]) -> Tensor:
-        """Loss of each row, (B,), differentiable; a batch's loss is its mean.
+        """Return the loss of each row, (B,), differentiable; the loss of a batch is their mean.
 
-        answers: what the backbone's `score` gives; for a task with a head what the head says where rows are read, (n, outputs)
+        answers: what `score` of the backbone returns; for a task with a head the outputs of the head at every position that
+            is read, (n, outputs)
         """
         ...
 
@@ -77,26 +82,29 @@ class TaskEncoder(Protocol):
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[Any]:
-        """A prediction for each row (see the task), in order. Runs without gradients."""
+        """Return a prediction for each row (see the task), in order. It runs without gradients."""
         ...
 
     def likelihood_metrics(
         self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
     ) -> dict[str, float]:
-        """Metrics that need the model and the answers, not predictions (perplexity); empty where there are none."""
-        ...
+        """Return metrics that need the model and the answers rather than predictions (perplexity); usually there are none."""
+        return {}
 
 
 class Task(ABC):
-    """Settings of a task: an immutable (pydantic) dataclass that can be written to a file."""
+    """The settings of a task: an immutable (pydantic) dataclass that can be written to a file."""
 
     name: ClassVar[str]
     main_metric: ClassVar[str]
     """The metric that decides which checkpoint is best; higher is better."""
     about_images: ClassVar[bool] = False
-    """Whether rows are images; else they are text."""
+    """Whether rows are images; otherwise they are text."""
     compares_texts: ClassVar[bool] = False
-    """Whether images are compared with texts, which takes a dual encoder."""
+    """Whether images are compared with texts, which needs a dual encoder."""
+    left_out_of_runs: ClassVar[tuple[str, ...]] = ()
+    """Settings that the config of a run leaves out while they are None, because the first runs were written without them.
+    Checkpoints and saved prompts hold them, so that they are not marked LATER."""
 
     columns: Mapping[str, str]
     """Name in the template -> column of the data, where the two differ."""
@@ -104,42 +112,84 @@ class Task(ABC):
     @property
     @abstractmethod
     def fields(self) -> tuple[str, ...]:
-        """What a row must hold to be predicted, as the template names it."""
+        """The fields that a row must hold to be predicted, as the template names them."""
 
     @abstractmethod
     def bind(self, setting: Any) -> TaskEncoder:
-        """setting: a TextSetting, an ImageSetting where the task is about images, or both where it `compares_texts`."""
+        """Return the encoder for a backbone.
+
+        setting: a TextSetting; an ImageSetting where the task is about images; an ImageTextSetting where it `compares_texts`
+        """
 
     @abstractmethod
     def evaluate(self, predictions: Sequence[Any], rows: Sequence[Row]) -> dict[str, Any]:
-        """Metrics over predictions and the rows they are for; scalars by name, and what the task adds (confusion)."""
+        """Return metrics of predictions for these rows: numbers by name, and what the task adds (confusion)."""
 
     def judge(self, encoder: TaskEncoder, predictions: Sequence[Any], rows: Sequence[Row]) -> dict[str, Any]:
-        """`evaluate` of what this encoder predicted, for tasks whose right answers depend on its tokenizer; else the same."""
+        """`evaluate` what this encoder predicted. It differs only for tasks whose right answers depend on the tokenizer."""
         return self.evaluate(predictions, rows)
 
     def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
-        """What makes it doubtful that anything was learned, a sentence each, after training; usually nothing.
+        """Return what makes it doubtful that training taught anything, one sentence each; usually there is none.
 
-        train: the rows trained on; metrics: of the last evaluation, empty without one.
+        train: the rows that were trained on
+        metrics: those of the validation rows; empty where there are none
         """
-        return []
+        return [*self.concerns_about_rows(train), *self.concerns_about(metrics, "validation", trained=True)]
+
+    def concerns_about_rows(self, train: Sequence[Row]) -> list[str]:
+        """Return what these training rows cannot teach, one sentence each."""
+        return [] if self.labelling is None else self.labelling.concerns(train)
+
+    def concerns_about(
+        self, metrics: Mapping[str, Any], part: str = "", *, trained: bool = False
+    ) -> list[str]:
+        """Return what makes metrics doubtful, one sentence each; see `softprompt.concerns.class_concerns` for the arguments."""
+        return class_concerns(metrics, part, trained=trained)
+
+    @property
+    def labelling(self) -> Labelling | None:
+        """The labels to choose from, and how rows say which one is right; None: the answer is not a label."""
+        return None
+
+    def read_label(self, row: Row) -> str:
+        """Return the right label of a row. Raises ValueError if its column is missing or its value is not a label."""
+        if self.labelling is None:
+            raise ValueError(f"{self.name} has no labels")
+        return self.labelling.read(row)
+
+    def with_labels(
+        self,
+        labels: Sequence[str],
+        *,
+        names: Mapping[str, str] | None = None,
+        label_values: Mapping[str, str] | None = None,
+    ) -> Task:
+        """Return the same task with other classes. Raises ValueError unless the task tells classes apart by their names."""
+        raise ValueError(
+            f"{self.name} was trained for its own labels and answers with no others: only tasks that compare images"
+            " with texts, ImageTextClassification, do"
+        )
+
+    def with_prompt_in_front(self, tokenizer: PreTrainedTokenizerBase) -> Task:
+        """Return the task with its virtual tokens before everything else, BOS included, as other libraries place them."""
+        return self
 
     @property
     def label_words(self) -> Mapping[str, Sequence[str]]:
-        """Label name -> its words; empty where the task has no labels."""
-        return {}
+        """Label -> the words for it, by default its name; empty where the task has no labels."""
+        return {} if self.labelling is None else {label: (label,) for label in self.labelling.labels}
 
     @property
     def domain_names(self) -> Sequence[str]:
-        """Domains that rows are told apart by, the one that is predicted in last; empty where there are none."""
+        """The domains that rows belong to; predictions are made in the last one. Empty where there are none."""
         return ()
 
     @property
     def outputs(self) -> int | None:
-        """How many numbers a trained head gives at each position that is read; None: words answer, there is no head."""
+        """The number of outputs of a trained head at each position that it reads; None: words answer, and there is no head."""
         return None
 
     @abstractmethod
     def render(self, row: Row, *, answer: bool = True) -> str:
-        """The row as plain text, soft slots left out: demonstrations, hand-written prompts, inspection."""
+        """Return the row as plain text without soft slots, for demonstrations, hand-written prompts and inspection."""

@@ -1,4 +1,4 @@
-"""What tasks that choose one of K labels have in common: the answer, and how a head's outputs are judged and read."""
+"""What tasks that choose one of K labels share: the prediction, and the loss and reading of a head's outputs."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from torch.nn import functional
 
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Scorer
-from softprompt.tasks.reading import check_answered, outputs_of
+from softprompt.tasks.reading import check_answered, read_outputs
 
 
 @dataclass(frozen=True)
 class ClassPrediction:
-    """The likeliest label, and the probability of every label (they sum to 1)."""
+    """The most likely label, and the probability of every label (they sum to 1)."""
 
     label: str
     probabilities: dict[str, float]
 
 
 def likeliest(labels: Iterable[str], shares: Iterable[float]) -> ClassPrediction:
-    """The prediction of these probabilities, one for each label; of equal ones the first label's."""
+    """Return the prediction for these probabilities, one for each label; the first label wins a tie."""
     probabilities = dict(zip(labels, shares, strict=True))
     return ClassPrediction(max(probabilities, key=probabilities.__getitem__), probabilities)
 
 
-@torch.no_grad()
 def predict_classes(
     model: Scorer,
     rows: Sequence[EncodedRow],
@@ -36,20 +35,27 @@ def predict_classes(
     batch_size: int,
     on_batch: Callable[[int], None] | None,
 ) -> list[ClassPrediction]:
-    """The likeliest label of each row by its head's logits, in order."""
-    predictions: dict[int, ClassPrediction] = {}
-    for i, logits in outputs_of(model, rows, batch_size, on_batch):
-        predictions[i] = likeliest(labels, logits[0].double().softmax(dim=-1).tolist())  # (1, K) -> (K,)
-    return [predictions[i] for i in range(len(rows))]
+    """Return the most likely label of each row by the logits of its head, in order."""
+
+    def read(row: EncodedRow, logits: Tensor) -> ClassPrediction:
+        return likeliest(labels, logits[0].double().softmax(dim=-1).tolist())  # (1, K) -> (K,)
+
+    return read_outputs(model, rows, batch_size, on_batch, read)
 
 
 def class_losses(
     answers: Tensor, rows: Sequence[EncodedRow], labels: Sequence[str], competing: Sequence[str] | None
 ) -> Tensor:
-    """Cross-entropy of each row, (B,), nats. answers: (B, K), the logits of `labels`.
+    """Return the cross-entropy of each row, (B,), in nats.
 
-    competing: labels among which the loss is computed, the logits of the others being set to minus infinity; None: all.
-    Raises ValueError for a row without its label, or with one that does not compete.
+    Arguments:
+        answers: (B, K), the logits of `labels`
+        rows: B rows, encoded with their answers
+        labels: the K labels
+        competing: the labels among which the loss is computed; the logits of the others become minus infinity. None: all
+
+    Raises:
+        ValueError: for a row without its label, and for one whose label does not compete
     """
     check_answered(rows)
     right = torch.tensor([int(row.answer[0]) for row in rows], device=answers.device)

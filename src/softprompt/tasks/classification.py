@@ -11,15 +11,16 @@ from pydantic import ConfigDict, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
 
-from softprompt.data import Row, by_length
+from softprompt.data import Row
 from softprompt.outputs import EncodedRow, TargetLogits
-from softprompt.tasks.base import Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.classes import ClassPrediction, likeliest
 from softprompt.tasks.columns import check_columns, read_fields, read_media
-from softprompt.tasks.labels import label_concerns, label_names, read_label
-from softprompt.tasks.metrics import classification_metrics
-from softprompt.tasks.template import BoundTemplate, Template
+from softprompt.tasks.labels import Labelling, Values, check_labels, label_names
+from softprompt.tasks.reading import in_batches
+from softprompt.tasks.template import BoundTemplate, Template, slot_in_front
 from softprompt.tasks.verbalizer import Verbalizer, bind_verbalizer, calibrate
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
@@ -28,7 +29,7 @@ CONTENT_FREE = ("N/A", "", "[MASK]")
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class TextClassification(Task):
-    """One of K labels for a text, read off the likelihoods of label words.
+    """The answer is one of K labels for a text, chosen by the likelihoods of label words.
 
     Raises ValueError (pydantic's) for a template that does not parse, fewer than two labels, an empty or
     repeated label word, a `columns` key that nothing reads, and for an unknown setting.
@@ -41,26 +42,25 @@ class TextClassification(Task):
     """The row as text, as in "{text}\\nSentiment:", or "{text} It was {mask}." for a masked language model; see
     `softprompt.tasks.template`."""
     labels: Mapping[str, str | Sequence[str]]
-    """Label -> its word or words, exactly as they follow the template or stand for its mask: usually with a leading
+    """Label -> its word or words, exactly as they follow the template or replace its mask; they usually begin with a
     space."""
     label_column: str = "label"
     """Column that holds the right label; its values are compared as text, so 1 is "1" and True is "True"."""
-    label_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    label_values: Values = dataclasses.field(default_factory=dict)
     """What the data writes -> label, where the two differ, as in {"0": "negative", "1": "positive"}."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name in the template -> column of the data, where the two differ."""
     cut: str | None = None
     """Field that is shortened from its end where a row is too long; by default the only field."""
     media: str | None = None
-    """Column of what the backbone reads beside the text: for a speech model waveforms of 16,000 samples a second."""
+    """Column with what the backbone reads besides text; for a speech model it holds waveforms of 16,000 samples per second."""
     loss: Literal["labels", "lm"] = "labels"
-    """labels: cross-entropy over the class scores. lm: minus the class score of the right label, the
-    language model's own loss, in which other words of the vocabulary compete too."""
+    """labels: the cross-entropy over the class scores. lm: minus the class score of the right label, which is the language
+    model's own loss; all other words of the vocabulary compete in it too."""
     length_normalised: bool = False
     """Divide a word's log-likelihood by its length in tokens."""
     calibrated: bool = False
-    """Predictions by contextual calibration, see `softprompt.tasks.verbalizer.calibrate`; training is
-    unchanged."""
+    """Whether predictions are calibrated, see `softprompt.tasks.verbalizer.calibrate`; training does not change."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -74,21 +74,15 @@ class TextClassification(Task):
     def _words_to_tuples(cls, labels: Mapping[str, str | Sequence[str]]) -> Mapping[str, str | Sequence[str]]:
         return {label: words if isinstance(words, str) else tuple(words) for label, words in labels.items()}
 
-    @field_validator("label_values", mode="before")
-    @classmethod
-    def _label_values_to_text(cls, values: Any) -> Any:
-        return {str(k): str(v) for k, v in values.items()} if isinstance(values, Mapping) else values
-
     @model_validator(mode="after")
     def _check(self) -> TextClassification:
         template = Template.parse(self.template, self.cut)
         check_columns(self.columns, [*template.fields, self.label_column, *filter(None, [self.media])])
         if self.calibrated and self.media is not None:
             raise ValueError(
-                "calibrated=True asks for inputs without content, which there are none of beside text"
+                "calibrated=True needs inputs without content, and there are none except texts: leave media or calibrated out"
             )
-        if len(self.labels) < 2:
-            raise ValueError(f"labels are {list(self.labels)}: two or more are needed")
+        check_labels(self.labels, label_values=self.label_values.values())
         owner: dict[str, str] = {}
         for label, words in self.label_words.items():
             if not words or not all(word.strip() for word in words):
@@ -101,11 +95,6 @@ class TextClassification(Task):
                         f"label word {word!r} stands for {owner[word]!r} and for {label!r}; give each its own"
                     )
                 owner[word] = label
-        unknown = [value for value in self.label_values.values() if value not in self.labels]
-        if unknown:
-            raise ValueError(
-                f"label_values lead to {unknown}, which are not among the labels {list(self.labels)}"
-            )
         return self
 
     @property
@@ -114,12 +103,17 @@ class TextClassification(Task):
         return {label: (words,) if isinstance(words, str) else words for label, words in self.labels.items()}
 
     @property
+    def labelling(self) -> Labelling:
+        """`labels`, and how rows say which is right."""
+        return Labelling(tuple(self.labels), self.label_column, self.columns, self.label_values)
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """Names of the template's fields."""
         return Template.parse(self.template, self.cut).fields
 
     def bind(self, setting: TextSetting) -> TextClassificationEncoder:
-        """Raises ValueError where template or label words do not suit the tokenizer or P."""
+        """Return the encoder. Raises ValueError if the template or the label words do not suit the tokenizer or P."""
         template = Template.parse(self.template, self.cut).bind(setting)
         verbalizer = bind_verbalizer(
             self.label_words,
@@ -129,21 +123,16 @@ class TextClassification(Task):
         )
         return TextClassificationEncoder(self, setting, template, verbalizer)
 
-    def read_label(self, row: Row) -> str:
-        """The right label of a row. Raises ValueError if its column is missing or its value is no label."""
-        return read_label(row, self.label_column, self.columns, self.label_values, self.labels)
-
     def evaluate(self, predictions: Sequence[ClassPrediction], rows: Sequence[Row]) -> dict[str, Any]:
         """See `classification_metrics`."""
-        gold = [self.read_label(row) for row in rows]
-        return classification_metrics(gold, [p.label for p in predictions], list(self.labels))
+        return self.labelling.metrics(predictions, rows)
 
-    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
-        """Labels without a training row; a model that gives all rows the same label."""
-        return label_concerns({self.read_label(row) for row in train}, self.labels, metrics)
+    def with_prompt_in_front(self, tokenizer: PreTrainedTokenizerBase) -> TextClassification:
+        """See `slot_in_front`."""
+        return dataclasses.replace(self, template=slot_in_front(self.template, tokenizer))
 
     def render(self, row: Row, *, answer: bool = True) -> str:
-        """The row as text, literals exactly as written, then (or where the mask is) the first word of its label."""
+        """Return the row as text, with literals exactly as written, and the first word of its label at the end or mask."""
         template = Template.parse(self.template, self.cut)
         values = read_fields(row, template.fields, self.columns)
         if not answer:
@@ -153,7 +142,7 @@ class TextClassification(Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextClassificationEncoder:
+class TextClassificationEncoder(TaskEncoder):
     """A `TextClassification` bound to a tokenizer; see `TaskEncoder`."""
 
     task: TextClassification
@@ -162,7 +151,7 @@ class TextClassificationEncoder:
     verbalizer: Verbalizer
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Tokens of a row, with all words of all labels as targets; `gold` is the right label's first word.
+        """Return the tokens of a row, with all words of all labels as targets; `gold` is the first word of the right label.
 
         Raises ValueError for a missing column or value, an unknown label, and a row too long to be cut.
         """
@@ -176,7 +165,7 @@ class TextClassificationEncoder:
         return self.template.encode(values, max_tokens=self.setting.max_tokens, reserved=longest)
 
     def loss(self, logits: TargetLogits, rows: Sequence[EncodedRow]) -> Tensor:
-        """Loss of each row, (B,), nats; see the task's `loss`. Raises ValueError for a row without its
+        """Return the loss of each row, (B,), in nats; see `loss` of the task. Raises ValueError for a row without its
         label."""
         gold = [row.gold for row in rows]
         if None in gold:
@@ -196,38 +185,29 @@ class TextClassificationEncoder:
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[ClassPrediction]:
-        """The likeliest label of each row, in order. `on_batch` is called with the number of rows done so
+        """Return the most likely label of each row, in order. `on_batch` is called with the number of rows done so
         far."""
-        predictions: dict[int, ClassPrediction] = {}
-        content_free: dict[int, Tensor] = {}
-        for batch in by_length([len(row.context) for row in rows], batch_size):
-            scores = self.verbalizer.class_scores(model.score([rows[i] for i in batch]))  # (B, K)
-            for i, row_scores in zip(batch, scores, strict=True):
-                log_probabilities = row_scores.log_softmax(dim=-1)
-                if self.task.calibrated:
-                    prompt = rows[i].prompt
-                    if prompt not in content_free:
-                        content_free[prompt] = self._content_free_scores(model, prompt)
-                    log_probabilities = calibrate(row_scores[None], content_free[prompt])[0]
-                predictions[i] = self._prediction(log_probabilities)
-            if on_batch is not None:
-                on_batch(len(predictions))
-        return [predictions[i] for i in range(len(rows))]
+        content_free: dict[int, Tensor] = {}  # by prompt
 
-    def likelihood_metrics(
-        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
-    ) -> dict[str, float]:
-        """None: predictions say it all."""
-        return {}
+        def answer(row: EncodedRow, scores: Tensor) -> ClassPrediction:
+            log_probabilities = scores.log_softmax(dim=-1)  # (K,)
+            if self.task.calibrated:
+                if row.prompt not in content_free:
+                    content_free[row.prompt] = self._content_free_scores(model, row.prompt)
+                log_probabilities = calibrate(scores[None], content_free[row.prompt])[0]
+            return likeliest(self.verbalizer.labels, log_probabilities.exp().tolist())
+
+        def answers(batch: Sequence[int]) -> list[ClassPrediction]:
+            mine = [rows[i] for i in batch]
+            return list(map(answer, mine, self.verbalizer.class_scores(model.score(mine))))  # of (B, K)
+
+        return in_batches([len(row.context) for row in rows], batch_size, on_batch, answers)
 
     def _content_free_scores(self, model: Scorer, prompt: int) -> Tensor:
         template = self.template.template
-        # Beside {mask}, "[MASK]" as a text would be a second gap to fill.
+        # In a template with {mask}, the text "[MASK]" would be a second gap to fill.
         texts = [t for t in CONTENT_FREE if not template.masks or t != self.setting.tokenizer.mask_token]
         contexts = [self._context(dict.fromkeys(template.fields, text)) for text in texts]
         return self.verbalizer.class_scores(
             model.score([EncodedRow(context, self.verbalizer.words, prompt=prompt) for context in contexts])
         )
-
-    def _prediction(self, log_probabilities: Tensor) -> ClassPrediction:
-        return likeliest(self.verbalizer.labels, log_probabilities.exp().tolist())

@@ -1,4 +1,4 @@
-"""Reading the columns of a row, with errors that say what the row has."""
+"""Functions that read the columns of a row; their errors say which columns the row has."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ from softprompt.tasks.base import Task, TextSetting
 
 
 def guess(name: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the nearest known one, or all of them."""
+    """Return the end of an error about an unknown name: it suggests the nearest known name, or lists all of them."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known are {known}"
 
 
 def read_column(row: Row, name: str, columns: Mapping[str, str]) -> Any:
-    """The value of a template's (or label) column in a row; `columns` renames from template to data.
+    """Return the value of a column of a row.
 
-    Raises ValueError naming the columns that the row has if it is not there, and if its value is missing
-    (None or NaN).
+    Arguments:
+        row: the row
+        name: the column as the template (or the task) names it
+        columns: name in the template -> column of the data, where the two differ
+
+    Raises:
+        ValueError: if the row does not have the column (the error names those it has), or its value is None or NaN
     """
     column = columns.get(name, name)
     if column not in row:
@@ -47,15 +52,22 @@ def read_column(row: Row, name: str, columns: Mapping[str, str]) -> Any:
 
 
 def read_fields(row: Row, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Field name -> text. Values that are no strings are turned into text with `str`; empty text is
-    allowed."""
+    """Return the text of each field by its name. A value that is not a string is converted with `str`; a text may be
+    empty."""
     return {name: str(read_column(row, name, columns)) for name in names}
 
 
 def read_media(row: Row, name: str | None, columns: Mapping[str, str], setting: TextSetting) -> Tensor | None:
-    """What the backbone reads beside text, from the row's media column; None where there is none.
+    """Return what the backbone reads besides text, from the media column of a row; None where it reads text only.
 
-    Raises ValueError where a task names such a column and the backbone reads text alone, or the other way round.
+    Arguments:
+        row: the row
+        name: the media column as the task names it; None: the task names none
+        columns: name in the task -> column of the data, where the two differ
+        setting: says how the backbone reads media
+
+    Raises:
+        ValueError: if the task names a media column and the backbone reads text only, or the other way round
     """
     if name is None and setting.read_media is None:
         return None
@@ -63,20 +75,20 @@ def read_media(row: Row, name: str | None, columns: Mapping[str, str], setting: 
         raise ValueError(
             "this backbone reads sound or pictures: name their column in the task, as in media='audio'"
             if name is None
-            else f"media={name!r} names a column of sound or pictures, but this backbone reads text alone: drop it"
+            else f"media={name!r} names a column of sound or pictures, but this backbone reads text only: leave it out"
         )
     return setting.read_media(read_column(row, name, columns))
 
 
 def check_columns(columns: Mapping[str, str], names: Sequence[str]) -> None:
-    """Raises ValueError for a key of `columns` that names nothing the task reads."""
+    """Raise ValueError for a key of `columns` that the task does not read."""
     for key in columns:
         if key not in names:
             raise ValueError(f"columns has the key {key!r}, which the task does not read{guess(key, names)}")
 
 
 def as_row(task: Task, value: Any) -> Row:
-    """A string, or an image in whatever form, as the row of a task with one field; a row as it is."""
+    """Return a value as a row: a string or an image becomes the row of a task with one field, and a row stays as it is."""
     if isinstance(value, Mapping):
         return value
     if len(task.fields) != 1:

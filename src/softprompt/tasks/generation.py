@@ -1,4 +1,4 @@
-"""Text generation: an answer of several tokens, ended by a mark. B rows."""
+"""Text generation: the answer is a text of several tokens that ends with a mark. B rows."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from softprompt.data import Row, by_length
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.columns import check_columns, read_fields, read_media
 from softprompt.tasks.metrics import generation_metrics
-from softprompt.tasks.template import Bos, BoundTemplate, Soft, Template, tokenize
+from softprompt.tasks.reading import in_batches
+from softprompt.tasks.template import Bos, BoundTemplate, Soft, Template, slot_in_front, tokenize
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class TextGeneration(Task):
-    """A text for a text, decoded greedily.
+    """The answer to a text is another text, which is decoded greedily.
 
     Raises ValueError (pydantic's) for a template that does not parse, a target with slots or without fields,
     a `columns` key that nothing reads, and for an unknown setting.
@@ -35,16 +37,16 @@ class TextGeneration(Task):
     template: str
     """The row as text, as in "{question}\\nAnswer:"; see `softprompt.tasks.template`."""
     target: str = "{answer}"
-    """The answer: text and fields, no slots. Begin it with a space where the template ends with a word or a
+    """The answer, made of text and fields without slots. Begin it with a space if the template ends with a word or a
     colon."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name in the template or target -> column of the data, where the two differ."""
     cut: str | None = None
     """Field that is shortened from its end where a row is too long; by default the template's only field."""
     media: str | None = None
-    """Column of what the backbone reads beside the text: for a speech model waveforms of 16,000 samples a second."""
+    """Column with what the backbone reads besides text; for a speech model it holds waveforms of 16,000 samples per second."""
     max_new_tokens: int = Field(default=32, ge=1)
-    """Longest generated answer in tokens, end mark included; as many are kept free when a row is cut."""
+    """Length of the longest generated answer in tokens, end mark included; this much room is kept when a row is cut."""
     end: str = Field(default="eos", min_length=1)
     """What ends an answer: "eos", the tokenizer's end-of-sequence token; "newline"; or any other text."""
 
@@ -53,7 +55,7 @@ class TextGeneration(Task):
         template, target = Template.parse(self.template, self.cut), Template.parse(self.target)
         if any(isinstance(part, Soft | Bos) for part in target.parts):
             raise ValueError(
-                f"target {self.target!r} has a slot; soft slots and {{bos}} belong into the template"
+                f"target {self.target!r} has a slot; soft slots and {{bos}} belong in the template"
             )
         if not target.fields:
             raise ValueError(f"target {self.target!r} has no field: every row would have the same answer")
@@ -62,16 +64,16 @@ class TextGeneration(Task):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of the template's fields, the target's not included."""
+        """Names of the template's fields, without those of the target."""
         return Template.parse(self.template, self.cut).fields
 
     @property
     def end_text(self) -> str | None:
-        """The text that ends an answer, None for the EOS token."""
+        """The text that ends an answer; None for the EOS token."""
         return {"eos": None, "newline": "\n"}.get(self.end, self.end)
 
     def bind(self, setting: TextSetting) -> TextGenerationEncoder:
-        """Raises ValueError where the template does not suit P, or the tokenizer lacks the EOS token."""
+        """Return the encoder. Raises ValueError if the template does not suit P, or the tokenizer lacks the EOS token."""
         eos = setting.tokenizer.eos_token_id
         if self.end == "eos" and eos is None:
             raise ValueError(
@@ -88,12 +90,16 @@ class TextGeneration(Task):
         return generation_metrics(predictions, [self._reference(row).strip() for row in rows])
 
     def judge(self, encoder: TaskEncoder, predictions: Sequence[str], rows: Sequence[Row]) -> dict[str, Any]:
-        """`evaluate` against references that are read as predictions are: without special tokens (T5's sentinels)."""
+        """`evaluate` against references that are read as predictions are, without special tokens (T5's sentinels)."""
         assert isinstance(encoder, TextGenerationEncoder)
         return generation_metrics(predictions, [encoder.reference(row) for row in rows])
 
+    def with_prompt_in_front(self, tokenizer: PreTrainedTokenizerBase) -> TextGeneration:
+        """See `slot_in_front`."""
+        return dataclasses.replace(self, template=slot_in_front(self.template, tokenizer))
+
     def render(self, row: Row, *, answer: bool = True) -> str:
-        """The row as text, literals exactly as written, then its reference (without the end mark)."""
+        """Return the row as text, with literals exactly as written, then its reference without the end mark."""
         template = Template.parse(self.template, self.cut)
         text = template.fill(read_fields(row, template.fields, self.columns))
         return text + self._reference(row) if answer else text
@@ -104,7 +110,7 @@ class TextGeneration(Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextGenerationEncoder:
+class TextGenerationEncoder(TaskEncoder):
     """A `TextGeneration` bound to a tokenizer; see `TaskEncoder`."""
 
     task: TextGeneration
@@ -113,7 +119,7 @@ class TextGenerationEncoder:
     target: Template
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Tokens of a row; with `answer`, the reference and its end mark as the one target.
+        """Return the tokens of a row; with `answer`, its only target is the reference with its end mark.
 
         A row too long is cut to leave room for `max_new_tokens` or the reference, whichever is longer, so
         that its context is the same in training and in prediction (unless the reference is the longer one).
@@ -128,7 +134,7 @@ class TextGenerationEncoder:
         return EncodedRow(context, targets, 0 if answer else None, media=media)
 
     def reference(self, row: Row) -> str:
-        """The right answer of a row as `predict` reads it: stripped, and without the tokenizer's special tokens."""
+        """Return the right answer of a row as `predict` reads it: stripped, and without the tokenizer's special tokens."""
         text = self._written(row)
         for token in self.setting.tokenizer.all_special_tokens:
             text = text.replace(token, "")
@@ -149,7 +155,7 @@ class TextGenerationEncoder:
         return (*tokenize(self.setting.tokenizer, text), self.setting.tokenizer.eos_token_id)
 
     def loss(self, logits: TargetLogits, rows: Sequence[EncodedRow]) -> Tensor:
-        """-log p of the reference, mean over its tokens, (B,), nats per token.
+        """Return -log p of each reference, the mean over its tokens, (B,), in nats per token.
 
         Raises ValueError for a row without its reference.
         """
@@ -172,26 +178,25 @@ class TextGenerationEncoder:
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[str]:
-        """The generated text of each row, up to the end mark, stripped; in order.
+        """Return the generated text of each row up to the end mark, stripped, in order.
 
         `on_batch` is called with the number of rows done so far.
         """
-        predictions: dict[int, str] = {}
         stops = self._stop_ids()
-        for batch in by_length([len(row.context) for row in rows], batch_size):
-            answers = model.generate(
+
+        def answers(batch: Sequence[int]) -> list[str]:
+            written = model.generate(
                 [rows[i] for i in batch],
                 max_new_tokens=self.task.max_new_tokens,
                 do_sample=False,
                 eos_token_id=stops or None,
             )
-            predictions |= {i: self._read(ids) for i, ids in zip(batch, answers, strict=True)}
-            if on_batch is not None:
-                on_batch(len(predictions))
-        return [predictions[i] for i in range(len(rows))]
+            return [self._read(ids) for ids in written]
+
+        return in_batches([len(row.context) for row in rows], batch_size, on_batch, answers)
 
     def _stop_ids(self) -> list[int]:
-        """Tokens that stop generation. An end text of several tokens is looked for in the text instead."""
+        """Return the tokens that stop generation. An end text of several tokens is searched for in the text instead."""
         eos = self.setting.tokenizer.eos_token_id
         stops = [] if eos is None else [eos]
         end = tokenize(self.setting.tokenizer, self.task.end_text or "")
@@ -209,7 +214,7 @@ class TextGenerationEncoder:
     def likelihood_metrics(
         self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
     ) -> dict[str, float]:
-        """Perplexity of the references."""
+        """Return the perplexity of the references."""
         return {"perplexity": self.perplexity(model, rows, batch_size=batch_size)}
 
     @torch.no_grad()
@@ -221,10 +226,10 @@ class TextGenerationEncoder:
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> float:
-        """exp of the mean of -log p over all tokens of all references, end marks included.
+        """Return exp of the mean of -log p over all tokens of all references, end marks included.
 
-        Long references weigh more than short ones here, unlike in the loss. `on_batch` as in `predict`.
-        Raises ValueError if there are no rows or one has no reference.
+        Long references weigh more than short ones here, unlike in the loss. `on_batch` is called as in `predict`.
+        Raises ValueError if there are no rows, or one of them has no reference.
         """
         if not rows:
             raise ValueError("no rows to take the perplexity of")

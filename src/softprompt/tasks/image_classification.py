@@ -1,4 +1,4 @@
-"""Classification of images by a trained head. B rows, K labels."""
+"""Image classification: a trained head gives a label for an image. B rows, K labels."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict, field_validator, model_validator
+from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from softprompt.data import Row
 from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, to_pixels
 from softprompt.outputs import EncodedRow
-from softprompt.tasks.base import Scorer, Task
+from softprompt.tasks.base import Scorer, Task, TaskEncoder
 from softprompt.tasks.classes import ClassPrediction, class_losses, predict_classes
 from softprompt.tasks.columns import check_columns, read_column
-from softprompt.tasks.labels import label_concerns, label_names, read_label
-from softprompt.tasks.metrics import classification_metrics
+from softprompt.tasks.labels import Labelling, Names, Values, check_labels
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class ImageClassification(Task):
-    """One of K labels for an image, by a head that is trained with the prompt.
+    """A head, trained with the prompt, gives one of K labels for an image.
 
     Raises ValueError (pydantic's) for fewer than two labels, a `columns` key that nothing reads, an image size that is
     not positive, and for an unknown setting.
@@ -33,54 +32,39 @@ class ImageClassification(Task):
     main_metric: ClassVar[str] = "accuracy"
     about_images: ClassVar[bool] = True
 
-    labels: Sequence[str]
+    labels: Names
     """The labels; their order is that of the head's outputs."""
     label_column: str = "label"
     """Column that holds the right label; its values are compared as text, so 1 is "1"."""
-    label_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    label_values: Values = dataclasses.field(default_factory=dict)
     """What the data writes -> label, where the two differ, as in {"0": "cat", "1": "dog"}."""
-    loss_labels: Sequence[str] | None = None
+    loss_labels: Names | None = None
     """Labels among which the loss is computed, as if there were no others; a prediction is any label. By default all."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """{"image": the column that holds the image}, where it has another name."""
     image_size: int | tuple[int, int] | None = None
-    """Side, or (height, width), that images are brought to, in pixels; the backbone's positions are interpolated where
-    they were trained for another. By default what its image processor says."""
+    """The side, or (height, width), to which images are resized, in pixels. The backbone's positions are interpolated if they
+    were trained for another size. The default is the size of its image processor."""
     pooling: ImagePooling | None = None
-    """What the head reads: the class token, the mean of the patches behind the last norm, the last norm of the mean of
+    """What the head reads: the class token, the mean of the patches after the last norm, the last norm of the mean of
     prompts and patches together (as the released VPT does on MAE), the mean of the prompts alone (L2P), or the tower's own
-    pooler. By default what the method says, else the pooler where there is one, else the class token."""
-
-    @field_validator("labels", "loss_labels", mode="before")
-    @classmethod
-    def _labels_to_text(cls, labels: Any) -> Any:
-        return label_names(labels)
-
-    @field_validator("label_values", mode="before")
-    @classmethod
-    def _label_values_to_text(cls, values: Any) -> Any:
-        return {str(k): str(v) for k, v in values.items()} if isinstance(values, Mapping) else values
+    pooler. The method may choose the default; otherwise it is the pooler, or the class token of a tower without one."""
 
     @model_validator(mode="after")
     def _check(self) -> ImageClassification:
         check_columns(self.columns, ["image", self.label_column])
-        if len(self.labels) < 2:
-            raise ValueError(f"labels are {list(self.labels)}: two or more are needed")
-        if unknown := [label for label in self.loss_labels or () if label not in self.labels]:
-            raise ValueError(f"loss_labels has {unknown}, which are not among the labels {list(self.labels)}")
-        if unknown := [value for value in self.label_values.values() if value not in self.labels]:
-            raise ValueError(
-                f"label_values lead to {unknown}, which are not among the labels {list(self.labels)}"
-            )
+        check_labels(self.labels, loss_labels=self.loss_labels or (), label_values=self.label_values.values())
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
         if any(side is not None and side < 1 for side in sides):
             raise ValueError(f"image_size is {self.image_size}: expected pixels, 1 or more")
         return self
 
     @property
-    def label_words(self) -> Mapping[str, Sequence[str]]:
-        """Each label stands for itself."""
-        return {label: (label,) for label in self.labels}
+    def labelling(self) -> Labelling:
+        """`labels`, and how rows say which is right."""
+        return Labelling(
+            tuple(self.labels), self.label_column, self.columns, self.label_values, self.loss_labels
+        )
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -102,28 +86,18 @@ class ImageClassification(Task):
             )
         return ImageClassificationEncoder(self, sized_rule(setting, self.image_size), pooling)
 
-    def read_label(self, row: Row) -> str:
-        """The right label of a row. Raises ValueError if its column is missing or its value is no label."""
-        return read_label(row, self.label_column, self.columns, self.label_values, self.labels)
-
     def evaluate(self, predictions: Sequence[ClassPrediction], rows: Sequence[Row]) -> dict[str, Any]:
         """See `classification_metrics`."""
-        gold = [self.read_label(row) for row in rows]
-        return classification_metrics(gold, [p.label for p in predictions], list(self.labels))
-
-    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
-        """Labels of the loss without a training row; a model that gives all rows the same label."""
-        seen = {self.read_label(row) for row in train}
-        return label_concerns(seen, self.loss_labels or self.labels, metrics)
+        return self.labelling.metrics(predictions, rows)
 
     def render(self, row: Row, *, answer: bool = True) -> str:
-        """Where the image comes from, then its label on a line of its own."""
+        """Return where the image comes from, then its label on a line of its own."""
         text = described(read_column(row, "image", self.columns))
         return f"{text}\n{self.read_label(row)}" if answer else text
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageClassificationEncoder:
+class ImageClassificationEncoder(TaskEncoder):
     """An `ImageClassification` bound to a backbone; see `TaskEncoder`."""
 
     task: ImageClassification
@@ -131,16 +105,16 @@ class ImageClassificationEncoder:
     pooling: ImagePooling
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Pixels of a row, (3, H, W) uint8; `answer` is the number of the right label.
+        """Return the pixels of a row, (3, H, W) uint8; `answer` is the number of the right label.
 
-        Raises ValueError for a missing column or value, an unknown label and what is no image.
+        Raises ValueError for a missing column or value, an unknown label, and a value that is not an image.
         """
         right = (self.task.labels.index(self.task.read_label(row)),) if answer else ()
         pixels = to_pixels(read_column(row, "image", self.task.columns), self.rule)
         return EncodedRow((), read=(POOLINGS.index(self.pooling),), answer=right, media=pixels)
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
-        """Cross-entropy of each row, (B,), nats. answers: (B, K). See `class_losses`."""
+        """Return the cross-entropy of each row, (B,), in nats. answers: (B, K). See `class_losses`."""
         return class_losses(answers, rows, self.task.labels, self.task.loss_labels)
 
     def predict(
@@ -151,21 +125,15 @@ class ImageClassificationEncoder:
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[ClassPrediction]:
-        """The likeliest label of each row, in order."""
+        """Return the most likely label of each row, in order."""
         return predict_classes(model, rows, self.task.labels, batch_size, on_batch)
-
-    def likelihood_metrics(
-        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
-    ) -> dict[str, float]:
-        """None: predictions say it all."""
-        return {}
 
 
 def sized_rule(setting: ImageSetting, size: int | tuple[int, int] | None) -> ImageRule:
-    """How images are prepared for a size in pixels, None being the backbone's own.
+    """Return how images are prepared for a size in pixels; None stands for the backbone's own size.
 
-    Raises ValueError for one that is no multiple of the backbone's patches, and where the backbone's own is not what its
-    positions were trained for.
+    Raises ValueError for a size that is not a multiple of the backbone's patches, and if the backbone's own size is not the
+    one that its positions were trained for.
     """
     rule = setting.rule
     if size is not None:
@@ -188,5 +156,5 @@ def sized_rule(setting: ImageSetting, size: int | tuple[int, int] | None) -> Ima
 
 
 def described(image: Any) -> str:
-    """Where an image comes from, in a word."""
+    """Return where an image comes from: its path, or its type."""
     return str(image) if isinstance(image, str | Path) else f"<{type(image).__name__}>"

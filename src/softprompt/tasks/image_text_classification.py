@@ -1,4 +1,4 @@
-"""Classification of images by texts: the class whose text is nearest to the image.
+"""Image-text classification: the answer is the class whose text is nearest to the image.
 
 B rows, D domains (1 where the task names none), K classes, R templates.
 """
@@ -10,19 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, field_validator, model_validator
+from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from softprompt.data import Row, by_length
+from softprompt.data import Row
 from softprompt.images import ImageRule, to_pixels
 from softprompt.outputs import EncodedRow, ImageTextEmbeddings
-from softprompt.tasks.base import ImageTextSetting, Scorer, Task, TextSetting
+from softprompt.tasks.base import ImageTextSetting, Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.classes import ClassPrediction, class_losses, likeliest
 from softprompt.tasks.columns import check_columns, read_column
 from softprompt.tasks.image_classification import described, sized_rule
-from softprompt.tasks.labels import label_concerns, label_names, read_domain, read_label, read_weight
-from softprompt.tasks.metrics import classification_metrics
+from softprompt.tasks.labels import Labelling, Names, Values, check_labels, read_domain, read_weight
+from softprompt.tasks.reading import in_batches
 from softprompt.tasks.template import Template, tokenize
 
 Texts = tuple[tuple[int, ...], ...]
@@ -30,14 +30,14 @@ Texts = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class ImageTextClassification(Task):
-    """One of K labels for an image, by the cosine between the image and a text about each label (CLIP, SigLIP).
+    """The answer is one of K labels, by the cosine between the image and a text about each label (CLIP, SigLIP).
 
     p(k | image) = softmax over k of scale * cos(image, text_k), the scale being the model's own. With several templates
     text_k is the mean of a label's texts, each of length 1, brought to length 1 again (Radford et al. 2021, section 3.1.4).
-    With `domains` there is a text for each label in each of them, and a row is compared with those of its own.
+    With `domains` there is a text for each label in each domain, and a row is compared with the texts of its own domain.
 
-    Raises ValueError (pydantic's) for fewer than two labels, labels or names that are alike, a template without `{}`, one
-    domain alone, a `columns` key that nothing reads, and for an unknown setting.
+    Raises ValueError (pydantic's) for fewer than two labels, equal labels or names, a template without `{}`, a single
+    domain, a `columns` key that nothing reads, and for an unknown setting.
     """
 
     name: ClassVar[str] = "image-text-classification"
@@ -45,44 +45,35 @@ class ImageTextClassification(Task):
     about_images: ClassVar[bool] = True
     compares_texts: ClassVar[bool] = True
 
-    labels: Sequence[str]
+    labels: Names
     """The labels."""
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Label -> the class name in its text, where that is another; by default the label, underscores read as spaces."""
+    """Label -> the class name in its text, where it differs from the label with its underscores read as spaces."""
     template: str | Sequence[str] = "a photo of a {}."
-    """The text about a class, `{}` being its name; several templates are an ensemble."""
+    """The text about a class, in which `{}` is its name; several templates form an ensemble."""
     soft_template: str | Sequence[str] = "{soft} {}."
-    """The same for methods that bring virtual tokens, which stand where `{soft}` does: the name at the end. The name in
-    the middle of 16 tokens is "{soft:8} {} {soft}.", at the front "{} {soft}."."""
+    """The same for methods with virtual tokens, which stand where `{soft}` does. Here the name comes last; in the middle of
+    16 tokens it is "{soft:8} {} {soft}.", and at the front "{} {soft}."."""
     label_column: str = "label"
     """Column that holds the right label; its values are compared as text, so 1 is "1"."""
-    label_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    label_values: Values = dataclasses.field(default_factory=dict)
     """What the data writes -> label, where the two differ, as in {"0": "cat", "1": "dog"}."""
-    loss_labels: Sequence[str] | None = None
+    loss_labels: Names | None = None
     """Labels among which the loss is computed, as if there were no others; a prediction is any label. By default all."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """{"image": the column that holds the image}, where it has another name."""
-    domains: Sequence[str] = ()
-    """Kinds of images that texts tell apart, such as ["photo", "sketch"], the one that is predicted in last. `{domain}` in a
-    template is the name of one, underscores read as spaces."""
+    domains: Names = ()
+    """The kinds of images that the texts name, such as ["photo", "sketch"]; predictions are made in the last one. `{domain}`
+    in a template is the name of a domain, with underscores read as spaces."""
     domain_column: str = "domain"
-    """Column that holds a row's domain, where there are domains; a row without it is of the last."""
+    """Column that holds the domain of a row, where there are domains; a row without it belongs to the last one."""
     normalize_over: Literal["domain", "all"] = "domain"
-    """Texts that the loss is normalised over: those of the row's domain, or of all. A prediction compares the former."""
+    """Whether the loss is normalised over the texts of the row's domain or over those of all domains. A prediction compares
+    the texts of the row's domain."""
     weight_column: str | None = None
-    """Column with what a row's loss is multiplied by; a row without it counts once."""
+    """Column with the factor of a row's loss; a row without it counts once."""
     image_size: int | tuple[int, int] | None = None
-    """Side, or (height, width), that images are brought to, in pixels. By default what the image processor says."""
-
-    @field_validator("labels", "loss_labels", "domains", mode="before")
-    @classmethod
-    def _labels_to_text(cls, labels: Any) -> Any:
-        return label_names(labels)
-
-    @field_validator("label_values", mode="before")
-    @classmethod
-    def _label_values_to_text(cls, values: Any) -> Any:
-        return {str(k): str(v) for k, v in values.items()} if isinstance(values, Mapping) else values
+    """The side, or (height, width), to which images are resized, in pixels. The default is the size of the image processor."""
 
     @model_validator(mode="after")
     def _check(self) -> ImageTextClassification:
@@ -90,14 +81,12 @@ class ImageTextClassification(Task):
         check_columns(self.columns, [*read, *([self.weight_column] if self.weight_column else [])])
         if len(self.domains) == 1:
             raise ValueError(f"domains are {list(self.domains)}: name two or more, or none")
-        if len(self.labels) < 2:
-            raise ValueError(f"labels are {list(self.labels)}: two or more are needed")
-        led_to = {"loss_labels": self.loss_labels or (), "label_values": self.label_values.values()}
-        for setting, values in (led_to | {"names": self.names}).items():
-            if unknown := [value for value in values if value not in self.labels]:
-                raise ValueError(
-                    f"{setting} has {unknown}, which are not among the labels {list(self.labels)}"
-                )
+        check_labels(
+            self.labels,
+            loss_labels=self.loss_labels or (),
+            label_values=self.label_values.values(),
+            names=self.names,
+        )
         first: dict[str, str] = {}
         for label in self.labels:
             other = first.setdefault(self.class_name(label), label)
@@ -110,7 +99,7 @@ class ImageTextClassification(Task):
             for one in _each(source) or ("",):
                 if one.count("{}") != 1:
                     raise ValueError(
-                        f"{setting} {one!r} has {one.count('{}')} times {{}}, where the class name stands: expected once"
+                        f"{setting} {one!r} has {{}}, where the class name stands, {one.count('{}')} times: expected once"
                     )
                 fields = Template.parse(_with_field(one)).fields
                 if "domain" in fields and not self.domains:
@@ -120,7 +109,7 @@ class ImageTextClassification(Task):
         return self
 
     def class_name(self, label: str) -> str:
-        """What stands for a label in its text."""
+        """Return the class name that stands for a label in its text."""
         return self.names.get(label, label.replace("_", " "))
 
     def with_labels(
@@ -130,7 +119,7 @@ class ImageTextClassification(Task):
         names: Mapping[str, str] | None = None,
         label_values: Mapping[str, str] | None = None,
     ) -> ImageTextClassification:
-        """The same question about other classes. `names` and `label_values` are kept where they still lead to a label."""
+        """Return the same task with other classes. `names` and `label_values` stay where they still refer to a label."""
         known = {str(label) for label in labels}
 
         def kept(values: Mapping[str, str], at: int) -> dict[str, str]:
@@ -153,6 +142,13 @@ class ImageTextClassification(Task):
     def domain_names(self) -> Sequence[str]:
         """`domains`."""
         return self.domains
+
+    @property
+    def labelling(self) -> Labelling:
+        """`labels`, and how rows say which is right."""
+        return Labelling(
+            tuple(self.labels), self.label_column, self.columns, self.label_values, self.loss_labels
+        )
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -190,32 +186,22 @@ class ImageTextClassification(Task):
             self, sized_rule(setting.image, self.image_size), tuple(targets), len(bound)
         )
 
-    def read_label(self, row: Row) -> str:
-        """The right label of a row. Raises ValueError if its column is missing or its value is no label."""
-        return read_label(row, self.label_column, self.columns, self.label_values, self.labels)
-
     def evaluate(self, predictions: Sequence[ClassPrediction], rows: Sequence[Row]) -> dict[str, Any]:
         """See `classification_metrics`."""
-        gold = [self.read_label(row) for row in rows]
-        return classification_metrics(gold, [p.label for p in predictions], list(self.labels))
-
-    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
-        """Labels of the loss without a training row; a model that gives all rows the same label."""
-        seen = {self.read_label(row) for row in train}
-        return label_concerns(seen, self.loss_labels or self.labels, metrics)
+        return self.labelling.metrics(predictions, rows)
 
     def render(self, row: Row, *, answer: bool = True) -> str:
-        """Where the image comes from, then its label on a line of its own."""
+        """Return where the image comes from, then its label on a line of its own."""
         text = described(read_column(row, "image", self.columns))
         return f"{text}\n{self.read_label(row)}" if answer else text
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageTextClassificationEncoder:
+class ImageTextClassificationEncoder(TaskEncoder):
     """An `ImageTextClassification` bound to a backbone; see `TaskEncoder`.
 
-    targets    the texts of all classes, domain by domain and class by class, R for each: every row has this very object
-    templates  R
+    targets    the texts of all classes, domain by domain and class by class, R for each; all rows share this object
+    templates  R, the number of templates
     """
 
     task: ImageTextClassification
@@ -224,10 +210,11 @@ class ImageTextClassificationEncoder:
     templates: int
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Pixels of a row, (3, H, W) uint8, beside the texts; `answer` is the number of the right label and the weight of the
-        row, `gold` the place of its first text, `origin` the number of its domain.
+        """Return the pixels of a row, (3, H, W) uint8, and the texts. `answer` is the number of the right label and the weight
+        of the row, `gold` the index of the label's first text, and `origin` the number of the row's domain.
 
-        Raises ValueError for a missing column or value, an unknown label or domain, a weight below 0 and what is no image.
+        Raises ValueError for a missing column or value, an unknown label or domain, a negative weight, and a value that is
+        not an image.
         """
         task = self.task
         domain = read_domain(row, task.domain_column, task.columns, task.domains)
@@ -240,7 +227,7 @@ class ImageTextClassificationEncoder:
         return EncodedRow((), self.targets, gold, answer=(right, weight), origin=domain, media=pixels)
 
     def loss(self, answers: ImageTextEmbeddings, rows: Sequence[EncodedRow]) -> Tensor:
-        """Cross-entropy of each row over the classes, (B,), nats, times its weight. See `class_losses`."""
+        """Return the cross-entropy of each row over the classes, (B,), in nats, times its weight. See `class_losses`."""
         scores = self._by_domain(answers)
         own = self._own(scores, rows)
         losses = class_losses(own, rows, self.task.labels, self.task.loss_labels)
@@ -252,12 +239,12 @@ class ImageTextClassificationEncoder:
         return losses * torch.tensor(weights, dtype=losses.dtype, device=losses.device)
 
     def _by_domain(self, answers: ImageTextEmbeddings) -> Tensor:
-        """Logits for all classes in all domains, (B, D, K)."""
+        """Return the logits of all classes in all domains, (B, D, K)."""
         scores = answers.scores(self.templates)
         return scores.unflatten(1, (max(len(self.task.domains), 1), len(self.task.labels)))
 
     def _own(self, scores: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
-        """Those in the domain of each row, (B, K)."""
+        """Return the logits in the domain of each row, (B, K)."""
         domains = torch.tensor([row.origin for row in rows], device=scores.device)
         return scores[torch.arange(len(rows), device=scores.device), domains]
 
@@ -270,22 +257,14 @@ class ImageTextClassificationEncoder:
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[ClassPrediction]:
-        """The likeliest label of each row, in order; probabilities by softmax over the labels, SigLIP's too."""
-        predictions: dict[int, ClassPrediction] = {}
-        for batch in by_length([0] * len(rows), batch_size):
+        """Return the most likely label of each row, in order. Probabilities are a softmax over the labels, for SigLIP too."""
+
+        def answers(batch: Sequence[int]) -> list[ClassPrediction]:
             mine = [rows[i] for i in batch]
             scores = self._own(self._by_domain(model.score(mine)), mine)
-            for i, shares in zip(batch, scores.double().softmax(dim=-1).tolist(), strict=True):
-                predictions[i] = likeliest(self.task.labels, shares)
-            if on_batch is not None:
-                on_batch(len(predictions))
-        return [predictions[i] for i in range(len(rows))]
+            return [likeliest(self.task.labels, s) for s in scores.double().softmax(dim=-1).tolist()]
 
-    def likelihood_metrics(
-        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
-    ) -> dict[str, float]:
-        """None: predictions say it all."""
-        return {}
+        return in_batches([0] * len(rows), batch_size, on_batch, answers)
 
 
 def _each(source: str | Sequence[str]) -> tuple[str, ...]:

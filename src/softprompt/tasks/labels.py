@@ -1,17 +1,22 @@
-"""Class labels, domains and weights: how the data writes them, and what makes it doubtful that labels were learned."""
+"""Labels, domains and weights of rows: how the data writes them, and how predicted labels are judged."""
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator
+
+from softprompt.concerns import unseen_labels
 from softprompt.data import Row
 from softprompt.tasks.columns import read_column
+from softprompt.tasks.metrics import classification_metrics
 
 
 def label_names(labels: Any) -> Any:
-    """Labels of a config as text; what is no list is left for pydantic to refuse. Raises ValueError for two alike."""
+    """Return the labels of a config as text; pydantic refuses what is not a list. Raises ValueError for two equal ones."""
     if isinstance(labels, str) or not isinstance(labels, Sequence):
         return labels
     names = tuple(str(label) for label in labels)
@@ -25,56 +30,87 @@ def label_names(labels: Any) -> Any:
     return names
 
 
-def read_label(
-    row: Row, column: str, columns: Mapping[str, str], values: Mapping[str, str], labels: Iterable[str]
-) -> str:
-    """The right label of a row; `values` leads from what the data writes to the label.
+def _values_as_text(values: Any) -> Any:
+    return {str(k): str(v) for k, v in values.items()} if isinstance(values, Mapping) else values
 
-    Raises ValueError if its column is missing or its value is no label.
-    """
+
+Names = Annotated[Sequence[str], BeforeValidator(label_names)]
+"""Labels, which are compared as text."""
+Values = Annotated[Mapping[str, str], BeforeValidator(_values_as_text)]
+"""What the data writes -> the label that it means; both are compared as text."""
+
+
+def check_labels(labels: Iterable[str], **led_to: Iterable[str]) -> None:
+    """Raise ValueError for fewer than two labels, and for a setting, given by its name, with a value that is not a label."""
     labels = list(labels)
-    value = str(read_column(row, column, columns))
-    label = values.get(value, value)
-    if label not in labels:
-        raise ValueError(
-            f"label {value!r} is not among the labels {labels}, in row {reprlib.repr(dict(row))}; add it to labels, or"
-            f" say what it means, as in label_values={{{value!r}: {labels[0]!r}}}"
+    if len(labels) < 2:
+        raise ValueError(f"labels are {labels}: two or more are needed")
+    for setting, values in led_to.items():
+        if unknown := [value for value in values if value not in labels]:
+            raise ValueError(f"{setting} has {unknown}, which are not among the labels {labels}")
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """The labels of a task and how rows say which one is right. All tasks that choose a label share this.
+
+    labels     the K labels
+    column     the column that holds the right label; `columns` may rename it
+    columns    the task's names -> columns of the data
+    values     what the data writes -> label, where the two differ
+    competing  the labels among which the loss is computed; None: all
+    """
+
+    labels: Sequence[str]
+    column: str
+    columns: Mapping[str, str]
+    values: Mapping[str, str]
+    competing: Sequence[str] | None = None
+
+    def is_in(self, row: Row) -> bool:
+        """Return whether the row has the column that holds its right label."""
+        return self.columns.get(self.column, self.column) in row
+
+    def read(self, row: Row) -> str:
+        """Return the right label of a row. Raises ValueError if its column is missing or its value is not a label."""
+        value = str(read_column(row, self.column, self.columns))
+        label = self.values.get(value, value)
+        if label not in self.labels:
+            raise ValueError(
+                f"label {value!r} is not among the labels {list(self.labels)}, in row {reprlib.repr(dict(row))}; add it to"
+                f" labels, or say what it means, as in label_values={{{value!r}: {self.labels[0]!r}}}"
+            )
+        return label
+
+    def metrics(self, predictions: Sequence[Any], rows: Sequence[Row]) -> dict[str, Any]:
+        """Return `classification_metrics`. predictions: one for each row, with a `label`."""
+        return classification_metrics(
+            [self.read(row) for row in rows], [p.label for p in predictions], list(self.labels)
         )
-    return label
+
+    def concerns(self, train: Sequence[Row]) -> list[str]:
+        """Return a sentence if no training row has some of the labels that compete."""
+        return unseen_labels(self.competing or self.labels, {self.read(row) for row in train})
 
 
 def read_domain(row: Row, column: str, columns: Mapping[str, str], domains: Sequence[str]) -> int:
-    """Number of a row's domain; the last one's where the row does not say. Raises ValueError for an unknown one."""
+    """Return the number of a row's domain, the last one if the row names none. Raises ValueError for an unknown domain."""
     column = columns.get(column, column)
     if not domains or column not in row:
         return max(len(domains) - 1, 0)
     if (domain := str(row[column])) not in domains:
         raise ValueError(
             f"domain {domain!r} is not among the domains {list(domains)}: add it, or leave the column {column!r} out where a"
-            f" row is of {domains[-1]!r}"
+            f" row belongs to {domains[-1]!r}"
         )
     return list(domains).index(domain)
 
 
 def read_weight(row: Row, column: str | None, columns: Mapping[str, str]) -> float:
-    """What a row's loss is multiplied by, 1 where nothing says so. Raises ValueError for what is no number of 0 or more."""
+    """Return the factor of a row's loss, 1 if the row has none. Raises ValueError for anything but a number of 0 or more."""
     if column is None or (column := columns.get(column, column)) not in row:
         return 1.0
     weight = row[column]
     if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
         raise ValueError(f"weight {weight!r} in column {column!r}: expected a number of 0 or more")
     return float(weight)
-
-
-def label_concerns(seen: set[str], labels: Iterable[str], metrics: Mapping[str, Any]) -> list[str]:
-    """Labels without a training row; a model that gives all rows the same label."""
-    found = []
-    if unseen := [label for label in labels if label not in seen]:
-        found.append(f"no training row has the labels {unseen}: they cannot be learned")
-    used = [label for label, count in metrics.get("predicted", {}).items() if count]
-    if len(used) == 1 and len(seen) > 1:
-        found.append(
-            f"every validation row was given the label {used[0]!r}: nothing but the majority was learned;"
-            " try more steps or another learning_rate"
-        )
-    return found

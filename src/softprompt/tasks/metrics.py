@@ -1,4 +1,4 @@
-"""Metrics of classes, numbers, tags, spans and generated texts: plain functions over plain values."""
+"""Metrics of classes, numbers, tags, spans and generated texts. All are plain functions of plain values."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 OUTSIDE = "O"
 """The tag of words that are in no entity."""
 ENTITY_MARKS = ("B", "I", "E", "S", "L", "U")
-"""What the tag of a word in an entity begins with: begin, inside, end and single (IOBES), or last and unit (BILOU)."""
+"""The marks that tags of entities begin with: begin, inside, end and single (IOBES), or last and unit (BILOU)."""
 _FIRST, _LAST = ("B", "S", "U"), ("E", "S", "L", "U")
 
 
 def classification_metrics(
     gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
 ) -> dict[str, Any]:
-    """Metrics over pairs of a right and a predicted label, both out of `labels`.
+    """Return metrics of pairs of a right and a predicted label, both from `labels`.
 
     accuracy           share of right predictions
     macro_f1           mean F1 over the labels that occur, as gold or as prediction (as in scikit-learn)
-    mcc                multiclass Matthews correlation (Gorodkin 2004), 0 where gold or prediction is constant
-    majority_accuracy  accuracy of always answering the most frequent label of these very rows
+    mcc                multiclass Matthews correlation (Gorodkin 2004); 0 if all right or all predicted labels are equal
+    majority_accuracy  the accuracy of always giving the most frequent label of these rows
     confusion          gold label -> predicted label -> rows
-    predicted          label -> how often it was predicted; a label with 0 deserves a look
+    predicted          label -> how often it was predicted
     rows               how many rows
 
     Raises ValueError if there are no pairs, the lengths differ, or a label is not one of `labels`.
@@ -53,12 +53,12 @@ def classification_metrics(
 
 
 def regression_metrics(gold: Sequence[float], predicted: Sequence[float]) -> dict[str, Any]:
-    """Metrics over pairs of a right and a predicted number.
+    """Return metrics of pairs of a right and a predicted number.
 
-    pearson   linear correlation, 0 where gold or prediction is constant
-    spearman  the same of their ranks; equal numbers share the mean of their ranks
+    pearson   linear correlation; 0 if all right or all predicted numbers are equal
+    spearman  the linear correlation of the ranks; equal numbers share the mean of their ranks
     mse       mean squared error
-    mean_mse  that of always answering the mean of these very rows
+    mean_mse  the mean squared error of always giving the mean of these rows
     rows      how many rows
 
     Raises ValueError if there are no pairs or the lengths differ.
@@ -91,10 +91,11 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Entities of a row of tags: type, first word, one behind the last. IOB, IOBES and BILOU, as seqeval counts by default.
+    """Return the entities of a row of tags: type, first word, and one past the last word.
 
-    One begins at a B, S or U, and at an I, E or L that continues no entity of its type (IOB1, and predictions that forget
-    the B). It ends with an E, S, L or U, and before a word that does not continue it.
+    Tags are IOB, IOBES or BILOU, read as seqeval reads them by default. An entity begins at a B, S or U, and at an I, E or L
+    that does not continue an entity of its type (IOB1, and predictions that forget the B). It ends with an E, S, L or U, and
+    before a word that does not continue it.
     """
     found: set[tuple[str, int, int]] = set()
     kind, start = "", 0
@@ -113,15 +114,15 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 
 def tag_metrics(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Metrics over rows of right and predicted tags, as seqeval counts them.
+    """Return metrics of rows of right and predicted tags, as seqeval counts them.
 
-    f1                 of whole entities: type and both ends must be right; over all rows together (micro)
-    precision, recall  likewise; where the tags name no entities (parts of speech), f1 is the words' accuracy
+    f1                 F1 of whole entities over all rows together (micro): type and both ends must be right
+    precision, recall  of whole entities. If the tags name no entities (parts of speech), all three are the words' accuracy
     accuracy           share of words with the right tag
-    majority_accuracy  accuracy of always answering the most frequent tag of these very rows
+    majority_accuracy  the accuracy of always giving the most frequent tag of these rows
     by_type            entity type -> its f1
-    predicted          tag -> how many words were given it; tags that occur, as gold or as prediction
-    rows, words        how many
+    predicted          tag -> how many words were given it, for the tags that occur as gold or as prediction
+    rows, words        how many there are
 
     Raises ValueError if there are no words, or a row has another number of tags than of words.
     """
@@ -161,16 +162,16 @@ def tag_metrics(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]
 
 
 def normalise_answer(text: str) -> str:
-    """SQuAD's: lower case, no ASCII punctuation, no English articles, every run of white space one space."""
+    """Normalise an answer as SQuAD does: lower case, no ASCII punctuation, no English articles, single spaces."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def span_metrics(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """SQuAD's metrics over predicted answers and the right ones of each row, of which the best counts.
+    """Return the metrics of SQuAD: each predicted answer is compared with the right ones of its row, and the best counts.
 
-    exact_match  share of answers equal to a right one after `normalise_answer`
-    f1           mean F1 of the words that answer and right answer share, after `normalise_answer`
+    exact_match  share of answers that equal a right one after `normalise_answer`
+    f1           mean F1 of the words that an answer shares with a right one, after `normalise_answer`
     rows         how many rows
 
     Raises ValueError if there are no rows, the lengths differ, or a row has no right answer.
@@ -193,14 +194,14 @@ def _shared_words(a: Sequence[str], b: Sequence[str]) -> float:
 
 
 def normalise_text(text: str) -> str:
-    """Case folded, every run of white space one space, none at the ends."""
+    """Fold case, replace every run of white space with one space, and strip both ends."""
     return " ".join(text.casefold().split())
 
 
 def generation_metrics(predicted: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-    """Metrics over pairs of a generated text and its reference.
+    """Return metrics of pairs of a generated text and its reference.
 
-    exact_match  share of pairs equal after `normalise_text`; punctuation and articles count
+    exact_match  share of pairs that are equal after `normalise_text`; punctuation and articles count
     rouge_l      mean F-measure of ROUGE-L without stemming, 0 to 1; words are runs of letters and digits
     bleu         corpus BLEU of sacrebleu with its default tokeniser ("13a"), 0 to 100
     rows         how many rows

@@ -1,4 +1,4 @@
-"""A number for a text (similarity, quality, a rating), by a trained head. B rows."""
+"""Regression: a trained head gives a number for a text (similarity, quality, a rating). B rows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from softprompt.concerns import number_concerns, value_concerns
 from softprompt.data import Row
 from softprompt.outputs import EncodedRow
-from softprompt.tasks.base import Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.columns import check_columns, read_column, read_fields
 from softprompt.tasks.metrics import regression_metrics
 from softprompt.tasks.reading import (
@@ -22,15 +23,15 @@ from softprompt.tasks.reading import (
     check_answered,
     check_pooling,
     default_pooling,
-    outputs_of,
     pooled_positions,
+    read_outputs,
 )
 from softprompt.tasks.template import BoundTemplate, Template
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False))
 class Regression(Task):
-    """A number for a text, by a head that is trained with the prompt on the squared error.
+    """A head gives a number for a text; it is trained with the prompt on the squared error.
 
     Raises ValueError (pydantic's) for a template that does not parse, a range that is empty, a `columns` key that
     nothing reads, and for an unknown setting.
@@ -42,8 +43,8 @@ class Regression(Task):
     template: str
     """The row as text, as in "{first} {second:cut}"; see `softprompt.tasks.template`."""
     low: float = 0.0
-    """Lowest value in the data, with `high`: the head works in halves of this range around its middle, so that it
-    starts in the middle and learns as fast whatever the unit. Predictions may lie outside."""
+    """Lowest value in the data. The unit of the head is half of the range from `low` to `high`, and its zero is the middle,
+    so that it starts in the middle and learns equally fast in every unit. Predictions may lie outside the range."""
     high: float = 1.0
     """Highest value in the data."""
     value_column: str = "value"
@@ -82,7 +83,7 @@ class Regression(Task):
         )
 
     def read_value(self, row: Row) -> float:
-        """The right value of a row. Raises ValueError if its column is missing or holds no number."""
+        """Return the right value of a row. Raises ValueError if its column is missing or does not hold a number."""
         found = read_column(row, self.value_column, self.columns)
         try:
             return float(found)
@@ -95,22 +96,15 @@ class Regression(Task):
         """See `regression_metrics`."""
         return regression_metrics([self.read_value(row) for row in rows], predictions)
 
-    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
-        """Values outside of the range; one training value; predictions no better than the mean."""
-        found = []
-        values = [self.read_value(row) for row in train]
-        if outside := sum(not self.low <= value <= self.high for value in values):
-            found.append(
-                f"{outside} of {len(values)} training values lie outside of {self.low} to {self.high}: set low and high"
-            )
-        if len(set(values)) == 1:
-            found.append(f"every training row has the value {values[0]}: there is nothing to learn")
-        if metrics and metrics["mse"] >= metrics["mean_mse"]:
-            found.append(
-                "the validation error is not below that of always answering the mean; try more steps or another"
-                " learning_rate"
-            )
-        return found
+    def concerns_about_rows(self, train: Sequence[Row]) -> list[str]:
+        """See `value_concerns`."""
+        return value_concerns([self.read_value(row) for row in train], self.low, self.high)
+
+    def concerns_about(
+        self, metrics: Mapping[str, Any], part: str = "", *, trained: bool = False
+    ) -> list[str]:
+        """See `number_concerns`."""
+        return number_concerns(metrics, part, trained=trained)
 
     def render(self, row: Row, *, answer: bool = True) -> str:
         """The row as text, literals exactly as written, then its value on a line of its own."""
@@ -120,7 +114,7 @@ class Regression(Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class RegressionEncoder:
+class RegressionEncoder(TaskEncoder):
     """A `Regression` bound to a tokenizer; see `TaskEncoder`."""
 
     task: Regression
@@ -137,7 +131,7 @@ class RegressionEncoder:
         return (self.task.high - self.task.low) / 2
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Tokens of a row and where the head reads them; `answer` is the value in halves of the range.
+        """Return the tokens of a row and the positions that the head reads; `answer` is the value in units of half the range.
 
         Raises ValueError for a missing column or value, and a row too long to be cut.
         """
@@ -151,12 +145,11 @@ class RegressionEncoder:
         )
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
-        """Squared error of each row, (B,), in halves of the range. answers: (B, 1)."""
+        """Return the squared error of each row, (B,), in units of half the range. answers: (B, 1)."""
         check_answered(rows)
         right = torch.tensor([row.answer[0] for row in rows], device=answers.device, dtype=answers.dtype)
         return (answers[:, 0] - right).square()  # (B, 1) -> (B,)
 
-    @torch.no_grad()
     def predict(
         self,
         model: Scorer,
@@ -165,15 +158,9 @@ class RegressionEncoder:
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[float]:
-        """The value of each row, in order."""
-        found = {
-            i: output.item() * self._unit + self._middle
-            for i, output in outputs_of(model, rows, batch_size, on_batch)
-        }
-        return [found[i] for i in range(len(rows))]
+        """Return the value of each row, in order."""
 
-    def likelihood_metrics(
-        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
-    ) -> dict[str, float]:
-        """None: predictions say it all."""
-        return {}
+        def read(row: EncodedRow, output: Tensor) -> float:
+            return output.item() * self._unit + self._middle
+
+        return read_outputs(model, rows, batch_size, on_batch, read)

@@ -1,4 +1,4 @@
-"""Classification of whole texts by a trained head. B rows, K labels."""
+"""Sequence classification: a trained head gives a label for a whole text. B rows, K labels."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict, field_validator, model_validator
+from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from softprompt.data import Row
 from softprompt.outputs import EncodedRow
-from softprompt.tasks.base import Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.classes import ClassPrediction, class_losses, predict_classes
 from softprompt.tasks.columns import check_columns, read_fields, read_media
-from softprompt.tasks.labels import label_concerns, label_names, read_label
-from softprompt.tasks.metrics import classification_metrics
+from softprompt.tasks.labels import Labelling, Names, Values, check_labels
 from softprompt.tasks.reading import (
     Pooling,
     check_pooling,
@@ -28,7 +27,7 @@ from softprompt.tasks.template import BoundTemplate, Template
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class SequenceClassification(Task):
-    """One of K labels for a text, by a head that is trained with the prompt.
+    """A head, trained with the prompt, gives one of K labels for a text.
 
     Raises ValueError (pydantic's) for a template that does not parse, fewer than two labels, a `columns` key that
     nothing reads, and for an unknown setting.
@@ -36,55 +35,41 @@ class SequenceClassification(Task):
 
     name: ClassVar[str] = "sequence-classification"
     main_metric: ClassVar[str] = "accuracy"
+    left_out_of_runs: ClassVar[tuple[str, ...]] = ("media",)
 
     template: str
     """The row as text, as in "{text}" or "{premise} {hypothesis:cut}"; see `softprompt.tasks.template`."""
-    labels: Sequence[str]
+    labels: Names
     """The labels; their order is that of the head's outputs."""
     label_column: str = "label"
     """Column that holds the right label; its values are compared as text, so 1 is "1" and True is "True"."""
-    label_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    label_values: Values = dataclasses.field(default_factory=dict)
     """What the data writes -> label, where the two differ, as in {"0": "negative", "1": "positive"}."""
-    loss_labels: Sequence[str] | None = None
+    loss_labels: Names | None = None
     """Labels among which the loss is computed, as if there were no others; a prediction is any label. By default all."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name in the template -> column of the data, where the two differ."""
     cut: str | None = None
     """Field that is shortened from its end where a row is too long; by default the only field."""
     media: str | None = None
-    """Column with what the backbone reads beside text, a sound or a spectrogram, where it does."""
+    """Column with what the backbone reads besides text (a sound or a spectrogram), if it reads anything else."""
     pooling: Pooling | None = None
-    """Which last hidden states the head reads: that of the first or the last token, or the mean of all; virtual tokens
-    never count. By default the first in an encoder, the last in a decoder, the mean in an encoder with a decoder."""
-
-    @field_validator("labels", "loss_labels", mode="before")
-    @classmethod
-    def _labels_to_text(cls, labels: Any) -> Any:
-        return label_names(labels)
-
-    @field_validator("label_values", mode="before")
-    @classmethod
-    def _label_values_to_text(cls, values: Any) -> Any:
-        return {str(k): str(v) for k, v in values.items()} if isinstance(values, Mapping) else values
+    """Which of the last hidden states the head reads: that of the first or the last token, or the mean of all. Virtual tokens
+    never count. The default is the first in an encoder, the last in a decoder, and the mean in an encoder-decoder."""
 
     @model_validator(mode="after")
     def _check(self) -> SequenceClassification:
         template = Template.parse(self.template, self.cut)
         check_columns(self.columns, [*template.fields, self.label_column, *filter(None, [self.media])])
-        if len(self.labels) < 2:
-            raise ValueError(f"labels are {list(self.labels)}: two or more are needed")
-        if unknown := [label for label in self.loss_labels or () if label not in self.labels]:
-            raise ValueError(f"loss_labels has {unknown}, which are not among the labels {list(self.labels)}")
-        if unknown := [value for value in self.label_values.values() if value not in self.labels]:
-            raise ValueError(
-                f"label_values lead to {unknown}, which are not among the labels {list(self.labels)}"
-            )
+        check_labels(self.labels, loss_labels=self.loss_labels or (), label_values=self.label_values.values())
         return self
 
     @property
-    def label_words(self) -> Mapping[str, Sequence[str]]:
-        """Each label stands for itself: a prompt may start from the labels' names."""
-        return {label: (label,) for label in self.labels}
+    def labelling(self) -> Labelling:
+        """`labels`, and how rows say which is right."""
+        return Labelling(
+            tuple(self.labels), self.label_column, self.columns, self.label_values, self.loss_labels
+        )
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -103,29 +88,19 @@ class SequenceClassification(Task):
         template = Template.parse(self.template, self.cut).bind(setting)
         return SequenceClassificationEncoder(self, setting, template, pooling)
 
-    def read_label(self, row: Row) -> str:
-        """The right label of a row. Raises ValueError if its column is missing or its value is no label."""
-        return read_label(row, self.label_column, self.columns, self.label_values, self.labels)
-
     def evaluate(self, predictions: Sequence[ClassPrediction], rows: Sequence[Row]) -> dict[str, Any]:
         """See `classification_metrics`."""
-        gold = [self.read_label(row) for row in rows]
-        return classification_metrics(gold, [p.label for p in predictions], list(self.labels))
-
-    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
-        """Labels of the loss without a training row; a model that gives all rows the same label."""
-        seen = {self.read_label(row) for row in train}
-        return label_concerns(seen, self.loss_labels or self.labels, metrics)
+        return self.labelling.metrics(predictions, rows)
 
     def render(self, row: Row, *, answer: bool = True) -> str:
-        """The row as text, literals exactly as written, then its label on a line of its own."""
+        """Return the row as text, with literals exactly as written, then its label on a line of its own."""
         template = Template.parse(self.template, self.cut)
         text = template.fill(read_fields(row, template.fields, self.columns))
         return f"{text}\n{self.read_label(row)}" if answer else text
 
 
 @dataclasses.dataclass(frozen=True)
-class SequenceClassificationEncoder:
+class SequenceClassificationEncoder(TaskEncoder):
     """A `SequenceClassification` bound to a tokenizer; see `TaskEncoder`."""
 
     task: SequenceClassification
@@ -134,7 +109,7 @@ class SequenceClassificationEncoder:
     pooling: Pooling
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Tokens of a row and where the head reads them; `answer` is the number of the right label.
+        """Return the tokens of a row and the positions that the head reads; `answer` is the number of the right label.
 
         Raises ValueError for a missing column or value, an unknown label, and a row too long to be cut.
         """
@@ -149,7 +124,7 @@ class SequenceClassificationEncoder:
         )
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
-        """Cross-entropy of each row, (B,), nats. answers: (B, K). See `class_losses`."""
+        """Return the cross-entropy of each row, (B,), in nats. answers: (B, K). See `class_losses`."""
         return class_losses(answers, rows, self.task.labels, self.task.loss_labels)
 
     def predict(
@@ -160,11 +135,5 @@ class SequenceClassificationEncoder:
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[ClassPrediction]:
-        """The likeliest label of each row, in order."""
+        """Return the most likely label of each row, in order."""
         return predict_classes(model, rows, self.task.labels, batch_size, on_batch)
-
-    def likelihood_metrics(
-        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
-    ) -> dict[str, float]:
-        """None: predictions say it all."""
-        return {}

@@ -1,10 +1,12 @@
-"""Answers that are a part of a text, as in SQuAD (Rajpurkar et al., EMNLP 2016). B rows, T tokens of the context."""
+"""Span extraction: an answer is a part of a text, as in SQuAD (Rajpurkar et al., EMNLP 2016).
+
+B rows, T tokens of the context.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import reprlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,14 +15,14 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from softprompt.concerns import cut_off_answer, span_concerns, warn_of
 from softprompt.data import Row
-from softprompt.errors import SoftpromptWarning
 from softprompt.outputs import EncodedRow, windows_of
 from softprompt.tasks.alignment import Aligned, align, check_alignable, windows
-from softprompt.tasks.base import Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.columns import check_columns, read_column, read_fields
 from softprompt.tasks.metrics import span_metrics
-from softprompt.tasks.reading import check_answered, outputs_of, split_outputs
+from softprompt.tasks.reading import check_answered, read_outputs, split_outputs
 from softprompt.tasks.template import BoundTemplate, Template
 
 CONTEXT = "context"
@@ -30,7 +32,7 @@ _CUT_OFF = -1
 
 @dataclasses.dataclass(frozen=True)
 class SpanPrediction:
-    """The likeliest span of the context: its text, its characters (first, one behind the last), its probability."""
+    """The most likely span of the context: its text, its characters (the first, and one past the last) and its probability."""
 
     text: str
     characters: tuple[int, int]
@@ -42,15 +44,16 @@ class SpanPrediction:
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class SpanExtraction(Task):
-    """Start and end of an answer in a context, by a head that reads every token of the context.
+    """A head that reads every token of a context finds the start and the end of an answer in it.
 
-    A context that is too long is cut at its end; with `stride`, read in overlapping windows instead. A training row whose
-    answer is cut off trains nothing, and is warned of; in an evaluation it counts, and cannot be right.
+    A context that is too long is cut at its end; with `stride` it is read in overlapping windows instead. A training row
+    whose answer is cut off teaches nothing, which is warned of. In an evaluation such a row counts and cannot be right.
 
-    Windows (Devlin et al. 2019, section 4.2 and the released run_squad.py): each is trained on as a row of its own. One that
-    does not hold the whole answer answers with the first token of the row ([CLS]), which the head reads too. Predicted is
-    the likeliest span of all windows, by its probability in its window; the released code compares sums of logits, which
-    training leaves free by a constant for each window.
+    Each window is a training row of its own (Devlin et al. 2019, section 4.2, and the released run_squad.py). The right
+    answer of a window that does not hold the whole answer is the first token of the row ([CLS]), which the head reads too.
+    The prediction is the most likely span of all windows, by its probability in its window. The released code compares sums
+    of logits instead, which training determines only up to a constant for each window.
+
     Raises ValueError (pydantic's) for a template without {context}, a `columns` key that nothing reads, and for an
     unknown setting.
     """
@@ -61,15 +64,15 @@ class SpanExtraction(Task):
     template: str = "{question}\n{context}"
     """The row as text; {context} stands for the text that answers are taken from."""
     answer_column: str = "answers"
-    """Column that holds the right answers as SQuAD has them: {"text": [...], "answer_start": [...]}, characters from 0.
-    Training takes the first, an evaluation the best of them."""
+    """Column that holds the right answers as in SQuAD: {"text": [...], "answer_start": [...]}, with characters counted from
+    0. Training uses the first answer, an evaluation the best match."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name in the template -> column of the data, where the two differ."""
     longest_answer: int = Field(default=30, gt=0)
     """Longest predicted answer, in tokens."""
     stride: int | None = Field(default=None, gt=0)
-    """A context that is too long is read in windows that begin so many of its tokens one behind the other (128 in BERT's
-    SQuAD runs, of 384 in all); None: it is cut at its end. Answers longer than the windows' overlap may be missed."""
+    """The distance between the beginnings of two windows, in tokens, where a context is too long for one (128 in BERT's SQuAD
+    runs, with windows of 384). None: the context is cut at its end. Answers longer than the overlap may be missed."""
 
     @model_validator(mode="after")
     def _check(self) -> SpanExtraction:
@@ -84,19 +87,22 @@ class SpanExtraction(Task):
 
     @property
     def outputs(self) -> int:
-        """Two logits: an answer starts here, an answer ends here."""
+        """Two logits: an answer starts here, and an answer ends here."""
         return 2
 
     def bind(self, setting: TextSetting) -> SpanExtractionEncoder:
-        """Raises ValueError where the template does not suit the tokenizer or P, or the tokenizer tells no places."""
+        """Return the encoder.
+
+        Raises ValueError if the template does not suit the tokenizer or P, or the tokenizer reports no character offsets.
+        """
         template = Template.parse(self.template, CONTEXT).bind(setting)
         check_alignable(template, CONTEXT)
         return SpanExtractionEncoder(self, setting, template)
 
     def read_answers(self, row: Row) -> list[tuple[str, int]]:
-        """The right answers of a row and the characters where they start.
+        """Return the right answers of a row, each with the character where it starts.
 
-        Raises ValueError if the column is missing, holds none, or one does not stand where it is said to.
+        Raises ValueError if the column is missing or empty, or an answer is not at the character that its start names.
         """
         found = read_column(row, self.answer_column, self.columns)
         shown = reprlib.repr(found)
@@ -105,7 +111,7 @@ class SpanExtraction(Task):
         answers = list(zip(map(str, found["text"]), map(int, found["answer_start"]), strict=True))
         if not answers:
             raise ValueError(
-                f"a row has no answer: questions that cannot be answered are not supported; drop them ({shown})"
+                f"a row has no answer, and questions without an answer are not supported: drop such rows ({shown})"
             )
         context = str(read_column(row, CONTEXT, self.columns))
         for text, start in answers:
@@ -121,23 +127,21 @@ class SpanExtraction(Task):
         references = [[text for text, _ in self.read_answers(row)] for row in rows]
         return span_metrics([prediction.text for prediction in predictions], references)
 
-    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
-        """Predictions that share no word with any answer."""
-        if metrics and not metrics["f1"]:
-            return [
-                "no predicted answer shares a word with a right one; try more steps or another learning_rate"
-            ]
-        return []
+    def concerns_about(
+        self, metrics: Mapping[str, Any], part: str = "", *, trained: bool = False
+    ) -> list[str]:
+        """See `span_concerns`."""
+        return span_concerns(metrics, part, trained=trained)
 
     def render(self, row: Row, *, answer: bool = True) -> str:
-        """The row as text, literals exactly as written, then its first answer on a line of its own."""
+        """Return the row as text, with literals exactly as written, then its first answer on a line of its own."""
         template = Template.parse(self.template)
         text = template.fill(read_fields(row, template.fields, self.columns))
         return f"{text}\n{self.read_answers(row)[0][0]}" if answer else text
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanExtractionEncoder:
+class SpanExtractionEncoder(TaskEncoder):
     """A `SpanExtraction` bound to a tokenizer; see `TaskEncoder`."""
 
     task: SpanExtraction
@@ -145,10 +149,11 @@ class SpanExtractionEncoder:
     template: BoundTemplate
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Tokens of a row, read at all tokens of the context; `answer`: the first and the last of them in the answer.
+        """Return the tokens of a row, which are read at all tokens of the context. `answer` holds the first and the last token
+        of the answer, counted among these.
 
-        Raises ValueError for a missing column or value, an answer that is not in the context, and a row whose question
-        alone is too long or whose context is empty. Warns of an answer that was cut off.
+        Raises ValueError for a missing column or value, an answer that is not in the context, a row whose question alone is
+        too long, and an empty context. Warns of an answer that was cut off.
         """
         values = read_fields(row, self.task.fields, self.task.columns)
         room, stride = self.setting.max_tokens, self.task.stride
@@ -167,14 +172,10 @@ class SpanExtractionEncoder:
             start += len(text) - len(text.lstrip())
             found = [_tokens_of(part, start, start + len(text.strip())) for part in parts]
             if all(_CUT_OFF in gold for gold in found):
-                warnings.warn(
-                    "an answer stands behind the place where its context is cut, and trains nothing: raise max_tokens"
-                    if stride is None
-                    else "an answer stands whole in no window of its context, and trains nothing: lower stride",
-                    SoftpromptWarning,
-                    stacklevel=2,
-                )
-            elif stride is not None:  # the first thing that is read is the row's first token: no answer here
+                warn_of(cut_off_answer(stride))
+            elif (
+                stride is not None
+            ):  # the row's first token, which is read first, says that there is no answer here
                 found = [(0, 0) if _CUT_OFF in gold else (gold[0] + 1, gold[1] + 1) for gold in found]
         encoded = [
             EncodedRow(
@@ -188,19 +189,20 @@ class SpanExtractionEncoder:
         return dataclasses.replace(encoded[0], windows=tuple(encoded[1:]))
 
     def _first(self, part: Aligned) -> int:
-        """Where a row's first token stands. Raises ValueError if it is one of the context."""
+        """Return the position of a row's first token. Raises ValueError if it belongs to the context."""
         first = next(i for i, atom in enumerate(part.context) if atom >= 0)
         if first in part.positions:
             raise ValueError(
-                "with a stride the first token of a row answers where its window has no answer, and here it is one of the"
-                ' context: put something in front of {context}, as in "{question} {context}"'
+                "with a stride the first token of a row marks a window without an answer, and here it belongs to the context:"
+                ' put something in front of {context}, as in "{question} {context}"'
             )
         return first
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
-        """Mean of the cross-entropies of start and end over the context's tokens, (B,), nats. answers: (T of all rows, 2).
+        """Return the mean of the cross-entropies of start and end over the tokens of the context, (B,), in nats.
 
-        0 for a row whose answer was cut off. Raises ValueError for a row without its answer.
+        It is 0 for a row whose answer was cut off. answers: (T of all rows, 2).
+        Raises ValueError for a row without its answer.
         """
         check_answered(rows)
         losses = []
@@ -213,7 +215,6 @@ class SpanExtractionEncoder:
                 losses.append(-(likelihoods[start, 0] + likelihoods[end, 1]) / 2)
         return torch.stack(losses)
 
-    @torch.no_grad()
     def predict(
         self,
         model: Scorer,
@@ -222,7 +223,7 @@ class SpanExtractionEncoder:
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[SpanPrediction]:
-        """The likeliest span of each row, in order: not backwards, and no longer than `longest_answer`."""
+        """Return the most likely span of each row, in order; it has at most `longest_answer` tokens."""
         parts = [(i, part) for i, row in enumerate(rows) for part in windows_of(row)]
 
         def tell(done: int) -> None:
@@ -230,32 +231,33 @@ class SpanExtractionEncoder:
                 on_batch(done * len(rows) // len(parts))
 
         predictions: dict[int, SpanPrediction] = {}
-        for n, logits in outputs_of(model, [part for _, part in parts], batch_size, tell):
-            i, part = parts[n]
-            aside = int(self.task.stride is not None)
-            start, end, probability = best_span(logits, self.task.longest_answer, aside=aside)
-            if i in predictions and predictions[i].probability >= probability:
-                continue
-            context, spans = part.origin
-            first, behind = spans[start][0], spans[end][1]
-            text = context[first:behind]
-            # Byte-level tokens carry the space in front of them.
-            first += len(text) - len(text.lstrip())
-            behind -= len(text) - len(text.rstrip())
-            predictions[i] = SpanPrediction(context[first:behind], (first, max(first, behind)), probability)
+        found = read_outputs(model, [part for _, part in parts], batch_size, tell, self._likeliest)
+        for (i, _), prediction in zip(parts, found, strict=True):
+            if i not in predictions or prediction.probability > predictions[i].probability:
+                predictions[i] = prediction
         return [predictions[i] for i in range(len(rows))]
 
-    def likelihood_metrics(
-        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
-    ) -> dict[str, float]:
-        """None: predictions say it all."""
-        return {}
+    def _likeliest(self, part: EncodedRow, logits: Tensor) -> SpanPrediction:
+        """Return the most likely span of a window, by the logits of its tokens, (T, 2)."""
+        aside = int(self.task.stride is not None)
+        start, end, probability = best_span(logits, self.task.longest_answer, aside=aside)
+        context, spans = part.origin
+        first, behind = spans[start][0], spans[end][1]
+        text = context[first:behind]
+        # Byte-level tokens carry the space in front of them.
+        first += len(text) - len(text.lstrip())
+        behind -= len(text) - len(text.rstrip())
+        return SpanPrediction(context[first:behind], (first, max(first, behind)), probability)
 
 
 def best_span(logits: Tensor, longest: int, *, aside: int = 0) -> tuple[int, int, float]:
-    """First and last token of the likeliest span of at most `longest` tokens, and its probability. logits: (T, 2).
+    """Return the first and the last token of the most likely span, and its probability.
 
-    aside: so many first positions are no part of the text: they take probability and give no span; tokens count behind them.
+    Arguments:
+        logits: (T, 2), of the start and of the end
+        longest: the largest number of tokens of a span
+        aside: the number of positions at the front that do not belong to the text. They take a share of the probability
+            and cannot be part of a span; tokens are counted after them
     """
     start, end = logits.double().log_softmax(dim=0)[aside:].unbind(dim=1)
     scores = start[:, None] + end[None]  # (T, T)
@@ -266,7 +268,7 @@ def best_span(logits: Tensor, longest: int, *, aside: int = 0) -> tuple[int, int
 
 
 def _tokens_of(aligned: Aligned, start: int, stop: int) -> tuple[int, int]:
-    """The first and the last of the aligned tokens that cover a range of characters; not all there: `_CUT_OFF` for both."""
+    """Return the first and the last aligned token of a range of characters, or `_CUT_OFF` twice if a part is missing."""
     inside = [i for i, (first, behind) in enumerate(aligned.spans) if first < stop and behind > start]
     if not inside or aligned.spans[-1][1] < stop or aligned.spans[0][0] > start:
         return _CUT_OFF, _CUT_OFF

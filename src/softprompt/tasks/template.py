@@ -1,15 +1,15 @@
-"""Templates: how a row and its soft slots become tokens.
+"""A template says how a row and its soft slots become tokens.
 
-    {column}      the value of a column, any name; {column:cut} marks the one that may be shortened
+    {column}      the value of a column of any name; {column:cut} marks the one that may be shortened
     {soft:N}      a slot for N virtual tokens; {soft} takes what the numbered slots leave
-    {bos}         the tokens that the tokenizer puts in front of a text
-    {mask}        the tokenizer's mask token: where a masked language model puts the answer
+    {bos}         the tokens that the tokenizer adds in front of a text
+    {mask}        the tokenizer's mask token, where a masked language model puts the answer
     {{ and }}     a brace
 
-Everything else is literal, spaces next to a slot included: "{soft:3} {text}" is three virtual tokens, then
-the text with a space in front. What stands between two slots is tokenised as one string, so literals and
-values merge as they would in running text; special tokens written out in it ("<|im_start|>", "[SEP]") are
-read as such. So is the mask: a tokenizer that drops the space before it does so here too.
+Everything else is literal, even a space next to a slot: "{soft:3} {text}" is three virtual tokens, then the text with a
+space in front. All that stands between two slots is tokenised as one string, so that literals and values merge as they do
+in running text, and special tokens that are written out ("<|im_start|>", "[SEP]") are read as special tokens. The mask is
+part of such a string too: a tokenizer that drops the space before it also drops it here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Field:
 @dataclass(frozen=True)
 class Soft:
     length: int | None = None
-    """None: what the numbered slots leave."""
+    """The number of virtual tokens; None: what the numbered slots leave."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|[^{}]+")
 
 
 def parse_template(source: str) -> tuple[Part, ...]:
-    """The parts of a template, in order, neighbouring literals joined.
+    """Return the parts of a template, in order; neighbouring literals are joined.
 
     Raises ValueError with the position for a lone brace, an empty or unknown field mark, a slot length that
-    is no positive number, a second `{bos}` or a second `{soft}` without a number.
+    is not a positive number, a second `{bos}` or a second `{soft}` without a number.
     """
     parts: list[Part] = []
     literal = ""
@@ -85,7 +85,7 @@ def parse_template(source: str) -> tuple[Part, ...]:
     for part in (Bos(), Soft()):
         if parts.count(part) > 1:
             name = "{bos}" if part == Bos() else "{soft} without a number"
-            raise ValueError(f"template {source!r} has {parts.count(part)} times {name}; one is allowed")
+            raise ValueError(f"template {source!r} has {name} {parts.count(part)} times; one is allowed")
     return tuple(parts)
 
 
@@ -111,7 +111,7 @@ def _parse_braces(inside: str, source: str, position: int) -> Part:
 
 @dataclass(frozen=True)
 class Template:
-    """A parsed template. `cut` is the field that may be shortened, None where the template leaves it open."""
+    """A parsed template. `cut` is the field that may be shortened; None: the template does not say which."""
 
     source: str
     parts: tuple[Part, ...]
@@ -119,9 +119,9 @@ class Template:
 
     @staticmethod
     def parse(source: str, cut: str | None = None) -> Template:
-        """See `parse_template`. `cut` names the field that may be shortened, like a `{field:cut}` mark.
+        """Parse a template, see `parse_template`. `cut` names the field that may be shortened, like a `{field:cut}` mark.
 
-        Raises ValueError also if `cut` is no field of the template or two fields are marked.
+        Raises ValueError also if `cut` is not a field of the template, or two fields are marked.
         """
         template = Template(source, parse_template(source))
         marked = list(dict.fromkeys(p.name for p in template.parts if isinstance(p, Field) and p.cut))
@@ -137,27 +137,26 @@ class Template:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of the fields, each once, in order."""
+        """The names of the fields, each once, in order."""
         return tuple(dict.fromkeys(p.name for p in self.parts if isinstance(p, Field)))
 
     @property
     def masks(self) -> int:
-        """How many `{mask}` it has."""
+        """The number of `{mask}` in the template."""
         return self.parts.count(Mask())
 
     def fill(self, values: Mapping[str, str], *, mask: str = "{mask}") -> str:
-        """The text of a row, slots left out, literals exactly as written, `mask` where a mask stands."""
+        """Return the text of a row without slots, with literals exactly as written and `mask` in place of each mask."""
         return _fill(_with_masks(self.parts, mask), values)
 
     def bind(self, setting: TextSetting) -> BoundTemplate:
-        """The template in its normal form, for one tokenizer and P virtual tokens.
+        """Return the template in its normal form, for one tokenizer and P virtual tokens.
 
-        Without a slot, the virtual tokens stand at the front, after the BOS; without `{bos}`, the tokens
-        that the tokenizer itself puts in front of a text (none for many) go to the very front. In a closed
-        setting the tokens that it puts behind a text stand at the very end.
-        Without virtual tokens (P = 0) slots are left out.
-        Raises ValueError if the slots do not take exactly P virtual tokens, `{bos}` or `{mask}` is written
-        and the tokenizer has no such token, or `{mask}` where the answer follows the text.
+        In a template without a slot, the virtual tokens stand at the front, after the BOS. Without `{bos}`, the tokens that
+        the tokenizer itself adds in front of a text (many add none) go to the very front. In a closed setting, the tokens
+        that it adds after a text stand at the very end. Without virtual tokens (P = 0), slots are left out.
+        Raises ValueError if the slots do not take exactly P virtual tokens, if `{bos}` or `{mask}` is written and the
+        tokenizer has no such token, and for `{mask}` where the answer follows the text.
         """
         parts = list(self.parts)
         if self.masks:
@@ -202,16 +201,16 @@ class Template:
 
 @dataclass(frozen=True)
 class Run:
-    """Literals and fields between two slots: one string for the tokenizer."""
+    """The literals and fields between two slots, which are one string for the tokenizer."""
 
     parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
 class BoundTemplate:
-    """A template with its tokenizer. A piece is ids (virtual tokens -1 - k, BOS) or a run of text.
+    """A template with its tokenizer. A piece is either ids (virtual tokens -1 - k, BOS) or a run of text.
 
-    closed: the answer does not follow the text, so it takes no room.
+    closed: whether the answer does not follow the text, so that it takes no room.
     """
 
     template: Template
@@ -222,20 +221,19 @@ class BoundTemplate:
     def encode(
         self, values: Mapping[str, str], *, max_tokens: int | None = None, reserved: int = 0
     ) -> tuple[int, ...]:
-        """Token ids of a row; virtual token k is -1 - k.
+        """Return the token ids of a row; virtual token k is -1 - k.
 
-        A row of more than `max_tokens - reserved` tokens gets its cut field shortened from the end until it
-        fits: the result is what the same row with a shorter value would give. Literals and other fields stay
-        whole. Where the template is closed, nothing is reserved, except what a single `{mask}` takes when it
-        is widened to an answer of `reserved` tokens.
-        Raises ValueError with the numbers if that is not enough, or if the template leaves open which field
-        to cut.
+        If a row has more than `max_tokens - reserved` tokens, its cut field is shortened from the end until it fits: the
+        result is that of the same row with a shorter value. Literals and other fields stay whole. If the template is
+        closed, nothing is reserved, except what a single `{mask}` takes when it is widened to an answer of `reserved`
+        tokens.
+        Raises ValueError if that is not enough, and if the template does not say which field to cut.
         """
         ids = self._ids(values)
         if not ids:
             raise ValueError(
-                f"template {self.template.source!r} gives no tokens for {reprlib.repr(dict(values))}; put"
-                " some text, {bos} or a soft slot into it, so that there is something to predict from"
+                f"template {self.template.source!r} gives no tokens for {reprlib.repr(dict(values))}; add"
+                " some text, {bos} or a soft slot to it, so that there is something to predict from"
             )
         if self.closed:
             reserved = max(reserved - 1, 0) if self.template.masks == 1 else 0
@@ -300,7 +298,7 @@ class BoundTemplate:
 
 
 def slot_in_front(source: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The template with a slot before everything, an automatic BOS included; unchanged if it has slots."""
+    """Return the template with a slot before everything, even an automatic BOS; one that has slots stays as it is."""
     parts = parse_template(source)
     if any(isinstance(part, Soft) for part in parts):
         return source
@@ -308,7 +306,7 @@ def slot_in_front(source: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text, no special tokens added."""
+    """Return the token ids of a text; no special tokens are added."""
     if not text:
         return []
     # verbose=False: the tokenizer would warn of texts longer than its model, which are cut later.
@@ -316,13 +314,12 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def automatic_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The special tokens that the tokenizer puts in front of a text by itself: a BOS, [CLS], a language
-    code, or none."""
+    """Return the special tokens that the tokenizer adds in front of a text: a BOS, [CLS], a language code, or none."""
     return _automatic(tokenizer)[0]
 
 
 def automatic_suffix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The special tokens that the tokenizer puts behind a text by itself: an EOS, [SEP], or none."""
+    """Return the special tokens that the tokenizer adds after a text: an EOS, [SEP], or none."""
     return _automatic(tokenizer)[1]
 
 

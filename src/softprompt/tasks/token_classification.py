@@ -1,4 +1,4 @@
-"""A tag for each word: named entities, parts of speech, slots. B rows, W words, K tags."""
+"""Token classification: a tag for each word (named entities, parts of speech, slots). B rows, W words, K tags."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
-from pydantic import ConfigDict, field_validator, model_validator
+from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
+from softprompt.concerns import class_concerns, unseen_labels
 from softprompt.data import Row
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.alignment import align, check_alignable
-from softprompt.tasks.base import Scorer, Task, TextSetting
+from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.columns import check_columns, read_column, read_fields
-from softprompt.tasks.labels import label_names
+from softprompt.tasks.labels import Names
 from softprompt.tasks.metrics import ENTITY_MARKS, OUTSIDE, tag_metrics
-from softprompt.tasks.reading import check_answered, outputs_of, split_outputs
+from softprompt.tasks.reading import check_answered, read_outputs, split_outputs
 from softprompt.tasks.template import BoundTemplate, Template
 
 WORDS = "words"
@@ -31,10 +32,10 @@ WORDS = "words"
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class TokenClassification(Task):
-    """A tag for each word of a row, by a head that reads the first token of the word.
+    """A head gives a tag for each word of a row; it reads the first token of the word.
 
-    The row's words are a list (or a text, which is split at spaces); they stand in the template joined by spaces. Where
-    a row is too long its last words are cut off. They take no part in training, and are predicted as "O".
+    The words of a row are a list (or a text, which is split at spaces); the template receives them joined by spaces. If a
+    row is too long, its last words are cut off: they take no part in training and are predicted as "O".
     Raises ValueError (pydantic's) for a template without {words}, fewer than two tags, a `columns` key that nothing
     reads, and for an unknown setting.
     """
@@ -42,7 +43,7 @@ class TokenClassification(Task):
     name: ClassVar[str] = "token-classification"
     main_metric: ClassVar[str] = "f1"
 
-    tags: Sequence[str]
+    tags: Names
     """The tags; their order is that of the head's outputs. Entities are written B-TYPE, I-TYPE and O
     (IOB), also with E- and S- (IOBES) or L- and U- (BILOU)."""
     template: str = "{words}"
@@ -51,11 +52,6 @@ class TokenClassification(Task):
     """Column that holds a tag for each word: a name, or a number counting from 0 in `tags`."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name in the template -> column of the data, where the two differ, as in {"words": "tokens"}."""
-
-    @field_validator("tags", mode="before")
-    @classmethod
-    def _tags_to_text(cls, tags: Any) -> Any:
-        return label_names(tags)
 
     @model_validator(mode="after")
     def _check(self) -> TokenClassification:
@@ -67,7 +63,7 @@ class TokenClassification(Task):
         return self
 
     def _check_entities(self) -> None:
-        """Raises ValueError where there are entities, and tags beside them that are not counted as such."""
+        """Raise ValueError if there are entities together with tags that would not be counted as entities."""
         marks = {tag: tag.partition("-")[0] for tag in self.tags if re.match("[A-Z]-", tag)}
         if not {"B", "I"} & set(marks.values()):
             return
@@ -77,7 +73,7 @@ class TokenClassification(Task):
             )
         if unknown := [tag for tag, mark in marks.items() if mark not in ENTITY_MARKS]:
             raise ValueError(
-                f"tag {unknown[0]!r} stands beside entities and says neither where one begins nor where it ends: known are"
+                f"tag {unknown[0]!r} stands among entities and says neither where one begins nor where it ends: known are"
                 f" {', '.join(f'{mark}-' for mark in ENTITY_MARKS)} and {OUTSIDE}; convert the tags to IOB2 (B-TYPE, I-TYPE, O)"
             )
 
@@ -92,13 +88,16 @@ class TokenClassification(Task):
         return len(self.tags)
 
     def bind(self, setting: TextSetting) -> TokenClassificationEncoder:
-        """Raises ValueError where the template does not suit the tokenizer or P, or the tokenizer tells no places."""
+        """Return the encoder.
+
+        Raises ValueError if the template does not suit the tokenizer or P, or the tokenizer reports no character offsets.
+        """
         template = Template.parse(self.template, WORDS).bind(setting)
         check_alignable(template, WORDS)
         return TokenClassificationEncoder(self, setting, template)
 
     def read_words(self, row: Row) -> list[str]:
-        """The words of a row. Raises ValueError if its column is missing or holds neither a list nor a text."""
+        """Return the words of a row. Raises ValueError if its column is missing or holds neither a list nor a text."""
         found = read_column(row, WORDS, self.columns)
         if isinstance(found, str):
             return found.split()
@@ -110,7 +109,7 @@ class TokenClassification(Task):
             ) from error
 
     def read_tags(self, row: Row) -> list[str]:
-        """The tags of a row's words. Raises ValueError for an unknown tag, or another number of them than of words."""
+        """Return the tags of a row's words. Raises ValueError for an unknown tag, and if there is not one tag for each word."""
         found = read_column(row, self.tag_column, self.columns)
         given = found.split() if isinstance(found, str) else list(found)
         known = {tag: tag for tag in self.tags} | {str(i): tag for i, tag in enumerate(self.tags)}
@@ -128,33 +127,30 @@ class TokenClassification(Task):
         """See `tag_metrics`."""
         return tag_metrics([self.read_tags(row) for row in rows], predictions)
 
-    def concerns(self, train: Sequence[Row], metrics: Mapping[str, Any]) -> list[str]:
-        """Tags without a training word; a model that gives all words the same tag."""
-        found = []
+    def concerns_about_rows(self, train: Sequence[Row]) -> list[str]:
+        """Return a sentence if no training word has some of the tags."""
         seen = {tag for row in train for tag in self.read_tags(row)}
-        if unseen := [tag for tag in self.tags if tag not in seen]:
-            found.append(f"no training word has the tags {unseen}: they cannot be learned")
-        used = [tag for tag, count in metrics.get("predicted", {}).items() if count]
-        if len(used) == 1 and len(seen) > 1:
-            found.append(
-                f"every validation word was given the tag {used[0]!r}: nothing but the majority was learned; try more"
-                " steps or another learning_rate"
-            )
-        return found
+        return unseen_labels(self.tags, seen, unit="word", kind="tag")
+
+    def concerns_about(
+        self, metrics: Mapping[str, Any], part: str = "", *, trained: bool = False
+    ) -> list[str]:
+        """See `class_concerns`."""
+        return class_concerns(metrics, part, trained=trained, unit="word", kind="tag")
 
     def render(self, row: Row, *, answer: bool = True) -> str:
-        """The row as text, literals exactly as written, then its tags on a line of their own."""
+        """Return the row as text, with literals exactly as written, then its tags on a line of their own."""
         text = Template.parse(self.template).fill(self.values(row))
         return f"{text}\n{' '.join(self.read_tags(row))}" if answer else text
 
     def values(self, row: Row) -> dict[str, str]:
-        """The template's fields as text."""
+        """Return the text of the template's fields by their names."""
         others = [name for name in self.fields if name != WORDS]
         return {WORDS: " ".join(self.read_words(row)), **read_fields(row, others, self.columns)}
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenClassificationEncoder:
+class TokenClassificationEncoder(TaskEncoder):
     """A `TokenClassification` bound to a tokenizer; see `TaskEncoder`."""
 
     task: TokenClassification
@@ -162,7 +158,7 @@ class TokenClassificationEncoder:
     template: BoundTemplate
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Tokens of a row, read at the first token of each word that has one; `answer` are the numbers of its tags.
+        """Return the tokens of a row, which are read at the first token of each word; `answer` holds the numbers of the tags.
 
         Raises ValueError for a missing column or value, an unknown tag, and a row too long to be cut.
         """
@@ -185,7 +181,9 @@ class TokenClassificationEncoder:
         )
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
-        """Mean cross-entropy over the words of each row, (B,), nats; 0 for one without any. answers: (W of all rows, K).
+        """Return the mean cross-entropy over the words of each row, (B,), in nats, 0 for a row without words.
+
+        answers: (W of all rows, K)
 
         Raises ValueError for a row without its tags.
         """
@@ -194,7 +192,6 @@ class TokenClassificationEncoder:
         losses = functional.cross_entropy(answers, right, reduction="none")[:, None]
         return torch.stack([part.sum() / max(1, len(part)) for part in split_outputs(losses, rows)])
 
-    @torch.no_grad()
     def predict(
         self,
         model: Scorer,
@@ -203,19 +200,14 @@ class TokenClassificationEncoder:
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[list[str]]:
-        """A tag for each word of each row, in order; words that were cut off are "O" (the first tag where there is none)."""
+        """Return a tag for each word of each row, in order. Words that were cut off are "O" (without one, the first tag)."""
         outside = OUTSIDE if OUTSIDE in self.task.tags else self.task.tags[0]
-        predictions: dict[int, list[str]] = {}
-        for i, logits in outputs_of(model, rows, batch_size, on_batch):
-            count, read = rows[i].origin
-            tags = [outside] * count
-            for word, tag in zip(read, logits.argmax(dim=-1).tolist(), strict=True):  # (W, K) -> (W,)
-                tags[word] = self.task.tags[tag]
-            predictions[i] = tags
-        return [predictions[i] for i in range(len(rows))]
 
-    def likelihood_metrics(
-        self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
-    ) -> dict[str, float]:
-        """None: predictions say it all."""
-        return {}
+        def read(row: EncodedRow, logits: Tensor) -> list[str]:
+            count, words = row.origin
+            tags = [outside] * count
+            for word, tag in zip(words, logits.argmax(dim=-1).tolist(), strict=True):  # (W, K) -> (W,)
+                tags[word] = self.task.tags[tag]
+            return tags
+
+        return read_outputs(model, rows, batch_size, on_batch, read)

@@ -1,4 +1,4 @@
-"""Verbalizers: label words as tokens, and class scores from their likelihoods. W words, K labels."""
+"""A verbalizer holds label words as tokens and computes class scores from their likelihoods. W words, K labels."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Verbalizer:
     """Label words as tokens.
 
     labels            the K labels
-    words             token ids of all W words of all labels, in order: the targets of every row
-    owner             for each word, the index of its label
+    words             the token ids of all W words of all labels, in order: the targets of every row
+    owner             for each word the index of its label
     length_normalised whether a word's log-likelihood is divided by its length in tokens
     """
 
@@ -29,11 +29,11 @@ class Verbalizer:
     length_normalised: bool = False
 
     def first_word(self, label: str) -> int:
-        """Index into `words` of the first word of a label."""
+        """Return the index in `words` of the first word of a label."""
         return self.owner.index(self.labels.index(label))
 
     def class_scores(self, logits: TargetLogits) -> Tensor:
-        """log of the summed likelihoods of each label's words, (B, K), differentiable; see
+        """Return the log of the summed likelihoods of each label's words, (B, K), differentiable; see
         `length_normalised`.
 
         Raises ValueError if a row does not have exactly these words as its targets.
@@ -57,14 +57,19 @@ def bind_verbalizer(
     length_normalised: bool = False,
     masked: bool = False,
 ) -> Verbalizer:
-    """Tokenise label words exactly as written, a leading space included.
+    """Tokenise label words exactly as they are written, with a leading space if they have one.
 
-    masked: the words stand where masks are. Each token is then predicted from the text alone, not from the tokens
-    before it, and a word that another one begins with may well be the likelier one.
+    Arguments:
+        label_words: label -> its words
+        tokenizer: the tokenizer of the backbone
+        length_normalised: whether a word's log-likelihood is divided by its length in tokens
+        masked: whether the words stand where masks are. Each token is then predicted from the text alone, not from the
+            tokens before it, so that a word may be likelier than another word that it begins with
 
-    Raises ValueError for a word of no or unknown tokens, for two words of the same tokens (some tokenizers
-    drop a leading space or fold case), and, unless length-normalised or masked, for a label whose words all begin with
-    the tokens of another label's word: it could never score higher.
+    Raises:
+        ValueError: for a word without tokens or with unknown ones; for two words of the same tokens (some tokenizers drop a
+            leading space or fold case); and, unless length-normalised or masked, for a label whose only word begins with
+            the tokens of another label's word, because it could never score higher
     """
     labels = tuple(label_words)
     words: dict[tuple[int, ...], tuple[int, str]] = {}
@@ -73,7 +78,7 @@ def bind_verbalizer(
             ids = tuple(tokenize(tokenizer, word))
             if not ids or tokenizer.unk_token_id in ids:
                 raise ValueError(
-                    f"label word {word!r} of {label!r} has no or unknown tokens {ids} in this"
+                    f"label word {word!r} of {label!r} has no tokens or unknown tokens {ids} in this"
                     " tokenizer; take another word"
                 )
             if ids in words:
@@ -101,11 +106,11 @@ def _check_reachable(words: Mapping[tuple[int, ...], tuple[int, str]], labels: S
 
 
 def calibrate(scores: Tensor, content_free: Tensor) -> Tensor:
-    """Contextual calibration (Zhao et al. 2021, "Calibrate Before Use", W = diag(p_cf)^-1 and b = 0).
+    """Return calibrated log-probabilities, (B, K): contextual calibration of Zhao et al. 2021, "Calibrate Before Use".
 
-    p'(c | x) = p(c | x) / p_cf(c), renormalised over the labels, where p_cf is the mean over content-free
-    inputs of p(c | input) and p is the softmax of the class scores. scores (B, K), content_free (F, K);
-    returns log p', (B, K).
+    It is their W = diag(p_cf)^-1 with b = 0: p'(c | x) = p(c | x) / p_cf(c), renormalised over the labels, where p is the
+    softmax of the class scores and p_cf is the mean of p(c | input) over content-free inputs.
+    scores (B, K), content_free (F, K).
     """
     # In logs, where a vanishing p_cf does not divide by zero. The mean's 1 / F falls out in the end.
     log_content_free = content_free.log_softmax(dim=-1).logsumexp(dim=0)  # (F, K) -> (K,)

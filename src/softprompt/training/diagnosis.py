@@ -2,36 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
-
 from softprompt.errors import TrainingDiverged
 from softprompt.training.checkpoint import RunState
-
-_SHORTEST_JUDGED_RUN = 20  # steps: in a shorter run a tenth is one batch, too little to judge by
-
-
-def nothing_learned(losses: Sequence[float], gradient_norms: Sequence[float]) -> str | None:
-    """A sentence if every gradient was zero or the training loss did not fall; None: there is no such sign.
-
-    losses, gradient_norms  one per step; the loss is judged by the medians of the first and the last tenth of the steps,
-                            and only from 20 steps on
-    """
-    if gradient_norms and max(gradient_norms) == 0:
-        return (
-            "every gradient was zero, so nothing was trained: does the loss depend on the trained tensors? "
-            "A prompt that starts at zero behind a gate of zero never moves"
-        )
-    if len(losses) >= _SHORTEST_JUDGED_RUN:
-        tenth = len(losses) // 10
-        first, last = statistics.median(losses[:tenth]), statistics.median(losses[-tenth:])
-        if last >= first:
-            return (
-                f"the training loss did not fall: its median was {first:.4g} over the first {tenth} steps "
-                f"and {last:.4g} over the last {tenth}. Try another learning_rate (ten times more or less), "
-                "or more steps"
-            )
-    return None
 
 
 def diverged(state: RunState, loss: float, norm: float, lr: float) -> TrainingDiverged:

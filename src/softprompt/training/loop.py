@@ -6,13 +6,13 @@ It knows trained tensors, a model that scores rows and a loss for each row, noth
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
 
-from softprompt.errors import SoftpromptWarning, TrainingDiverged
+from softprompt.concerns import warn_of
+from softprompt.errors import TrainingDiverged
 from softprompt.training.ongoing import OngoingRun, begin_accelerator
 from softprompt.training.parallel import RowLoss, Scorer
 from softprompt.training.randomness import Streams
@@ -40,7 +40,7 @@ def train(model: Scorer, encoder: RowLoss, run: Run) -> TrainingResult:
     if isinstance(outcome, TrainingDiverged):
         raise outcome
     if outcome.concern is not None:
-        warnings.warn(outcome.concern, SoftpromptWarning, stacklevel=2)
+        warn_of([outcome.concern])
     return outcome
 
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list
 
+from softprompt.concerns import nothing_learned
 from softprompt.data import batches
 from softprompt.errors import CheckpointError, TrainingDiverged
 from softprompt.outputs import EncodedRow
@@ -25,7 +26,7 @@ from softprompt.training.checkpoint import (
     run_identity,
     save_checkpoint,
 )
-from softprompt.training.diagnosis import diverged, nothing_learned
+from softprompt.training.diagnosis import diverged
 from softprompt.training.interrupts import interrupts_held
 from softprompt.training.parallel import Step, synchronize
 from softprompt.training.progress import Progress, Record, Silent
