@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from softprompt.backbones.vision.tower import WATCH, Tower, _attention
+from softprompt.backbones.vision.tower import WATCH, Tower, attention_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def sorted_out(tower: Tower, watch: ClassWatch, grid: tuple[int, int]) -> ClassA
     prompts, special, patches = [], [], []
     count = grid[0] * grid[1]
     for layer in tower.layers:
-        weights, own = watch.weights[id(_attention(layer))]
+        weights, own = watch.weights[id(attention_of(layer))]
         beside = weights.shape[1] - own
         inside = own - tower.special - count
         kinds = weights.split([beside, 1, inside, tower.special - 1, count], dim=1)

@@ -163,54 +163,82 @@ class Tower:
         start   the layer that the given rows enter; in front of it there must be no prompt
         stop    the layer in front of which the rows are wanted; None: behind the last
         """
-        inside, last = 0, len(self.layers) - 1
+        inside = 0
         if prompt.tokens is not None and prompt.entry == 0:
             rows, inside = self.insert(rows, prompt.tokens), prompt.tokens.shape[1]
         own = list(prompt.layers) or [None] * len(self.layers)
         if self.before is not None and start == 0:
             rows = self.before(rows)
             own[:1] = [None if own[0] is None else self.before(own[0].to(rows.dtype))]
-        extra: dict[int, list[KeyValue]] = {}
-        with ExitStack() as stack:
-            if beside:
-                stack.enter_context(_attention_beside(self.model, extra))
-            if self.checkpointing and torch.is_grad_enabled():
-                within = (lambda model: _attention_beside(model, extra)) if beside else _as_it_is
-                stack.enter_context(checkpointed_layers(self.model, within))
-            for i, layer in list(enumerate(self.forwards))[start:stop]:
+        extra: dict[int, list[KeyValue]] | None = {} if beside else None
+        with self._attending(extra):
+            for i in range(len(self.layers))[start:stop]:
                 if prompt.tokens is not None and prompt.entry == i > 0:
                     rows, inside = self.insert(rows, prompt.tokens), prompt.tokens.shape[1]
-                stay = i == last and not READS_PROMPTS.isdisjoint(reads)
-                passing = own[i]
-                joins = passing is not None and (stay or not beside)
-                if i == last and "prompts" in reads and passing is None and not inside:
-                    raise ValueError(
-                        "the head is to read the mean of the prompts, and no prompt stands among the rows of the last layer:"
-                        " take another pooling, or a method that puts some there"
-                    )
-                if beside:
-                    enter = [] if prompt.prefix is None else [prompt.prefix[i]]
-                    if passing is not None and not joins:
-                        enter.append(self.key_values(i, passing.to(rows.dtype)))
-                    if i == last and set(reads) <= {"class", "prompts"} and (self.front or stay):
-                        inside = inside if stay else 0
-                        enter.append(self.key_values(i, rows[:, self.front + inside :]))
-                        rows = rows[:, : self.front + inside]
-                    extra[id(_attention(self.layers[i]))] = enter
-                if joins:
-                    assert passing is not None
-                    rows = self.insert(rows, passing)
-                    inside += passing.shape[1]
-                rows = layer(rows, None)
-                if joins and not stay:
-                    assert passing is not None
-                    rows = self.remove(rows, passing.shape[1])
-                    inside -= passing.shape[1]
+                prefix = None if prompt.prefix is None else prompt.prefix[i]
+                rows, inside = self._through_layer(
+                    i, rows, inside, passing=own[i], prefix=prefix, reads=reads, extra=extra
+                )
         return rows, inside
+
+    def _through_layer(
+        self,
+        i: int,
+        rows: Tensor,
+        inside: int,
+        *,
+        passing: Tensor | None,
+        prefix: KeyValue | None,
+        reads: Collection[ImagePooling],
+        extra: dict[int, list[KeyValue]] | None,
+    ) -> tuple[Tensor, int]:
+        """Rows behind layer i, and how many prompt rows are among them. (B, T, d) -> (B, T', d).
+
+        inside   how many prompt rows are among the given rows
+        passing  rows of this layer's own prompt, (G, P, d)
+        prefix   keys and values in front of this layer's
+        extra    takes what this layer's attention reads beside its rows; None: nothing stands there
+        """
+        is_last = i == len(self.layers) - 1
+        stay = is_last and not READS_PROMPTS.isdisjoint(reads)
+        if is_last and "prompts" in reads and passing is None and not inside:
+            raise ValueError(
+                "the head is to read the mean of the prompts, and no prompt stands among the rows of the last layer:"
+                " take another pooling, or a method that puts some there"
+            )
+        joining = passing if stay or extra is None else None
+        if extra is not None:
+            enter = [] if prefix is None else [prefix]
+            if passing is not None and joining is None:
+                enter.append(self.key_values(i, passing.to(rows.dtype)))
+            if is_last and set(reads) <= {"class", "prompts"} and (self.front or stay):
+                inside = inside if stay else 0
+                enter.append(self.key_values(i, rows[:, self.front + inside :]))
+                rows = rows[:, : self.front + inside]
+            extra[id(attention_of(self.layers[i]))] = enter
+        if joining is not None:
+            rows = self.insert(rows, joining)
+            inside += joining.shape[1]
+        rows = self.forwards[i](rows, None)
+        if joining is not None and not stay:
+            rows = self.remove(rows, joining.shape[1])
+            inside -= joining.shape[1]
+        return rows, inside
+
+    @contextmanager
+    def _attending(self, extra: Mapping[int, list[KeyValue]] | None) -> Iterator[None]:
+        """Within the block layers attend to `extra` beside their rows, and are recomputed in backward where asked for."""
+        with ExitStack() as stack:
+            if extra is not None:
+                stack.enter_context(_attention_beside(self.model, extra))
+            if self.checkpointing and torch.is_grad_enabled():
+                within = _as_it_is if extra is None else (lambda model: _attention_beside(model, extra))
+                stack.enter_context(checkpointed_layers(self.model, within))
+            yield
 
     def key_values(self, layer: int, rows: Tensor) -> KeyValue:
         """What a layer's attention makes of rows: (G, P, d) -> (G, H, P, D) twice."""
-        attention: Any = _attention(self.layers[layer])
+        attention: Any = attention_of(self.layers[layer])
         normed = _norm(self.layers[layer])(rows)
         key, value = (
             projection(normed).unflatten(-1, self.heads).transpose(1, 2)  # (G, P, d) -> (G, H, P, D)
@@ -272,7 +300,8 @@ def find_tower(model: PreTrainedModel) -> Tower:
     )
 
 
-def _attention(layer: nn.Module) -> nn.Module:
+def attention_of(layer: nn.Module) -> nn.Module:
+    """The attention of a layer."""
     return next(m for m in layer.children() if hasattr(m, "k_proj") and hasattr(m, "v_proj"))
 
 
