@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 
 from softprompt import store
 from softprompt.backbones.base import Backbone
-from softprompt.backbones.causal.attached import Attached, Front
-from softprompt.backbones.causal.key_values import key_value_shapes
+from softprompt.backbones.causal import Attached, Front, key_value_shapes
 from softprompt.model import PromptedModel
 from softprompt.prompts import PromptModule
 from softprompt.store.identity import identity_of

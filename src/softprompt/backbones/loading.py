@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,13 +35,13 @@ from transformers.models.auto.modeling_auto import (
 
 from softprompt import zoo
 from softprompt.backbones.base import Backbone
-from softprompt.backbones.causal.backbone import CausalBackbone
-from softprompt.backbones.causal.trial import check_embeddings
-from softprompt.backbones.dual.backbone import DualBackbone
-from softprompt.backbones.encoder_decoder.backbone import EncoderDecoderBackbone
-from softprompt.backbones.masked.backbone import MaskedBackbone
+from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.dual import DualBackbone
+from softprompt.backbones.embeddings import check_embeddings
+from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
+from softprompt.backbones.masked import MaskedBackbone
 from softprompt.backbones.precision import Precision, resolve_dtype
-from softprompt.backbones.vision.backbone import VisionBackbone
+from softprompt.backbones.vision import VisionBackbone
 from softprompt.images import ImageRule
 
 log = logging.getLogger(__name__)
@@ -158,16 +158,7 @@ def load_backbone(
     for a source that is neither a carrier, nor a folder, nor to be had from the hub.
     """
     if isinstance(source, PreTrainedModel):
-        described = copy(source.config)
-        described.architectures = [type(source).__name__]  # a config says so only once it is saved
-        family = _family_of(described, type(source).__name__, prefix_lm)
-        readers: list[Any] = [tokenizer] * family.words + [processor] * family.images
-        if family.words and tokenizer is None:
-            raise ValueError("a model object comes without its tokenizer: pass tokenizer=")
-        if family.images and processor is None:
-            raise ValueError("a model object comes without its image processor: pass processor=")
-        return _built(family, source, readers, packed=packed)
-
+        return _from_object(source, tokenizer, processor, packed=packed, prefix_lm=prefix_lm)
     name = str(source)
     folder = str(zoo.fetch(name)) if name in zoo.names() else name
     where = torch.device(device or _own_device())
@@ -175,7 +166,7 @@ def load_backbone(
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision)
         family = _family_of(config, name, prefix_lm)
-        readers = []
+        readers: list[Any] = []
         if family.words:
             readers.append(tokenizer or AutoTokenizer.from_pretrained(folder, revision=revision))
         if family.images:
@@ -196,6 +187,33 @@ def load_backbone(
         raise FileNotFoundError(
             f"{name!r} is not a carrier ({known}), and as a local folder or hub id it failed: {error}"
         ) from error
+    _check_weights(report, name, family)
+    log.info("%s: %s on %s", name, str(wanted).removeprefix("torch."), where)
+    return _built(family, model.to(where), readers, name=name, packed=packed)
+
+
+def _from_object(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    processor: ImageRule | Any | None,
+    *,
+    packed: bool | None,
+    prefix_lm: bool,
+) -> Backbone:
+    """The backbone around a model object. Raises ValueError where what it reads with is missing."""
+    described = copy(model.config)
+    described.architectures = [type(model).__name__]  # a config says so only once it is saved
+    family = _family_of(described, type(model).__name__, prefix_lm)
+    if family.words and tokenizer is None:
+        raise ValueError("a model object comes without its tokenizer: pass tokenizer=")
+    if family.images and processor is None:
+        raise ValueError("a model object comes without its image processor: pass processor=")
+    readers: list[Any] = [tokenizer] * family.words + [processor] * family.images
+    return _built(family, model, readers, packed=packed)
+
+
+def _check_weights(report: Mapping[str, Any], name: str, family: Family) -> None:
+    """Raise ValueError where weights are missing from the file or have other shapes than the config says."""
     # BERT's and ViT's poolers are for pretraining; nobody reads them here, and many checkpoints lack them.
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
         raise ValueError(
@@ -208,8 +226,6 @@ def load_backbone(
             f"{name}: {len(report['mismatched_keys'])} weights have another shape than config.json says, such as "
             f"{weight}: found {tuple(found)}, expected {tuple(expected)}; the files are of different models"
         )
-    log.info("%s: %s on %s", name, str(wanted).removeprefix("torch."), where)
-    return _built(family, model.to(where), readers, name=name, packed=packed)
 
 
 def _built(family: Family, model: PreTrainedModel, readers: Sequence[Any], **settings: Any) -> Backbone:

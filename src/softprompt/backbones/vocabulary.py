@@ -1,10 +1,17 @@
-"""Which entries of a vocabulary are no words."""
+"""The words of a model that reads text: its embedding table, and what a method may know of it.
+
+Letters: V vocabulary, d width.
+"""
 
 from __future__ import annotations
 
 import re
 
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+
+from softprompt.backbones.base import BackboneSpec
 
 _FREE = re.compile(r"[\[<]unused_?\d+[\]>]")
 _CONTINUES = "##"  # WordPiece: goes on with the word before
@@ -25,3 +32,45 @@ def alphabet_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     if not any(piece.startswith(_CONTINUES) for piece in vocabulary):
         return frozenset()
     return frozenset(i for piece, i in vocabulary.items() if len(piece.removeprefix(_CONTINUES)) == 1)
+
+
+def table_of(embedding: nn.Module) -> Tensor:
+    """The table of an embedding module, (V, d), unscaled."""
+    weight = embedding.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def text_spec(
+    name: str, family: str, embedding: nn.Module, tokenizer: PreTrainedTokenizerBase
+) -> BackboneSpec:
+    """The facts that every backbone with a vocabulary has; a family puts its own beside them with `replace`.
+
+    name       of the backbone
+    family     see BackboneSpec
+    embedding  the module that turns token ids into vectors
+    tokenizer  the model's own
+    """
+
+    def embed(ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            embedded: Tensor = embedding(ids.to(table_of(embedding).device)).float().cpu().clone()
+            return embedded
+
+    def tokenize(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    vocabulary, width = table_of(embedding).shape
+    sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
+    return BackboneSpec(
+        name=name,
+        family=family,
+        width=width,
+        vocabulary=vocabulary,
+        key_values=(),
+        positions=None,
+        embedding_std=embed(sample).std().item(),
+        embed=embed,
+        tokenize=tokenize,
+        special_ids=special_ids(tokenizer),
+    )

@@ -22,7 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from softprompt.backbones.causal.attached_calls import check_arguments, check_beginnings
 from softprompt.backbones.causal.padded import embed_atoms
-from softprompt.backbones.engine.offsets import shifted
+from softprompt.backbones.engine import shifted
 from softprompt.outputs import KeyValue, PromptOutput
 
 

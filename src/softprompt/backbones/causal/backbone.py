@@ -21,8 +21,8 @@ from softprompt.backbones.causal.generation import generate
 from softprompt.backbones.causal.key_values import key_value_shapes, own_key_values, warn_of_windows
 from softprompt.backbones.causal.padded import padded_logits, padded_states
 from softprompt.backbones.causal.trial import can_pack
-from softprompt.backbones.engine.packed import CompiledPrompt, PackedModel, compile_prompt, pack, split_prompt
-from softprompt.backbones.vocabulary import special_ids
+from softprompt.backbones.engine import CompiledPrompt, PackedModel, compile_prompt, pack, split_prompt
+from softprompt.backbones.vocabulary import table_of, text_spec
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
 
@@ -48,7 +48,7 @@ class CausalBackbone:
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
         self._can_pack = packed
-        self._runner = PackedModel(model, model, model.base_model, both_ways=prefix_lm)
+        self._runner = PackedModel(model=model, forward=model, trunk=model.base_model, both_ways=prefix_lm)
 
     @property
     def device(self) -> torch.device:
@@ -61,9 +61,7 @@ class CausalBackbone:
     @property
     def table(self) -> Tensor:
         """The input embedding table, (V, d)."""
-        weight = self.model.get_input_embeddings().weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return table_of(self.model.get_input_embeddings())
 
     @property
     def packed(self) -> bool:
@@ -79,29 +77,11 @@ class CausalBackbone:
     @cached_property
     def spec(self) -> BackboneSpec:
         config = self.model.config.get_text_config()
-        embedding = self.model.get_input_embeddings()
-
-        def embed(ids: Tensor) -> Tensor:
-            with torch.no_grad():
-                return embedding(ids.to(self.table.device)).float().cpu().clone()
-
-        def tokenize(text: str) -> list[int]:
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
         shapes = key_value_shapes(self.model)
-        vocabulary, width = self.table.shape
-        sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
-        return BackboneSpec(
-            name=self.name,
-            family=self.family,
-            width=width,
-            vocabulary=vocabulary,
+        return replace(
+            text_spec(self.name, self.family, self.model.get_input_embeddings(), self.tokenizer),
             key_values=shapes,
             positions=getattr(config, "max_position_embeddings", None),
-            embedding_std=embed(sample).std().item(),
-            embed=embed,
-            tokenize=tokenize,
-            special_ids=special_ids(self.tokenizer),
             key_values_of=(lambda ids: own_key_values(self.model, ids)) if shapes else None,
             attention=bool(shapes) or any("att" in name for name, _ in self.model.named_modules()),
         )
@@ -121,8 +101,8 @@ class CausalBackbone:
             torch.compile(module, dynamic=True) if compiled else module
             for module in (self.model, self.model.base_model)
         )
-        other._runner = PackedModel(
-            self.model, forward, trunk, gradient_checkpointing, self._runner.both_ways
+        other._runner = replace(
+            other._runner, forward=forward, trunk=trunk, checkpointing=gradient_checkpointing
         )
         return other
 
@@ -140,7 +120,9 @@ class CausalBackbone:
             return padded_logits(self.model, rows, plain)
         tree = pack(rows, plain, self.device, compiled=heads, both_ways=self._runner.both_ways)
         logits = self._runner.run(tree, plain, tree.scored)
-        return TargetLogits(logits, tree.position, tree.token, tree.target, tree.counts)
+        return TargetLogits(
+            logits=logits, position=tree.position, token=tree.token, target=tree.target, counts=tree.counts
+        )
 
     def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> Tensor:
         """Last hidden states at the rows' `read` positions, (n, d), in order. Differentiable in the prompt.

@@ -17,14 +17,21 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 
 from softprompt.backbones.causal.key_values import prefix_cache
 from softprompt.backbones.causal.padded import embed_atoms
-from softprompt.backbones.engine.offsets import decoding
-from softprompt.backbones.engine.packed import CompiledPrompt, PackedModel, embed_tree, pack, split_prompt
-from softprompt.backbones.engine.tree import Atoms, PrefixTree
+from softprompt.backbones.engine import (
+    Atoms,
+    CompiledPrompt,
+    PackedModel,
+    PrefixTree,
+    check_options,
+    copies_of,
+    counts,
+    decoding,
+    embed_tree,
+    new_tokens,
+    pack,
+    split_prompt,
+)
 from softprompt.outputs import EncodedRow, PromptOutput
-
-SET_HERE = {"past_key_values", "inputs_embeds", "input_ids", "attention_mask", "position_ids"}
-NOT_WITH_A_FILLED_CACHE = {"assistant_model", "prompt_lookup_num_tokens", "max_length"}
-CACHES = (None, "dynamic", "static")  # values of cache_implementation
 
 
 @torch.no_grad()
@@ -66,16 +73,6 @@ def generate(
     return new_tokens(output, mask.shape[1], options)
 
 
-def check_options(options: dict[str, Any], also: frozenset[str] = frozenset()) -> None:
-    """Raises ValueError for what is set here, `also` more of it, and for what cannot go on from a cache that is filled."""
-    if found := (SET_HERE | also) & options.keys():
-        raise ValueError(f"generate() sets {sorted(found)} itself; remove them from the options")
-    if found := NOT_WITH_A_FILLED_CACHE & options.keys():
-        raise ValueError(f"{sorted(found)} cannot be used behind a prompt; give the length as max_new_tokens")
-    if (kind := options.get("cache_implementation")) not in CACHES:
-        raise ValueError(f"cache_implementation is {kind!r}: behind a prompt it may be 'dynamic' or 'static'")
-
-
 def _empty_cache(model: PreTrainedModel, context: int, options: dict[str, Any]) -> Cache:
     """As asked for; a static one has room for the context and the new tokens."""
     if options.get("cache_implementation") != "static":
@@ -84,12 +81,6 @@ def _empty_cache(model: PreTrainedModel, context: int, options: dict[str, Any]) 
     if new is None:
         raise ValueError("a static cache has its size from the beginning: give max_new_tokens")
     return StaticCache(config=model.config, max_cache_len=context + new)
-
-
-def counts(rows: Sequence[EncodedRow], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Text tokens of each row's context, and its prompt, (B,) each."""
-    texts = [sum(atom >= 0 for atom in row.context) for row in rows]
-    return torch.tensor(texts, device=device), torch.tensor([row.prompt for row in rows], device=device)
 
 
 def _left_padded_places(
@@ -176,24 +167,3 @@ def _generate_behind_prefix(
             input_ids=_visible_ids([row], mask), attention_mask=mask, past_key_values=cache, **options
         )
     return new_tokens(output, mask.shape[1], options)
-
-
-def copies_of(model: PreTrainedModel, options: dict[str, Any]) -> int:
-    """How many sequences each row is decoded as."""
-    named = (
-        options.get(n) or getattr(model.generation_config, n, None) or 1
-        for n in ("num_beams", "num_return_sequences")
-    )
-    return max(named)
-
-
-def new_tokens(output: Any, start: int, options: dict[str, Any]) -> list[list[int]]:
-    """Generated ids up to and with the first end mark, padding behind it dropped."""
-    sequences = output if isinstance(output, Tensor) else output.sequences
-    pad = options["pad_token_id"]
-    new = []
-    for sequence in sequences[:, start:].tolist():
-        while len(sequence) > 1 and sequence[-1] == pad and sequence[-2] == pad:
-            sequence.pop()
-        new.append(sequence)
-    return new

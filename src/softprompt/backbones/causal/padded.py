@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt.backbones.causal.key_values import prefix_cache
-from softprompt.backbones.engine.offsets import shifted
+from softprompt.backbones.engine import shifted
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
 
@@ -52,11 +52,11 @@ def padded_logits(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: Pr
         return torch.tensor(values, dtype=torch.long, device=model.device)
 
     return TargetLogits(
-        _at(model, _logits, sequences, carried, places, prompt),
-        tensor(position),
-        tensor(token),
-        tensor(target),
-        tuple(len(r.targets) for r in rows),
+        logits=_at(model, _logits, sequences, carried, places, prompt),
+        position=tensor(position),
+        token=tensor(token),
+        target=tensor(target),
+        counts=tuple(len(row.targets) for row in rows),
     )
 
 

@@ -25,8 +25,8 @@ from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.backbones.dual.kept_texts import KeptTexts, Texts
 from softprompt.backbones.dual.text_tower import TextTower, find_text_tower
 from softprompt.backbones.row_features import RowFeatures
-from softprompt.backbones.vision.backbone import VisionBackbone
-from softprompt.backbones.vocabulary import special_ids
+from softprompt.backbones.vision import VisionBackbone
+from softprompt.backbones.vocabulary import table_of, text_spec
 from softprompt.images import POOLINGS, ImageRule
 from softprompt.outputs import EncodedRow, ImageTextEmbeddings, PromptOutput
 
@@ -104,35 +104,14 @@ class DualBackbone:
     @property
     def table(self) -> Tensor:
         """The text tower's input embedding table, (V, d)."""
-        weight = self._embedding.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return table_of(self._embedding)
 
     @cached_property
     def spec(self) -> BackboneSpec:
         vision = self.vision.spec
-
-        def embed(ids: Tensor) -> Tensor:
-            with torch.no_grad():
-                embedded: Tensor = self._embedding(ids.to(self.table.device)).float().cpu().clone()
-                return embedded
-
-        def tokenize(text: str) -> list[int]:
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        vocabulary, width = self.table.shape
-        sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
-        return BackboneSpec(
-            name=self.name,
-            family=self.family,
-            width=width,
-            vocabulary=vocabulary,
-            key_values=(),
+        return replace(
+            text_spec(self.name, self.family, self._embedding, self.tokenizer),
             positions=self._texts.positions,
-            embedding_std=embed(sample).std().item(),
-            embed=embed,
-            tokenize=tokenize,
-            special_ids=special_ids(self.tokenizer),
             closed=True,
             state_width=vision.width,
             image=vision.image,
@@ -190,11 +169,11 @@ class DualBackbone:
         scale: Any = self.model.logit_scale
         scale = scale.to(images.dtype).exp().squeeze()
         return ImageTextEmbeddings(
-            images,
-            tuple(found[key] if key in found else known[key][1] for key in order),
-            tuple(order.index((id(row.targets), g)) for row, g in zip(rows, carried, strict=True)),
-            scale,
-            torch.zeros_like(scale) if logit_bias is None else logit_bias.to(images.dtype).squeeze(),
+            images=images,
+            texts=tuple(found[key] if key in found else known[key][1] for key in order),
+            which=tuple(order.index((id(row.targets), g)) for row, g in zip(rows, carried, strict=True)),
+            scale=scale,
+            bias=torch.zeros_like(scale) if logit_bias is None else logit_bias.to(images.dtype).squeeze(),
         )
 
     def images(self, rows: Sequence[EncodedRow], prompt: Any = None) -> Tensor:

@@ -18,13 +18,18 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase, SiglipTextModel
 
-from softprompt.backbones.engine.attention import TreeCall, tree_implementation
-from softprompt.backbones.engine.checkpointing import checkpointed_layers
-from softprompt.backbones.engine.last_layer import last_layer_only_at
-from softprompt.backbones.engine.linear import frozen_linears
-from softprompt.backbones.engine.packed import embed_tree, pack
-from softprompt.backbones.engine.tree import build_tree
-from softprompt.backbones.masked.backbone import MaskedBackbone
+from softprompt.backbones.engine import (
+    TreeCall,
+    build_tree,
+    checkpointed_layers,
+    embed_tree,
+    frozen_linears,
+    last_layer_only_at,
+    pack,
+    tree_implementation,
+)
+from softprompt.backbones.masked import MaskedBackbone
+from softprompt.backbones.vocabulary import table_of
 from softprompt.outputs import EncodedRow, PromptOutput
 
 
@@ -162,8 +167,7 @@ def find_text_tower(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, projection: nn.Module | None
 ) -> TextTower:
     """The text tower of a dual encoder. Raises ValueError for one that has no pooled state of a text, or another tokenizer."""
-    table = model.get_input_embeddings().weight
-    assert isinstance(table, Tensor)
+    table = table_of(model.get_input_embeddings())
     highest = max(tokenizer.get_vocab().values())
     if highest >= len(table):
         raise ValueError(
@@ -180,18 +184,18 @@ def find_text_tower(
                 f"the text tower is read at its end-of-text token, {expected}, and the tokenizer ends a text with {end}: they"
                 " are of different models; take the tokenizer that was saved with this model"
             )
-        return CausalTexts(model, projection, model.encoder)
+        return CausalTexts(model=model, projection=projection, forward=model.encoder)
     if isinstance(model, SiglipTextModel):
         if tokenizer.pad_token_id is None:
             raise ValueError(
                 "the tokenizer has no padding token, and SigLIP's texts are padded: it is not the model's own;"
                 " take the one that was saved with it"
             )
-        return PaddedTexts(model, int(tokenizer.pad_token_id), model.encoder)
+        return PaddedTexts(model=model, pad=int(tokenizer.pad_token_id), forward=model.encoder)
     pooler = getattr(model, "pooler", None)
     if not isinstance(pooler, nn.Module) or projection is None:
         raise ValueError(
             f"{type(model).__name__} has no pooler, and a dual encoder compares what its text tower's pooler gives: take"
             " BERT, RoBERTa, or CLIP's text tower"
         )
-    return PooledTexts(MaskedBackbone(model, tokenizer), pooler, projection)
+    return PooledTexts(encoder=MaskedBackbone(model, tokenizer), pooler=pooler, projection=projection)

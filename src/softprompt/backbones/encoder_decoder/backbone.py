@@ -24,8 +24,8 @@ from softprompt.backbones.encoder_decoder.prefixes import EncoderCall, encoder_p
 from softprompt.backbones.encoder_decoder.scoring import Seq2SeqModel, read_states, score
 from softprompt.backbones.encoder_decoder.sound_states import SoundStates
 from softprompt.backbones.encoder_decoder.spectrogram import spectrogram
-from softprompt.backbones.engine.tree import Atoms
-from softprompt.backbones.vocabulary import special_ids
+from softprompt.backbones.engine import Atoms
+from softprompt.backbones.vocabulary import table_of, text_spec
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
 
@@ -62,7 +62,12 @@ class EncoderDecoderBackbone:
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
         self._runner = Seq2SeqModel(
-            model, _places(model), _stem(model), self.speech, model.get_encoder(), model
+            model=model,
+            places=_places(model),
+            stem=_stem(model),
+            speech=self.speech,
+            encode=model.get_encoder(),
+            decode=model,
         )
 
     @property
@@ -95,36 +100,17 @@ class EncoderDecoderBackbone:
     @property
     def table(self) -> Tensor:
         """The embedding table that virtual tokens stand beside, (V, d), unscaled."""
-        weight = self.embedding.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return table_of(self.embedding)
 
     @cached_property
     def spec(self) -> BackboneSpec:
         config = self.model.config
-
-        def embed(ids: Tensor) -> Tensor:
-            with torch.no_grad():
-                return self.embedding(ids.to(self.table.device)).float().cpu().clone()
-
-        def tokenize(text: str) -> list[int]:
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        vocabulary, width = self.table.shape
-        sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
         limits = ("max_target_positions",) if self.speech else ("max_position_embeddings",)
         shapes = self._key_value_shapes()
-        return BackboneSpec(
-            name=self.name,
-            family=self.family,
-            width=width,
-            vocabulary=vocabulary,
+        return replace(
+            text_spec(self.name, self.family, self.embedding, self.tokenizer),
             key_values=shapes,
             positions=next((n for name in limits if (n := getattr(config, name, None))), None),
-            embedding_std=embed(sample).std().item(),
-            embed=embed,
-            tokenize=tokenize,
-            special_ids=special_ids(self.tokenizer),
             places=self._runner.places,
             key_values_of=self._key_values_of if shapes and not self.speech else None,
             closed=not self.speech,

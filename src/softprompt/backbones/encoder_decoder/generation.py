@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from transformers import EncoderDecoderCache, GenerationMixin, PreTrainedTokenizerBase
 
-from softprompt.backbones.causal.generation import check_options, copies_of, counts, new_tokens
 from softprompt.backbones.encoder_decoder.prefixes import growing_cache
 from softprompt.backbones.encoder_decoder.scoring import Seq2SeqModel, batches_of, widened
 from softprompt.backbones.encoder_decoder.sequences import FULL, embed_sequences
-from softprompt.backbones.engine.offsets import decoding
+from softprompt.backbones.engine import check_options, copies_of, counts, decoding, new_tokens
 from softprompt.outputs import EncodedRow, PromptOutput
 
 _OURS = frozenset(

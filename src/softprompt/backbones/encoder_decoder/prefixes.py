@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from softprompt.backbones.engine.attention import attention_implementation
+from softprompt.backbones.engine import attention_implementation
 from softprompt.outputs import KeyValue
 
 IMPLEMENTATION = "softprompt_encoder_prefix"

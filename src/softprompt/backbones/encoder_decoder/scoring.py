@@ -29,9 +29,7 @@ from softprompt.backbones.encoder_decoder.prefixes import (
 )
 from softprompt.backbones.encoder_decoder.sequences import FULL, by_similar_length, embed_sequences
 from softprompt.backbones.encoder_decoder.sound_states import SoundStates
-from softprompt.backbones.engine.checkpointing import checkpointed_layers
-from softprompt.backbones.engine.linear import frozen_linears
-from softprompt.backbones.engine.tree import Atoms, continuations
+from softprompt.backbones.engine import Atoms, checkpointed_layers, continuations, frozen_linears
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
 
@@ -253,7 +251,13 @@ def score(runner: Seq2SeqModel, rows: Sequence[EncodedRow], prompt: PromptOutput
         offset += len(layout.scored)
     entries.sort(key=lambda entry: entry[0])
     target, position, token = torch.tensor(entries, device=runner.model.device).unbind(1)
-    return TargetLogits(torch.cat(parts), position, token, target, tuple(len(row.targets) for row in rows))
+    return TargetLogits(
+        logits=torch.cat(parts),
+        position=position,
+        token=token,
+        target=target,
+        counts=tuple(len(row.targets) for row in rows),
+    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from softprompt.backbones.engine.offsets import shifted
+from softprompt.backbones.engine import shifted
+from softprompt.backbones.vocabulary import table_of
 from softprompt.outputs import PromptOutput
 
 FULL = 0.75
@@ -40,9 +41,7 @@ def embed_sequences(
     carried: the prompt of each sequence. Offsets go by running text number, as everywhere.
     Raises ValueError for a virtual token that its prompt does not have.
     """
-    table = embedding.weight
-    assert isinstance(table, Tensor)
-    device = table.device
+    device = table_of(embedding).device
     size = len(sequences), max(map(len, sequences))
     ids, number = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
     mask = torch.zeros(size, dtype=torch.long)

@@ -19,20 +19,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from softprompt.backbones.engine.attention import (
+from softprompt.backbones.engine import (
+    PrefixTree,
     attend,
     attention_implementation,
+    build_tree,
+    checkpointed_layers,
+    embed_tree,
     from_grid,
     group_queries,
+    last_layer_only_at,
     of_parents,
     prefix_grid,
+    prefix_lengths,
     to_grid,
     ungroup_queries,
 )
-from softprompt.backbones.engine.checkpointing import checkpointed_layers
-from softprompt.backbones.engine.last_layer import last_layer_only_at
-from softprompt.backbones.engine.packed import embed_tree, prefix_lengths
-from softprompt.backbones.engine.tree import PrefixTree, build_tree
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
 
 IMPLEMENTATION = "softprompt_rows"

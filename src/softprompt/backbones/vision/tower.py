@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from softprompt.backbones.engine.attention import attend, attention_implementation
-from softprompt.backbones.engine.checkpointing import checkpointed_layers
+from softprompt.backbones.engine import attend, attention_implementation, checkpointed_layers
 from softprompt.images import ImagePooling
 from softprompt.outputs import KeyValue
 
