@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakSet
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt import store
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.causal import Attached, Front, key_value_shapes
+from softprompt.backbones.vocabulary import table_of
 from softprompt.model import PromptedModel
 from softprompt.prompts import PromptModule
 from softprompt.store.identity import identity_of
@@ -97,7 +97,7 @@ def _front(model: PreTrainedModel, tuned: TunedPrompt | PromptedModel | PromptMo
         )
     _check_prompt(model, module)
     frozen = not any(parameter.requires_grad for parameter in module.parameters())
-    return Front(module, atoms, frozen, begin)
+    return Front(prompt=module, atoms=atoms, frozen=frozen, begin=begin)
 
 
 def _virtual(module: PromptModule) -> tuple[int, ...]:
@@ -148,15 +148,11 @@ def _check_backbone(model: PreTrainedModel, backbone: Backbone, has_head: bool) 
     if model is not backbone.model:
         trained = identity_of(backbone)
         name = model.config.name_or_path or type(model).__name__
-        found = store.fingerprint(model.config, _table(model), name=name, family=family)
+        found = store.fingerprint(
+            model.config, table_of(model.get_input_embeddings()), name=name, family=family
+        )
         saved = store.SavedPrompt(method={"name": ""}, task={"name": ""}, backbone=trained, tensors={})
         store.check_backbone(saved, found)
-
-
-def _table(model: PreTrainedModel) -> Tensor:
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight
 
 
 def _check_prompt(model: PreTrainedModel, module: PromptModule) -> None:
@@ -179,7 +175,7 @@ def _check_prompt(model: PreTrainedModel, module: PromptModule) -> None:
             f"attach() takes one prompt of virtual tokens, or of keys and values; {type(module).__name__} gives"
             f" {output.count} of another kind (hidden states of layers, or none at all)"
         )
-    width = _table(model).shape[1]
+    width = table_of(model.get_input_embeddings()).shape[1]
     if output.tokens is not None and output.tokens.shape[-1] != width:
         raise ValueError(
             f"virtual tokens of width {output.tokens.shape[-1]}; the embeddings of the model have {width}"

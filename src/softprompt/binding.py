@@ -1,19 +1,15 @@
-"""Backbone, task, method and rows brought together, for training, use and saving alike."""
+"""Joining a backbone, a task and a method: the encoder that turns the task's rows into what the backbone reads, and the
+head that its answers are read with. Training, use and saving bind in the same way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from softprompt.backbones.base import Backbone, BackboneSpec
-from softprompt.data import Row
 from softprompt.images import ImagePooling
-from softprompt.model import PromptedModel
-from softprompt.outputs import EncodedRow
 from softprompt.prompts import Method
 from softprompt.tasks.base import ImageTextSetting, Task, TaskEncoder, TextSetting
 
@@ -21,31 +17,13 @@ from softprompt.tasks.base import ImageTextSetting, Task, TaskEncoder, TextSetti
 def new_head(method: Method, task: Task, spec: BackboneSpec, generator: torch.Generator) -> nn.Module | None:
     """The untrained head for a task, None where words answer. Raises ValueError where method and task do not fit."""
     if task.outputs is not None:
-        return method.head(spec.state_width or spec.width, task.outputs, generator)
+        return method.head(spec.state_size, task.outputs, generator)
     if method.head_only:
         raise ValueError(
             f"{method.name} trains a head, and {task.name} is answered by words: take a task with a head, such as "
             "SequenceClassification"
         )
     return None
-
-
-def evaluate(
-    model: PromptedModel,
-    task: Task,
-    encoder: TaskEncoder,
-    rows: Sequence[Row],
-    *,
-    batch_size: int = 16,
-    on_batch: Callable[[int], None] | None = None,
-    encoded: Sequence[EncodedRow] | None = None,
-) -> dict[str, Any]:
-    """The task's metrics of a model over rows with answers; encoded: the same rows, where they are encoded already."""
-    encoded = [encoder.encode(row) for row in rows] if encoded is None else encoded
-    predictions = encoder.predict(model, encoded, batch_size=batch_size, on_batch=on_batch)
-    metrics = task.judge(encoder, predictions, rows)
-    with torch.no_grad():
-        return metrics | encoder.likelihood_metrics(model, encoded, batch_size=batch_size)
 
 
 def bind(
@@ -63,30 +41,50 @@ def bind(
     Raises ValueError if the prompt leaves no room for any text, and for a task about text on a backbone that reads images
     or the other way round.
     """
-    positions = backbone.spec.positions
-    if positions is not None and backbone.spec.prefix_counts:
+    spec = backbone.spec
+    limit = _room(spec, virtual_tokens, max_tokens, prefix_length)
+    _check_what_is_read(backbone, task)
+    image = spec.image
+    if image is not None and not task.compares_texts:
+        return task.bind(image if pooling is None else replace(image, pooling=pooling))
+    text = TextSetting(
+        tokenizer=backbone.tokenizer,
+        virtual_tokens=virtual_tokens,
+        max_tokens=limit,
+        closed=spec.closed,
+        family=spec.family,
+        read_media=spec.read_media,
+    )
+    return task.bind(text if image is None else ImageTextSetting(image, text))
+
+
+def _room(spec: BackboneSpec, virtual_tokens: int, max_tokens: int | None, prefix_length: int) -> int | None:
+    """How many tokens a row may have, virtual ones included; None: any number. Raises ValueError if none is left for text."""
+    positions = spec.positions
+    if positions is not None and spec.prefix_counts:
         positions -= prefix_length
     limit = min((n for n in (max_tokens, positions) if n is not None), default=None)
     if limit is not None and virtual_tokens >= limit:
         prefix = f" and a prefix of {prefix_length}" if prefix_length else ""
         raise ValueError(
             f"{virtual_tokens} virtual tokens{prefix} leave no room for text: a row may have {limit} tokens "
-            f"(max_tokens={max_tokens}, the backbone's limit is {backbone.spec.positions})"
+            f"(max_tokens={max_tokens}, the backbone's limit is {spec.positions})"
         )
+    return limit
+
+
+def _check_what_is_read(backbone: Backbone, task: Task) -> None:
+    """Raise ValueError for a task about something that the backbone does not read."""
     spec = backbone.spec
-    if task.about_images != (spec.image is not None):
+    if task.about_images != spec.reads_images:
         asked, given = ("images", "text") if task.about_images else ("text", "images")
         other = "SequenceClassification" if task.about_images else "ImageClassification"
         raise ValueError(
             f"{task.name} asks about {asked}, and {backbone.name} ({spec.family}) reads {given}: take a backbone that reads"
             f" {asked}, or a task about {given}, such as {other}"
         )
-    if task.compares_texts and spec.vision is None:
+    if task.compares_texts and spec.reads != "images and text":
         raise ValueError(
             f"{task.name} compares images with texts, and {backbone.name} ({spec.family}) reads no texts: take a dual encoder"
             " such as CLIP, or ImageClassification"
         )
-    if spec.image is not None and not task.compares_texts:
-        return task.bind(spec.image if pooling is None else replace(spec.image, pooling=pooling))
-    text = TextSetting(backbone.tokenizer, virtual_tokens, limit, spec.closed, spec.family, spec.read_media)
-    return task.bind(text if spec.image is None else ImageTextSetting(spec.image, text))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +48,7 @@ class ImageRule:
     def resized(self, size: tuple[int, int]) -> ImageRule:
         """The rule for another size, the share that is cut off kept."""
         edge = None if self.edge is None else max(*size, round(self.edge * min(size) / min(self.size)))
-        return ImageRule(size, self.mean, self.std, edge, self.resample)
+        return replace(self, size=size, edge=edge)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for fingerprints."""
@@ -109,7 +109,7 @@ def rule_of(config: Mapping[str, Any], default_size: tuple[int, int]) -> ImageRu
         mean, std = _three(config, "image_mean"), _three(config, "image_std")
     else:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return ImageRule(size, mean, std, edge, int(config.get("resample", 2)))
+    return ImageRule(size=size, mean=mean, std=std, edge=edge, resample=int(config.get("resample", 2)))
 
 
 def _three(config: Mapping[str, Any], name: str) -> tuple[float, float, float]:

@@ -186,7 +186,13 @@ class TargetLogits:
         kept = torch.argsort(order, stable=True)[int((order < 0).sum()) :]
         places, position = self.position[kept].unique(return_inverse=True)
         counts = tuple(self.counts[row] for row in rows)
-        return TargetLogits(self.logits[places], position, self.token[kept], order[kept], counts)
+        return TargetLogits(
+            logits=self.logits[places],
+            position=position,
+            token=self.token[kept],
+            target=order[kept],
+            counts=counts,
+        )
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from softprompt import store
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.loading import load_backbone
 from softprompt.baselines.lora import LoRA
-from softprompt.binding import bind, evaluate, new_head
+from softprompt.binding import bind, new_head
 from softprompt.catalogue import methods
 from softprompt.data import Rows, read_rows
+from softprompt.evaluation import evaluate
 from softprompt.exchange.heads import TanhHead
 from softprompt.exchange.lora import is_lora, read_lora, write_lora
 from softprompt.exchange.prompts import read_peft_folder, write_peft_folder

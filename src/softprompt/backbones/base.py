@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.images import ImageSetting
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
+
+Reads = Literal["text", "images", "images and text", "sound and text"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,28 @@ class BackboneSpec:
     image: ImageSetting | None = None
     embedding_width: int | None = None
     vision: BackboneSpec | None = None
+
+    @property
+    def reads(self) -> Reads:
+        """What a row may hold: a dual encoder reads images and text, a speech model sound and text."""
+        if self.image is not None:
+            return "images" if self.vision is None else "images and text"
+        return "text" if self.read_media is None else "sound and text"
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether a row has an image, alone or beside texts."""
+        return self.reads in ("images", "images and text")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether there is a tokenizer: everything but a vision encoder has one."""
+        return self.reads != "images"
+
+    @property
+    def state_size(self) -> int:
+        """Width of the last hidden states, which heads read."""
+        return self.state_width or self.width
 
 
 def known_states(rows: Sequence[EncodedRow], device: torch.device) -> Tensor | None:

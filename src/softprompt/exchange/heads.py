@@ -78,7 +78,7 @@ def read_head(tensors: Mapping[str, Tensor], task: Task, backbone: Backbone, fol
             f"{folder} holds no head that {task.name} could be answered with: expected {name}weight and {name}bias,"
             f" found {sorted(tensors) or 'no tensor beside the prompt'}"
         )
-    width, outputs = backbone.spec.state_width or backbone.spec.width, task.outputs
+    width, outputs = backbone.spec.state_size, task.outputs
     layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
     if layers[0].in_features != width or layers[-1].out_features != outputs:
         raise PromptFileError(

@@ -75,13 +75,13 @@ def read_peft(folder: str | Path, *, adapter: str | None = None, peft_task: int 
     read, _ = LAYOUTS[peft_type]
     content = read(config, tensors, str(folder))
     return PeftPrompt(
-        peft_type,
-        config,
-        _of_task(content.tokens, peft_task, str(folder)),
-        content.prefix,
-        content.frozen,
-        base if isinstance(base, str) and base else None,
-        {key: tensor.clone() for key, tensor in tensors.items() if key != PROMPT},
+        peft_type=peft_type,
+        config=config,
+        tokens=_of_task(content.tokens, peft_task, str(folder)),
+        prefix=content.prefix,
+        frozen=content.frozen,
+        base_model_name=base if isinstance(base, str) and base else None,
+        other_tensors={key: tensor.clone() for key, tensor in tensors.items() if key != PROMPT},
     )
 
 
@@ -115,8 +115,15 @@ def write_peft(
         )
     content = PeftContent(tokens=tokens.detach().to("cpu", torch.float32).contiguous())
     shape = PeftShape(task_type, num_layers, num_attention_heads)
-    card = peft_card(base_model_name, *tokens.shape[-2:])
-    _write(Path(folder), peft_type, content, shape, base_model_name, card, overwrite)
+    _write(
+        Path(folder),
+        content,
+        shape,
+        peft_type=peft_type,
+        base_model_name=base_model_name,
+        card=peft_card(base_model_name, *tokens.shape[-2:]),
+        overwrite=overwrite,
+    )
 
 
 def write_peft_prefix(
@@ -155,16 +162,23 @@ def write_peft_prefix(
         },
     )
     shape = PeftShape(task_type, num_layers, num_key_value_heads)
-    card = peft_prefix_card(base_model_name, len(prefix), num_layers)
-    kind = "PREFIX_TUNING" if frozen is None else "CARTRIDGE"
-    _write(Path(folder), kind, content, shape, base_model_name, card, overwrite)
+    _write(
+        Path(folder),
+        content,
+        shape,
+        peft_type="PREFIX_TUNING" if frozen is None else "CARTRIDGE",
+        base_model_name=base_model_name,
+        card=peft_prefix_card(base_model_name, len(prefix), num_layers),
+        overwrite=overwrite,
+    )
 
 
 def _write(
     folder: Path,
-    peft_type: str,
     content: PeftContent,
     shape: PeftShape,
+    *,
+    peft_type: str,
     base_model_name: str | None,
     card: str,
     overwrite: bool,

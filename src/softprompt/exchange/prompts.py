@@ -122,12 +122,7 @@ def write_peft_folder(
         )
     if output.tokens is None:
         raise ValueError(f"PEFT's prompt-tuning format holds virtual tokens only; {method} has more to it")
-    length = output.tokens.shape[1]
-    if probe.context[:length] != tuple(-1 - k for k in range(length)):
-        raise ValueError(
-            "PEFT puts virtual tokens before everything, in this template they stand elsewhere: train with a template "
-            "that begins with {soft}, and writes {bos} after it if the tokenizer adds one"
-        )
+    _check_they_stand_in_front(output.tokens.shape[1], probe)
     config = backbone.model.config.get_text_config()
     write_peft(
         folder,
@@ -139,6 +134,15 @@ def write_peft_folder(
         peft_type="P_TUNING" if method == PTuning.name else "PROMPT_TUNING",
         overwrite=overwrite,
     )
+
+
+def _check_they_stand_in_front(length: int, probe: EncodedRow) -> None:
+    """Raise ValueError unless a row of the task begins with all of the virtual tokens."""
+    if probe.context[:length] != tuple(-1 - k for k in range(length)):
+        raise ValueError(
+            "PEFT puts virtual tokens before everything, in this template they stand elsewhere: train with a template "
+            "that begins with {soft}, and writes {bos} after it if the tokenizer adds one"
+        )
 
 
 def _check_direction(spec: BackboneSpec) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from softprompt.backbones.base import Backbone
-from softprompt.binding import evaluate
 from softprompt.data import Row
 from softprompt.errors import TrainingDiverged
+from softprompt.evaluation import evaluate
 from softprompt.features.cache import FeatureCache, recall, with_features
 from softprompt.fitting.many import fit_many_data
 from softprompt.fitting.one import fit_data

@@ -314,8 +314,10 @@ def _find_places(
         for words, leaf in zip(row.targets, reading.leaves, strict=True):
             for j, word in enumerate(words):
                 # The first word is predicted at the end of the context, the others where the word before them is fed.
-                in_row = j == 0 or leaf is None
-                place = end + j if in_row else begins[stem_level + 1][leaf] + j - 1
+                if j == 0 or leaf is None:
+                    place = end + j
+                else:
+                    place = begins[stem_level + 1][leaf] + j - 1
                 position.append(scored.setdefault(place, len(scored)))
                 token.append(word)
                 target.append(number)
