@@ -6,7 +6,7 @@ encoder_decoder  of text and of sound
 vision           vision transformers
 dual             images compared with texts
 engine           what the families share
-loading          `load_backbone`, and which family a model belongs to
+loading          `load_backbone`, and which family a model belongs to; it imports every family, so it is not imported here
 base             the interface
 vocabulary       embedding tables, and which of their entries are no words (embeddings: whether a model takes vectors)
 precision        the dtype that a backbone runs in
@@ -14,6 +14,5 @@ row_features     what the frozen backbone makes of each row, computed once
 """
 
 from softprompt.backbones.base import Backbone, BackboneSpec
-from softprompt.backbones.loading import load_backbone
 
-__all__ = ["Backbone", "BackboneSpec", "load_backbone"]
+__all__ = ["Backbone", "BackboneSpec"]
