@@ -42,7 +42,7 @@ def bind(
     or the other way round.
     """
     spec = backbone.spec
-    limit = _room(spec, virtual_tokens, max_tokens, prefix_length)
+    limit = _longest_row(spec, virtual_tokens, max_tokens, prefix_length)
     _check_what_is_read(backbone, task)
     image = spec.image
     if image is not None and not task.compares_texts:
@@ -58,7 +58,7 @@ def bind(
     return task.bind(text if image is None else ImageTextSetting(image, text))
 
 
-def _room(spec: BackboneSpec, virtual_tokens: int, max_tokens: int | None, prefix_length: int) -> int | None:
+def _longest_row(spec: BackboneSpec, virtual_tokens: int, max_tokens: int | None, prefix_length: int) -> int | None:
     """How many tokens a row may have, virtual ones included; None: any number. Raises ValueError if none is left for text."""
     positions = spec.positions
     if positions is not None and spec.prefix_counts:
