@@ -58,7 +58,9 @@ def bind(
     return task.bind(text if image is None else ImageTextSetting(image, text))
 
 
-def _longest_row(spec: BackboneSpec, virtual_tokens: int, max_tokens: int | None, prefix_length: int) -> int | None:
+def _longest_row(
+    spec: BackboneSpec, virtual_tokens: int, max_tokens: int | None, prefix_length: int
+) -> int | None:
     """How many tokens a row may have, virtual ones included; None: any number. Raises ValueError if none is left for text."""
     positions = spec.positions
     if positions is not None and spec.prefix_counts:
