@@ -1,4 +1,4 @@
-"""A prompt on a plain transformers model, for those who keep their own loop."""
+"""Attaching a prompt to a plain model of transformers, for training and inference loops of your own."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ _ATTACHED: WeakSet[PreTrainedModel] = WeakSet()
 
 @contextmanager
 def attach(model: PreTrainedModel, tuned: TunedPrompt | PromptedModel | PromptModule) -> Iterator[None]:
-    """While the `with` lasts, a prompt stands in front of every row that a plain causal language model is given.
+    """Within the `with` block a prompt stands in front of every row that a plain causal language model is given.
 
     `model(input_ids, attention_mask, labels=...)` and `model.generate(...)` then work on your own tokens: logits are
-    (B, T, V) for the T tokens of `input_ids`, padding may stand on either side (on the left for `generate`, as ever), and a
-    cache that the model returns holds the prompt. Afterwards the model is as it was, after an exception too.
+    (B, T, V) for the T tokens of `input_ids`, padding may stand on either side (on the left for `generate`, as usual), and
+    a cache that the model returns holds the prompt. Afterwards the model is as it was, also after an exception.
 
-    model  of `AutoModelForCausalLM`: the one that the prompt was trained on, or another loading of it
-    tuned  a `TunedPrompt`; or a prompt while it is trained: a `PromptModule`, or a `PromptedModel` of one. Parameters that
-           require gradients get them from your loss, and the prompt is run anew in every call; what is frozen is run once
+    model  a model of `AutoModelForCausalLM`: the one that the prompt was trained on, or another loading of it
+    tuned  a `TunedPrompt`; or a prompt in training: a `PromptModule`, or a `PromptedModel` with one. Parameters that
+           require gradients get them from your loss, and the prompt is run in every call; a frozen prompt is run once
 
-    What is attached: a key-value prefix, then the template up to its last virtual token, words and special tokens (BOS)
-    included, then special tokens up to the next word. The rest is yours: fill in what the template has behind, its fixed words
-    included, and tokenize it as one string with `add_special_tokens=False`. A prompt without a task has no template: its
-    virtual tokens stand before everything, special tokens are yours. The first token of a row is not scored in a loss.
+    What is attached is a key-value prefix, then the template up to its last virtual token, words and special tokens (BOS)
+    included, then special tokens up to the next word. You write the rest: fill in what follows in the template, its fixed
+    words included, and tokenize it as one string with `add_special_tokens=False`. A prompt without a task has no template:
+    its virtual tokens stand before everything, and you add special tokens. The first token of a row is not scored in a loss.
 
-    A prompt longer than a sliding window is seen as far as the model's window reaches.
+    If a prompt is longer than a sliding window, the model sees it as far as its window reaches.
 
-    Raises TypeError for what is no transformers model or no prompt; WrongBackboneError if the prompt is of another model (its
-    embedding table is read for that, unless it is the prompt's own object); ValueError for a model that has a prompt attached
-    already or no keys and values in every layer, for other families, for prompts behind a column of the template, of
-    several lengths in their layers or as functions of their rows, answers by a head, changed weights, and methods without
-    a prompt. Inside: ValueError for inputs_embeds, 4-D masks, static caches, caches filled elsewhere, gradient checkpointing
-    in training mode, and a row that begins with the BOS that is attached.
+    Raises TypeError if `model` is no model of transformers or `tuned` is no prompt; WrongBackboneError if the prompt was
+    trained on another model (its embedding table is read to find out, unless it is the prompt's own object). Raises
+    ValueError for a model that has a prompt attached already, for layers without keys and values, for other families, for
+    prompts behind a column of the template, with layers of several lengths or as functions of their rows, for tasks
+    answered by a head, for changed weights, and for methods without a prompt. Within the block, ValueError is raised for
+    inputs_embeds, 4-D masks, static caches, caches filled elsewhere, gradient checkpointing in training mode, and a row
+    that begins with the BOS that is attached.
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
@@ -71,7 +72,7 @@ def attach(model: PreTrainedModel, tuned: TunedPrompt | PromptedModel | PromptMo
 
 
 def _front(model: PreTrainedModel, tuned: TunedPrompt | PromptedModel | PromptModule) -> Front:
-    """What is put in front of every row; raises what `attach` says."""
+    """What stands in front of every row. Raises the errors that `attach` names."""
     if isinstance(tuned, TunedPrompt):
         module = tuned.module
         if tuned.identity is not None:
@@ -105,7 +106,7 @@ def _virtual(module: PromptModule) -> tuple[int, ...]:
 
 
 def _leading(tuned: TunedPrompt) -> tuple[tuple[int, ...], int | None]:
-    """The atoms in front of what a caller writes, and the special token among them at which a text begins."""
+    """The atoms in front of the caller's own text, and the special token among them that a text begins with."""
     template = getattr(tuned.encoder, "template", None)
     if not isinstance(template, BoundTemplate):
         raise ValueError(

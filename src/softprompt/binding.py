@@ -1,5 +1,5 @@
-"""Joining a backbone, a task and a method: the encoder that turns the task's rows into what the backbone reads, and the
-head that its answers are read with. Training, use and saving bind in the same way."""
+"""Joining a backbone, a task and a method: the encoder that turns the task's rows into the backbone's input, and the head
+that answers the task. Training, prediction and loading all join them here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from softprompt.tasks.base import ImageTextSetting, Task, TaskEncoder, TextSetti
 
 
 def new_head(method: Method, task: Task, spec: BackboneSpec, generator: torch.Generator) -> nn.Module | None:
-    """The untrained head for a task, None where words answer. Raises ValueError where method and task do not fit."""
+    """The untrained head for a task; None if words answer it.
+
+    method     builds the head
+    task       says how many numbers it gives
+    spec       of the backbone whose states it reads
+    generator  source of randomness for its initial value
+
+    Raises ValueError if the method trains a head and the task is answered by words.
+    """
     if task.outputs is not None:
         return method.head(spec.state_size, task.outputs, generator)
     if method.head_only:
@@ -34,12 +42,17 @@ def bind(
     prefix_length: int = 0,
     pooling: ImagePooling | None = None,
 ) -> TaskEncoder:
-    """The task's encoder for this backbone, behind a key-value prefix of `prefix_length` positions.
+    """The task's encoder for this backbone.
 
-    pooling: what a head reads of an image where the task does not say, in the place of the backbone's own.
+    backbone        reads the rows
+    task            that is encoded
+    virtual_tokens  P, number of virtual tokens of the prompt
+    max_tokens      longest row in tokens, virtual tokens included; None: only the backbone limits it
+    prefix_length   number of positions of a key-value prefix in front of the rows
+    pooling         what a head reads of an image unless the task says it; None: the backbone's own default
 
-    Raises ValueError if the prompt leaves no room for any text, and for a task about text on a backbone that reads images
-    or the other way round.
+    Raises ValueError if the prompt leaves no room for any text, for a task about text on a backbone that reads images,
+    and for a task about images on one that reads text.
     """
     spec = backbone.spec
     limit = _longest_row(spec, virtual_tokens, max_tokens, prefix_length)
@@ -61,7 +74,7 @@ def bind(
 def _longest_row(
     spec: BackboneSpec, virtual_tokens: int, max_tokens: int | None, prefix_length: int
 ) -> int | None:
-    """How many tokens a row may have, virtual ones included; None: any number. Raises ValueError if none is left for text."""
+    """How many tokens a row may have, virtual tokens included; None: any number. Raises ValueError if no text fits."""
     positions = spec.positions
     if positions is not None and spec.prefix_counts:
         positions -= prefix_length

@@ -23,7 +23,16 @@ def evaluate(
     on_batch: Callable[[int], None] | None = None,
     encoded: Sequence[EncodedRow] | None = None,
 ) -> dict[str, Any]:
-    """The task's metrics of a model over rows with answers; encoded: the same rows, where they are encoded already."""
+    """The task's metrics of a model over rows with answers.
+
+    model       the backbone with its prompt
+    task        says what is measured
+    encoder     the task's, joined to the model's backbone
+    rows        with answers
+    batch_size  rows that are run together
+    on_batch    is called with the number of rows of each batch that is done
+    encoded     the same rows, if they have been encoded already
+    """
     encoded = [encoder.encode(row) for row in rows] if encoded is None else encoded
     predictions = encoder.predict(model, encoded, batch_size=batch_size, on_batch=on_batch)
     metrics = task.judge(encoder, predictions, rows)
