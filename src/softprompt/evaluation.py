@@ -30,7 +30,7 @@ def evaluate(
     encoder     the task's, joined to the model's backbone
     rows        with answers
     batch_size  rows that are run together
-    on_batch    is called with the number of rows of each batch that is done
+    on_batch    is called after each batch with the number of rows done so far
     encoded     the same rows, if they have been encoded already
     """
     encoded = [encoder.encode(row) for row in rows] if encoded is None else encoded

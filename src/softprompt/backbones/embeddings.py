@@ -1,4 +1,4 @@
-"""Whether a model takes its tokens as vectors, among which virtual tokens stand: tried out on its own words."""
+"""Whether a model takes its tokens as vectors, as virtual tokens are: a trial on its own words tells."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def check_embeddings(model: PreTrainedModel, name: str) -> None:
-    """Raises ValueError where a model makes more of its tokens' ids than to look them up in its table.
+    """Raise ValueError if a model does more with token ids than to look them up in its table.
 
-    Virtual tokens stand beside the table's rows, which go in as `inputs_embeds`: a model that scales what it has looked up
-    itself (Marian, Pegasus), or has further tables for each layer (Gemma 3n), answers otherwise then, and would silently.
+    Virtual tokens and rows of the table go in together as `inputs_embeds`. A model that scales what it has looked up
+    (Marian, Pegasus) or has further tables for each layer (Gemma 3n) would silently give other answers then.
     """
     config = model.config
     table = model.get_input_embeddings()

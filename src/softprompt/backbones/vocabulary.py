@@ -1,4 +1,4 @@
-"""The words of a model that reads text: its embedding table, and what a method may know of it.
+"""The vocabulary of a model that reads text: its embedding table, its special tokens, and its facts for methods.
 
 Letters: V vocabulary, d width.
 """
@@ -14,19 +14,19 @@ from transformers import PreTrainedTokenizerBase
 from softprompt.backbones.base import BackboneSpec
 
 _FREE = re.compile(r"[\[<]unused_?\d+[\]>]")
-_CONTINUES = "##"  # WordPiece: goes on with the word before
+_CONTINUES = "##"  # WordPiece: continues the word before
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Special tokens, and places that are kept free: [unused0] of BERT, <unused0> of Gemma, which nothing trained."""
+    """Ids of special tokens and of unused entries ([unused0] in BERT, <unused0> in Gemma), which were never trained."""
     free = (i for piece, i in tokenizer.get_vocab().items() if _FREE.fullmatch(piece))
     return frozenset({*tokenizer.all_special_ids, *free})
 
 
 def alphabet_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Single characters of a WordPiece vocabulary, which stand before its words however rare they are; of others none.
+    """Ids of the single characters of a WordPiece vocabulary, which lists them before its words however rare they are.
 
-    In BERT's they are a thousand, many of them Chinese.
+    BERT has a thousand of them, many Chinese. Empty for other vocabularies.
     """
     vocabulary = tokenizer.get_vocab()
     if not any(piece.startswith(_CONTINUES) for piece in vocabulary):

@@ -1,4 +1,4 @@
-"""What every family that writes does around transformers' `generate`: its options, its rows, its answers.
+"""What all families that generate do around transformers' `generate`: check options, count tokens, cut the answers.
 
 Letters: B rows.
 """
@@ -20,7 +20,7 @@ CACHES = (None, "dynamic", "static")  # values of cache_implementation
 
 
 def check_options(options: dict[str, Any], also: frozenset[str] = frozenset()) -> None:
-    """Raises ValueError for what is set here, `also` more of it, and for what cannot go on from a cache that is filled."""
+    """Raise ValueError for options that are set here, those of `also` included, or that do not work with a filled cache."""
     if found := (SET_HERE | also) & options.keys():
         raise ValueError(f"generate() sets {sorted(found)} itself; remove them from the options")
     if found := NOT_WITH_A_FILLED_CACHE & options.keys():
@@ -30,13 +30,13 @@ def check_options(options: dict[str, Any], also: frozenset[str] = frozenset()) -
 
 
 def counts(rows: Sequence[EncodedRow], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Text tokens of each row's context, and its prompt, (B,) each."""
+    """The number of text tokens of each row's context, and the number of its prompt, (B,) each."""
     texts = [sum(atom >= 0 for atom in row.context) for row in rows]
     return torch.tensor(texts, device=device), torch.tensor([row.prompt for row in rows], device=device)
 
 
 def copies_of(model: PreTrainedModel, options: dict[str, Any]) -> int:
-    """How many sequences each row is decoded as."""
+    """How many sequences are decoded for each row, as beams or samples."""
     named = (
         options.get(n) or getattr(model.generation_config, n, None) or 1
         for n in ("num_beams", "num_return_sequences")
@@ -45,7 +45,7 @@ def copies_of(model: PreTrainedModel, options: dict[str, Any]) -> int:
 
 
 def new_tokens(output: Any, start: int, options: dict[str, Any]) -> list[list[int]]:
-    """Generated ids up to and with the first end mark, padding behind it dropped."""
+    """The generated ids from place `start` on, without the padding behind the end mark."""
     sequences = output if isinstance(output, Tensor) else output.sequences
     pad = options["pad_token_id"]
     new = []

@@ -1,9 +1,9 @@
 """The batch of a causal model as a forest: prompts are roots, rows hang from them, label words from the rows.
 
-A causal token's state depends on what stands before it and on nothing else, so whatever several rows have in common
-at the front (the virtual tokens, the template's opening words, demonstrations) is computed once and attended to by
-all of them, and the words of all labels share their row. Nothing is padded: the tokens of all segments stand one
-after the other in a single sequence of N tokens, level by level.
+In a causal model a token's state depends only on the tokens before it. So what several rows have in common at the front
+(the virtual tokens, the template's opening words, demonstrations) is computed once and attended to by all of them, and
+the words of all labels share their row. There is no padding: the tokens of all segments stand one after the other in a
+single sequence of N tokens, level by level.
 
 Letters: N packed tokens, S segments of a level, T tokens of its longest segment, G prompts, P virtual tokens.
 """
@@ -26,11 +26,11 @@ Atoms = tuple[int, ...]
 class Level:
     """Segments of one depth, contiguous in the packed sequence.
 
-    lengths   tokens of each segment, length S
-    parents   (S,) segment of the level above that each continues; None at the top
-    prompts   (S,) prompt that each segment carries: at the top, the key-value prefix it stands behind
-    slots     (n,) where each of the level's n tokens lies in the padded (S, T) grid; None: no padding, n = S * T
-    both_ways whether the tokens of a segment see each other, or only those before them
+    lengths    number of tokens of each segment, length S
+    parents    (S,) number of the segment of the level above that each continues; None at the top
+    prompts    (S,) number of the prompt that each segment carries; at the top it stands behind that prompt's prefix
+    slots      (n,) place of each of the level's n tokens in the padded (S, T) grid; None: there is no padding, n = S * T
+    both_ways  whether all tokens of a segment see each other; otherwise each sees only those before it
     """
 
     lengths: tuple[int, ...]
@@ -57,11 +57,12 @@ class PrefixTree:
     """A packed batch.
 
     ids        (N,) token id, 0 where a virtual token stands
-    soft       (n,) packed places of virtual tokens, and `slot` (n,) which: prompt * P + k
-    positions  (N,) position of each token in its own sequence, what stands before it included
+    soft       (n,) packed places of virtual tokens; `slot` (n,) says which each is: prompt * P + k
+    positions  (N,) position of each token in its own sequence, heads and prefixes included
     text       (N,) running number of each text token in its own sequence (virtual tokens do not count)
     prompts    (N,) prompt of each token
-    scored     (U,) packed places whose next-token logits are asked for
+    levels     from the top; `level_positions` has the positions of each level's tokens
+    scored     (U,) packed places whose next-token logits are wanted
     position, token, target, counts   see TargetLogits
     ends       (B,) packed place of each row's last context token
     read       packed places whose states a head reads, row by row
@@ -99,9 +100,10 @@ def common_prefix(sequences: Sequence[Atoms]) -> int:
 
 @lru_cache(maxsize=256)
 def continuations(targets: tuple[Atoms, ...]) -> tuple[tuple[Atoms, ...], tuple[int, ...]]:
-    """The distinct token runs that must be fed to score all targets, and which of them each target reads (-1: none).
+    """The distinct runs of tokens that must be fed to score all targets, and the number of the run that each target reads.
 
-    The last token of a target is only predicted, never fed. A run that begins a longer one is part of it.
+    The number is -1 for a target that reads none: the last token of a target is only predicted, never fed. A run that
+    begins a longer one is part of it.
     """
     runs: list[Atoms] = []
     for run in sorted({target[:-1] for target in targets if len(target) > 1}, key=len, reverse=True):
@@ -115,9 +117,9 @@ def continuations(targets: tuple[Atoms, ...]) -> tuple[tuple[Atoms, ...], tuple[
 
 
 def shared_heads(rows: Sequence[EncodedRow], prompts: int) -> list[Atoms]:
-    """For each prompt, what all its rows have in common at the front; every row keeps at least one atom of its own.
+    """For each prompt, what all its rows have in common at the front. Every row keeps at least one atom of its own.
 
-    A prompt that a single row carries has nothing to share: its head is empty.
+    A prompt that only one row carries has an empty head: there is nothing to share.
     """
     contexts: list[list[Atoms]] = [[] for _ in range(prompts)]
     for row in rows:
@@ -174,12 +176,15 @@ def build_tree(
 ) -> PrefixTree:
     """Pack rows whose contexts begin with their prompt's head.
 
-    heads           per prompt, the atoms that are computed once for all its rows (maybe none)
-    virtual_tokens  P, the padded number of virtual tokens, for numbering them through the prompts
-    lengths         virtual tokens of each prompt, where they differ
-    offsets         per prompt, positions that are already taken by key-value prefixes
-    text_offsets    per prompt, text tokens that stand in these prefixes
-    both_ways       a row's context is read both ways, its targets are not; no head can be shared then
+    rows            of the batch
+    heads           per prompt, the atoms that are computed once for all its rows (may be empty)
+    virtual_tokens  P, number of virtual tokens of the longest prompt; they are numbered through the prompts
+    lengths         per prompt, its number of virtual tokens, where prompts differ
+    offsets         per prompt, number of positions of its key-value prefix
+    text_offsets    per prompt, number of text tokens in that prefix
+    both_ways       whether a row's context is read both ways (its targets never are); no head can be shared then
+    device          of the tree's tensors
+
     Raises ValueError for an empty context or a virtual token that the prompt does not have.
     """
     offsets = offsets or [0] * len(heads)
@@ -197,7 +202,7 @@ def build_tree(
             )
         start = (offsets[g] + len(head), text_offsets[g] + _texts(head), g)
         last = len(own) - 1
-        if len(row.targets) == 1 and not both_ways:  # nothing to share: the continuation is part of the row
+        if len(row.targets) == 1 and not both_ways:  # the only target continues the row's own segment
             stems.add(own + row.targets[0][:-1], g, start)
             readings.append(_Reading(last, (None,)))
             continue
