@@ -1,8 +1,8 @@
 """Any causal language model of transformers, with a prompt that is run once for all rows of a batch.
 
-Exact: a packed batch gives the logits and gradients of plain concatenation, one row at a time. Models whose attention
-cannot be reached, or that mix tokens otherwise (state-space layers, position biases), are found out by a trial when
-they are loaded and take the padded path of _padded.py: right, but not shared.
+A packed batch is exact: it gives the logits and gradients of plain concatenation, one row at a time. A trial finds models
+whose attention cannot be reached, or that mix tokens in another way (state-space layers, position biases). They take the
+padded path of padded.py, which is right but shares nothing.
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 class CausalBackbone:
     """A decoder with its tokenizer.
 
-    packed     True: rows are packed and prompts shared; False: the padded path; None: found out by a trial
-    prefix_lm  prompt and input see each other both ways, as in UniLM (Dong et al. 2019, arXiv 1905.03197), the answer
-               looks back only. The family is "prefix-lm" then, and a prompt is run for each row
+    model      of transformers
+    tokenizer  the model's own
+    name       for people; by default the one that the model was loaded with
+    packed     True: rows are packed and prompts shared; False: the padded path; None: a trial decides
+    prefix_lm  whether prompt and input see each other both ways, as in UniLM (Dong et al. 2019, arXiv 1905.03197), while
+               the answer sees only what stands before it. The family is "prefix-lm" then, and the prompt is run for each
+               row
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class CausalBackbone:
 
     @property
     def packed(self) -> bool:
-        """Whether rows are packed and prompts shared; tried out when it is first asked for."""
+        """Whether rows are packed and prompts shared. A trial decides when this is first asked for."""
         if self._can_pack is None:
             self._can_pack = can_pack(self.model, self.name)
         if self._runner.both_ways and not self._can_pack:
@@ -95,7 +99,7 @@ class CausalBackbone:
     def with_settings(
         self, *, gradient_checkpointing: bool = False, compiled: bool = False
     ) -> CausalBackbone:
-        """The same model, run to save memory or through torch.compile (with dynamic shapes)."""
+        """The same model with gradient checkpointing, or compiled by torch.compile with dynamic shapes."""
         other = self.with_model(self.model)
         forward, trunk = (
             torch.compile(module, dynamic=True) if compiled else module
@@ -107,10 +111,10 @@ class CausalBackbone:
         return other
 
     def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> TargetLogits:
-        """Logits of the positions that predict target tokens, each once. Differentiable in the prompt.
+        """Logits of the positions that predict target tokens, each position once. Differentiable in the prompt.
 
         Raises ValueError for virtual tokens that a prompt does not have, and for rows that do not begin with a
-        compiled prompt. Warns where sliding windows do not reach back to the beginning of a key-value prefix, or to any
+        compiled prompt. Warns if sliding windows do not reach back to the beginning of a key-value prefix, or to any
         virtual token.
         """
         heads, plain = split_prompt(rows, prompt)
@@ -145,12 +149,12 @@ class CausalBackbone:
         return scored.logits[scored.position]
 
     def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> CompiledPrompt:
-        """Run what all rows of each prompt share once, and keep its keys and values for every later call.
+        """Run what all rows of each prompt share once, and cache its keys and values for every later call.
 
         Later rows must begin as these rows do.
         """
         warn_of_windows(self.model, rows, prompt)
-        if not self.packed or self._runner.both_ways:  # behind a context read both ways nothing is as before
+        if not self.packed or self._runner.both_ways:  # a prompt's states depend on the row then
             return CompiledPrompt(((),) * prompt.count, prompt)
         return compile_prompt(self._runner, rows, prompt)
 
@@ -159,8 +163,8 @@ class CausalBackbone:
     ) -> list[list[int]]:
         """New token ids for each row: greedy, sampled or by beams, with the options of transformers' `generate`.
 
-        The rows are read in one packed pass, then decoding goes on in `model.generate` with the filled cache.
-        Several `num_return_sequences` come one after the other, row by row.
+        The rows are read in one packed pass, then `model.generate` decodes from the filled cache. If
+        `num_return_sequences` asks for several answers, those of a row stand together.
         Raises ValueError for options that cannot be combined with a filled cache.
         """
         return generate(self._runner, self.tokenizer, rows, prompt, options, packed=self.packed)

@@ -1,8 +1,8 @@
 """Generation behind a compiled prompt.
 
-The rows are read in one packed pass; their keys and values are then laid out as transformers' generate expects them:
+The rows are read in one packed pass. Their keys and values are then laid out as transformers' generate expects them:
 padding on the far left, prompt and text without a gap, all but the last token in the cache. So a row's tokens keep the
-distances and positions they have alone, whatever else is in the batch, sliding windows included.
+distances and positions that they have alone, whatever else is in the batch, and sliding windows reach the same tokens.
 """
 
 from __future__ import annotations
@@ -44,11 +44,21 @@ def generate(
     *,
     packed: bool,
 ) -> list[list[int]]:
-    """See CausalBackbone.generate. Raises ValueError for options that cannot be combined with a filled cache."""
+    """See CausalBackbone.generate.
+
+    runner     the model
+    tokenizer  the model's own
+    rows       whose contexts are continued
+    prompt     that they carry
+    options    of transformers' generate
+    packed     whether rows are read in one packed pass
+
+    Raises ValueError for options that cannot be combined with a filled cache.
+    """
     check_options(options)
     model = runner.model
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    # Without a cache generate() would not see what the rows were read into; with one the tokens are the same.
+    # The rows are read into a cache, so generate() must use it; the tokens are the same as without one.
     options = {"pad_token_id": eos if pad is None else pad, **options, "use_cache": True}
     heads, plain = split_prompt(rows, prompt)
     rows = [replace(row, targets=()) for row in rows]
@@ -74,19 +84,19 @@ def generate(
 
 
 def _empty_cache(model: PreTrainedModel, context: int, options: dict[str, Any]) -> Cache:
-    """As asked for; a static one has room for the context and the new tokens."""
+    """A cache of the kind that the options name. A static one has room for the context and the new tokens."""
     if options.get("cache_implementation") != "static":
         return DynamicCache(config=model.config)
     new = options.get("max_new_tokens") or getattr(model.generation_config, "max_new_tokens", None)
     if new is None:
-        raise ValueError("a static cache has its size from the beginning: give max_new_tokens")
+        raise ValueError("the size of a static cache is fixed from the beginning: give max_new_tokens")
     return StaticCache(config=model.config, max_cache_len=context + new)
 
 
 def _left_padded_places(
     rows: Sequence[EncodedRow], heads: Sequence[Atoms] | None, prompt: PromptOutput, tree: PrefixTree
 ) -> tuple[Tensor, Tensor]:
-    """Where each row's tokens lie among [key-value prefixes; packed tokens], padded on the left; and the mask.
+    """The place of each row's tokens among [key-value prefixes; packed tokens], padded on the left, and the mask.
 
     Both (B, longest row, prefix included). Place 0 stands for padding.
     """
@@ -117,14 +127,14 @@ def _left_padded_places(
 
 
 def _gather(packed: Tensor, prefix: Tensor | None, where: Tensor) -> Tensor:
-    """(Hkv, N, D) with (G, Hkv, P, D) in front, at (B, T) -> (B, Hkv, T, D)."""
+    """Gather keys or values (Hkv, N, D), with a prefix (G, Hkv, P, D) in front, at places (B, T) -> (B, Hkv, T, D)."""
     if prefix is not None:
         packed = torch.cat([prefix.to(packed.dtype).transpose(0, 1).flatten(1, 2), packed], dim=1)
     return packed[:, where].transpose(0, 1)
 
 
 def _visible_ids(rows: Sequence[EncodedRow], mask: Tensor) -> Tensor:
-    """What repetition penalties see, (B, T): the row's text; its first word wherever no text stands."""
+    """The ids that repetition penalties see, (B, T): the row's text, and its first word where there is no text."""
     ids = torch.zeros_like(mask)
     for b, row in enumerate(rows):
         text = [atom for atom in row.context if atom >= 0] or [0]
@@ -151,7 +161,7 @@ def _generate_padded(
 def _generate_behind_prefix(
     model: PreTrainedModel, row: EncodedRow, prompt: PromptOutput, options: dict[str, Any]
 ) -> list[list[int]]:
-    """One row by itself: padding between prefix and text would move the text."""
+    """Generate for one row alone: padding between prefix and text would move the text."""
     if options.get("cache_implementation") == "static":
         raise ValueError("a static cache cannot be filled with a prefix where rows are padded")
     cache = prefix_cache(model, prompt, row.prompt, 1)

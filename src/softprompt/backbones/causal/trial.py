@@ -1,4 +1,4 @@
-"""What a model can do: tried out on short rows, not guessed from its name."""
+"""Whether a causal model can be packed: a trial on short rows tells, not the model's name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def can_pack(model: PreTrainedModel, name: str) -> bool:
-    """Whether packed logits equal padded ones, and every layer with a sliding window tells it to the attention."""
+    """Whether packed logits equal padded ones, and every sliding-window layer passes its window to the attention."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not kinds <= {"full_attention", "sliding_attention"}:
