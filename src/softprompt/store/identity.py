@@ -20,7 +20,7 @@ def settings_of(value: Any) -> dict[str, Any]:
 
 
 def identity_of(backbone: Backbone) -> BackboneIdentity:
-    """The fingerprint that a saved prompt is checked against."""
+    """The fingerprint of a backbone, which saved prompts are checked against."""
     spec = backbone.spec
     vocabulary: dict[str, Any] = {}
     if spec.reads_text:
