@@ -10,7 +10,7 @@ loading          `load_backbone`, and which family a model belongs to; it import
 base             the interface
 vocabulary       embedding tables, and which of their entries are no words (embeddings: whether a model takes vectors)
 precision        the dtype that a backbone runs in
-row_features     what the frozen backbone makes of each row, computed once
+row_features     features of rows from the frozen backbone, cached
 """
 
 from softprompt.backbones.base import Backbone, BackboneSpec

@@ -80,7 +80,7 @@ def _is_encoder(config: PreTrainedConfig) -> bool:
     return (
         config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
         and not getattr(config, "is_decoder", False)
-        and not getattr(config, "is_encoder_decoder", False)  # BART and its kin are listed there too
+        and not getattr(config, "is_encoder_decoder", False)  # BART and its relatives are listed there too
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.exchange.heads import read_head, write_head
 from softprompt.exchange.peft import TaskType, read_peft, write_peft, write_peft_prefix
-from softprompt.outputs import EncodedRow
+from softprompt.outputs import EncodedRow, KeyValue
 from softprompt.prompts import Method, PrefixTuning, PromptModule, PTuning
 from softprompt.prompts.prefix import FreeRows, KeyValuePrefix, check_width, join_rows
 from softprompt.prompts.prompt_tuning import PromptTuning, VirtualTokens
@@ -111,20 +112,14 @@ def write_peft_folder(
     if output.prefix is not None:
         if output.tokens is not None:
             raise ValueError(f"PEFT's prefix format holds keys and values only; {method} has more to it")
-        heads = _checked_heads(backbone.spec)
         frozen = module.frozen if isinstance(module, KeyValuePrefix) else None
-        kind, tensors = _TASK_TYPES[backbone.spec.family], dict[str, Tensor]()
-        if head is not None:
-            kind, tensors = write_head(head, task, backbone)
-        write_peft_prefix(
+        _write_prefix(
             folder,
-            join_rows(output.prefix),
-            base_model_name=backbone.name,
-            num_layers=len(output.prefix),
-            num_key_value_heads=heads,
+            output.prefix,
+            backbone,
             frozen=None if frozen is None else len(frozen),
-            task_type=kind,
-            head=tensors,
+            task=task,
+            head=head,
             overwrite=overwrite,
         )
         return
@@ -144,6 +139,34 @@ def write_peft_folder(
         num_attention_heads=config.num_attention_heads,
         task_type=_TASK_TYPES[backbone.spec.family],
         peft_type="P_TUNING" if method == PTuning.name else "PROMPT_TUNING",
+        overwrite=overwrite,
+    )
+
+
+def _write_prefix(
+    folder: str | Path,
+    prefix: Sequence[KeyValue],
+    backbone: Backbone,
+    *,
+    frozen: int | None,
+    task: Task,
+    head: nn.Module | None,
+    overwrite: bool,
+) -> None:
+    """Write a key-value prefix and the head of its task. frozen: see `write_peft_prefix`."""
+    heads = _checked_heads(backbone.spec)
+    kind, tensors = _TASK_TYPES[backbone.spec.family], dict[str, Tensor]()
+    if head is not None:
+        kind, tensors = write_head(head, task, backbone)
+    write_peft_prefix(
+        folder,
+        join_rows(prefix),
+        base_model_name=backbone.name,
+        num_layers=len(prefix),
+        num_key_value_heads=heads,
+        frozen=frozen,
+        task_type=kind,
+        head=tensors,
         overwrite=overwrite,
     )
 

@@ -158,14 +158,7 @@ class Attached:
                 values[name] = value.gather(1, order)
         places = back
         if "logits_to_keep" in self.names:  # the caller's last token has another place in each row
-            keep = values.get("logits_to_keep")
-            keep = (
-                slice(-keep, None)
-                if isinstance(keep, int) and keep
-                else slice(None)
-                if not isinstance(keep, Tensor)
-                else keep
-            )
+            keep = _kept(values.get("logits_to_keep"))
             values["logits_to_keep"], places = back[:, keep].unique(return_inverse=True)
         return replace(run, padding=(mask == 0).sum(1), back=back, places=places)
 
@@ -266,6 +259,13 @@ def _held(cache: DynamicCache) -> list[KeyValue]:
 def _setting(values: dict[str, Any], name: str, config: Any, default: bool) -> bool:
     value = values.get(name)
     return bool(getattr(config, name, default) if value is None else value)
+
+
+def _kept(logits_to_keep: int | Tensor | None) -> slice | Tensor:
+    """The places that transformers' `logits_to_keep` names: the last ones by number (0: all), or each by itself."""
+    if isinstance(logits_to_keep, Tensor):
+        return logits_to_keep
+    return slice(-logits_to_keep, None) if logits_to_keep else slice(None)
 
 
 def _rows_at(tensor: Tensor, places: Tensor) -> Tensor:
