@@ -181,7 +181,7 @@ class Attached:
             )
         if ids.shape[1] > 1 and not bool(mask[:, -ids.shape[1] :].all()):
             raise ValueError(
-                "padding among the tokens behind a cache: with an attached prompt give each row equally many new tokens, or the"
+                "padding among tokens behind a cache: with an attached prompt give each row equally many new tokens, or the"
                 " whole rows without past_key_values (leave prefill_chunk_size out)"
             )
         self._place(values, (mask.cumsum(1) - 1)[:, -ids.shape[1] :])
