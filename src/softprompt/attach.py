@@ -1,4 +1,4 @@
-"""A prompt on a plain transformers model, for those who keep their own loop."""
+"""Attaching a prompt to a plain model of transformers, for training and inference loops of your own."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakSet
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt import store
 from softprompt.backbones.base import Backbone
-from softprompt.backbones.causal.attached import Attached, Front
-from softprompt.backbones.causal.key_values import key_value_shapes
+from softprompt.backbones.causal import Attached, Front, key_value_shapes
+from softprompt.backbones.vocabulary import table_of
 from softprompt.model import PromptedModel
 from softprompt.prompts import PromptModule
 from softprompt.store.identity import identity_of
@@ -25,29 +24,30 @@ _ATTACHED: WeakSet[PreTrainedModel] = WeakSet()
 
 @contextmanager
 def attach(model: PreTrainedModel, tuned: TunedPrompt | PromptedModel | PromptModule) -> Iterator[None]:
-    """While the `with` lasts, a prompt stands in front of every row that a plain causal language model is given.
+    """Within the `with` block a prompt stands in front of every row that a plain causal language model is given.
 
     `model(input_ids, attention_mask, labels=...)` and `model.generate(...)` then work on your own tokens: logits are
-    (B, T, V) for the T tokens of `input_ids`, padding may stand on either side (on the left for `generate`, as ever), and a
-    cache that the model returns holds the prompt. Afterwards the model is as it was, after an exception too.
+    (B, T, V) for the T tokens of `input_ids`, padding may stand on either side (on the left for `generate`, as usual), and
+    a cache that the model returns holds the prompt. Afterwards the model is as it was, also after an exception.
 
-    model  of `AutoModelForCausalLM`: the one that the prompt was trained on, or another loading of it
-    tuned  a `TunedPrompt`; or a prompt while it is trained: a `PromptModule`, or a `PromptedModel` of one. Parameters that
-           require gradients get them from your loss, and the prompt is run anew in every call; what is frozen is run once
+    model  a model of `AutoModelForCausalLM`: the one that the prompt was trained on, or another loading of it
+    tuned  a `TunedPrompt`; or a prompt in training: a `PromptModule`, or a `PromptedModel` with one. Parameters that
+           require gradients get them from your loss, and the prompt is run in every call; a frozen prompt is run once
 
-    What is attached: a key-value prefix, then the template up to its last virtual token, words and special tokens (BOS)
-    included, then special tokens up to the next word. The rest is yours: fill in what the template has behind, its fixed words
-    included, and tokenize it as one string with `add_special_tokens=False`. A prompt without a task has no template: its
-    virtual tokens stand before everything, special tokens are yours. The first token of a row is not scored in a loss.
+    What is attached is a key-value prefix, then the template up to its last virtual token, words and special tokens (BOS)
+    included, then special tokens up to the next word. You write the rest: fill in what follows in the template, its fixed
+    words included, and tokenize it as one string with `add_special_tokens=False`. A prompt without a task has no template:
+    its virtual tokens stand before everything, and you add special tokens. The first token of a row is not scored in a loss.
 
-    A prompt longer than a sliding window is seen as far as the model's window reaches.
+    If a prompt is longer than a sliding window, the model sees it as far as its window reaches.
 
-    Raises TypeError for what is no transformers model or no prompt; WrongBackboneError if the prompt is of another model (its
-    embedding table is read for that, unless it is the prompt's own object); ValueError for a model that has a prompt attached
-    already or no keys and values in every layer, for other families, for prompts behind a column of the template, of
-    several lengths in their layers or as functions of their rows, answers by a head, changed weights, and methods without
-    a prompt. Inside: ValueError for inputs_embeds, 4-D masks, static caches, caches filled elsewhere, gradient checkpointing
-    in training mode, and a row that begins with the BOS that is attached.
+    Raises TypeError if `model` is no model of transformers or `tuned` is no prompt; WrongBackboneError if the prompt was
+    trained on another model (its embedding table is read to find out, unless it is the prompt's own object). Raises
+    ValueError for a model that has a prompt attached already, for layers without keys and values, for other families, for
+    prompts behind a column of the template, with layers of several lengths or as functions of their rows, for tasks
+    answered by a head, for changed weights, and for methods without a prompt. Within the block, ValueError is raised for
+    inputs_embeds, 4-D masks, static caches, caches filled elsewhere, gradient checkpointing in training mode, and a row
+    that begins with the BOS that is attached.
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
@@ -72,7 +72,7 @@ def attach(model: PreTrainedModel, tuned: TunedPrompt | PromptedModel | PromptMo
 
 
 def _front(model: PreTrainedModel, tuned: TunedPrompt | PromptedModel | PromptModule) -> Front:
-    """What is put in front of every row; raises what `attach` says."""
+    """What stands in front of every row. Raises the errors that `attach` names."""
     if isinstance(tuned, TunedPrompt):
         module = tuned.module
         if tuned.identity is not None:
@@ -98,7 +98,7 @@ def _front(model: PreTrainedModel, tuned: TunedPrompt | PromptedModel | PromptMo
         )
     _check_prompt(model, module)
     frozen = not any(parameter.requires_grad for parameter in module.parameters())
-    return Front(module, atoms, frozen, begin)
+    return Front(prompt=module, atoms=atoms, frozen=frozen, begin=begin)
 
 
 def _virtual(module: PromptModule) -> tuple[int, ...]:
@@ -106,7 +106,7 @@ def _virtual(module: PromptModule) -> tuple[int, ...]:
 
 
 def _leading(tuned: TunedPrompt) -> tuple[tuple[int, ...], int | None]:
-    """The atoms in front of what a caller writes, and the special token among them at which a text begins."""
+    """The atoms in front of the caller's own text, and the special token among them that a text begins with."""
     template = getattr(tuned.encoder, "template", None)
     if not isinstance(template, BoundTemplate):
         raise ValueError(
@@ -149,15 +149,11 @@ def _check_backbone(model: PreTrainedModel, backbone: Backbone, has_head: bool) 
     if model is not backbone.model:
         trained = identity_of(backbone)
         name = model.config.name_or_path or type(model).__name__
-        found = store.fingerprint(model.config, _table(model), name=name, family=family)
+        found = store.fingerprint(
+            model.config, table_of(model.get_input_embeddings()), name=name, family=family
+        )
         saved = store.SavedPrompt(method={"name": ""}, task={"name": ""}, backbone=trained, tensors={})
         store.check_backbone(saved, found)
-
-
-def _table(model: PreTrainedModel) -> Tensor:
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight
 
 
 def _check_prompt(model: PreTrainedModel, module: PromptModule) -> None:
@@ -180,7 +176,7 @@ def _check_prompt(model: PreTrainedModel, module: PromptModule) -> None:
             f"attach() takes one prompt of virtual tokens, or of keys and values; {type(module).__name__} gives"
             f" {output.count} of another kind (hidden states of layers, or none at all)"
         )
-    width = _table(model).shape[1]
+    width = table_of(model.get_input_embeddings()).shape[1]
     if output.tokens is not None and output.tokens.shape[-1] != width:
         raise ValueError(
             f"virtual tokens of width {output.tokens.shape[-1]}; the embeddings of the model have {width}"

@@ -1,4 +1,4 @@
-"""What the library raises and warns with, beside ValueError and TypeError for callers."""
+"""The errors and warnings of the library, beside ValueError and TypeError for wrong arguments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class SoftpromptWarning(UserWarning):
-    """Something ran to its end, but its result is probably not what was wanted."""
+    """Something finished, but its result is probably not what was wanted."""
 
 
 class CheckpointError(RuntimeError):
@@ -17,11 +17,11 @@ class CheckpointError(RuntimeError):
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 - it reads as the statement it is
-    """Loss or gradient became NaN or infinite. The last good tensors are back in the parameters.
+    """Loss or gradient became NaN or infinite. The parameters hold the last good tensors again.
 
-    step  the optimizer step that could not be made, counted from 1
-    lr    learning rate of the first group at that step
-    last_good  where `softprompt.fit` raised it: the TunedPrompt of the best evaluation, or else before that step
+    step       the optimizer step that failed, counted from 1
+    lr         learning rate of the first parameter group at that step
+    last_good  set by `softprompt.fit`: the TunedPrompt of the best evaluation, or, without one, of the step before
     """
 
     last_good: Any = None
@@ -33,12 +33,12 @@ class TrainingDiverged(RuntimeError):  # noqa: N818 - it reads as the statement 
 
 
 def explain(error: ValidationError, place: str = "") -> str:
-    """pydantic's errors in a line each: where, what, and what was found there."""
+    """pydantic's errors, one line each: where, what, and what was found there."""
     lines = []
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in (*([place] if place else []), *item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
-        # A check over several fields has said itself what it found.
+        # The message of a check over several fields already says what it found.
         found = "" if item["type"] in ("value_error", "missing") else f"; found {item['input']!r}"
         lines.append(f"{where}: {message}{found}" if where else f"{message}{found}")
     return "\n".join(lines)

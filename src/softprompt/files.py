@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what may stand in JSON."""
+"""Files that are written whole or not at all, and values that JSON can hold."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 under another name, then rename. Raises OSError if it cannot be written."""
+    """Write UTF-8 to a temporary name, then rename. Raises OSError if the file cannot be written."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write under another name, then rename. Raises OSError if it cannot be written."""
+    """Write to a temporary name, then rename. Raises OSError if the file cannot be written."""
     temporary = path.with_name(f".{path.name}.part")
     with unwritable_explained(path):
         try:
@@ -32,11 +32,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def unwritable_explained(path: Path) -> Iterator[None]:
-    """An OSError while `path` is written says what was not, that nothing was lost, and what to do."""
+    """Within the block an OSError says that `path` could not be written, that nothing was lost, and what to do."""
     try:
         yield
     except OSError as error:
-        raise OSError(  # the number makes it the same kind of OSError
+        raise OSError(  # the number chooses the same subclass of OSError
             error.errno,
             f"could not write {path}: {error.strerror or error}. What was there before is unchanged. "
             "Free the disk, change the permissions of the folder that holds it, or choose another place",
@@ -44,7 +44,7 @@ def unwritable_explained(path: Path) -> Iterator[None]:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for numbers that JSON does not have (nan, inf)."""
+    """A copy with None in place of numbers that JSON does not have (nan, inf)."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

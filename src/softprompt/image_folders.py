@@ -1,4 +1,4 @@
-"""Folders of images as rows: one folder for each class, its name the label."""
+"""Folders of images as rows: each class has a folder, whose name is the label."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", "
 
 
 def has_splits(folder: Path) -> bool:
-    """Whether a folder holds a folder for each split, and these the classes."""
+    """Whether a folder holds a folder for each split, which in turn hold the classes."""
     return any((folder / split).is_dir() for split in SPLITS)
 
 
 def read_image_folder(folder: Path, split: str | None = None) -> list[dict[str, Any]]:
     """Rows {"image": path, "label": class} of FOLDER/CLASS/**/FILE or FOLDER/SPLIT/CLASS/**/FILE, in order of name.
 
-    Files that are no images by their suffix, and names that begin with a dot, are passed over.
-    Raises ValueError for a split that is not there, or not named where there are splits; for a folder without classes,
-    a class without images, and images beside the class folders.
+    Files without the suffix of an image, and names that begin with a dot, are skipped.
+    Raises ValueError for a missing split, for a folder with splits if none is named, for a folder without classes, for a
+    class without images, and for images beside the class folders.
     """
     if has_splits(folder):
         found = [name for name in SPLITS if (folder / name).is_dir()]
@@ -57,7 +57,7 @@ def read_image_folder(folder: Path, split: str | None = None) -> list[dict[str, 
 
 
 def image_files(place: Path) -> list[Path]:
-    """All images under a folder, in order of name; a file as it is.
+    """All images under a folder, sorted by name; a file gives itself.
 
     Raises FileNotFoundError, and ValueError for a folder without images.
     """
@@ -74,7 +74,7 @@ def image_files(place: Path) -> list[Path]:
 
 
 def image_paths(places: Sequence[str]) -> list[str]:
-    """`image_files` of each of several files and folders."""
+    """The `image_files` of several files and folders, as strings."""
     return [str(path) for place in places for path in image_files(Path(place))]
 
 

@@ -1,4 +1,4 @@
-"""Images: from whatever a row holds to pixels of one size. Pillow and torch, nothing else.
+"""Images: from whatever a row holds to pixels of one size, with Pillow and torch alone.
 
 H, W height and width.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,21 +21,21 @@ from softprompt.later import without_later
 
 ImagePooling = Literal["class", "mean", "mean-with-prompts", "pooler", "prompts", "embedding"]
 POOLINGS: tuple[ImagePooling, ...] = ("class", "mean", "mean-with-prompts", "pooler", "prompts", "embedding")
-"""What a head can read of an image; an encoded row's `read` holds indices into this."""
+"""The ways in which a head can read an image. `EncodedRow.read` holds indices into this."""
 
-_WHITE = (255, 255, 255, 255)  # what transparent images are laid on
+_WHITE = (255, 255, 255, 255)  # the background of transparent images
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
 @dataclass(frozen=True)
 class ImageRule:
-    """How a model's images are prepared: what its image processor is configured with.
+    """How the images of a model are prepared, as its image processor is configured.
 
     size      (H, W) in pixels
-    mean      of red, green and blue, in units of the full range
-    std       likewise; 1 where nothing is divided
-    edge      the shorter side is brought to so many pixels, and the centre of `size` is cut out; None: both sides are
-              stretched to `size`
+    mean      mean of red, green and blue that is subtracted, as a share of the full range
+    std       standard deviations that the result is divided by, as a share of the full range
+    edge      length in pixels that the shorter side is scaled to before the centre of `size` is cut out; None: the image
+              is stretched to `size`
     resample  Pillow's number of the filter: 2 bilinear, 3 bicubic
     """
 
@@ -46,9 +46,9 @@ class ImageRule:
     resample: int = 3
 
     def resized(self, size: tuple[int, int]) -> ImageRule:
-        """The rule for another size, the share that is cut off kept."""
+        """The rule for another size. The same share of the image is cut off."""
         edge = None if self.edge is None else max(*size, round(self.edge * min(size) / min(self.size)))
-        return ImageRule(size, self.mean, self.std, edge, self.resample)
+        return replace(self, size=size, edge=edge)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for fingerprints."""
@@ -57,13 +57,13 @@ class ImageRule:
 
 @dataclass(frozen=True)
 class ImageSetting:
-    """What an encoder must know to turn images into what a backbone reads.
+    """What a task's encoder must know to prepare images for a backbone.
 
-    rule      how its images are prepared
-    patch     (H, W) of a patch; an image's sides must be multiples of it
-    poolings  what a head can read
-    pooling   what it reads if the task does not say
-    positions (H, W) in pixels that its positions were trained for; None: it interpolates them unasked
+    rule      how the images are prepared
+    patch     (H, W) of a patch in pixels; an image's sides must be multiples of it
+    poolings  the poolings that a head can read
+    pooling   the pooling that it reads unless the task chooses one
+    positions (H, W) in pixels that the positions were trained for; None: the model always interpolates them
     """
 
     rule: ImageRule
@@ -74,9 +74,12 @@ class ImageSetting:
 
 
 def rule_of(config: Mapping[str, Any], default_size: tuple[int, int]) -> ImageRule:
-    """The rule in the configuration of one of transformers' image processors (preprocessor_config.json).
+    """The rule of an image processor of transformers, from its configuration (preprocessor_config.json).
 
-    default_size: for processors that do not resize. Raises ValueError for one that does what no rule can say.
+    config        the configuration
+    default_size  (H, W) for processors that do not resize
+
+    Raises ValueError for a processor that no rule can describe.
     """
     scaled = config.get("do_rescale", True)
     if scaled and not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
@@ -109,7 +112,7 @@ def rule_of(config: Mapping[str, Any], default_size: tuple[int, int]) -> ImageRu
         mean, std = _three(config, "image_mean"), _three(config, "image_std")
     else:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return ImageRule(size, mean, std, edge, int(config.get("resample", 2)))
+    return ImageRule(size=size, mean=mean, std=std, edge=edge, resample=int(config.get("resample", 2)))
 
 
 def _three(config: Mapping[str, Any], name: str) -> tuple[float, float, float]:
@@ -123,7 +126,7 @@ def _three(config: Mapping[str, Any], name: str) -> tuple[float, float, float]:
 
 
 def to_pixels(value: Any, rule: ImageRule) -> Tensor:
-    """An image as the rule wants it, not yet normalised: (3, H, W) uint8. See `read_image` for what it may be."""
+    """An image prepared by the rule but not yet normalised, (3, H, W) uint8. See `read_image` for what `value` may be."""
     image = read_image(value)
     height, width = rule.size
     filter_ = Image.Resampling(rule.resample)
@@ -145,7 +148,7 @@ def to_pixels(value: Any, rule: ImageRule) -> Tensor:
 
 
 def normalized(pixels: Tensor, rule: ImageRule, dtype: torch.dtype) -> Tensor:
-    """Pixels (B, 3, H, W) as the model reads them. uint8 is scaled and normalised; anything else is so already."""
+    """Pixels (B, 3, H, W) as the model reads them. uint8 is scaled and normalised; floating-point numbers already are."""
     if pixels.dtype != torch.uint8:
         return pixels.to(dtype)
     wide = torch.promote_types(dtype, torch.float32)
@@ -155,12 +158,12 @@ def normalized(pixels: Tensor, rule: ImageRule, dtype: torch.dtype) -> Tensor:
 
 
 def read_image(value: Any) -> Image.Image:
-    """An image in red, green and blue, turned the way its EXIF says, transparent parts laid on white.
+    """An RGB image, rotated as its EXIF data say, with transparent parts on white.
 
     value: a path; the bytes of a file; a Pillow image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8,
-    uint16, bool, or floating-point numbers from 0 to 1; what `datasets` makes of an image column that it does not
-    decode, {"bytes", "path"}.
-    Raises ValueError for what is no image, naming the file; FileNotFoundError.
+    uint16, bool, or floating-point numbers from 0 to 1; or {"bytes", "path"}, as `datasets` gives an image column that
+    it does not decode.
+    Raises ValueError, naming the file, for anything that is no image, and FileNotFoundError for a missing file.
     """
     match value:
         case Image.Image():

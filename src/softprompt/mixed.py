@@ -1,4 +1,4 @@
-"""Many tuned prompts on one backbone, their rows mixed in one batch."""
+"""Many tuned prompts on one backbone, with their rows mixed in one batch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from softprompt.tuned import TunedPrompt
 
 
 class MixedPrompts:
-    """Tuned prompts that share a backbone: a batch may hold rows of any of them, each prompt is run once.
+    """Tuned prompts that share a backbone. A batch may hold rows of any of them, and each prompt is run once.
 
-    Every row gets the answer that its own prompt gives it alone. Tasks, templates and prompt lengths may differ.
-    Raises ValueError if the prompts are on different backbones, or none is given.
+    Every row gets the answer that its own prompt would give it alone. Tasks, templates and prompt lengths may differ.
+    Raises ValueError if the prompts are on different backbones, or if none is given.
     """
 
     def __init__(self, prompts: Sequence[TunedPrompt]) -> None:
@@ -42,9 +42,13 @@ class MixedPrompts:
         )
 
     def predict(self, inputs: Sequence[Any], prompts: Sequence[int], *, batch_size: int = 16) -> list[Any]:
-        """A prediction for each input by the prompt with that number, in order; see TunedPrompt.predict.
+        """A prediction for each input, in order; see TunedPrompt.predict.
 
-        Raises ValueError where inputs and prompts differ in number, or a prompt's number is unknown.
+        inputs      texts or rows
+        prompts     for each input the number of the prompt that answers it
+        batch_size  rows that are run together
+
+        Raises ValueError if inputs and prompts differ in number, or if a prompt's number is unknown.
         """
         if len(inputs) != len(prompts):
             raise ValueError(
@@ -67,7 +71,7 @@ class MixedPrompts:
 
 
 class ScoredBatch:
-    """The model for one batch: its rows were scored together, whoever asks for some of them."""
+    """A model that has scored the rows of one batch together, and answers for some of them when it is asked."""
 
     def __init__(self, model: PromptedModel, rows: list[EncodedRow]) -> None:
         self.model = model

@@ -1,4 +1,4 @@
-"""Backbone and prompts put together: what a task scores rows with."""
+"""A backbone with its prompts and heads: the model that a task scores rows with."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from softprompt.prompts.base import PromptModule
 
 
 class PromptedModel:
-    """A backbone behind one prompt, or behind several: then `row.prompt` says which one a row carries.
+    """A backbone with one prompt or several; `row.prompt` says which one a row carries.
 
-    While gradients are recorded the prompts are run in every call. Without gradients what all rows share is computed
-    once and kept, until `forget` is called: do so whenever the prompts were trained on. Prompts that are functions of
-    their rows are run in every call; what they are given of a row, the frozen backbone's own state, is kept.
+    While gradients are recorded, the prompts are run in every call. Without gradients, what all rows share is computed
+    once and cached until `forget` is called; call it whenever the prompts were trained. Prompts that are functions of
+    their rows are run in every call, and the features that they read, the frozen backbone's own states, are cached.
     """
 
     def __init__(
@@ -31,9 +31,12 @@ class PromptedModel:
         heads: Sequence[nn.Module | None] | None = None,
         features: RowFeatures | None = None,
     ) -> None:
-        """heads: of each prompt the head that its task is answered with, None where words answer.
+        """Put a backbone and prompts together.
 
-        features: of the same backbone, where several models are to share them.
+        backbone  the frozen model
+        modules   one for each prompt
+        heads     for each prompt the head that answers its task, None if words answer; by default no prompt has one
+        features  cache of the backbone's features, for several models to share; by default the model has its own
         """
         self.backbone = backbone
         self.modules = list(modules)
@@ -47,7 +50,7 @@ class PromptedModel:
         return any(module.reads is not None for module in self.modules)
 
     def prompt(self, rows: Sequence[EncodedRow] = ()) -> PromptOutput:
-        """All prompts as one output, on the backbone's device; where some are functions of their rows, those of `rows`."""
+        """All prompts as one output, on the backbone's device. Prompts that are functions of their rows are those of `rows`."""
         if not self.reads_rows:
             return stack_prompts([module() for module in self.modules])
         members: dict[int, list[int]] = {}
@@ -61,15 +64,15 @@ class PromptedModel:
         return output
 
     def score(self, rows: Sequence[EncodedRow]) -> Any:
-        """What the backbone's `score` gives: TargetLogits, of a dual encoder ImageTextEmbeddings."""
+        """The result of the backbone's `score`: TargetLogits, or ImageTextEmbeddings of a dual encoder."""
         if torch.is_grad_enabled():
             return self.backbone.score(rows, self.prompt(rows))
         return self.backbone.score(rows, self._compiled(rows))
 
     def outputs(self, rows: Sequence[EncodedRow]) -> Tensor:
-        """What the heads say at the rows' `read` positions, (n, outputs); a pooled row has one output.
+        """The outputs of the heads at the rows' `read` positions, (n, outputs); a pooled row has one output.
 
-        All rows must carry prompts whose heads have equally many outputs; rows of others by `states` and `apply_heads`.
+        The heads of all rows' prompts must have equally many outputs; for others call `states` and `apply_heads`.
         """
         return self.apply_heads(rows, self.states(rows))
 
@@ -80,7 +83,7 @@ class PromptedModel:
         return self.backbone.states(rows, self._compiled(rows))
 
     def apply_heads(self, rows: Sequence[EncodedRow], states: Tensor) -> Tensor:
-        """`outputs` of rows whose states are known. Raises ValueError for a prompt without a head."""
+        """`outputs` of rows from their `states`. Raises ValueError for a prompt without a head."""
         states, owners = pool(rows, states)
         number = torch.tensor([rows[owner].prompt for owner in owners], device=states.device)
         found: list[tuple[Tensor, Tensor]] = []
@@ -102,7 +105,7 @@ class PromptedModel:
             return self.backbone.generate(rows, self._compiled(rows), **options)
 
     def forget(self) -> None:
-        """Drop what was kept of the prompts: they have changed."""
+        """Empty the cache of prompts, because they have changed."""
         self._kept = None
 
     def _compiled(self, rows: Sequence[EncodedRow]) -> Any:
@@ -114,8 +117,8 @@ class PromptedModel:
 
 
 def _fits(compiled: Any, rows: Sequence[EncodedRow]) -> bool:
-    """Whether each row begins with its prompt's compiled head, and that head is not empty for want of rows."""
-    if not compiled.heads:  # a backbone that keeps nothing of the rows
+    """Whether each row begins with the compiled head of its prompt, and the head was compiled for rows of this prompt."""
+    if not compiled.heads:  # nothing that was compiled depends on the rows
         return True
     for row in rows:
         head = compiled.heads[row.prompt]
@@ -130,7 +133,7 @@ def _fits(compiled: Any, rows: Sequence[EncodedRow]) -> bool:
 
 @dataclass(frozen=True)
 class HeadModel:
-    """A prompted model as training sees it where a head answers."""
+    """A prompted model as training sees it if a head answers."""
 
     model: PromptedModel
 
@@ -142,7 +145,7 @@ class HeadModel:
 
 @dataclass(frozen=True)
 class WordModel:
-    """A prompted model as training sees it where words answer."""
+    """A prompted model as training sees it if words answer."""
 
     model: PromptedModel
 
@@ -153,7 +156,7 @@ class WordModel:
 
 
 def pool(rows: Sequence[EncodedRow], states: Tensor) -> tuple[Tensor, list[int]]:
-    """States with those of each pooled row replaced by their mean, and the row that each belongs to."""
+    """The states that heads read, the mean for each pooled row, and the number of the row that each belongs to."""
     owners = [b for b, row in enumerate(rows) for _ in row.read]
     if not any(row.pooled for row in rows):
         return states, owners
@@ -170,9 +173,12 @@ def pool(rows: Sequence[EncodedRow], states: Tensor) -> tuple[Tensor, list[int]]
 
 
 def join_prompts(outputs: Sequence[PromptOutput], members: Sequence[Sequence[int]]) -> PromptOutput:
-    """Outputs of several modules, each for its own rows of a batch, as one: `rows` says which prompt each row carries.
+    """Join the outputs of several modules, each for its own rows of a batch. `rows` says which prompt each row carries.
 
-    members: of each output the rows of the batch, by number, that it is for. Raises ValueError as `stack_prompts` does.
+    outputs  one for each module
+    members  for each output the numbers of the rows that it is for
+
+    Raises ValueError as `stack_prompts` does.
     """
     joined = stack_prompts(outputs)
     count = sum(len(mine) for mine in members)
@@ -189,11 +195,11 @@ def join_prompts(outputs: Sequence[PromptOutput], members: Sequence[Sequence[int
 
 
 def stack_prompts(outputs: Sequence[PromptOutput]) -> PromptOutput:
-    """The prompts of several outputs as one, G the sum of theirs, padded to the longest; `rows` and `penalty` left out.
+    """Stack the prompts of several outputs, padded to the longest; G is the sum of theirs. `rows` and `penalty` are dropped.
 
-    Virtual tokens and key-value prefixes may share a batch: to the one the other is of length 0.
-    Raises ValueError where prompts cannot stand in one batch: hidden-state prompts beside others, or beside such of
-    other layers or lengths.
+    Virtual tokens and key-value prefixes may share a batch: a prompt of one kind has length 0 in the other.
+    Raises ValueError for prompts that cannot share a batch: hidden-state prompts beside prompts of another kind, or in
+    other layers, or of other lengths.
     """
     if len(outputs) == 1:
         return outputs[0]
@@ -222,12 +228,12 @@ def stack_prompts(outputs: Sequence[PromptOutput]) -> PromptOutput:
 
 
 def _each(tensor: Tensor | None, count: int) -> list[Tensor | None]:
-    """Of each of `count` prompts its part."""
+    """The part of each of `count` prompts."""
     return [None] * count if tensor is None else [*tensor.expand(count, *tensor.shape[1:])]
 
 
 def _tokens_of(output: PromptOutput) -> list[Tensor | None]:
-    """Of each prompt its virtual tokens (P, d), without what pads them."""
+    """The virtual tokens of each prompt, (P, d), without padding."""
     each = _each(output.tokens, output.count)
     if output.lengths is None or output.prefix is not None:
         return each
@@ -235,7 +241,7 @@ def _tokens_of(output: PromptOutput) -> list[Tensor | None]:
 
 
 def _padded(sequences: Sequence[Tensor | None]) -> Tensor | None:
-    """(P_g, d) each, None of length 0 -> (G, P, d); None where all are."""
+    """Pad sequences (P_g, d) to (G, P, d). None counts as length 0; the result is None if all are."""
     like = next((one for one in sequences if one is not None), None)
     if like is None:
         return None
@@ -249,7 +255,7 @@ def _token_offsets(outputs: Sequence[PromptOutput]) -> tuple[TokenOffset | None,
 
 
 def _stack_layers(outputs: Sequence[PromptOutput]) -> tuple[tuple[Tensor, ...] | None, int]:
-    """Hidden-state prompts of several outputs, per layer (G, P, d), and the layer whose input their tokens join."""
+    """The hidden-state prompts of several outputs, per layer (G, P, d), and the layer whose input their tokens join."""
     shapes = {
         (o.entry, None if o.layers is None else tuple(layer.shape[1] for layer in o.layers)) for o in outputs
     }
@@ -288,8 +294,7 @@ def _stack_prefixes(outputs: Sequence[PromptOutput]) -> tuple[tuple[KeyValue, ..
             for (key, _), (whole, _) in zip(prefix, stacked, strict=True)
         ):
             raise ValueError(
-                "key-value prefixes of which some layers have other lengths than others cannot share a batch with longer"
-                " ones: split it by prompt"
+                "key-value prefixes whose layers differ in length cannot share a batch with longer prefixes: split it by prompt"
             )
         lengths += [length] * count if output.lengths is None else output.lengths.tolist()
     return stacked, torch.tensor(lengths, device=like[0][0].device)

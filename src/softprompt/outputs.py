@@ -1,4 +1,4 @@
-"""What passes between methods, backbones and tasks: plain values, no behaviour of any side.
+"""The values that methods, backbones and tasks exchange. They hold data and belong to no side.
 
 Letters: B rows, G prompts, P virtual tokens, T text tokens, d width, L layers, Hkv key-value heads, D head size,
 V vocabulary, U scored positions, M target tokens; of images and texts K targets, e width of an embedding.
@@ -16,36 +16,37 @@ from torch import Tensor
 from torch.nn import functional
 
 KeyValue = tuple[Tensor, Tensor]
-"""Keys and values of one layer, each (G, Hkv, P, D), as they lie in a key-value cache (rotary embedding applied)."""
+"""Keys and values of one layer, (G, Hkv, P, D) each, as a key-value cache holds them (rotary embedding applied)."""
 
 TokenOffset = Callable[[Tensor], Tensor]
-"""Input embeddings of text tokens, (n, d), to what is added to them, (n, d): alike for the same token anywhere."""
+"""Maps input embeddings of text tokens, (n, d), to what is added to them, (n, d). It does not depend on a token's place."""
 
 
 @dataclass(frozen=True)
 class PromptOutput:
-    """G prompts for the B rows of a batch: everything a backbone needs to know of a method.
+    """G prompts for the B rows of a batch: all that a method tells a backbone.
 
-    A prompt is run once, however many rows carry it. A method fills the fields it uses and leaves the others None.
+    A prompt is run once, however many rows carry it. A method fills the fields that it uses and leaves the others at
+    their defaults.
 
     tokens   (G, P, d)  virtual tokens for the soft slots of the template, padded to the longest prompt
     prefix   per layer, keys and values (G, Hkv, P, D) in front of everything
-    layers   per layer (G, P, d), hidden-state prompts (VPT-Deep): what they become is thrown away behind each layer
-    offset   (G, s, d)  added to the input embeddings of text token i (DePT); nothing beyond its s rows
-    lengths  (G,)       virtual tokens of each prompt, where they differ; where there is a prefix, its positions (0 for
-                        a prompt without one); None: all P
-    rows     (B,)       which prompt each row carries; None: the one that `EncodedRow.prompt` says. With it, a tensor with
-                        G = 1 among others is every row's
+    layers   per layer (G, P, d), hidden-state prompts (VPT-Deep). Each layer's prompt is dropped behind that layer
+    offset   (G, s, d)  row i is added to the input embedding of text token i (DePT); tokens beyond row s get nothing
+    lengths  (G,)       number of virtual tokens of each prompt, where prompts differ. If there is a prefix: the number of
+                        its positions, 0 for a prompt without one. None: all prompts have P
+    rows     (B,)       number of the prompt that each row carries; None: `EncodedRow.prompt` says it. If it is given, a
+                        tensor with G = 1 beside tensors with more prompts is shared by every row
     penalty  () or (B,) what the method adds to the loss of each row; None: nothing
-    token_offset        per prompt, what is added to a text token whatever its place (ADePT); None: nothing
-    texts    (K,)       which prompt each of a row's K targets carries, the same for every row: contexts of one class each.
-                        Dual encoders only; None: that of the row
-    groups              so many: a row's K targets are that many equal parts, part g of which carries prompt g (DAPL's domains).
-                        Dual encoders only; 1: all carry that of the row
-    vision              the prompt of the vision tower, where the backbone has one beside its text tower
+    token_offset        per prompt, a function of a text token's embedding that is added to it (ADePT); None: nothing
+    texts    (K,)       number of the prompt that each of a row's K targets carries, the same for every row (one context
+                        for each class). Dual encoders only; None: the targets carry the row's prompt
+    groups              number of equal parts that a row's K targets are divided into; part g carries prompt g (the domains
+                        of DAPL). Dual encoders only; 1: the targets carry the row's prompt
+    vision              the prompt of the vision tower of a dual encoder
     entry               the layer whose input `tokens` join; 0: the embeddings. Image backbones only
-    dropout             share of the numbers of `tokens` and `layers` that each row drops, by a mask of its own, while
-                        gradients are recorded. Image backbones only
+    dropout             dropout rate of `tokens` and `layers`, with a mask of its own for each row, while gradients are
+                        recorded. Image backbones only
     """
 
     tokens: Tensor | None = None
@@ -73,7 +74,7 @@ class PromptOutput:
 
     @property
     def beside_tokens(self) -> tuple[str, ...]:
-        """Names of what else it puts into a model: a prompt without any is virtual tokens and nothing more."""
+        """Names of the fields beside `tokens` that change what a model computes; empty if there are virtual tokens alone."""
         names = ("prefix", "layers", "offset", "token_offset", "vision")
         return tuple(name for name in names if getattr(self, name) is not None)
 
@@ -84,9 +85,9 @@ class PromptOutput:
 
 @dataclass(frozen=True)
 class Penalized:
-    """What a training step's loss is made of, where the method adds to it.
+    """What the loss of a training step is computed from if the method adds a penalty.
 
-    answers  what the task's loss is taken of
+    answers  what the task computes its loss from
     penalty  () or (B,), added to the loss of each row
     """
 
@@ -96,10 +97,11 @@ class Penalized:
 
 @dataclass(frozen=True)
 class Known:
-    """What the frozen backbone computed of a row before, without any prompt.
+    """Features that the frozen backbone has already computed for a row, without any prompt.
 
-    layer   the layer that `states` enter, from 0; None: all were passed
-    states  (T, d); behind all layers what a head reads, (len(read), d). On the CPU, in the backbone's precision
+    layer   the layer that `states` enter, counted from 0; None: they have passed all layers
+    states  (T, d); if they have passed all layers, what a head reads, (len(read), d). On the CPU, in the backbone's
+            precision
     """
 
     layer: int | None
@@ -110,20 +112,20 @@ class Known:
 class EncodedRow:
     """One row of a task as a backbone reads it.
 
-    context  what the model is given: a token id, or `-1 - k` where virtual token k of the row's prompt stands
-    targets  the continuations that are scored, each a tuple of token ids: one per label word for a classification
-             with a verbalizer, just the reference for generation, none where only a prediction is wanted
-    gold     index into `targets` of the right one (classification: the first word of the right label)
-    prompt   which of the batch's prompts the row carries
-    read     positions in `context` whose last hidden state a head reads; none for tasks that score words. Of an image,
-             which has no context, indices into `softprompt.images.POOLINGS`
-    pooled   the head reads the mean of these states, one output for the row, instead of one for each
-    answer   what the head should say there: numbers of classes or positions, or a value; the task knows
-    origin   what the task needs to turn outputs back into its answers; seen by nobody else
+    context  the input: token ids, and `-1 - k` where virtual token k of the row's prompt stands
+    targets  the continuations to score, each a tuple of token ids: one for each label word of a classification with a
+             verbalizer, the reference alone for generation, none if only a prediction is wanted
+    gold     index of the right one in `targets` (classification: the first word of the right label)
+    prompt   number of the prompt that the row carries
+    read     positions in `context` whose last hidden states a head reads; empty for tasks that score words. An image has
+             no context: there these are indices into `softprompt.images.POOLINGS`
+    pooled   whether the head reads the mean of these states, and gives one output for the row instead of one for each
+    answer   the right output of the head: numbers of classes or positions, or a value, as the task defines it
+    origin   what the task needs to turn outputs back into its answers; nobody else reads it
     windows  the further parts of a row that is too long for one sequence, as rows of their own; see `windows_of`
-    media    what the model is given beside tokens: a spectrogram (mel bins, frames), pixels (3, H, W),
-             uint8 as they are or floating-point numbers as the model reads them
-    known    what need not be computed of it again; only for methods that leave all below as it is
+    media    the input beside tokens: a spectrogram (mel bins, frames), or pixels (3, H, W), either uint8 as they are or
+             floating-point numbers as the model reads them
+    known    features that need not be computed again; only for methods that change nothing below them
     """
 
     context: tuple[int, ...]
@@ -140,7 +142,7 @@ class EncodedRow:
 
 
 def windows_of(row: EncodedRow) -> list[EncodedRow]:
-    """All parts of a row, the first one first, each a row that carries its prompt; a row of one part as it is."""
+    """All parts of a long row in order, each a row that carries the same prompt; a row of one part is returned as it is."""
     if not row.windows:
         return [row]
     return [replace(part, windows=(), prompt=row.prompt) for part in (row, *row.windows)]
@@ -186,18 +188,24 @@ class TargetLogits:
         kept = torch.argsort(order, stable=True)[int((order < 0).sum()) :]
         places, position = self.position[kept].unique(return_inverse=True)
         counts = tuple(self.counts[row] for row in rows)
-        return TargetLogits(self.logits[places], position, self.token[kept], order[kept], counts)
+        return TargetLogits(
+            logits=self.logits[places],
+            position=position,
+            token=self.token[kept],
+            target=order[kept],
+            counts=counts,
+        )
 
 
 @dataclass(frozen=True)
 class ImageTextEmbeddings:
-    """What a dual encoder says of images and of the texts that they are compared with, all of length 1.
+    """The embeddings of images and of the texts that they are compared with, all of length 1, from a dual encoder.
 
     images  (B, e)
-    texts   sets of targets, each (K, e): rows with the same targets and prompt share one
-    which   for each row the number of its set, length B
-    scale   what cosines are multiplied by, ()
-    bias    what is added then, () (SigLIP's; else 0)
+    texts   sets of targets, (K, e) each: rows with the same targets and prompt share a set
+    which   number of each row's set, length B
+    scale   the factor that cosines are multiplied by, ()
+    bias    what is added to the product, () (SigLIP; else 0)
     """
 
     images: Tensor
@@ -209,7 +217,7 @@ class ImageTextEmbeddings:
     def scores(self, templates: int = 1) -> Tensor:
         """Logits of each image for each class, (B, K / templates). All rows must have equally many targets.
 
-        templates: so many targets in a row are texts of one class. Their mean, brought to length 1 again, stands for it.
+        templates: how many consecutive targets are texts of one class. Their mean, normalised to length 1, represents it.
         """
         parts: list[Tensor] = []
         order: list[int] = []

@@ -1,4 +1,4 @@
-"""The tensors of a prompt, a head and a backbone by name."""
+"""The tensors of a prompt, a head and a backbone, by name."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ K = TypeVar("K", bound=Hashable)
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name whatever the model's precision: without what `train_own` puts around it in a lower one."""
+    """A parameter's name without the wrapping that `train_own` adds in a lower precision: the same in every precision."""
     return name.replace("parametrizations.", "").removesuffix(".original")
 
 
 def trained_tensors(
     module: nn.Module, model: nn.Module, head: nn.Module | None = None
 ) -> dict[str, nn.Parameter]:
-    """Parameters that require a gradient: of the prompt as `prompt.*`, also `head.*`, of the backbone as `backbone.*`."""
+    """Parameters that require a gradient: `prompt.*`, `head.*`, and those of the backbone as `backbone.*`."""
     named = [("prompt", module), ("head", head), ("backbone", model)]
     return {
         f"{part}.{name}": p
@@ -31,12 +31,12 @@ def trained_tensors(
 
 
 def changed_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of a backbone's model that a method trains, as `backbone.*`: they, and no others, require a gradient."""
+    """Weights of a backbone that a method trains, as `backbone.*`. They are the ones that require a gradient."""
     return {f"backbone.{plain_name(name)}": p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def named_state(module: nn.Module, model: nn.Module, head: nn.Module | None) -> dict[str, Tensor]:
-    """All tensors of the prompt as `prompt.*` and of the head as `head.*`, buffers included, and the `changed_weights`."""
+    """All tensors of the prompt as `prompt.*`, of the head as `head.*`, buffers included, and the `changed_weights`."""
     parts = [("prompt", module), ("head", head)]
     named = {
         f"{part}.{name}": tensor
@@ -48,7 +48,7 @@ def named_state(module: nn.Module, model: nn.Module, head: nn.Module | None) -> 
 
 
 def load_state(state: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
-    """Copy a `named_state` into another one's tensors. Raises ValueError unless names and shapes are the same."""
+    """Copy one `named_state` into the tensors of another. Raises ValueError unless names and shapes are the same."""
     found, expected = ({name: tuple(t.shape) for name, t in side.items()} for side in (state, into))
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):

@@ -15,10 +15,11 @@ from softprompt import store
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.loading import load_backbone
 from softprompt.baselines.lora import LoRA
-from softprompt.binding import bind, evaluate, new_head, room_of
+from softprompt.binding import bind, new_head, room_of
 from softprompt.catalogue import methods
 from softprompt.concerns import warn_of
 from softprompt.data import Rows, read_rows
+from softprompt.evaluation import evaluate
 from softprompt.exchange.heads import TanhHead
 from softprompt.exchange.lora import is_lora, read_lora, write_lora
 from softprompt.exchange.prompts import read_peft_folder, write_peft_folder

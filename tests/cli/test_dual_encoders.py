@@ -77,7 +77,7 @@ def test_inspect_prints_the_words_below_the_images(prompt: Path, data: Path) -> 
 def test_a_split_without_data_is_refused(prompt: Path) -> None:
     result = softprompt("inspect", prompt, "--limit", "3", *CPU)
     assert result.exit_code == 1
-    assert "of --data, and there is none" in " ".join(result.stderr.split())
+    assert "need --data, which was not given" in " ".join(result.stderr.split())
 
 
 def test_other_classes_are_named_at_the_command_line(prompt: Path, data: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_bin_file_is_read_without_running_what_is_in_it(folder: Path) -> None:
     with pytest.raises(PromptFileError, match=r"adapter_model\.bin cannot be read"):
         read_peft(folder)
     torch.save([tokens], folder / "adapter_model.bin")
-    with pytest.raises(PromptFileError, match="something else than tensors by name"):
+    with pytest.raises(PromptFileError, match="something other than tensors by name"):
         read_peft(folder)
     assert not (folder / "pwned").exists()
 

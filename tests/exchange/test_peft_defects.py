@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedConfig, Qwen2_5_VLConfig
 
 from softprompt import LoRA, PromptTuning, PTuningV2, fit, load_backbone
-from softprompt.backbones.causal.generation import SET_HERE
+from softprompt.backbones.engine.generating import SET_HERE
 from softprompt.baselines import merged
 from softprompt.model import carrying, stack_prompts
 from softprompt.outputs import EncodedRow, PromptOutput

@@ -175,7 +175,7 @@ def test_where_positions_are_not_embedded_a_prefix_is_refused_both_ways(tmp_path
     write_peft_prefix(
         tmp_path / "p", torch.zeros(2, 288), base_model_name=None, num_layers=3, num_key_value_heads=4
     )
-    with pytest.raises(ValueError, match=r"tiny/modernbert \(masked-lm\) embeds none"):
+    with pytest.raises(ValueError, match=r"tiny/modernbert \(masked-lm\), which embeds no positions"):
         from_peft(tmp_path / "p", backbone, CLOZE)
 
 

@@ -174,7 +174,7 @@ def test_a_multitask_prompt_of_an_encoder_decoder_has_no_one_meaning_and_is_refu
         write_peft(tmp_path / "ours", torch.zeros(2, 4, 48), **MODEL, **kind)
     config = peft.MultitaskPromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, num_tasks=2)
     peft.get_peft_model(tiny_seq2seq("bart"), config).save_pretrained(tmp_path / "theirs")
-    with pytest.raises(PromptFileError, match="keep a PROMPT_TUNING for each task"):
+    with pytest.raises(PromptFileError, match="save a PROMPT_TUNING for each task"):
         read_peft(tmp_path / "theirs", peft_task=0)
 
 

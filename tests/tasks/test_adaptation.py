@@ -15,7 +15,7 @@ from transformers import ByT5Tokenizer
 import softprompt as sp
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.encoder_decoder.backbone import EncoderDecoderBackbone
-from softprompt.binding import evaluate
+from softprompt.evaluation import evaluate
 from softprompt.tasks import LanguageModeling, TextSetting
 from softprompt.tasks.adaptation import corrupt
 from tests.tasks.fake import FakeScorer

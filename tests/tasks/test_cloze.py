@@ -155,5 +155,5 @@ def test_rows_of_several_cloze_prompts_share_a_batch() -> None:
 def test_free_text_from_an_encoder_is_an_error() -> None:
     task = TextGeneration("{text} {mask}", target=" {label}", end="newline")
     tuned = fit(encoder_backbone(), task, ZeroShot(), ROWS[:1], progress=False)
-    with pytest.raises(ValueError, match="cannot go on writing"):
+    with pytest.raises(ValueError, match="cannot continue it"):
         tuned.predict(["the film"])

@@ -1,11 +1,11 @@
-"""load_backbone: a carrier name, a hub id, a local folder or a model object, all to the same interface."""
+"""load_backbone: the backbone of a built-in name, a hub id, a local folder or a model object."""
 
 from __future__ import annotations
 
 import difflib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,13 +35,13 @@ from transformers.models.auto.modeling_auto import (
 
 from softprompt import zoo
 from softprompt.backbones.base import Backbone
-from softprompt.backbones.causal.backbone import CausalBackbone
-from softprompt.backbones.causal.trial import check_embeddings
-from softprompt.backbones.dual.backbone import DualBackbone
-from softprompt.backbones.encoder_decoder.backbone import EncoderDecoderBackbone
-from softprompt.backbones.masked.backbone import MaskedBackbone
+from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.dual import DualBackbone
+from softprompt.backbones.embeddings import check_embeddings
+from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
+from softprompt.backbones.masked import MaskedBackbone
 from softprompt.backbones.precision import Precision, resolve_dtype
-from softprompt.backbones.vision.backbone import VisionBackbone
+from softprompt.backbones.vision import VisionBackbone
 from softprompt.images import ImageRule
 
 log = logging.getLogger(__name__)
@@ -49,14 +49,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model: how transformers loads it, and what it is here.
+    """A kind of model: how transformers loads it, and which backbone it becomes.
 
-    holds    whether a model with this config is one
-    auto     the class of transformers that loads it from a folder or the hub
-    backbone (model, tokenizer, name=, packed=) -> Backbone; what reads images is given their processor for a tokenizer,
-             what reads both a tokenizer and a processor
-    images   whether it reads images
-    words    whether it reads text
+    holds     whether a model with this config belongs to the family
+    auto      the class of transformers that loads it from a folder or the hub
+    backbone  (model, *readers, name=, packed=) -> Backbone; the readers are a tokenizer, an image processor, or both in
+              this order
+    images    whether the family reads images, and needs a processor
+    words     whether it reads text, and needs a tokenizer
     """
 
     name: str
@@ -68,7 +68,7 @@ class Family:
 
 
 def _is_causal(config: PreTrainedConfig) -> bool:
-    # BERT and its kin have a causal head too, but look both ways unless they were trained as decoders.
+    # BERT and its relatives have a causal head too, but attend both ways unless they were trained as decoders.
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         return False
     return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not getattr(
@@ -80,13 +80,13 @@ def _is_encoder(config: PreTrainedConfig) -> bool:
     return (
         config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
         and not getattr(config, "is_decoder", False)
-        and not getattr(config, "is_encoder_decoder", False)  # BART and its kin are listed there too
+        and not getattr(config, "is_encoder_decoder", False)  # BART and its relatives are listed there too
     )
 
 
 def _is_masked(config: PreTrainedConfig) -> bool:
-    # What a checkpoint holds stands in `architectures` alone: MiniLM and BERT have the same type. The pretraining
-    # head of ELECTRA tells true words from false ones; that of its kin predicts words, among other things.
+    # Only `architectures` tells what a checkpoint holds: MiniLM and BERT have the same type. The pretraining head of
+    # ELECTRA tells true words from false ones; that of its relatives predicts words, among other things.
     heads = ("ForMaskedLM",) if config.model_type == "electra" else ("ForMaskedLM", "ForPreTraining")
     return _is_encoder(config) and any(name.endswith(heads) for name in config.architectures or ())
 
@@ -127,7 +127,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("vision-encoder", _sees, AutoModel, VisionBackbone, images=True, words=False),
     Family("vision-language", _compares, AutoModel, DualBackbone, images=True),
 )
-"""Asked in this order which of them a model belongs to."""
+"""A model belongs to the first of these that holds its config."""
 
 
 def load_backbone(
@@ -141,33 +141,24 @@ def load_backbone(
     packed: bool | None = None,
     prefix_lm: bool = False,
 ) -> Backbone:
-    """A frozen model with its tokenizer, or with the rule by which it is given images.
+    """Load a frozen model with its tokenizer, its image processor, or both.
 
-    source    a carrier's name (`softprompt fetch --list`), a local folder, a hub id, or a model of transformers, which
-              is used as it is: its weights are frozen, its dtype and device kept
-    tokenizer needed for a model object that reads text; else by default the one that lies beside the weights
-    processor the same for images: an ImageRule, an image processor of transformers, or its configuration
-    dtype     of the weights; "auto" is bfloat16 where the hardware is good at it, else float32
-    device    where to; by default the first GPU, of a process that a launcher started its own one, else the CPU
-    revision  of a hub model
-    packed    False runs the plain padded path instead of sharing prompts; by default found out by a trial
-    prefix_lm a decoder whose prompt and input see each other both ways (UniLM), where its attention can be reached
+    source     a built-in name (`softprompt fetch --list`), a local folder, a hub id, or a model of transformers. A model
+               object is used as it is: its weights are frozen, its dtype and device stay
+    tokenizer  required for a model object that reads text; otherwise the default is the one beside the weights
+    processor  the same for images: an ImageRule, an image processor of transformers, or its configuration
+    dtype      precision of the weights; "auto" is bfloat16 if the hardware computes in it natively, else float32
+    device     by default the first GPU (a process that a launcher started takes its own GPU), else the CPU
+    revision   of a hub model
+    packed     False runs the plain padded path instead of sharing prompts; by default a trial decides
+    prefix_lm  read a decoder so that prompt and input see each other both ways (UniLM); its attention must be reachable
 
-    Raises ValueError for a model of no known family, one that misses weights or has damaged ones, and one that does more
-    with its tokens than to look them up in its table (a short trial tells); FileNotFoundError
-    for a source that is neither a carrier, nor a folder, nor to be had from the hub.
+    Raises ValueError for a model of no known family, for missing or damaged weights, and for a model that does more with
+    its tokens than to look them up in its table (a short trial finds out). Raises FileNotFoundError for a source that is
+    neither a built-in name, nor a folder, nor available from the hub.
     """
     if isinstance(source, PreTrainedModel):
-        described = copy(source.config)
-        described.architectures = [type(source).__name__]  # a config says so only once it is saved
-        family = _family_of(described, type(source).__name__, prefix_lm)
-        readers: list[Any] = [tokenizer] * family.words + [processor] * family.images
-        if family.words and tokenizer is None:
-            raise ValueError("a model object comes without its tokenizer: pass tokenizer=")
-        if family.images and processor is None:
-            raise ValueError("a model object comes without its image processor: pass processor=")
-        return _built(family, source, readers, packed=packed)
-
+        return _from_object(source, tokenizer, processor, packed=packed, prefix_lm=prefix_lm)
     name = str(source)
     folder = str(zoo.fetch(name)) if name in zoo.names() else name
     where = torch.device(device or _own_device())
@@ -175,7 +166,7 @@ def load_backbone(
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision)
         family = _family_of(config, name, prefix_lm)
-        readers = []
+        readers: list[Any] = []
         if family.words:
             readers.append(tokenizer or AutoTokenizer.from_pretrained(folder, revision=revision))
         if family.images:
@@ -185,7 +176,7 @@ def load_backbone(
         loaded: Any = family.auto.from_pretrained(
             folder, revision=revision, dtype=wanted, output_loading_info=True, ignore_mismatched_sizes=True
         )
-        model, report = loaded  # its type does not know of output_loading_info
+        model, report = loaded  # the declared type ignores output_loading_info
     except SafetensorError as error:
         raise ValueError(
             f"{name}: the weights cannot be read ({error}): the file is damaged or cut off, copy it again"
@@ -194,9 +185,36 @@ def load_backbone(
         near = difflib.get_close_matches(str(name), zoo.names(), n=1)
         known = ", ".join(zoo.names()) + (f"; did you mean {near[0]!r}?" if near else "")
         raise FileNotFoundError(
-            f"{name!r} is not a carrier ({known}), and as a local folder or hub id it failed: {error}"
+            f"{name!r} is no built-in name ({known}), and loading it as a local folder or hub id failed: {error}"
         ) from error
-    # BERT's and ViT's poolers are for pretraining; nobody reads them here, and many checkpoints lack them.
+    _check_weights(report, name, family)
+    log.info("%s: %s on %s", name, str(wanted).removeprefix("torch."), where)
+    return _built(family, model.to(where), readers, name=name, packed=packed)
+
+
+def _from_object(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    processor: ImageRule | Any | None,
+    *,
+    packed: bool | None,
+    prefix_lm: bool,
+) -> Backbone:
+    """The backbone around a model object. Raises ValueError if its tokenizer or its image processor is missing."""
+    described = copy(model.config)
+    described.architectures = [type(model).__name__]  # a config says so only once it is saved
+    family = _family_of(described, type(model).__name__, prefix_lm)
+    if family.words and tokenizer is None:
+        raise ValueError("a model object comes without its tokenizer: pass tokenizer=")
+    if family.images and processor is None:
+        raise ValueError("a model object comes without its image processor: pass processor=")
+    readers: list[Any] = [tokenizer] * family.words + [processor] * family.images
+    return _built(family, model, readers, packed=packed)
+
+
+def _check_weights(report: Mapping[str, Any], name: str, family: Family) -> None:
+    """Raise ValueError where weights are missing from the file or have other shapes than the config says."""
+    # The poolers of BERT and ViT serve pretraining. Nothing here reads them, and many checkpoints lack them.
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):
         raise ValueError(
             f"{name}: {len(missing)} weights are not in the file and would be random, such as {missing[0]}: "
@@ -208,8 +226,6 @@ def load_backbone(
             f"{name}: {len(report['mismatched_keys'])} weights have another shape than config.json says, such as "
             f"{weight}: found {tuple(found)}, expected {tuple(expected)}; the files are of different models"
         )
-    log.info("%s: %s on %s", name, str(wanted).removeprefix("torch."), where)
-    return _built(family, model.to(where), readers, name=name, packed=packed)
 
 
 def _built(family: Family, model: PreTrainedModel, readers: Sequence[Any], **settings: Any) -> Backbone:
@@ -222,7 +238,7 @@ def _built(family: Family, model: PreTrainedModel, readers: Sequence[Any], **set
 
 
 def _own_device() -> str:
-    """torchrun and `accelerate launch` start a process for each GPU, and say which one is whose."""
+    """The GPU of this process, or the CPU. torchrun and `accelerate launch` start a process for each GPU and number them."""
     if not torch.cuda.is_available():
         return "cpu"
     rank = os.environ.get("LOCAL_RANK")

@@ -1,4 +1,4 @@
-"""What the frozen backbone itself says of each row, for methods whose prompt is a function of it. B rows, d width."""
+"""Features of rows from the frozen backbone, for methods whose prompt is a function of the row. B rows, d width."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ _Key = tuple[bytes, ImagePooling, Hashable]
 
 
 class RowFeatures:
-    """The backbone's state of each row without any prompt, computed once for what a row's media show.
+    """A cache of the backbone's state of each row without any prompt. It is computed once for the content of a row's media.
 
-    keep: for so many media what was found is kept (d numbers each), so that runs that read the same images find it; 0:
-    none, so that every call computes it again, to the same bits. What torch does not see (NumPy) is not noticed.
+    backbone  the frozen model
+    keep      how many media the cache has room for (d numbers each), so that several runs over the same images share
+              it; 0: nothing is cached and every call computes the states again, bit-identical
+
+    Changes to media or weights that torch does not see (through NumPy) go unnoticed.
     """
 
     def __init__(self, backbone: Backbone, keep: int = 65_536) -> None:
@@ -30,7 +33,7 @@ class RowFeatures:
         self._digests: PerTensor[bytes] = PerTensor()  # of media that are there
 
     def __len__(self) -> int:
-        """For how many media something is kept."""
+        """Number of media in the cache."""
         return len(self._kept)
 
     @torch.no_grad()
@@ -43,19 +46,23 @@ class RowFeatures:
         keys = [(self._digest(one), pooling, weights) for one in media]
         missing = {key: one for key, one in zip(keys, media, strict=True) if key not in self._kept}
         found = dict(zip(missing, self._computed(list(missing.values()), pooling), strict=True))
-        # What is kept stays: with more rows than room, dropping the oldest would lose every one of them before it is
-        # asked for again.
+        # Nothing is evicted: with more rows than room, evicting the oldest would lose each one before it is needed again.
         for key in list(found)[: max(0, self.keep - len(self._kept))]:
             self._kept[key] = found[key]
         return torch.stack([found[key] if key in found else self._kept[key] for key in keys])
 
     def remember(self, media: Tensor, pooling: ImagePooling, feature: Tensor) -> None:
-        """Keep a state (d,) that is known already, float32 or wider, if there is room."""
+        """Put a state (d,), float32 or wider, that was computed elsewhere into the cache, if there is room.
+
+        media    of the row
+        pooling  that the state was read with
+        feature  the state
+        """
         if len(self._kept) < self.keep:
             self._kept[self._digest(media), pooling, self._weights()] = feature
 
     def _digest(self, media: Tensor) -> bytes:
-        """Of what a tensor holds, computed once while it is there and unchanged."""
+        """Digest of a tensor's content, computed once while the tensor is alive and unchanged."""
         known = self._digests.get(media)
         if known is not None:
             return known
@@ -71,8 +78,8 @@ class RowFeatures:
         return weights_mark(self.backbone.model.parameters())
 
     def _computed(self, media: Sequence[Tensor], pooling: ImagePooling) -> list[Tensor]:
-        # Batches of one shape, whatever they hold: in others a row's last bits would depend on the rows beside it, and a
-        # resumed run, which meets them in other company, would not end with the same bits.
+        # All batches have one shape. Otherwise a row's last bits would depend on the batch that it was in, and a resumed
+        # run, which batches rows differently, would not be bit-identical.
         size = 32 if self.backbone.device.type == "cuda" else 1
         groups: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
         for i, one in enumerate(media):
@@ -85,7 +92,7 @@ class RowFeatures:
                 rows = [EncodedRow((), read=(POOLINGS.index(pooling),), media=media[i]) for i in filled]
                 states = self.backbone.states(rows, PromptOutput())  # (size, d)
                 states = states.to(torch.promote_types(states.dtype, torch.float32))
-                # Copies: a view would keep the whole batch.
+                # Copies, because a view would keep the whole batch alive.
                 found |= {i: state.clone() for i, state in zip(part, states, strict=False)}
         return [found[i] for i in range(len(media))]
 

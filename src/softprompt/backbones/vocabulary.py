@@ -1,27 +1,76 @@
-"""Which entries of a vocabulary are no words."""
+"""The vocabulary of a model that reads text: its embedding table, its special tokens, and its facts for methods.
+
+Letters: V vocabulary, d width.
+"""
 
 from __future__ import annotations
 
 import re
 
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.backbones.base import BackboneSpec
+
 _FREE = re.compile(r"[\[<]unused_?\d+[\]>]")
-_CONTINUES = "##"  # WordPiece: goes on with the word before
+_CONTINUES = "##"  # WordPiece: continues the word before
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Special tokens, and places that are kept free: [unused0] of BERT, <unused0> of Gemma, which nothing trained."""
+    """Ids of special tokens and of unused entries ([unused0] in BERT, <unused0> in Gemma), which were never trained."""
     free = (i for piece, i in tokenizer.get_vocab().items() if _FREE.fullmatch(piece))
     return frozenset({*tokenizer.all_special_ids, *free})
 
 
 def alphabet_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Single characters of a WordPiece vocabulary, which stand before its words however rare they are; of others none.
+    """Ids of the single characters of a WordPiece vocabulary, which lists them before its words however rare they are.
 
-    In BERT's they are a thousand, many of them Chinese.
+    BERT has a thousand of them, many Chinese. Empty for other vocabularies.
     """
     vocabulary = tokenizer.get_vocab()
     if not any(piece.startswith(_CONTINUES) for piece in vocabulary):
         return frozenset()
     return frozenset(i for piece, i in vocabulary.items() if len(piece.removeprefix(_CONTINUES)) == 1)
+
+
+def table_of(embedding: nn.Module) -> Tensor:
+    """The table of an embedding module, (V, d), unscaled."""
+    weight = embedding.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def text_spec(
+    name: str, family: str, embedding: nn.Module, tokenizer: PreTrainedTokenizerBase
+) -> BackboneSpec:
+    """The facts that every backbone with a vocabulary has; a family puts its own beside them with `replace`.
+
+    name       of the backbone
+    family     see BackboneSpec
+    embedding  the module that turns token ids into vectors
+    tokenizer  the model's own
+    """
+
+    def embed(ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            embedded: Tensor = embedding(ids.to(table_of(embedding).device)).float().cpu().clone()
+            return embedded
+
+    def tokenize(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    vocabulary, width = table_of(embedding).shape
+    sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
+    return BackboneSpec(
+        name=name,
+        family=family,
+        width=width,
+        vocabulary=vocabulary,
+        key_values=(),
+        positions=None,
+        embedding_std=embed(sample).std().item(),
+        embed=embed,
+        tokenize=tokenize,
+        special_ids=special_ids(tokenizer),
+    )

@@ -1,4 +1,4 @@
-"""What a verb prints and where, and how it ends: results, warnings, errors, Ctrl-C."""
+"""What a command prints and where, and how it ends: results, warnings, errors, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from rich.text import Text
 
 from softprompt.files import finite
 
-INTERRUPTED = 130  # the shell's code for a process that Ctrl-C ended: 128 + SIGINT
+INTERRUPTED = 130  # exit code of a process that was ended by Ctrl-C: 128 + SIGINT
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where a verb puts what it has to say.
+    """Where a command prints its results and notes.
 
-    human   results for people: stdout, or stderr where stdout is for JSON
-    notes   what goes along with them: always stderr
-    values  becomes the one JSON object
+    human   console for results: stdout, or stderr if stdout is reserved for JSON
+    notes   console for notes and warnings: always stderr
+    values  the content of the one JSON object
     """
 
     human: Console
@@ -33,22 +33,22 @@ class Report:
     values: dict[str, Any] = field(default_factory=dict)
 
     def note(self, message: str, style: str = "") -> None:
-        """A line on stderr, whatever brackets it holds."""
+        """Print a line to stderr as it is, without reading brackets as mark-up."""
         self.notes.print(Text(message, style=style), soft_wrap=True)
 
     def warn(self, message: str) -> None:
-        """A line on stderr, and an entry under "warnings"."""
+        """Print a warning to stderr, and list it under "warnings"."""
         self.note(f"warning: {message}", "yellow")
         self.values.setdefault("warnings", []).append(message)
 
 
 @contextlib.contextmanager
 def reporting(as_json: bool, debug: bool) -> Iterator[Report]:
-    """The body of a verb: its errors are one message and exit code 1, Ctrl-C is 130.
+    """Run the body of a command. An error becomes one message and exit code 1; Ctrl-C exits with code 130.
 
-    With `as_json` all that is printed in the block goes to stderr, and the report's values end up on stdout;
-    for an error `{"error": {"type": ..., "message": ...}}`. With `debug`, and for errors that nobody foresaw,
-    the traceback.
+    as_json  everything that the block prints goes to stderr, and the report's values are written to stdout as JSON; an
+             error is written as `{"error": {"type": ..., "message": ...}}`
+    debug    errors keep their traceback. Unforeseen errors always do
     """
     stdout = sys.stdout
     notes = Console(stderr=True)
@@ -82,7 +82,7 @@ def _write_json(stream: TextIO, values: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _warnings_in(report: Report) -> Iterator[None]:
-    """The library's warnings as lines of the report; others as Python shows them."""
+    """Within the block the library's warnings become lines of the report; others are shown as Python shows them."""
     from softprompt.errors import SoftpromptWarning
 
     with warnings.catch_warnings():
@@ -107,7 +107,7 @@ def _warnings_in(report: Report) -> Iterator[None]:
 
 
 def _expected() -> tuple[type[Exception], ...]:
-    """Errors that are for the user: their messages say what was found, what was expected and what to do."""
+    """Errors that are meant for the user: their messages say what was found, what was expected and what to do."""
     from softprompt.errors import CheckpointError, TrainingDiverged
     from softprompt.zoo import CarrierError
 

@@ -1,4 +1,4 @@
-"""An inspection of a prompt for images: as lines for people, as values, and as one page that needs nothing else."""
+"""An inspection of a prompt for images: printed, as JSON values, and as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def show_images(report: Report, found: ImagePromptReport, top: int) -> None:
-    """Facts, then a table of images with their likeliest labels and what the last layer attends to."""
+    """Print facts, then a table of images with their likeliest labels and what the last layer attends to."""
     from rich.table import Table
     from rich.text import Text
 
@@ -46,7 +46,7 @@ def show_images(report: Report, found: ImagePromptReport, top: int) -> None:
     for line in (f"{name}: {value}" for name, value in _facts(found).items()):
         report.human.print(line, highlight=False, markup=False, soft_wrap=True)
     if not found.images:
-        report.human.print("give images to see what they are taken for", highlight=False)
+        report.human.print("give images to see how they are labelled", highlight=False)
         return
     table = Table("image", "right", "likeliest", "last layer's class token attends to")
     for image in found.images:
@@ -61,7 +61,7 @@ def show_images(report: Report, found: ImagePromptReport, top: int) -> None:
 
 
 def image_page(found: ImagePromptReport, top: int) -> str:
-    """The whole page. Every text that comes from a model or a file is escaped."""
+    """The page as HTML. Every text that comes from a model or a file is escaped."""
     parts = []
     if found.words is not None and found.words.tokens:
         note = "Near words are a hint, not a translation: a virtual token may lie where no word lies."
@@ -70,8 +70,8 @@ def image_page(found: ImagePromptReport, top: int) -> str:
         parts.append(_confusion(found))
     if any(image.attention is not None for image in found.images):
         parts.append(
-            "<p>Attention is where the class token looks, not a proof of what the answer depends on. Of each layer the mean"
-            " over heads is shown.</p>"
+            "<p>Attention shows where the class token looks; it does not prove what the answer depends on. Each layer shows the"
+            " mean over its heads.</p>"
         )
     parts += [_section(image, top) for image in found.images] or ["<p>No images were given.</p>"]
     return page(f"{found.method} on {found.backbone}", _facts(found), "\n".join(parts))

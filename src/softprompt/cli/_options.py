@@ -16,28 +16,38 @@ if TYPE_CHECKING:
     from softprompt.fitting.run_config import BackboneConfig
     from softprompt.tuned import TunedPrompt
 
-PromptDir = Annotated[Path, typer.Argument(help="Folder of a saved prompt, or of the run that made it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, all else on stderr.")]
+PromptDir = Annotated[Path, typer.Argument(help="Folder of a saved prompt, or of the run that wrote it.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object to stdout and everything else to stderr.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 BackboneName = Annotated[
     str | None,
     typer.Option(
-        "--backbone", help="Where the backbone is now: carrier, folder or hub id.", show_default=False
+        "--backbone",
+        help="Backbone to use instead of the recorded one: a built-in name, a folder or a hub id.",
+        show_default=False,
     ),
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="Of the backbone: auto, float32, bfloat16, float16 or float64.", show_default=False),
+    typer.Option(
+        help="Precision of the backbone: auto, float32, bfloat16, float16 or float64.", show_default=False
+    ),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the first GPU if there is one.", show_default=False)
+    str | None,
+    typer.Option(
+        help="Device of the backbone: cpu, cuda, cuda:1 ...; by default the first GPU, if there is one.",
+        show_default=False,
+    ),
 ]
 Labels = Annotated[
     list[str] | None,
     typer.Option(
         "--label",
-        help="Other classes than the prompt's, one option each: NAME, or LABEL=NAME where the text says something else."
-        " For prompts that compare images with texts.",
+        help="Class to ask about instead of the prompt's own; repeat the option for each class. NAME, or LABEL=NAME where"
+        " the text uses another name than the label. For prompts that compare images with texts.",
         show_default=False,
     ),
 ]
@@ -52,7 +62,10 @@ def open_backbone(
     prefix_lm: bool = False,
     packed: bool | None = None,
 ) -> Backbone:
-    """Raises ValueError for an unknown dtype, a device that is not there, and what `load_backbone` raises."""
+    """Load a backbone as the options say.
+
+    Raises ValueError for an unknown dtype and for a device that does not exist, and whatever `load_backbone` raises.
+    """
     import torch
 
     from softprompt.backbones.loading import load_backbone
@@ -84,7 +97,7 @@ def open_configured(config: BackboneConfig) -> Backbone:
 
 @contextlib.contextmanager
 def _bars_for_terminals_only() -> Iterator[None]:
-    """Without transformers' bar where it would end up in a log."""
+    """Within the block transformers shows no progress bar where it would end up in a log."""
     from transformers.utils import logging
 
     if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
@@ -104,10 +117,12 @@ def open_prompt(
     device: str | None,
     labels: Sequence[str] | None = None,
 ) -> TunedPrompt:
-    """The prompt in a folder, or in a run's `prompt` folder, on its backbone or the one that is named.
+    """Load the prompt in a folder, or in the `prompt` folder of a run.
 
-    labels: classes that it is asked about instead of its own, as `--label` gives them.
-    Raises ValueError for a label without a name, and what `open_backbone`, `load` and `with_labels` raise.
+    backbone  name of the backbone to use; None: the one that the prompt was trained on
+    labels    classes to ask about instead of the prompt's own, as `--label` gives them
+
+    Raises ValueError for a label without a name, and whatever `open_backbone`, `load` and `with_labels` raise.
     """
     from softprompt import store
     from softprompt.tuned import load

@@ -1,4 +1,4 @@
-"""An inspection as one HTML page that needs nothing else: no script, no font, no picture from elsewhere."""
+"""An inspection as one self-contained HTML page, without scripts, fonts or pictures from elsewhere."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _COLUMNS = (
 
 
 def inspection_page(report: PromptReport) -> str:
-    """The whole page. Every text that comes from a model, a tokenizer or a file is escaped."""
+    """The page as HTML. Every text that comes from a model, a tokenizer or a file is escaped."""
     mean, deviation = report.vocabulary_norm
     lens = (
         f"the words that {report.lens} give for the vector itself, as if it stood behind the last layer"
@@ -64,7 +64,7 @@ def inspection_page(report: PromptReport) -> str:
 
 
 def page(name: str, facts: Mapping[str, str], body: str) -> str:
-    """A page with a title and facts, which are escaped here, above a body, which is HTML already."""
+    """An HTML page: a title and facts, which are escaped here, above a body, which already is HTML."""
     title = escape(name)
     return f"""<!doctype html>
 <html lang="en">

@@ -16,13 +16,21 @@ FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
 def read_source(source: str, split: str | None, usual: str, limit: int | None) -> list[dict[str, Any]]:
-    """Rows of a source; of one with splits the `usual` one unless `split` is given. Raises as `load_rows`."""
+    """Rows of a source.
+
+    source  a built-in name, a file or a hub data set
+    split   which split to read; None: `usual`, or the whole of a file
+    usual   the split that is read by default
+    limit   at most this many rows
+
+    Raises whatever `load_rows` raises.
+    """
     is_file = Path(source).suffix in FILES or Path(source).is_file()
     return load_rows(source, split or (None if is_file else usual), limit)
 
 
 def scores(main_metric: str, metrics: Mapping[str, Any]) -> str:
-    """The main metric beside what it is judged by: "accuracy 0.8125 (majority class 0.5000, 64 rows)"."""
+    """The main metric with what it is compared with: "accuracy 0.8125 (majority class 0.5000, 64 rows)"."""
     beside = []
     if main_metric == "accuracy" and "majority_accuracy" in metrics:
         beside.append(f"majority class {metrics['majority_accuracy']:.4f}")
@@ -32,7 +40,7 @@ def scores(main_metric: str, metrics: Mapping[str, Any]) -> str:
 
 
 def metrics_table(columns: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """Metrics that are numbers, a column for each data set."""
+    """A table of the metrics that are numbers, with a column for each data set."""
     table = Table("metric", *(escape(name) for name in columns), title=Text(title))
     names = dict.fromkeys(
         name

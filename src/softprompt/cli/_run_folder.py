@@ -1,12 +1,12 @@
 """The folder of a run.
 
-config.yaml    the run, every default filled in
-checkpoint/    where training stands
+config.yaml    the config of the run with every default filled in
+checkpoint/    the state of training, to resume from
 history.jsonl  a line for each optimizer step
-curve.png      the same as a picture
+curve.png      a plot of the history
 prompt/        the saved prompt
-metrics.json   results, and what they were made with; written last: with it the run is finished
-last-good/     in the place of prompt/ where training diverged: the prompt before that
+metrics.json   results, and what they were made with; it is written last and marks the run as finished
+last-good/     written instead of prompt/ if training diverged: the prompt before that
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from softprompt.training import checkpoint
 from softprompt.tuned import TunedPrompt
 from softprompt.version import __version__
 
-# What may differ between a run and the one it goes on from: none of it changes the tensors.
+# Settings that may differ when a run is resumed: none of them changes the tensors.
 _FREE = (
     "recipe.trackers",
     "recipe.checkpoint_every",
@@ -42,7 +42,7 @@ _FREE = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's files, below `path`."""
+    """The files of a run, below `path`."""
 
     path: Path
 
@@ -68,12 +68,15 @@ class RunFolder:
 
     @property
     def _is_finished(self) -> bool:
-        # A prompt without the config beside it was put there by somebody else.
+        # A prompt without a config beside it was put there by somebody else.
         return self._metrics.exists() or (self.prompt.exists() and not self._config.exists())
 
     def check(self, config: RunConfig, *, overwrite: bool, resume: bool) -> None:
-        """Raises FileExistsError for a finished run unless `overwrite`, ValueError where an unfinished one
-        that would be resumed has other settings."""
+        """Check that a run may be written here.
+
+        Raises FileExistsError for a finished run unless `overwrite` is True, and ValueError for an unfinished run with
+        other settings that would be resumed.
+        """
         if self._is_finished:
             if not overwrite:
                 raise FileExistsError(
@@ -96,7 +99,7 @@ class RunFolder:
             )
 
     def begin(self, config: RunConfig) -> None:
-        """Write down what is run. What is left of a finished run no longer counts."""
+        """Write the config. The checkpoint and the metrics of an earlier, finished run are removed."""
         if self._is_finished:
             (self.checkpoint / checkpoint.FILE).unlink(missing_ok=True)
             self._metrics.unlink(missing_ok=True)
@@ -107,9 +110,12 @@ class RunFolder:
     def finish(
         self, config: RunConfig, tuned: TunedPrompt, test: Mapping[str, Any] | None, rows: Mapping[str, int]
     ) -> TunedPrompt:
-        """Write everything that is known after training; returns the prompt with the test metrics added.
+        """Write the history, the prompt and the metrics; returns the prompt with the test metrics added.
 
-        rows: how many there were, by data set.
+        config  of the run
+        tuned   the prompt
+        test    metrics on the test rows; None: there were none
+        rows    number of rows of each data set
         """
         if test is not None:
             tuned = replace(tuned, metrics={**tuned.metrics, "test": dict(test)})

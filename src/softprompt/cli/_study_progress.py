@@ -1,4 +1,4 @@
-"""A study while it goes on: how many runs there are, where this one stands, how long the rest will take."""
+"""The progress of a study: how many runs are done, where the current one is, how long the rest will take."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class StudyProgress:
-    """Two bars, of the study and of the run; without a terminal a line for each run that ends."""
+    """Two progress bars, one for the study and one for the current run; without a terminal, a line for each finished run."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -105,7 +105,7 @@ def result_in_words(outcome: Outcome) -> str:
 def remaining(
     ended: list[PlannedRun], left: list[PlannedRun], later: int, folder: StudyFolder
 ) -> float | None:
-    """Seconds that one process needs for the runs that are left, judged by those that ended; None: none has."""
+    """Seconds that one process needs for the remaining runs, estimated from the finished ones; None if none has finished."""
     rates = defaultdict(list)  # method -> seconds per row and step; None: of whatever method
     whole = []
     for run in ended:

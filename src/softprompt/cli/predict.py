@@ -1,4 +1,4 @@
-"""softprompt predict: answers of a saved prompt."""
+"""softprompt predict: print the answers of a saved prompt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from softprompt.tasks.base import Task
 
 
-_SHOWN = 5  # labels with their probabilities in the table; --json has all
+_SHOWN = 5  # labels that the table shows with their probabilities; --json has all of them
 
 
 def predict(
@@ -26,13 +26,15 @@ def predict(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Texts, or image files and folders of them; - or nothing: the lines of stdin.",
+            help="Texts, or image files and folders. Without any, or with -, the lines of stdin are read.",
             show_default=False,
         ),
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="Rows instead: .csv, .tsv, .jsonl, .json or .parquet.", show_default=False),
+        typer.Option(
+            help="Read rows from a file instead: .csv, .tsv, .jsonl, .json or .parquet.", show_default=False
+        ),
     ] = None,
     labels: Labels = None,
     backbone: BackboneName = None,
@@ -102,7 +104,7 @@ def _show(report: Report, task: Task, inputs: Sequence[Any], predictions: Sequen
             row["answer"] = asdict(prediction) if isinstance(prediction, SpanPrediction) else prediction
             cells = [" ".join(prediction) if isinstance(prediction, list) else str(prediction)]
         answers.append(row)
-        # Text, not str: brackets in it are no mark-up.
+        # Text, not str: rich would take brackets for mark-up.
         table.add_row(*(Text(cell, overflow="fold") for cell in (shown, *cells)))
     report.values["predictions"] = answers
     report.human.print(table)

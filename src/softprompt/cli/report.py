@@ -1,4 +1,4 @@
-"""softprompt report: what a study found, as a page and as tables."""
+"""softprompt report: write the results of a study as a page and as tables."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from softprompt.cli._options import AsJson, Debug
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a study: --output of softprompt compare.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a study, as given to softprompt compare --output.")
+    ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder to write to.", show_default="DIR/report"),
+        typer.Option("--output", "-o", help="Folder to write the report to.", show_default="DIR/report"),
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,

@@ -1,4 +1,4 @@
-"""softprompt train: a run from its config to a folder with the prompt and everything about it."""
+"""softprompt train: train a prompt from a config file, and write it to a folder with its metrics and history."""
 
 from __future__ import annotations
 
@@ -18,27 +18,33 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file: backbone, task, method, data, recipe, seed.")],
+    config: Annotated[
+        Path, typer.Argument(help="YAML file with backbone, task, method, data, recipe and seed.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="key=value, as in recipe.steps=500.", show_default=False, metavar="[KEY=VALUE]..."
+            help="Settings that replace those of the file, e.g. recipe.steps=500.",
+            show_default=False,
+            metavar="[KEY=VALUE]...",
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the run.", show_default=False)
+        Path, typer.Option("--output", "-o", help="Folder to write the run to.", show_default=False)
     ] = ...,  # type: ignore[assignment]
     resume: Annotated[
-        bool, typer.Option(help="Go on from the checkpoint in the folder, if there is one.")
+        bool, typer.Option(help="Resume from the checkpoint in the folder, if there is one.")
     ] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a finished run in the folder.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     dtype: Dtype = None,
     device: Device = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Tune a prompt as a config says."""
+    """Train a prompt from a config file."""
     with reporting(as_json, debug) as report:
         changes = [*(overrides or [])]
         changes += [f"backbone.{k}={v}" for k, v in (("dtype", dtype), ("device", device)) if v is not None]
@@ -47,7 +53,7 @@ def train(
         except KeyboardInterrupt as interrupt:
             flags = [flag for flag, given in (("--quiet", quiet), ("--json", as_json)) if given]
             again = ["softprompt", "train", str(config), *changes, "--output", str(output), *flags]
-            interrupt.add_note(f"to go on: {shlex.join(again)}")
+            interrupt.add_note(f"to resume: {shlex.join(again)}")
             raise
 
 
@@ -63,7 +69,7 @@ def _train(
 ) -> None:
     from accelerate import PartialState
 
-    from softprompt.binding import evaluate
+    from softprompt.evaluation import evaluate
     from softprompt.cli import _run_folder
     from softprompt.concerns import warn_of
     from softprompt.errors import TrainingDiverged
@@ -75,7 +81,7 @@ def _train(
     process = PartialState()  # under `accelerate launch` one process writes, all of them train
     if process.is_main_process:
         folder.check(config, overwrite=overwrite, resume=resume)
-    # All of it before the first step: a file that is missing should not be found out after an hour.
+    # Read everything before the first step: a missing file should not come to light after an hour.
     rows = {
         name: source_rows(source, name)
         for name in ("train", "validation", "test")

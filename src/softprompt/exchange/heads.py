@@ -1,12 +1,12 @@
-"""Heads in PEFT's folders: the modules of transformers' models that PEFT trains and saves beside a key-value prefix.
+"""Heads in PEFT's folders: modules of transformers' models that PEFT trains and saves with a key-value prefix.
 
-Only encoders have them here. In front of virtual tokens PEFT lets a head read the first of these, not the text.
+Only encoders have them here. With virtual tokens in front, PEFT's heads read the first of these instead of the text.
 
     task                      transformers' head on last hidden states     name
     token classification      linear                                       classifier
     span extraction           linear                                       qa_outputs
     sequence classification,  RoBERTa: dense, tanh, linear                 classifier (dense, out_proj)
-    regression                BERT: the pooler (dense, tanh), linear       classifier; the pooler stays the model's
+    regression                BERT: the pooler (dense, tanh), linear       classifier; the pooler belongs to the model
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FAMILIES = ("masked-lm", "text-encoder")
 
 
 class TanhHead(nn.Module):
-    """Dense, tanh, linear: transformers' head for whole sequences. (n, d) -> (n, outputs)."""
+    """Dense layer, tanh, linear layer: transformers' head for whole sequences. (n, d) -> (n, outputs)."""
 
     def __init__(self, dense: nn.Linear, out_proj: nn.Linear) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class TanhHead(nn.Module):
 
     @staticmethod
     def restore(tensors: Mapping[str, Tensor]) -> TanhHead | None:
-        """The head that has these tensors, float32; None if they are another's."""
+        """The head with these tensors, in float32; None if they belong to another kind of head."""
         if tensors.keys() != {f"{part}.{of}" for part in ("dense", "out_proj") for of in ("weight", "bias")}:
             return None
         return TanhHead(
@@ -54,9 +54,15 @@ class TanhHead(nn.Module):
 
 
 def read_head(tensors: Mapping[str, Tensor], task: Task, backbone: Backbone, folder: str) -> nn.Module | None:
-    """The head among the tensors of a PEFT folder, for a task that has one; None for a task answered by words.
+    """The head among the tensors of a PEFT folder; None for a task that words answer.
 
-    Raises PromptFileError if the task needs a head and the folder has none, or another.
+    tensors   of the folder, by name
+    task      that the head answers
+    backbone  whose states it reads
+    folder    its path, for errors
+
+    Raises PromptFileError if the folder lacks the head that the task needs, or holds another one, and ValueError for a task
+    or family whose heads PEFT does not save.
     """
     if task.outputs is None:
         return None
@@ -78,7 +84,7 @@ def read_head(tensors: Mapping[str, Tensor], task: Task, backbone: Backbone, fol
             f"{folder} holds no head that {task.name} could be answered with: expected {name}weight and {name}bias,"
             f" found {sorted(tensors) or 'no tensor beside the prompt'}"
         )
-    width, outputs = backbone.spec.state_width or backbone.spec.width, task.outputs
+    width, outputs = backbone.spec.state_size, task.outputs
     layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
     if layers[0].in_features != width or layers[-1].out_features != outputs:
         raise PromptFileError(
@@ -89,7 +95,11 @@ def read_head(tensors: Mapping[str, Tensor], task: Task, backbone: Backbone, fol
 
 
 def write_head(head: nn.Module, task: Task, backbone: Backbone) -> tuple[TaskType, dict[str, Tensor]]:
-    """PEFT's task type and the head's tensors under PEFT's names.
+    """PEFT's task type, and the head's tensors under PEFT's names.
+
+    head      to write
+    task      that it answers
+    backbone  whose states it reads
 
     Raises ValueError for a head that transformers' model for this task does not have.
     """

@@ -1,4 +1,4 @@
-"""LoRA in PEFT's format, both ways."""
+"""Reading and writing LoRA in PEFT's format."""
 
 from __future__ import annotations
 
@@ -19,34 +19,38 @@ from softprompt.store.folders import replace_folder, standing
 from softprompt.store.plain_json import dumps, parse_object
 
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."  # what PEFT calls the model inside of its own
+_PREFIX = "base_model.model."  # PEFT's name for the model inside its own
 
-# Settings of PEFT that are read here, or that leave the logits of a finished adapter as they are. Any other one must be
-# off: PEFT grows options with every release, and most change what the tensors mean (DoRA, KaSA), which tokens or layers
-# they act on (aLoRA, patterns), or what they are added to.
+# Settings of PEFT that are read here, or do not affect the logits of a finished adapter. Any other setting must be off:
+# PEFT adds options with every release, and most change what the tensors mean (DoRA, KaSA), which tokens or layers they act
+# on (aLoRA, patterns), or what they are added to.
 _KNOWN = {
     *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("r", "lora_alpha", "target_modules", "use_rslora", "fan_in_fan_out", "inference_mode", "lora_dropout"),
-    # Nothing without the option that they belong to.
+    # Without effect unless another option is on.
     *("megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
 }
 _OFF: tuple[Any, ...] = (None, False, {}, [])
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "bias": (None, "none"),
-    # Where low-rank tensors start. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take what they start with out of the
-    # model's own weights: the adapter is of those changed weights, which the folder does not hold.
+    # The initial value of the low-rank tensors. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) subtract it from the
+    # model's own weights: the adapter belongs to those changed weights, which the folder does not hold.
     "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal", "mica"),
 }
 
 
 def is_lora(folder: str | Path) -> bool:
-    """Whether the folder says that it holds LoRA in PEFT's format."""
+    """Whether the config of a folder says that it holds LoRA in PEFT's format."""
     path = standing(Path(folder)) / _CONFIG
     return path.is_file() and parse_object(path.read_bytes(), str(path)).get("peft_type") == "LORA"
 
 
 def write_lora(folder: str | Path, backbone: Backbone, *, overwrite: bool = False) -> None:
-    """Write what LoRA trained in this copy so that `peft.PeftModel.from_pretrained(model, folder)` uses it.
+    """Write the LoRA of a backbone so that `peft.PeftModel.from_pretrained(model, folder)` uses it.
+
+    folder     to write
+    backbone   the copy in which LoRA was trained
+    overwrite  whether the folder may be replaced
 
     The folder is written whole or not at all. Raises FileExistsError and OSError as `softprompt.store.save` does.
     """
@@ -69,10 +73,10 @@ def write_lora(folder: str | Path, backbone: Backbone, *, overwrite: bool = Fals
 
 
 def read_lora(folder: str | Path, backbone: Backbone) -> tuple[LoRA, Backbone]:
-    """LoRA that PEFT, or `write_lora`, wrote: its settings, and a copy of the backbone with its tensors in it.
+    """Read LoRA that PEFT or `write_lora` wrote: its settings, and a copy of the backbone with its tensors in it.
 
-    Raises PromptFileError for files that cannot be read, options that are not supported here (DoRA, patterns, whole
-    modules, starts that change the model's own weights), and tensors that do not fit the backbone.
+    Raises PromptFileError for files that cannot be read, for options that are not supported here (DoRA, patterns, whole
+    modules, initial values that change the model's own weights), and for tensors that do not fit the backbone.
     """
     folder = standing(Path(folder))
     try:
@@ -109,7 +113,7 @@ def read_lora(folder: str | Path, backbone: Backbone) -> tuple[LoRA, Backbone]:
 
 
 def _check_options(config: Mapping[str, Any], folder: Path) -> None:
-    """Raises PromptFileError for a setting with which the tensors would not be plain LoRA of the model as it is."""
+    """Raise PromptFileError for a setting with which the tensors are not plain LoRA of the unchanged model."""
     for key, value in config.items():
         if key in _KNOWN or _is_any_of(value, _ALLOWED.get(key, _OFF)):
             continue
@@ -123,7 +127,7 @@ def _check_options(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def _is_any_of(value: Any, allowed: tuple[Any, ...]) -> bool:
-    """Equality alone takes 0, a layer's number, for False."""
+    """Whether a value is one of the allowed ones, of the same type: 0, a layer's number, equals False."""
     return any(type(value) is type(one) and value == one for one in allowed)
 
 

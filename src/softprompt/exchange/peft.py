@@ -1,10 +1,10 @@
 """Prompts in PEFT's format: adapter_config.json and adapter_model.safetensors. PEFT itself is not needed.
 
-Virtual tokens are what PEFT puts in front of the input embeddings as the embedding module returns them: in a
-model that scales its embeddings (Gemma) they are in the scaled space, as softprompt's own tokens are.
+PEFT puts virtual tokens in front of the input embeddings as the embedding module returns them. In a model that scales its
+embeddings (Gemma) they are in the scaled space, like softprompt's own tokens.
 
-A key-value prefix is stored as it lies in the cache: the rotary embedding of positions 0 to P - 1 applied to its keys,
-so the text behind it begins at position P.
+A key-value prefix is stored as it stands in the cache: with the rotary embedding of positions 0 to P - 1 applied to its
+keys, so that the text behind it begins at position P.
 
 Letters: P virtual tokens or prefix positions, d width, W = layers * 2 * key-value heads * head size.
 """
@@ -34,15 +34,15 @@ _TENSORS, _PICKLE, _CARD = "adapter_model.safetensors", "adapter_model.bin", "RE
 
 @dataclass(frozen=True, eq=False)
 class PeftPrompt:
-    """A prompt that PEFT, or another tool, wrote in PEFT's format: virtual tokens or a key-value prefix.
+    """A prompt in PEFT's format, by PEFT or another tool: virtual tokens or a key-value prefix.
 
     peft_type        e.g. PROMPT_TUNING
     config           adapter_config.json as it is
     tokens           (P, d) float32, in the space of the embedding module's output; None for a prefix
     prefix           (P, W) float32, a row per position: [layer][key, value][head][number]; None for virtual tokens
-    frozen           how many first rows of the prefix were not trained
-    base_model_name  None where the config does not say
-    other_tensors    what else the file holds, by name: a trained head (`modules_to_save`)
+    frozen           number of rows at the beginning of the prefix that were not trained
+    base_model_name  None: the config does not say
+    other_tensors    the other tensors of the file, by name: a trained head (`modules_to_save`)
     """
 
     peft_type: str
@@ -57,11 +57,13 @@ class PeftPrompt:
 def read_peft(folder: str | Path, *, adapter: str | None = None, peft_task: int | None = None) -> PeftPrompt:
     """Read a prompt in PEFT's format. Nothing that the files name is loaded or run.
 
-    The config may hold no more than `peft_type`, `task_type` and `num_virtual_tokens`.
-    adapter: which sub-folder, where PEFT saved several adapters; found alone if there is just one.
-    peft_task: which of a multitask prompt's tasks, from 0; found alone if there is just one.
-    Raises PromptFileError, saying what was found, if there is no such prompt, its type is unknown here, or
-    the files are damaged or disagree.
+    folder     that PEFT wrote
+    adapter    name of the sub-folder, if PEFT saved several adapters; a single one is found without it
+    peft_task  number of a multitask prompt's task, from 0; a single one is found without it
+
+    A config with `peft_type`, `task_type` and `num_virtual_tokens` alone is enough.
+    Raises PromptFileError, saying what was found, if there is no such prompt, if its type is unknown here, or if the files
+    are damaged or contradict each other.
     """
     folder = _adapter_folder(standing(Path(folder)), adapter)
     config = parse_object(_read(folder / CONFIG), str(folder / CONFIG))
@@ -75,13 +77,13 @@ def read_peft(folder: str | Path, *, adapter: str | None = None, peft_task: int 
     read, _ = LAYOUTS[peft_type]
     content = read(config, tensors, str(folder))
     return PeftPrompt(
-        peft_type,
-        config,
-        _of_task(content.tokens, peft_task, str(folder)),
-        content.prefix,
-        content.frozen,
-        base if isinstance(base, str) and base else None,
-        {key: tensor.clone() for key, tensor in tensors.items() if key != PROMPT},
+        peft_type=peft_type,
+        config=config,
+        tokens=_of_task(content.tokens, peft_task, str(folder)),
+        prefix=content.prefix,
+        frozen=content.frozen,
+        base_model_name=base if isinstance(base, str) and base else None,
+        other_tensors={key: tensor.clone() for key, tensor in tensors.items() if key != PROMPT},
     )
 
 
@@ -98,14 +100,19 @@ def write_peft(
 ) -> None:
     """Write virtual tokens so that `peft.PeftModel.from_pretrained(model, folder)` uses them.
 
-    tokens: (P, d), in the space of the embedding module's output; written as float32. A MULTITASK_PROMPT_TUNING holds the
-    prompts of K tasks, (K, P, d): PEFT takes the one that a row's `task_ids` says.
-    base_model_name, num_layers, num_attention_heads: of the model, written because other tools read them
-    (PEFT would find them in the model). For an encoder-decoder, the encoder's.
-    peft_type: PROMPT_TUNING and P_TUNING hold the same tokens; PEFT trains the first on, but not the second, whose encoder is
-    not saved.
-    The folder is written whole or not at all. Raises ValueError for tokens of another shape, an unknown task type and a
-    multitask prompt of an encoder-decoder, FileExistsError and OSError as `softprompt.store.save` does.
+    folder               to write
+    tokens               (P, d), in the space of the embedding module's output; written as float32. MULTITASK_PROMPT_TUNING
+                         holds the prompts of K tasks, (K, P, d): PEFT takes the one that a row's `task_ids` says
+    base_model_name      of the model; None: not recorded
+    num_layers           of the model, written for tools that read it; for an encoder-decoder, of the encoder
+    num_attention_heads  likewise
+    task_type            PEFT's name for what the model does
+    peft_type            PROMPT_TUNING and P_TUNING hold the same tokens. PEFT can train the first further, but not the
+                         second, whose encoder is not saved
+    overwrite            whether the folder may be replaced
+
+    The folder is written whole or not at all. Raises ValueError for tokens of another shape, for an unknown task type and
+    for a multitask prompt of an encoder-decoder; FileExistsError and OSError as `softprompt.store.save` does.
     """
     several = peft_type == "MULTITASK_PROMPT_TUNING"
     if tokens.dim() != 2 + several or 0 in tokens.shape or not tokens.is_floating_point():
@@ -115,8 +122,15 @@ def write_peft(
         )
     content = PeftContent(tokens=tokens.detach().to("cpu", torch.float32).contiguous())
     shape = PeftShape(task_type, num_layers, num_attention_heads)
-    card = peft_card(base_model_name, *tokens.shape[-2:])
-    _write(Path(folder), peft_type, content, shape, base_model_name, card, overwrite)
+    _write(
+        Path(folder),
+        content,
+        shape,
+        peft_type=peft_type,
+        base_model_name=base_model_name,
+        card=peft_card(base_model_name, *tokens.shape[-2:]),
+        overwrite=overwrite,
+    )
 
 
 def write_peft_prefix(
@@ -133,11 +147,17 @@ def write_peft_prefix(
 ) -> None:
     """Write keys and values so that `peft.PeftModel.from_pretrained(model, folder)` uses them.
 
-    prefix: (P, W), a row per position: [layer][key, value][head][number]; written as float32.
-    frozen: None writes PREFIX_TUNING; a number writes CARTRIDGE, whose first `frozen` rows PEFT does not train.
-    base_model_name, num_layers, num_key_value_heads: of the model.
-    head: tensors of a trained head, under PEFT's names ("base_model.classifier.weight").
-    Raises ValueError for a prefix that these cannot describe, else as `write_peft`.
+    folder               to write
+    prefix               (P, W), a row per position: [layer][key, value][head][number]; written as float32
+    base_model_name      of the model; None: not recorded
+    num_layers           of the model
+    num_key_value_heads  of the model
+    frozen               None writes PREFIX_TUNING; a number writes CARTRIDGE, whose first `frozen` rows PEFT does not train
+    task_type            PEFT's name for what the model does
+    head                 tensors of a trained head, under PEFT's names ("base_model.classifier.weight")
+    overwrite            whether the folder may be replaced
+
+    Raises ValueError for a prefix that does not fit these numbers, and otherwise as `write_peft`.
     """
     unit = 2 * num_layers * num_key_value_heads
     if prefix.dim() != 2 or 0 in prefix.shape or not prefix.is_floating_point() or prefix.shape[1] % unit:
@@ -155,16 +175,23 @@ def write_peft_prefix(
         },
     )
     shape = PeftShape(task_type, num_layers, num_key_value_heads)
-    card = peft_prefix_card(base_model_name, len(prefix), num_layers)
-    kind = "PREFIX_TUNING" if frozen is None else "CARTRIDGE"
-    _write(Path(folder), kind, content, shape, base_model_name, card, overwrite)
+    _write(
+        Path(folder),
+        content,
+        shape,
+        peft_type="PREFIX_TUNING" if frozen is None else "CARTRIDGE",
+        base_model_name=base_model_name,
+        card=peft_prefix_card(base_model_name, len(prefix), num_layers),
+        overwrite=overwrite,
+    )
 
 
 def _write(
     folder: Path,
-    peft_type: str,
     content: PeftContent,
     shape: PeftShape,
+    *,
+    peft_type: str,
     base_model_name: str | None,
     card: str,
     overwrite: bool,
@@ -185,7 +212,12 @@ def _write(
 
 
 def _of_task(tokens: Tensor | None, task: int | None, folder: str) -> Tensor | None:
-    """One task's virtual tokens: (K, P, d) -> (P, d)."""
+    """The virtual tokens of one task: (K, P, d) -> (P, d).
+
+    tokens  (P, d) if there is one prompt; None: there are none
+    task    number of the task; None: the only one
+    folder  its path, for errors
+    """
     if tokens is None or tokens.dim() == 2:
         if task is not None:
             raise PromptFileError(f"{folder} holds one prompt, not one for each task; leave peft_task out")
@@ -202,7 +234,7 @@ def _known() -> str:
 
 
 def _adapter_folder(folder: Path, adapter: str | None) -> Path:
-    """PEFT writes an adapter that is not called "default" into a sub-folder of its name."""
+    """The folder of an adapter. PEFT writes one that is not called "default" into a sub-folder of that name."""
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise PromptFileError(f"{folder} {what}; pass the folder that holds {CONFIG}")
@@ -242,11 +274,13 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             tensors = safetensors.torch.load(content)
         else:
             tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # the parsers raise many kinds, and with each of them the file is at fault
+    except (
+        Exception
+    ) as error:  # the parsers raise many kinds of errors, and each means that the file is damaged
         reason = str(error).partition("\n")[0]
         raise PromptFileError(f"{path} cannot be read ({reason}); copy the folder again") from error
     if not isinstance(tensors, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
     ):
-        raise PromptFileError(f"{path} holds something else than tensors by name")
+        raise PromptFileError(f"{path} holds something other than tensors by name")
     return tensors

@@ -1,7 +1,7 @@
-"""What the tensor file of each of PEFT's prompt types holds, and the fields of its config.
+"""The tensors and the config fields of each of PEFT's prompt types.
 
-Letters: P virtual tokens or prefix positions, S blocks of them (2 for encoder-decoders, only the first is used), d width,
-W numbers of a prefix's row, Hkv key-value heads, D head size.
+Letters: P virtual tokens or prefix positions, d width, W numbers in a row of a prefix, K tasks, Hkv key-value heads, D head
+size.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ from softprompt.store.errors import PromptFileError
 PROMPT = "prompt_embeddings"
 CONFIG = "adapter_config.json"
 
-# The release whose complete set of fields is written here, and against which both directions are tested.
+# The release whose complete set of fields is written here. Both directions are tested against it.
 _PEFT_VERSION = "0.21.2"
 
 
 _TWO_SIDED_MULTITASK = (
     "PEFT's multitask prompt of an encoder-decoder has a second half that stands in front of the decoder in training and is "
-    "left out in generation: no prompt here does both; keep a PROMPT_TUNING for each task"
+    "left out in generation: no prompt here does both; save a PROMPT_TUNING for each task"
 )
 
 
 @dataclass(frozen=True, eq=False)
 class PeftContent:
-    """What was learned: virtual tokens (P, d), or keys and values (P, W) of which the first `frozen` were not trained.
+    """The learned tensors.
 
-    A file for K tasks gives tokens of each, (K, P, d). head: tensors of a trained head, under PEFT's names.
+    tokens  virtual tokens (P, d), or (K, P, d) in a file for K tasks; None: there are none
+    prefix  keys and values (P, W); None: there are none
+    frozen  number of rows at the beginning of the prefix that were not trained
+    head    tensors of a trained head, under PEFT's names
     """
 
     tokens: Tensor | None = None
@@ -43,7 +46,7 @@ class PeftContent:
 
 @dataclass(frozen=True)
 class PeftShape:
-    """What a writer must know of the model: for a prefix its key-value heads, else its query heads."""
+    """The facts of a model that its file needs. The heads are key-value heads for a prefix, otherwise query heads."""
 
     task_type: str
     num_layers: int
@@ -67,12 +70,12 @@ def _read_tokens(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folde
             + (" for encoder and decoder each" if blocks == 2 else "")
             + "; config and tensors are of different prompts"
         )
-    # PEFT puts only the first block in front of an encoder-decoder's input; the second is never used.
+    # PEFT puts only the first block in front of the input of an encoder-decoder; the second is never used.
     return PeftContent(tokens=prompt[:length].float().clone())
 
 
 def _read_multitask(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: str) -> PeftContent:
-    """Task k has the shared tokens, number by number times the low-rank product of its columns and rows."""
+    """The tokens of task k are the shared tokens times, element by element, the low-rank product of its columns and rows."""
     shared = _read_tokens(config, tensors, folder).tokens
     if shared is not None and len(shared) != len(tensors[PROMPT]):
         raise PromptFileError(f"{folder}: {_TWO_SIDED_MULTITASK}")
@@ -125,7 +128,7 @@ def _read_cartridge(config: Mapping[str, Any], tensors: Mapping[str, Tensor], fo
 
 
 def _prompt(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: str) -> tuple[int, Tensor]:
-    """P and the prompt's tensor, of whatever shape."""
+    """P, and the prompt's tensor, whose shape is not checked yet."""
     length = config.get("num_virtual_tokens")
     if type(length) is not int or length < 1:
         raise PromptFileError(
@@ -142,7 +145,7 @@ def _write_tokens(content: PeftContent, shape: PeftShape) -> tuple[dict[str, Any
     assert content.tokens is not None
     length, width = content.tokens.shape
     own = {
-        "prompt_tuning_init": "RANDOM",  # any other makes PEFT look for a text or a tokenizer
+        "prompt_tuning_init": "RANDOM",  # with any other value PEFT looks for a text or a tokenizer
         "prompt_tuning_init_text": None,
         "tokenizer_kwargs": None,
         "tokenizer_name_or_path": None,
@@ -152,7 +155,7 @@ def _write_tokens(content: PeftContent, shape: PeftShape) -> tuple[dict[str, Any
 
 
 def _write_multitask(content: PeftContent, shape: PeftShape) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Any K prompts, exactly: what is shared are ones, each task's columns pick its rows, which are its tokens."""
+    """Write any K prompts exactly: the shared tokens are ones, and each task's columns pick its rows, which are its tokens."""
     assert content.tokens is not None
     tasks, length, width = content.tokens.shape
     fields, _ = _write_tokens(PeftContent(tokens=content.tokens[0]), shape)
@@ -174,7 +177,7 @@ def _write_multitask(content: PeftContent, shape: PeftShape) -> tuple[dict[str, 
 def _write_p_tuning(content: PeftContent, shape: PeftShape) -> tuple[dict[str, Any], dict[str, Tensor]]:
     assert content.tokens is not None
     length, width = content.tokens.shape
-    own = {  # of the encoder, which PEFT neither saves nor builds for inference
+    own = {  # settings of the encoder, which PEFT neither saves nor builds for inference
         "encoder_dropout": 0.0,
         "encoder_hidden_size": width,
         "encoder_num_layers": 2,
@@ -201,13 +204,18 @@ def _write_cartridge(content: PeftContent, shape: PeftShape) -> tuple[dict[str, 
 
 
 def _saved_modules(content: PeftContent) -> dict[str, Any]:
-    """`modules_to_save`, where there is a head: the modules' names, as PEFT has them."""
+    """The field `modules_to_save` with PEFT's names of the head's modules; empty without a head."""
     names = sorted({key.split(".")[1] for key in content.head})
     return {"modules_to_save": names} if names else {}
 
 
 def _common(shape: PeftShape, length: int, width: int) -> dict[str, Any]:
-    """Fields of every prompt type. width: d, or Hkv * D for keys and values."""
+    """The fields that all prompt types have.
+
+    shape   of the model
+    length  P
+    width   d, or Hkv * D for keys and values
+    """
     return {
         "auto_mapping": None,
         "inference_mode": True,

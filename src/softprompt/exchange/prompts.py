@@ -1,7 +1,8 @@
-"""A tuned prompt in PEFT's format, and back: which of PEFT's types a prompt is, and where it would not be the same."""
+"""A tuned prompt in PEFT's format, and back: which of PEFT's types it has, and where PEFT would give other answers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.exchange.heads import read_head, write_head
 from softprompt.exchange.peft import TaskType, read_peft, write_peft, write_peft_prefix
-from softprompt.outputs import EncodedRow
+from softprompt.outputs import EncodedRow, KeyValue
 from softprompt.prompts import Method, PrefixTuning, PromptModule, PTuning
 from softprompt.prompts.prefix import FreeRows, KeyValuePrefix, check_width, join_rows
 from softprompt.prompts.prompt_tuning import PromptTuning, VirtualTokens
@@ -18,7 +19,7 @@ from softprompt.tasks.base import Task
 _TASK_TYPES: dict[str, TaskType] = {
     "causal-lm": "CAUSAL_LM",
     "encoder-decoder": "SEQ_2_SEQ_LM",
-    "masked-lm": "FEATURE_EXTRACTION",  # PEFT has none for masked language models
+    "masked-lm": "FEATURE_EXTRACTION",  # PEFT has no type for masked language models
     "text-encoder": "FEATURE_EXTRACTION",
 }
 
@@ -26,12 +27,15 @@ _TASK_TYPES: dict[str, TaskType] = {
 def read_peft_folder(
     folder: str | Path, backbone: Backbone, task: Task, peft_task: int | None = None
 ) -> tuple[Method, PromptModule, nn.Module | None]:
-    """What PEFT wrote as a method of ours, its module, and the head that the task is answered with, if it is.
+    """Read a prompt of PEFT as a method, its module, and the head of the task, if a head answers it.
 
-    peft_task: see read_peft.
+    folder     that PEFT wrote
+    backbone   that the prompt was trained on
+    task       that it answers
+    peft_task  see read_peft
 
-    Raises PromptFileError for a folder that cannot be read, ValueError for a prompt of another width, and for one that
-    would not give PEFT's answers here.
+    Raises PromptFileError for a folder that cannot be read; ValueError for a prompt of another width, and for a prompt with
+    which PEFT would give other answers.
     """
     spec = backbone.spec
     _check_direction(spec)
@@ -57,14 +61,14 @@ def read_peft_folder(
         )
     if not spec.prefix_counts:
         raise ValueError(
-            f"{folder}: PEFT counts the positions of a prefix, {spec.name} ({spec.family}) embeds none and they are not "
-            "counted: its answers would be others"
+            f"{folder}: PEFT counts the positions of a prefix, and on {spec.name} ({spec.family}), which embeds no positions, "
+            "they do not count: the answers would differ"
         )
     try:
         check_width(spec, read.prefix)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}; load the backbone it was trained on ({whose})") from error
-    # A wholly frozen cartridge has nothing that a method of ours could train: then all of it counts as trained.
+    # A cartridge that is frozen as a whole leaves a method nothing to train, so all of it counts as trained.
     frozen = read.frozen if read.frozen < len(read.prefix) else 0
     module = KeyValuePrefix(
         FreeRows(read.prefix[frozen:]), spec.key_values, read.prefix[:frozen] if frozen else None
@@ -86,8 +90,17 @@ def write_peft_folder(
 ) -> None:
     """Write a baked module, and the head of its task, in PEFT's format.
 
-    method: its name, for errors. probe: some row of its task, to see where virtual tokens stand.
-    Raises ValueError for what PEFT has no form for, FileExistsError if the folder is not empty and `overwrite` is False.
+    folder     to write
+    module     that gives the prompt
+    backbone   that it was trained on
+    method     name of the method, for errors
+    task       that the prompt answers
+    head       of the task; None: words answer it
+    probe      any row of the task, which shows where virtual tokens stand
+    overwrite  whether the folder may be replaced
+
+    Raises ValueError for prompts that PEFT has no format for, and FileExistsError if the folder is not empty and
+    `overwrite` is False.
     """
     _check_direction(backbone.spec)
     output = module()
@@ -99,20 +112,14 @@ def write_peft_folder(
     if output.prefix is not None:
         if output.tokens is not None:
             raise ValueError(f"PEFT's prefix format holds keys and values only; {method} has more to it")
-        heads = _checked_heads(backbone.spec)
         frozen = module.frozen if isinstance(module, KeyValuePrefix) else None
-        kind, tensors = _TASK_TYPES[backbone.spec.family], dict[str, Tensor]()
-        if head is not None:
-            kind, tensors = write_head(head, task, backbone)
-        write_peft_prefix(
+        _write_prefix(
             folder,
-            join_rows(output.prefix),
-            base_model_name=backbone.name,
-            num_layers=len(output.prefix),
-            num_key_value_heads=heads,
+            output.prefix,
+            backbone,
             frozen=None if frozen is None else len(frozen),
-            task_type=kind,
-            head=tensors,
+            task=task,
+            head=head,
             overwrite=overwrite,
         )
         return
@@ -122,12 +129,7 @@ def write_peft_folder(
         )
     if output.tokens is None:
         raise ValueError(f"PEFT's prompt-tuning format holds virtual tokens only; {method} has more to it")
-    length = output.tokens.shape[1]
-    if probe.context[:length] != tuple(-1 - k for k in range(length)):
-        raise ValueError(
-            "PEFT puts virtual tokens before everything, in this template they stand elsewhere: train with a template "
-            "that begins with {soft}, and writes {bos} after it if the tokenizer adds one"
-        )
+    _check_they_stand_in_front(output.tokens.shape[1], probe)
     config = backbone.model.config.get_text_config()
     write_peft(
         folder,
@@ -141,16 +143,53 @@ def write_peft_folder(
     )
 
 
+def _write_prefix(
+    folder: str | Path,
+    prefix: Sequence[KeyValue],
+    backbone: Backbone,
+    *,
+    frozen: int | None,
+    task: Task,
+    head: nn.Module | None,
+    overwrite: bool,
+) -> None:
+    """Write a key-value prefix and the head of its task. frozen: see `write_peft_prefix`."""
+    heads = _checked_heads(backbone.spec)
+    kind, tensors = _TASK_TYPES[backbone.spec.family], dict[str, Tensor]()
+    if head is not None:
+        kind, tensors = write_head(head, task, backbone)
+    write_peft_prefix(
+        folder,
+        join_rows(prefix),
+        base_model_name=backbone.name,
+        num_layers=len(prefix),
+        num_key_value_heads=heads,
+        frozen=frozen,
+        task_type=kind,
+        head=tensors,
+        overwrite=overwrite,
+    )
+
+
+def _check_they_stand_in_front(length: int, probe: EncodedRow) -> None:
+    """Raise ValueError unless a row of the task begins with all of the virtual tokens."""
+    if probe.context[:length] != tuple(-1 - k for k in range(length)):
+        raise ValueError(
+            "PEFT puts virtual tokens before everything, in this template they stand elsewhere: train with a template "
+            "that begins with {soft}, and writes {bos} after it if the tokenizer adds one"
+        )
+
+
 def _check_direction(spec: BackboneSpec) -> None:
     if spec.family == "prefix-lm":
         raise ValueError(
             f"{spec.name} is read as a prefix LM, where prompt and input see each other both ways; PEFT knows causal "
-            "attention only: its answers would be others"
+            "attention only: its answers would differ"
         )
 
 
 def _checked_heads(spec: BackboneSpec) -> int:
-    """Hkv of prefixes that PEFT can hold. Raises ValueError for a backbone of others."""
+    """Hkv of a prefix that PEFT can hold. Raises ValueError for a backbone with other prefixes."""
     if set(spec.places) - {"decoder"}:
         raise ValueError(
             f"PEFT's prefixes stand in front of the decoder's self-attention only, this one of {sorted(set(spec.places))}"

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.row_features import RowFeatures
-from softprompt.binding import bind, evaluate, new_head, room_of
+from softprompt.binding import bind, new_head, room_of
 from softprompt.data import Row, Rows, names_file, read_rows
+from softprompt.evaluation import evaluate
 from softprompt.features.cache import FeatureCache
 from softprompt.features.encoded import FrozenPart, encoded_rows
 from softprompt.features.encodings import Encodings

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from softprompt.binding import evaluate, room_of
+from softprompt.binding import room_of
 from softprompt.data import Row
 from softprompt.errors import TrainingDiverged
+from softprompt.evaluation import evaluate
 from softprompt.features.encoded import FrozenPart, encoded_rows
 from softprompt.fitting.many import Learned, fit_many_data
 from softprompt.fitting.one import fit_data

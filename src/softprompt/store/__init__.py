@@ -1,4 +1,11 @@
-"""The saved prompt on disk: our own folder."""
+"""The saved prompt: softprompt's own folder format.
+
+saved        what a folder holds, and whether it belongs to a backbone
+format       reading and writing the folder (folders: whole or not at all; plain_json: its JSON)
+fingerprint  how a backbone is recognised (identity: of a Backbone)
+card         model cards
+tokens       virtual tokens and prefixes of saved prompts, as initial values
+"""
 
 from softprompt.store.errors import PromptFileError
 from softprompt.store.fingerprint import BackboneIdentity, fingerprint

@@ -1,4 +1,4 @@
-"""Model cards: the README.md beside a saved prompt, also what a model hub shows of it."""
+"""Model cards: the README.md of a saved prompt, which a model hub shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def model_card(saved: SavedPrompt, folder: str) -> str:
-    """The card as Markdown with a YAML head. folder: what the prompt's folder is called."""
+    """The card of a saved prompt, as Markdown with a YAML head. folder: the name of its folder."""
     method, task, backbone = saved.method["name"], saved.task["name"], saved.backbone
     size = sum(tensor.numel() * tensor.element_size() for tensor in saved.tensors.values())
     return f"""\
@@ -62,18 +62,23 @@ Recipe:
 
 ## What to know before using it
 
-- It works with the backbone named above and no other. A fine-tuned or resized copy is another backbone; it is
-  told by a fingerprint of the config and of the embedding table (`softprompt.store.check_backbone`).
+- It works with the backbone named above and no other. A fine-tuned or resized copy is another backbone, which a
+  fingerprint of the config and the embedding table finds out (`softprompt.store.check_backbone`).
 - Every weakness and bias of the backbone is still there, and the training data may have added its own.
 - The metrics hold for the data they were measured on. Nothing here was tested on other domains or languages.
-- Where training used a reparametrization it is folded in, so more parameters may have been trained
-  than are kept.
+- If training used a reparametrization, it has been folded into the prompt: more parameters may have been trained
+  than were saved.
 - Virtual tokens are vectors, not words. The words nearest to them need not explain what they do.
 """
 
 
 def peft_card(base_model_name: str | None, virtual_tokens: int, width: int) -> str:
-    """The card of a folder in PEFT's format."""
+    """The card of virtual tokens in PEFT's format.
+
+    base_model_name  None: not recorded
+    virtual_tokens   P
+    width            d
+    """
     base = f"`{_shown(base_model_name)}`" if base_model_name else "the model it was trained on (not recorded)"
     return f"""\
 {_head("peft", base_model_name, ["softprompt", "prompt-tuning"])}
@@ -82,13 +87,18 @@ def peft_card(base_model_name: str | None, virtual_tokens: int, width: int) -> s
 {virtual_tokens} vectors of width {width} that are put in front of the input embeddings of {base}, whose
 weights are unchanged. Written by softprompt in PEFT's format; load it with `peft.PeftModel.from_pretrained`.
 
-The template and the label words that it was trained with are not part of this format, and it is of little use
+The template and the label words that it was trained with are not part of this format, and the prompt is of little use
 without them.
 """
 
 
 def peft_prefix_card(base_model_name: str | None, positions: int, layers: int) -> str:
-    """The card of a key-value prefix in PEFT's format."""
+    """The card of a key-value prefix in PEFT's format.
+
+    base_model_name  None: not recorded
+    positions        P
+    layers           L
+    """
     base = f"`{_shown(base_model_name)}`" if base_model_name else "the model it was trained on (not recorded)"
     return f"""\
 {_head("peft", base_model_name, ["softprompt", "prefix-tuning"])}
@@ -97,7 +107,7 @@ def peft_prefix_card(base_model_name: str | None, positions: int, layers: int) -
 Keys and values of {positions} positions that are put in front of those of the text in each of the {layers} layers of {base},
 whose weights are unchanged. Written by softprompt in PEFT's format; load it with `peft.PeftModel.from_pretrained`.
 
-The template and the label words that it was trained with are not part of this format, and it is of little use
+The template and the label words that it was trained with are not part of this format, and the prefix is of little use
 without them.
 """
 
@@ -140,5 +150,5 @@ def _shown(name: str) -> str:
 
 
 def _line(text: str) -> str:
-    """Text that stays within its line and its table cell, and ends no code span."""
+    """Text that stays within its line, its table cell and its code span."""
     return re.sub(r"\s+", " ", text).replace("|", "\\|").replace("`", "'")

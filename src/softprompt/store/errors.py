@@ -1,7 +1,7 @@
-"""The error of everything that reads a prompt from disk."""
+"""The error that reading a prompt from disk raises."""
 
 from __future__ import annotations
 
 
 class PromptFileError(ValueError):
-    """A folder that should hold a prompt does not, or holds one that is damaged or of another format."""
+    """A folder holds no prompt, or one that is damaged or in another format."""

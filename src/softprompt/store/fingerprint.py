@@ -17,9 +17,9 @@ from transformers import PreTrainedConfig
 
 from softprompt.store.plain_json import digest
 
-# What may differ between two loadings of one model without changing what its frozen trunk computes: precision
-# and kernels, the head that was put on, and ids that only generation and padding look at (people set
-# `config.pad_token_id` by hand). Private keys (`_name_or_path`, `_attn_implementation`) are dropped as well.
+# Keys that may differ between two loadings of one model without changing what its frozen trunk computes: precision
+# and kernels, the head, and ids that only generation and padding use (people set `config.pad_token_id` by hand). Private
+# keys (`_name_or_path`, `_attn_implementation`) are dropped as well.
 _VOLATILE = frozenset({
     "transformers_version", "dtype", "torch_dtype", "name_or_path", "attn_implementation",
     "quantization_config", "use_cache", "output_attentions", "output_hidden_states", "return_dict",
@@ -27,21 +27,21 @@ _VOLATILE = frozenset({
     "pad_token_id", "bos_token_id", "eos_token_id",
 })  # fmt: skip
 
-_ROWS = 4096  # of the table hashed at a time: a large one is not copied whole
+_ROWS = 4096  # rows of the table that are hashed at a time, so that a large one is not copied whole
 
 
 @dataclass(frozen=True)
 class BackboneIdentity:
-    """What is remembered of the backbone that a prompt was trained on. Digests are sha256, in hexadecimal.
+    """How the backbone that a prompt was trained on is recognised. Digests are sha256, in hexadecimal.
 
-    name              as it was loaded: for people, not compared
+    name              as the backbone was loaded; for people, not compared
     family            e.g. `causal-lm`
     width             d, of the input embeddings
     vocabulary        V, rows of the embedding table
     config_digest     see `config_digest`
     table_digest      see `table_digest`
     tokenizer_digest  see `tokenizer_digest`; None where the backbone has no tokenizer
-    revision          commit of a hub model, which it is loaded with again; not compared
+    revision          commit of a hub model, for loading it again; not compared
     """
 
     name: str
@@ -64,10 +64,15 @@ def fingerprint(
 ) -> BackboneIdentity:
     """The identity of a backbone from its config and its input embedding table, (V, d), unscaled.
 
-    vocabulary: the tokenizer's `get_vocab()`; of a backbone that reads images how these are prepared.
-    Two models with the same config and the same table are taken for one. A fine-tuned model whose embeddings
-    were frozen is thus not told from its origin.
-    Raises ValueError if the table is no (V, d) tensor of floating-point numbers.
+    config      of the model
+    table       its input embedding table
+    name        of the backbone
+    family      of the backbone
+    vocabulary  the tokenizer's `get_vocab()`, and, for a backbone that reads images, how these are prepared
+
+    Two models with the same config and the same table count as one, so a fine-tuned model whose embeddings were frozen
+    is not distinguished from the original.
+    Raises ValueError if the table is not a (V, d) tensor of floating-point numbers.
     """
     return BackboneIdentity(
         name=name,
@@ -93,10 +98,10 @@ def config_digest(config: PreTrainedConfig) -> str:
 def table_digest(table: Tensor) -> str:
     """Digest of the embedding table (V, d), rounded to bfloat16.
 
-    Rounded, because the trunk is loaded in bfloat16 on one machine and in float32 on the next, and a prompt
-    serves both; float32 and float16 values round to what a loading in bfloat16 gives. Two roundings in a row
-    (float32 weights loaded in float16) can differ from one in the last bit: such a trunk has another digest.
-    Raises ValueError if the table is no (V, d) tensor of floating-point numbers.
+    It is rounded because a prompt serves a trunk in bfloat16 on one machine and in float32 on the next: float32 and
+    float16 values round to those of a loading in bfloat16. Two roundings in a row (float32 weights loaded in float16)
+    can differ from one in the last bit: such a trunk has another digest.
+    Raises ValueError if the table is not a (V, d) tensor of floating-point numbers.
     """
     if table.dim() != 2 or not table.is_floating_point():
         raise ValueError(
@@ -112,7 +117,7 @@ def table_digest(table: Tensor) -> str:
 
 
 def tokenizer_digest(vocabulary: Mapping[str, Any]) -> str:
-    """Digest of a tokenizer's pieces and their ids, `tokenizer.get_vocab()`, or of how images are prepared."""
+    """Digest of a tokenizer's pieces with their ids, `tokenizer.get_vocab()`, or of how images are prepared."""
     return digest(dict(vocabulary), ordered=False)
 
 
@@ -120,7 +125,7 @@ def _distinctive(config: PreTrainedConfig) -> dict[str, Any]:
     values = json.loads(config.to_json_string())
     try:
         defaults = json.loads(type(config)().to_json_string())
-    except Exception:  # a config of someone's own that has no defaults; how it says so is its own affair
+    except Exception:  # a config of custom code may have no defaults, and may raise anything
         defaults = {}
     kept = {}
     for key, value in values.items():

@@ -13,10 +13,10 @@ from softprompt.files import unwritable_explained
 
 
 def standing(folder: Path) -> Path:
-    """Where the folder's last complete content lies.
+    """The path of the folder's last complete content.
 
-    `folder` itself, unless an overwrite was cut off between its two renames: then the earlier content, which
-    stands whole beside it.
+    This is `folder` itself, unless an overwrite was interrupted between its two renames: then it is the folder beside it
+    that holds the earlier content.
     """
     previous = _previous(folder)
     return previous if previous.exists() and not folder.exists() else folder
@@ -25,13 +25,17 @@ def standing(folder: Path) -> Path:
 def replace_folder(folder: Path, files: Mapping[str, bytes], *, overwrite: bool) -> None:
     """Make `folder` hold exactly these files.
 
-    Whenever this is cut off, `standing` gives the old content or the new, whole. After an error it is the
-    old, and nothing else is left behind.
+    folder     to write
+    files      content by name
+    overwrite  whether a folder that is not empty may be replaced
+
+    Whenever this is interrupted, `standing` gives either the old content or the new, whole. After an error it gives the
+    old content, and nothing else is left behind.
     Raises FileExistsError if the folder is not empty and `overwrite` is False, or if it holds anything but
     `files`, which overwriting would delete; OSError (of the kind that the system gave) if it cannot be
     written.
     """
-    folder = Path(os.path.realpath(folder))  # through a link, so that the link survives the renames
+    folder = Path(os.path.realpath(folder))  # a link is resolved, so that it survives the renames
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     with unwritable_explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -95,9 +99,9 @@ def _take_place(temporary: Path, folder: Path) -> None:
         temporary.rename(folder)
         _fsync_folder(folder.parent)
         return
-    # No portable call exchanges two folders, and a rename does not replace a folder that holds files. So two
-    # renames: the old one steps aside under a fixed name, the new one takes its place. After a crash between
-    # them the folder is missing, `standing` finds the old one where it stepped, the next write puts it back.
+    # No portable call exchanges two folders, and a rename does not replace a folder that holds files. So there are two
+    # renames: the old folder gets a fixed other name, then the new one gets its name. After a crash between them the
+    # folder is missing; `standing` finds the old one under the other name, and the next write puts it back.
     previous = _previous(folder)
     folder.rename(previous)
     try:
@@ -106,11 +110,11 @@ def _take_place(temporary: Path, folder: Path) -> None:
         previous.rename(folder)
         raise
     _fsync_folder(folder.parent)
-    shutil.rmtree(previous, ignore_errors=True)  # the next write deletes what may be left of it
+    shutil.rmtree(previous, ignore_errors=True)  # the next write deletes what may remain
 
 
 def _fsync_folder(folder: Path) -> None:
-    """Make the folder's entries last through a power cut, where the system can: Windows opens no folders."""
+    """Make the folder's entries survive a power cut, if the system can: Windows cannot open folders."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""The folder of a saved prompt: prompt.json, prompt.safetensors and a model card, README.md."""
+"""Reading and writing the folder of a saved prompt: prompt.json, prompt.safetensors and a model card, README.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ _PEFT_CONFIG = "adapter_config.json"
 
 
 def save(folder: str | Path, saved: SavedPrompt, *, overwrite: bool = False) -> None:
-    """Write the prompt's folder, whole or not at all: after an error or a crash the earlier content is there.
+    """Write the folder of a prompt, whole or not at all: after an error or a crash it has its earlier content.
+
+    folder     to write
+    saved      the prompt
+    overwrite  whether a saved prompt in this folder may be replaced
 
     Raises FileExistsError if the folder is not empty and `overwrite` is False, or holds files that are not a
     saved prompt's; OSError if it cannot be written (no permission, full disk).
@@ -56,8 +60,9 @@ def save(folder: str | Path, saved: SavedPrompt, *, overwrite: bool = False) -> 
 def load(folder: str | Path) -> SavedPrompt:
     """Read a folder that `save` wrote.
 
-    Raises PromptFileError, which says what was found and what to do, if the folder is none of ours, is of a
-    format that this version does not know, or is damaged. What comes back is exactly what was saved.
+    The result equals what was saved, exactly.
+    Raises PromptFileError, which says what was found and what to do, if the folder holds no saved prompt, has a format
+    that this version does not know, or is damaged.
     """
     folder = standing(Path(folder))
     content = parse_object(_read(folder, _JSON), str(folder / _JSON))
@@ -186,7 +191,9 @@ def _checked_tensors(content: bytes, expected: _Tensors, name: str) -> dict[str,
         )
     try:
         tensors = safetensors.torch.load(content)
-    except Exception as error:  # the parser raises many kinds, and with each of them the file is at fault
+    except (
+        Exception
+    ) as error:  # the parser raises many kinds of errors, and each means that the file is damaged
         raise PromptFileError(f"{name} is no readable safetensors file ({error}); copy it again") from error
     wanted = {key: (tuple(entry.shape), entry.dtype) for key, entry in expected.entries.items()}
     found = {key: (tuple(tensor.shape), _dtype_name(tensor)) for key, tensor in tensors.items()}
@@ -200,7 +207,7 @@ def _checked_tensors(content: bytes, expected: _Tensors, name: str) -> dict[str,
             )
             + "\nThe two files are of different prompts; copy both again"
         )
-    return {key: tensors[key] for key in wanted}  # safetensors gives them in no fixed order
+    return {key: tensors[key] for key in wanted}  # safetensors returns them in no fixed order
 
 
 def _told(entry: tuple[tuple[int, ...], str] | None) -> str:

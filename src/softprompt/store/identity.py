@@ -20,15 +20,15 @@ def settings_of(value: Any) -> dict[str, Any]:
 
 
 def identity_of(backbone: Backbone) -> BackboneIdentity:
-    """The fingerprint that a saved prompt is checked against."""
-    model, image = backbone.model, backbone.spec.image
+    """The fingerprint of a backbone, which saved prompts are checked against."""
+    spec = backbone.spec
     vocabulary: dict[str, Any] = {}
-    if image is None or backbone.spec.vision is not None:
+    if spec.reads_text:
         vocabulary |= backbone.tokenizer.get_vocab()
-    if image is not None:
-        vocabulary |= image.rule.as_dict()
+    if spec.image is not None:
+        vocabulary |= spec.image.rule.as_dict()
     return fingerprint(
-        model.config,
+        backbone.model.config,
         backbone.table,
         name=backbone.name,
         family=backbone.spec.family,

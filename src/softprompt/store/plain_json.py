@@ -1,4 +1,4 @@
-"""JSON that reads back as it was written."""
+"""JSON that is read back exactly as it was written."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from softprompt.store.errors import PromptFileError
 
 
 def plain(value: Any, where: str) -> Any:
-    """A copy made of dictionaries, lists, strings, numbers, booleans and None, as JSON gives them back.
+    """A copy made of dictionaries, lists, strings, numbers, booleans and None, as JSON returns them.
 
-    Tuples become lists. Numbers that JSON does not have (nan, inf) become None: a metric that is undefined
-    must not cost the prompt its file.
-    Raises TypeError naming the place (`where` and the keys below it) of anything else.
+    Tuples become lists. Numbers that JSON does not have (nan, inf) become None: an undefined metric must not keep a
+    prompt from being saved.
+    Raises TypeError for anything else, with its place (`where` and the keys below it).
     """
     match value:
         case None | bool():
@@ -45,13 +45,13 @@ def plain(value: Any, where: str) -> Any:
 
 
 def digest(value: Any, *, ordered: bool) -> str:
-    """sha256 of plain JSON. ordered: whether the order of keys counts."""
+    """The sha256 digest of plain JSON. ordered: whether the order of keys counts."""
     text = json.dumps(value, sort_keys=not ordered, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def dumps(value: Any) -> bytes:
-    """For people to read: indented, UTF-8."""
+    """JSON in UTF-8, indented for people to read."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -59,7 +59,7 @@ def parse_object(content: bytes, name: str) -> dict[str, Any]:
     """The JSON object that the file `name` holds; raises PromptFileError if it holds none."""
     try:
         value = json.loads(content)
-    # ValueError: no JSON, no UTF-8, or an integer of thousands of digits; RecursionError: of brackets
+    # ValueError: no JSON, no UTF-8, or an integer with thousands of digits; RecursionError: thousands of brackets
     except (ValueError, RecursionError) as error:
         raise PromptFileError(
             f"{name} is no readable JSON ({error}): it is damaged, copy it again"

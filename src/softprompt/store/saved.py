@@ -1,4 +1,4 @@
-"""What is kept of a tuned prompt, and whether it belongs to a backbone."""
+"""The content of a saved prompt, and whether it belongs to a backbone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 
 
 def library_versions() -> dict[str, str]:
-    """Versions that a result may depend on, by name."""
+    """The versions that a result may depend on, by name."""
     return {
         "softprompt": __version__,
         "torch": torch.__version__,
@@ -34,19 +34,19 @@ class WrongBackboneError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SavedPrompt:
-    """What is kept of a tuned prompt. Everything but the tensors is plain JSON, copied from what is given.
+    """The content of a saved prompt. Everything but the tensors is plain JSON, copied from what is given.
 
     method          {"name": ..., and its settings}
-    task            {"name": ..., and its settings}: template, labels ...
-    backbone        the backbone that the prompt was trained on
+    task            {"name": ..., and its settings}: template, labels and so on
+    backbone        identity of the backbone that the prompt was trained on
     tensors         a module's `state_dict()`, copied to the CPU; floating-point tensors are float32
-    recipe          how it was trained: data, optimizer, steps, seed
-    metrics         results by name; nested by data split, say; undefined numbers (nan) become None
-    versions        of the libraries it was made with
-    notes           whatever else is worth keeping
-    format_version  of the file it came from, or will be written as
+    recipe          how the prompt was trained: data, optimizer, steps, seed
+    metrics         results by name, possibly nested (by data split); undefined numbers (nan) become None
+    versions        of the libraries that it was made with
+    notes           anything else to save
+    format_version  of the file that it was read from, or will be written as
 
-    Raises TypeError or ValueError for what cannot be saved and read back.
+    Raises TypeError or ValueError for values that cannot be saved and read back.
     """
 
     method: Mapping[str, Any]
@@ -81,7 +81,7 @@ class SavedPrompt:
 
     @property
     def parameter_count(self) -> int:
-        """Floating-point numbers in `tensors`."""
+        """Number of floating-point numbers in `tensors`."""
         return sum(tensor.numel() for tensor in self.tensors.values() if tensor.is_floating_point())
 
 
@@ -137,7 +137,7 @@ def _kept(name: str, tensor: Tensor) -> Tensor:
         raise ValueError(
             f"tensors[{name!r}] is {str(tensor.dtype).removeprefix('torch.')}; prompts are saved in float32: call .float()"
         )
-    # Each its own memory: safetensors refuses tensors that share it, and training may go on in the original.
+    # Each tensor gets memory of its own: safetensors refuses shared memory, and the original may be trained further.
     return tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
 
 

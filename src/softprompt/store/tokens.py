@@ -1,4 +1,4 @@
-"""What is learned in any saved prompt, for starting another one from."""
+"""Virtual tokens and prefixes of saved prompts, as initial values of others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load_tokens(folder: str | Path) -> Tensor:
 
 
 def load_prefix(folder: str | Path) -> Tensor:
-    """Keys and values (P, W) of a prefix that this library or PEFT wrote, one row per position: see prompts/_prefix.py.
+    """Keys and values (P, W) of a prefix that this library or PEFT wrote, one row per position; see prompts/prefix.py.
 
     Raises PromptFileError if the folder is neither, is damaged, or holds a prompt that is no prefix.
     """

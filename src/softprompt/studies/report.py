@@ -149,7 +149,7 @@ def _time(spent: TimeSpent) -> str:
     rest = spent.total - spent.steps - spent.evaluation
     return (
         f"{spent.total:,.0f} s in runs: {spent.steps:,.0f} s in training steps, {spent.evaluation:,.0f} s in evaluations, "
-        f"{rest:,.0f} s in all else; {100 * spent.share:.0f} % of what is no evaluation in steps"
+        f"{rest:,.0f} s in all else. Training steps: {100 * spent.share:.0f} % of non-evaluation time"
     )
 
 

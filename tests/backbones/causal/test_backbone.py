@@ -331,7 +331,9 @@ def test_generation_refuses_what_a_filled_cache_cannot_do() -> None:
         backbone.generate(SINGLE, prompt, attention_mask=torch.ones(1, 1))
     with pytest.raises(ValueError, match="'quantized': behind a prompt it may be 'dynamic' or 'static'"):
         backbone.generate(SINGLE, prompt, max_new_tokens=2, cache_implementation="quantized")
-    with pytest.raises(ValueError, match="a static cache has its size from the beginning: give max_new"):
+    with pytest.raises(
+        ValueError, match="the size of a static cache is fixed from the beginning: give max_new"
+    ):
         backbone.generate(SINGLE, prompt, cache_implementation="static")
 
 

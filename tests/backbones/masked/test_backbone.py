@@ -325,7 +325,7 @@ def test_masks_that_do_not_fit_are_said(context: tuple[int, ...], said: str) -> 
 
 
 def test_an_encoder_does_not_generate() -> None:
-    with pytest.raises(ValueError, match=r"masked-lm.*cannot go on writing.*causal"):
+    with pytest.raises(ValueError, match=r"masked-lm.*cannot continue it.*causal"):
         encoder_backbone().generate([EncodedRow((CLS, MASK, SEP))], PromptOutput(), max_new_tokens=3)
 
 

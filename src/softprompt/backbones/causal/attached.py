@@ -1,9 +1,9 @@
-"""A prompt in front of every row that a plain transformers decoder is given, by two hooks on its forward.
+"""A prompt in front of every row that a plain decoder of transformers is given, by two hooks on its forward.
 
-What stands in front is run once and its keys and values are laid into the cache of all rows. Behind them a row's own
-tokens stand without a gap, its padding at the end: so a sliding window reaches as far back as it does for the row alone.
-A cache that decoding goes on from has the padding on the far left instead, where new tokens do not come to stand behind
-it. Logits go back to where the caller's tokens are.
+The prompt is run once, and its keys and values are put into the cache of all rows. A row's own tokens follow without a
+gap, with its padding at the end, so that a sliding window reaches as far back as it does for the row alone. A cache that
+is returned for decoding has its padding on the far left instead, so that new tokens follow the text. Logits are moved
+back to the places of the caller's tokens.
 
 Letters: B rows, T tokens of the caller, F positions in front, G = 1 prompt, Hkv, D, V as everywhere.
 """
@@ -22,17 +22,17 @@ from transformers import DynamicCache, PreTrainedModel
 
 from softprompt.backbones.causal.attached_calls import check_arguments, check_beginnings
 from softprompt.backbones.causal.padded import embed_atoms
-from softprompt.backbones.engine.offsets import shifted
+from softprompt.backbones.engine import shifted
 from softprompt.outputs import KeyValue, PromptOutput
 
 
 @dataclass(frozen=True)
 class Front:
-    """What is put in front of every row.
+    """What stands in front of every row.
 
-    prompt  gives the prompt, G = 1; called for each pass of text, unless it is `frozen`
-    atoms   what stands between a key-value prefix and the text: token ids, and -1 - k for virtual token k
-    frozen  nothing of the prompt is trained
+    prompt  returns the prompt, G = 1; it is called for each pass of text, unless it is `frozen`
+    atoms   token ids, and -1 - k for virtual token k, between a key-value prefix and the text
+    frozen  whether no part of the prompt is trained
     begin   the special token among `atoms` that a text must not begin with again; None: there is none
     """
 
@@ -44,14 +44,15 @@ class Front:
 
 @dataclass(frozen=True)
 class _Pass:
-    """A pass of text that has begun: what the hook behind it must know.
+    """A pass of text that has begun: what the hook behind the forward must know.
 
-    cache    holds the rows, padding at their ends
+    cache    holds the rows, with padding at their ends
     target   the caller's cache, which is to be filled; None: a new one
     wanted   whether a cache is returned at all
     tuple    whether the caller asked for a tuple
-    padding  (B,) tokens of padding; None: there is none
-    back     (B, T) where each of the caller's tokens stands; `places`: where its logits do
+    padding  (B,) number of padding tokens; None: there is none
+    back     (B, T) the place of each of the caller's tokens
+    places   (B, T) the place of its logits
     """
 
     cache: DynamicCache
@@ -64,7 +65,7 @@ class _Pass:
 
 
 class Attached:
-    """The two hooks, and what they keep: keys and values of a frozen prompt, the caches that hold one."""
+    """The two hooks with their state: the cached keys and values of a frozen prompt, and the caches that hold a prompt."""
 
     def __init__(self, model: PreTrainedModel, front: Front) -> None:
         self.model = model
@@ -93,7 +94,7 @@ class Attached:
         return (), self._begun(values)
 
     def after(self, _: nn.Module, __: Any, ___: Any, output: Any) -> Any:
-        """The forward's output as the caller expects it: its own tokens, in its own order."""
+        """The forward's output as the caller expects it: for the caller's own tokens, in their order."""
         run, self.running = self.running, None
         if run is None:
             return output
@@ -109,7 +110,7 @@ class Attached:
         return output.to_tuple() if run.tuple else output
 
     def _begun(self, values: dict[str, Any]) -> dict[str, Any]:
-        """A pass of text whose cache is empty yet."""
+        """The arguments for a pass of text whose cache is still empty."""
         ids: Tensor = values["input_ids"]
         mask = values.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask.long()
@@ -144,7 +145,7 @@ class Attached:
         return values
 
     def _gathered(self, values: dict[str, Any], run: _Pass) -> _Pass:
-        """Padding goes behind the tokens, in everything that has a number for each of them."""
+        """Move padding behind the tokens, in every argument that has a number for each token."""
         if values.get("output_attentions"):
             raise ValueError(
                 "output_attentions of padded rows behind an attached prompt: run the rows one by one"
@@ -156,39 +157,32 @@ class Attached:
             if isinstance(value, Tensor) and value.shape == mask.shape:
                 values[name] = value.gather(1, order)
         places = back
-        if "logits_to_keep" in self.names:  # the last one of the caller's tokens stands elsewhere in each row
-            keep = values.get("logits_to_keep")
-            keep = (
-                slice(-keep, None)
-                if isinstance(keep, int) and keep
-                else slice(None)
-                if not isinstance(keep, Tensor)
-                else keep
-            )
+        if "logits_to_keep" in self.names:  # the caller's last token has another place in each row
+            keep = _kept(values.get("logits_to_keep"))
             values["logits_to_keep"], places = back[:, keep].unique(return_inverse=True)
         return replace(run, padding=(mask == 0).sum(1), back=back, places=places)
 
     def _continued(self, values: dict[str, Any], cache: DynamicCache) -> dict[str, Any]:
-        """A pass of text behind what a cache holds, the prompt included: only mask and positions change."""
+        """The arguments for a pass of text behind a filled cache, which holds the prompt: only mask and positions change."""
         ids: Tensor = values["input_ids"]
         held = cache.get_seq_length() - self.length
         if cache not in self.filled:
             raise ValueError(
-                f"past_key_values holds {cache.get_seq_length()} positions without this prompt: inside attach(), go on from"
-                " the cache that the model returned there (or give an empty one), not from a copy"
+                f"past_key_values holds {cache.get_seq_length()} positions without this prompt: inside attach(), pass the"
+                " cache that the model returned there (or an empty one), not a copy"
             )
         mask = values.get("attention_mask")
         mask = ids.new_ones(len(ids), held + ids.shape[1]) if mask is None else mask.long()
         if mask.shape != (len(ids), held + ids.shape[1]):
             raise ValueError(
                 f"attention_mask is {tuple(mask.shape)} for {ids.shape[1]} new tokens behind {held} others of"
-                f" {len(ids)} rows: give it for all of your own tokens. generate() goes on behind an attached prompt"
-                " without past_key_values of earlier calls"
+                f" {len(ids)} rows: give it for all of your own tokens. Behind an attached prompt,"
+                " generate() takes no past_key_values of earlier calls"
             )
         if ids.shape[1] > 1 and not bool(mask[:, -ids.shape[1] :].all()):
             raise ValueError(
-                "padding among tokens that go on behind a cache: behind an attached prompt give each row as many new tokens,"
-                " or the whole rows without past_key_values (prefill_chunk_size left out)"
+                "padding among tokens behind a cache: with an attached prompt give each row equally many new tokens, or the"
+                " whole rows without past_key_values (leave prefill_chunk_size out)"
             )
         self._place(values, (mask.cumsum(1) - 1)[:, -ids.shape[1] :])
         left = (mask == 0).sum(1, keepdim=True)
@@ -198,9 +192,13 @@ class Attached:
         return values
 
     def _place(self, values: dict[str, Any], number: Tensor) -> None:
-        """Positions, and what the prompt adds to embeddings. number: (B, T) of the caller's tokens before each of its row."""
+        """Set positions, and what the prompt adds to embeddings.
+
+        values  arguments of the forward
+        number  (B, T) how many of the caller's tokens stand before each in its row
+        """
         positions = values.pop("position_ids", None)
-        if "position_ids" in self.names:  # other models count the mask
+        if "position_ids" in self.names:  # other models derive positions from the mask
             values["position_ids"] = (number if positions is None else positions) + self.length
         if self.shifts is not None:
             embeds = self.model.get_input_embeddings()(values["input_ids"])  # (B, T, d)
@@ -210,7 +208,7 @@ class Attached:
             values["input_ids"] = None
 
     def _settled(self, run: _Pass) -> DynamicCache:
-        """The rows as decoding goes on behind them, padding on the far left."""
+        """A cache that decoding can continue from, with padding on the far left."""
         target = DynamicCache(config=self.model.config) if run.target is None else run.target
         for number, (key, value) in enumerate(_held(run.cache)):
             if run.padding is not None:
@@ -232,9 +230,9 @@ class Attached:
         return output
 
     def _key_values(self) -> Sequence[KeyValue]:
-        """Of what stands in front, per layer (1, Hkv, F, D); kept while nothing is trained."""
+        """Keys and values of what stands in front, per layer (1, Hkv, F, D). They are cached while nothing is trained."""
         if torch.is_grad_enabled():
-            self.kept = None  # whoever records gradients may change the model's own weights next
+            self.kept = None  # a caller who records gradients may change the model's own weights next
         if self.kept is not None and not self.model.training:
             return self.kept
         prompt = self._prompt()
@@ -263,6 +261,13 @@ def _setting(values: dict[str, Any], name: str, config: Any, default: bool) -> b
     return bool(getattr(config, name, default) if value is None else value)
 
 
+def _kept(logits_to_keep: int | Tensor | None) -> slice | Tensor:
+    """The places that transformers' `logits_to_keep` names: the last ones by number (0: all), or each by itself."""
+    if isinstance(logits_to_keep, Tensor):
+        return logits_to_keep
+    return slice(-logits_to_keep, None) if logits_to_keep else slice(None)
+
+
 def _rows_at(tensor: Tensor, places: Tensor) -> Tensor:
-    """(B, N, n) at (B, T) -> (B, T, n)."""
+    """The rows of a tensor at some places: (B, N, n) at (B, T) -> (B, T, n)."""
     return tensor.gather(1, places[:, :, None].expand(-1, -1, tensor.shape[2]))

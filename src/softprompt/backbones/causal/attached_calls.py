@@ -1,4 +1,4 @@
-"""Calls that a prompt attached to a model cannot stand in front of."""
+"""Checks for calls that an attached prompt cannot stand in front of."""
 
 from __future__ import annotations
 
@@ -37,12 +37,17 @@ def check_arguments(model: PreTrainedModel, values: dict[str, Any]) -> None:
 
 
 def check_beginnings(begin: int | None, ids: Tensor, mask: Tensor) -> None:
-    """Raise ValueError where a row of (B, T) begins with the special token that stands in front of it already."""
+    """Raise ValueError if a row begins with the special token that the attached prompt already has in front.
+
+    begin  id of that token; None: there is none
+    ids    (B, T)
+    mask   (B, T)
+    """
     if begin is None or not ids.shape[1]:
         return
     first = ids.gather(1, mask.argmax(dim=1, keepdim=True))  # (B, 1)
     if bool((first == begin).any()):
         raise ValueError(
-            f"a row begins with token {begin}, which the attached prompt has in front already: tokenize your texts with"
+            f"a row begins with token {begin}, which the attached prompt already has in front: tokenize your texts with"
             " add_special_tokens=False"
         )

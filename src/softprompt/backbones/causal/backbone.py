@@ -1,8 +1,8 @@
 """Any causal language model of transformers, with a prompt that is run once for all rows of a batch.
 
-Exact: a packed batch gives the logits and gradients of plain concatenation, one row at a time. Models whose attention
-cannot be reached, or that mix tokens otherwise (state-space layers, position biases), are found out by a trial when
-they are loaded and take the padded path of _padded.py: right, but not shared.
+A packed batch is exact: it gives the logits and gradients of plain concatenation, one row at a time. A trial finds models
+whose attention cannot be reached, or that mix tokens in another way (state-space layers, position biases). They take the
+padded path of padded.py, which is right but shares nothing.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ from softprompt.backbones.causal.generation import generate
 from softprompt.backbones.causal.key_values import key_value_shapes, own_key_values, warn_of_windows
 from softprompt.backbones.causal.padded import padded_logits, padded_states
 from softprompt.backbones.causal.trial import can_pack
-from softprompt.backbones.engine.packed import CompiledPrompt, PackedModel, compile_prompt, pack, split_prompt
-from softprompt.backbones.vocabulary import special_ids
+from softprompt.backbones.engine import CompiledPrompt, PackedModel, compile_prompt, pack, split_prompt
+from softprompt.backbones.vocabulary import table_of, text_spec
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
 
 class CausalBackbone:
     """A decoder with its tokenizer.
 
-    packed     True: rows are packed and prompts shared; False: the padded path; None: found out by a trial
-    prefix_lm  prompt and input see each other both ways, as in UniLM (Dong et al. 2019, arXiv 1905.03197), the answer
-               looks back only. The family is "prefix-lm" then, and a prompt is run for each row
+    model      of transformers
+    tokenizer  the model's own
+    name       for people; by default the one that the model was loaded with
+    packed     True: rows are packed and prompts shared; False: the padded path; None: a trial decides
+    prefix_lm  whether prompt and input see each other both ways, as in UniLM (Dong et al. 2019, arXiv 1905.03197), while
+               the answer sees only what stands before it. The family is "prefix-lm" then, and the prompt is run for each
+               row
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class CausalBackbone:
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
         self._can_pack = packed
-        self._runner = PackedModel(model, model, model.base_model, both_ways=prefix_lm)
+        self._runner = PackedModel(model=model, forward=model, trunk=model.base_model, both_ways=prefix_lm)
 
     @property
     def device(self) -> torch.device:
@@ -61,13 +65,11 @@ class CausalBackbone:
     @property
     def table(self) -> Tensor:
         """The input embedding table, (V, d)."""
-        weight = self.model.get_input_embeddings().weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return table_of(self.model.get_input_embeddings())
 
     @property
     def packed(self) -> bool:
-        """Whether rows are packed and prompts shared; tried out when it is first asked for."""
+        """Whether rows are packed and prompts shared. A trial decides when this is first asked for."""
         if self._can_pack is None:
             self._can_pack = can_pack(self.model, self.name)
         if self._runner.both_ways and not self._can_pack:
@@ -79,29 +81,11 @@ class CausalBackbone:
     @cached_property
     def spec(self) -> BackboneSpec:
         config = self.model.config.get_text_config()
-        embedding = self.model.get_input_embeddings()
-
-        def embed(ids: Tensor) -> Tensor:
-            with torch.no_grad():
-                return embedding(ids.to(self.table.device)).float().cpu().clone()
-
-        def tokenize(text: str) -> list[int]:
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
         shapes = key_value_shapes(self.model)
-        vocabulary, width = self.table.shape
-        sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
-        return BackboneSpec(
-            name=self.name,
-            family=self.family,
-            width=width,
-            vocabulary=vocabulary,
+        return replace(
+            text_spec(self.name, self.family, self.model.get_input_embeddings(), self.tokenizer),
             key_values=shapes,
             positions=getattr(config, "max_position_embeddings", None),
-            embedding_std=embed(sample).std().item(),
-            embed=embed,
-            tokenize=tokenize,
-            special_ids=special_ids(self.tokenizer),
             key_values_of=(lambda ids: own_key_values(self.model, ids)) if shapes else None,
             attention=bool(shapes) or any("att" in name for name, _ in self.model.named_modules()),
         )
@@ -115,22 +99,22 @@ class CausalBackbone:
     def with_settings(
         self, *, gradient_checkpointing: bool = False, compiled: bool = False
     ) -> CausalBackbone:
-        """The same model, run to save memory or through torch.compile (with dynamic shapes)."""
+        """The same model with gradient checkpointing, or compiled by torch.compile with dynamic shapes."""
         other = self.with_model(self.model)
         forward, trunk = (
             torch.compile(module, dynamic=True) if compiled else module
             for module in (self.model, self.model.base_model)
         )
-        other._runner = PackedModel(
-            self.model, forward, trunk, gradient_checkpointing, self._runner.both_ways
+        other._runner = replace(
+            other._runner, forward=forward, trunk=trunk, checkpointing=gradient_checkpointing
         )
         return other
 
     def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> TargetLogits:
-        """Logits of the positions that predict target tokens, each once. Differentiable in the prompt.
+        """Logits of the positions that predict target tokens, each position once. Differentiable in the prompt.
 
         Raises ValueError for virtual tokens that a prompt does not have, and for rows that do not begin with a
-        compiled prompt. Warns where sliding windows do not reach back to the beginning of a key-value prefix, or to any
+        compiled prompt. Warns if sliding windows do not reach back to the beginning of a key-value prefix, or to any
         virtual token.
         """
         heads, plain = split_prompt(rows, prompt)
@@ -140,7 +124,9 @@ class CausalBackbone:
             return padded_logits(self.model, rows, plain)
         tree = pack(rows, plain, self.device, compiled=heads, both_ways=self._runner.both_ways)
         logits = self._runner.run(tree, plain, tree.scored)
-        return TargetLogits(logits, tree.position, tree.token, tree.target, tree.counts)
+        return TargetLogits(
+            logits=logits, position=tree.position, token=tree.token, target=tree.target, counts=tree.counts
+        )
 
     def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> Tensor:
         """Last hidden states at the rows' `read` positions, (n, d), in order. Differentiable in the prompt.
@@ -163,12 +149,12 @@ class CausalBackbone:
         return scored.logits[scored.position]
 
     def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> CompiledPrompt:
-        """Run what all rows of each prompt share once, and keep its keys and values for every later call.
+        """Run what all rows of each prompt share once, and cache its keys and values for every later call.
 
         Later rows must begin as these rows do.
         """
         warn_of_windows(self.model, rows, prompt)
-        if not self.packed or self._runner.both_ways:  # behind a context read both ways nothing is as before
+        if not self.packed or self._runner.both_ways:  # a prompt's states depend on the row then
             return CompiledPrompt(((),) * prompt.count, prompt)
         return compile_prompt(self._runner, rows, prompt)
 
@@ -177,8 +163,8 @@ class CausalBackbone:
     ) -> list[list[int]]:
         """New token ids for each row: greedy, sampled or by beams, with the options of transformers' `generate`.
 
-        The rows are read in one packed pass, then decoding goes on in `model.generate` with the filled cache.
-        Several `num_return_sequences` come one after the other, row by row.
+        The rows are read in one packed pass, then `model.generate` decodes from the filled cache. If
+        `num_return_sequences` asks for several answers, those of a row stand together.
         Raises ValueError for options that cannot be combined with a filled cache.
         """
         return generate(self._runner, self.tokenizer, rows, prompt, options, packed=self.packed)

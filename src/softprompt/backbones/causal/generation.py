@@ -1,8 +1,8 @@
 """Generation behind a compiled prompt.
 
-The rows are read in one packed pass; their keys and values are then laid out as transformers' generate expects them:
+The rows are read in one packed pass. Their keys and values are then laid out as transformers' generate expects them:
 padding on the far left, prompt and text without a gap, all but the last token in the cache. So a row's tokens keep the
-distances and positions they have alone, whatever else is in the batch, sliding windows included.
+distances and positions that they have alone, whatever else is in the batch, and sliding windows reach the same tokens.
 """
 
 from __future__ import annotations
@@ -17,14 +17,21 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 
 from softprompt.backbones.causal.key_values import prefix_cache
 from softprompt.backbones.causal.padded import embed_atoms
-from softprompt.backbones.engine.offsets import decoding
-from softprompt.backbones.engine.packed import CompiledPrompt, PackedModel, embed_tree, pack, split_prompt
-from softprompt.backbones.engine.tree import Atoms, PrefixTree
+from softprompt.backbones.engine import (
+    Atoms,
+    CompiledPrompt,
+    PackedModel,
+    PrefixTree,
+    check_options,
+    copies_of,
+    counts,
+    decoding,
+    embed_tree,
+    new_tokens,
+    pack,
+    split_prompt,
+)
 from softprompt.outputs import EncodedRow, PromptOutput
-
-SET_HERE = {"past_key_values", "inputs_embeds", "input_ids", "attention_mask", "position_ids"}
-NOT_WITH_A_FILLED_CACHE = {"assistant_model", "prompt_lookup_num_tokens", "max_length"}
-CACHES = (None, "dynamic", "static")  # values of cache_implementation
 
 
 @torch.no_grad()
@@ -37,11 +44,21 @@ def generate(
     *,
     packed: bool,
 ) -> list[list[int]]:
-    """See CausalBackbone.generate. Raises ValueError for options that cannot be combined with a filled cache."""
+    """See CausalBackbone.generate.
+
+    runner     the model
+    tokenizer  the model's own
+    rows       whose contexts are continued
+    prompt     that they carry
+    options    of transformers' generate
+    packed     whether rows are read in one packed pass
+
+    Raises ValueError for options that cannot be combined with a filled cache.
+    """
     check_options(options)
     model = runner.model
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    # Without a cache generate() would not see what the rows were read into; with one the tokens are the same.
+    # The rows are read into a cache, so generate() must use it; the tokens are the same as without one.
     options = {"pad_token_id": eos if pad is None else pad, **options, "use_cache": True}
     heads, plain = split_prompt(rows, prompt)
     rows = [replace(row, targets=()) for row in rows]
@@ -66,36 +83,20 @@ def generate(
     return new_tokens(output, mask.shape[1], options)
 
 
-def check_options(options: dict[str, Any], also: frozenset[str] = frozenset()) -> None:
-    """Raises ValueError for what is set here, `also` more of it, and for what cannot go on from a cache that is filled."""
-    if found := (SET_HERE | also) & options.keys():
-        raise ValueError(f"generate() sets {sorted(found)} itself; remove them from the options")
-    if found := NOT_WITH_A_FILLED_CACHE & options.keys():
-        raise ValueError(f"{sorted(found)} cannot be used behind a prompt; give the length as max_new_tokens")
-    if (kind := options.get("cache_implementation")) not in CACHES:
-        raise ValueError(f"cache_implementation is {kind!r}: behind a prompt it may be 'dynamic' or 'static'")
-
-
 def _empty_cache(model: PreTrainedModel, context: int, options: dict[str, Any]) -> Cache:
-    """As asked for; a static one has room for the context and the new tokens."""
+    """A cache of the kind that the options name. A static one has room for the context and the new tokens."""
     if options.get("cache_implementation") != "static":
         return DynamicCache(config=model.config)
     new = options.get("max_new_tokens") or getattr(model.generation_config, "max_new_tokens", None)
     if new is None:
-        raise ValueError("a static cache has its size from the beginning: give max_new_tokens")
+        raise ValueError("the size of a static cache is fixed from the beginning: give max_new_tokens")
     return StaticCache(config=model.config, max_cache_len=context + new)
-
-
-def counts(rows: Sequence[EncodedRow], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Text tokens of each row's context, and its prompt, (B,) each."""
-    texts = [sum(atom >= 0 for atom in row.context) for row in rows]
-    return torch.tensor(texts, device=device), torch.tensor([row.prompt for row in rows], device=device)
 
 
 def _left_padded_places(
     rows: Sequence[EncodedRow], heads: Sequence[Atoms] | None, prompt: PromptOutput, tree: PrefixTree
 ) -> tuple[Tensor, Tensor]:
-    """Where each row's tokens lie among [key-value prefixes; packed tokens], padded on the left; and the mask.
+    """The place of each row's tokens among [key-value prefixes; packed tokens], padded on the left, and the mask.
 
     Both (B, longest row, prefix included). Place 0 stands for padding.
     """
@@ -126,14 +127,14 @@ def _left_padded_places(
 
 
 def _gather(packed: Tensor, prefix: Tensor | None, where: Tensor) -> Tensor:
-    """(Hkv, N, D) with (G, Hkv, P, D) in front, at (B, T) -> (B, Hkv, T, D)."""
+    """Gather keys or values (Hkv, N, D), with a prefix (G, Hkv, P, D) in front, at places (B, T) -> (B, Hkv, T, D)."""
     if prefix is not None:
         packed = torch.cat([prefix.to(packed.dtype).transpose(0, 1).flatten(1, 2), packed], dim=1)
     return packed[:, where].transpose(0, 1)
 
 
 def _visible_ids(rows: Sequence[EncodedRow], mask: Tensor) -> Tensor:
-    """What repetition penalties see, (B, T): the row's text; its first word wherever no text stands."""
+    """The ids that repetition penalties see, (B, T): the row's text, and its first word where there is no text."""
     ids = torch.zeros_like(mask)
     for b, row in enumerate(rows):
         text = [atom for atom in row.context if atom >= 0] or [0]
@@ -160,7 +161,7 @@ def _generate_padded(
 def _generate_behind_prefix(
     model: PreTrainedModel, row: EncodedRow, prompt: PromptOutput, options: dict[str, Any]
 ) -> list[list[int]]:
-    """One row by itself: padding between prefix and text would move the text."""
+    """Generate for one row alone: padding between prefix and text would move the text."""
     if options.get("cache_implementation") == "static":
         raise ValueError("a static cache cannot be filled with a prefix where rows are padded")
     cache = prefix_cache(model, prompt, row.prompt, 1)
@@ -176,24 +177,3 @@ def _generate_behind_prefix(
             input_ids=_visible_ids([row], mask), attention_mask=mask, past_key_values=cache, **options
         )
     return new_tokens(output, mask.shape[1], options)
-
-
-def copies_of(model: PreTrainedModel, options: dict[str, Any]) -> int:
-    """How many sequences each row is decoded as."""
-    named = (
-        options.get(n) or getattr(model.generation_config, n, None) or 1
-        for n in ("num_beams", "num_return_sequences")
-    )
-    return max(named)
-
-
-def new_tokens(output: Any, start: int, options: dict[str, Any]) -> list[list[int]]:
-    """Generated ids up to and with the first end mark, padding behind it dropped."""
-    sequences = output if isinstance(output, Tensor) else output.sequences
-    pad = options["pad_token_id"]
-    new = []
-    for sequence in sequences[:, start:].tolist():
-        while len(sequence) > 1 and sequence[-1] == pad and sequence[-2] == pad:
-            sequence.pop()
-        new.append(sequence)
-    return new

@@ -1,4 +1,4 @@
-"""Key-value prefixes and a causal model's own cache: what shape it has, what a text leaves in it, how one is filled."""
+"""Key-value prefixes and the cache of a causal model: its shapes, what a text leaves in it, and how to fill one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
 
 
 def key_value_shapes(model: PreTrainedModel) -> tuple[tuple[int, int], ...]:
-    """(Hkv, D) of every layer, read off the cache that one token leaves behind, not off the config.
+    """(Hkv, D) of every layer, taken from the cache that one token fills: configs name these numbers in many ways.
 
-    Configs name these numbers in many ways. Empty for a model that a prefix cannot stand in front of: layers without
-    keys and values (state-space), layers that share them, keys and values of different sizes.
+    Empty for a model that takes no prefix: one with layers without keys and values (state-space), with layers that share
+    them, or with keys and values of different sizes.
     """
     try:
         found = own_key_values(model, torch.zeros(1, dtype=torch.long))
@@ -42,7 +42,13 @@ def own_key_values(model: PreTrainedModel, ids: Tensor) -> tuple[KeyValue, ...]:
 
 
 def prefix_cache(model: PreTrainedModel, prompt: PromptOutput, which: int, rows: int) -> DynamicCache:
-    """A cache for `rows` rows that holds the prefix of one prompt. Differentiable in the prefix, which it copies."""
+    """A cache that holds a copy of one prompt's prefix for each row. Differentiable in the prefix.
+
+    model   that reads the cache
+    prompt  with the prefixes
+    which   number of the prompt
+    rows    number of rows
+    """
     assert prompt.prefix is not None
     cache = DynamicCache(config=model.config)
     taken = prompt.prefix[0][0].shape[2] if prompt.lengths is None else int(prompt.lengths[which])
@@ -55,10 +61,10 @@ def prefix_cache(model: PreTrainedModel, prompt: PromptOutput, which: int, rows:
 
 
 def warn_of_windows(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> None:
-    """Warn of the first row whose end does not see all of its prefix, or nothing at all of its virtual tokens.
+    """Warn of the first row whose end does not see its whole prefix, or sees none of its virtual tokens.
 
-    A layer with a sliding window hands states on by so many places less one: what stands further back than all layers
-    together reach has no effect, and no gradient.
+    A layer with a sliding window of n tokens carries information n - 1 places further. Tokens that stand further back than
+    all layers together reach have no effect and no gradient.
     """
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
@@ -80,7 +86,7 @@ def warn_of_windows(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: 
 
 
 def _cut_off_prefix(rows: Sequence[EncodedRow], prompt: PromptOutput, window: int) -> str | None:
-    """What to say of the first row that outgrows a window together with its prefix."""
+    """The warning for the first row that is longer than a window together with its prefix; None if there is no such row."""
     assert prompt.prefix is not None
     key = prompt.prefix[0][0]
     lengths = [key.shape[2]] * key.shape[0] if prompt.lengths is None else prompt.lengths.tolist()
@@ -96,7 +102,7 @@ def _cut_off_prefix(rows: Sequence[EncodedRow], prompt: PromptOutput, window: in
 
 
 def _lost_tokens(rows: Sequence[EncodedRow], reach: int) -> str | None:
-    """What to say of the first row that is read only where none of its virtual tokens is within reach."""
+    """The warning for the first row that is read only out of reach of its virtual tokens; None if there is no such row."""
     for row in rows:
         if len(row.context) <= reach + 1:  # nothing in it is further apart
             continue

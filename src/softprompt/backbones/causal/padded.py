@@ -1,4 +1,4 @@
-"""The plain path: every row with its prompt and one target, padded on the right. For models that cannot be packed."""
+"""The plain path for models that cannot be packed: each row with its prompt and one target, padded on the right."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt.backbones.causal.key_values import prefix_cache
-from softprompt.backbones.engine.offsets import shifted
+from softprompt.backbones.engine import shifted
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
 
 def embed_atoms(model: PreTrainedModel, atoms: Sequence[int], prompt: PromptOutput, which: int) -> Tensor:
-    """Input embeddings of one sequence of atoms carrying prompt `which`, (T, d)."""
+    """Input embeddings of one sequence of atoms, (T, d).
+
+    model   that embeds them
+    atoms   token ids, and -1 - k for virtual token k
+    prompt  with the virtual tokens
+    which   number of the prompt that the sequence carries
+    """
     ids = torch.tensor([max(atom, 0) for atom in atoms], device=model.device)
     embeds = model.get_input_embeddings()(ids)
     is_text = torch.tensor([atom >= 0 for atom in atoms], device=model.device).long()
@@ -30,7 +36,7 @@ def embed_atoms(model: PreTrainedModel, atoms: Sequence[int], prompt: PromptOutp
 
 
 def padded_logits(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> TargetLogits:
-    """As CausalBackbone.score, by plain concatenation and right padding."""
+    """CausalBackbone.score by plain concatenation and padding on the right."""
     sequences: list[Tensor] = []
     carried: list[int] = []
     places: list[tuple[int, int]] = []
@@ -52,16 +58,16 @@ def padded_logits(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: Pr
         return torch.tensor(values, dtype=torch.long, device=model.device)
 
     return TargetLogits(
-        _at(model, _logits, sequences, carried, places, prompt),
-        tensor(position),
-        tensor(token),
-        tensor(target),
-        tuple(len(r.targets) for r in rows),
+        logits=_at(model, _logits, sequences, carried, places, prompt),
+        position=tensor(position),
+        token=tensor(token),
+        target=tensor(target),
+        counts=tuple(len(row.targets) for row in rows),
     )
 
 
 def padded_states(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
-    """As CausalBackbone.states, by plain concatenation and right padding."""
+    """CausalBackbone.states by plain concatenation and padding on the right."""
     sequences = [embed_atoms(model, row.context, prompt, row.prompt) for row in rows]
     places = [(b, i) for b, row in enumerate(rows) for i in row.read]
     return _at(model, _states, sequences, [row.prompt for row in rows], places, prompt)
@@ -85,9 +91,14 @@ def _at(
     places: Sequence[tuple[int, int]],
     prompt: PromptOutput,
 ) -> Tensor:
-    """What `forward` gives at (sequence, token): (B, T, n) -> (len(places), n). carried: prompt of each sequence.
+    """The results of `forward` at some places, (B, T, n) -> (len(places), n).
 
-    Rows behind the same key-value prefix go together: with another one their text would begin at another position.
+    sequences  input embeddings
+    carried    number of the prompt of each sequence
+    places     (sequence, token) of each result
+    prompt     with the key-value prefixes
+
+    Sequences behind the same prefix run together: behind another one their text would begin at another position.
     """
     found: dict[int, Tensor] = {}
     for which in sorted(set(carried)) if prompt.prefix is not None else [None]:

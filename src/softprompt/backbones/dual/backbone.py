@@ -1,9 +1,10 @@
-"""Dual encoders: an image and texts to embeddings that are compared. CLIP, SigLIP and transformers' VisionTextDualEncoder.
+"""Dual encoders turn images and texts into embeddings that are compared: CLIP, SigLIP, and VisionTextDualEncoder of
+transformers.
 
-A row is an image (`media`) and the texts that it is compared with (`targets`): whole texts, begin and end tokens
-included, virtual token k as -1 - k. A batch runs each distinct text once for each prompt that it carries, whatever the
-number of images. Exact: embeddings and gradients are those of the model's own forward, one padded text and one image at a
-time.
+A row is an image (`media`) and the texts that it is compared with (`targets`). These are whole texts, begin and end tokens
+included, with -1 - k for virtual token k. A batch runs each distinct text once for each prompt that it carries, whatever
+the number of images. This is exact: embeddings and gradients are those of the model's own forward, for one padded text and
+one image at a time.
 
 Letters: B images, K targets of a row, G prompts, e width of an embedding.
 """
@@ -25,27 +26,27 @@ from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.backbones.dual.kept_texts import KeptTexts, Texts
 from softprompt.backbones.dual.text_tower import TextTower, find_text_tower
 from softprompt.backbones.row_features import RowFeatures
-from softprompt.backbones.vision.backbone import VisionBackbone
-from softprompt.backbones.vocabulary import special_ids
+from softprompt.backbones.vision import VisionBackbone
+from softprompt.backbones.vocabulary import table_of, text_spec
 from softprompt.images import POOLINGS, ImageRule
 from softprompt.outputs import EncodedRow, ImageTextEmbeddings, PromptOutput
 
 EMBEDDING = POOLINGS.index("embedding")
 CHUNK = 8192
-"""Tokens of texts that are run at a time, what they share counted for each. A larger batch of texts is run in parts, and
-computed again in backward: what is kept then does not grow with its tokens. At CLIP ViT-B/16's width a part keeps some
-2 GB in float32, and a thousand classes with a context of 4 are not far above one."""
+"""How many tokens of texts are run at a time, with shared ones counted for each text. More texts are run in parts that are
+computed again in backward, so that memory does not grow with their number. At the width of CLIP ViT-B/16 a part takes some
+2 GB in float32, and a thousand classes with a context of 4 need little more than one part."""
 
 
 @dataclass(frozen=True)
 class CompiledImageTexts:
-    """A prompt with what was computed for it already.
+    """A prompt with what has been computed for it.
 
-    prompt  as it was
-    vision  the vision tower's part, compiled
-    known   by the identity of a row's targets and the number of its prompt: the targets, and their embeddings (K, e).
-            Grows when rows with other targets come
-    heads   none: nothing depends on the rows
+    prompt  as it was given
+    vision  the compiled prompt of the vision tower
+    known   cache of embeddings: the identity of a row's targets and the number of its prompt -> these targets and their
+            embeddings (K, e). It grows when rows with other targets come
+    heads   empty: nothing depends on the rows
     """
 
     prompt: PromptOutput
@@ -55,9 +56,12 @@ class CompiledImageTexts:
 
 
 class DualBackbone:
-    """A dual encoder with its tokenizer and the rule by which its images are prepared.
+    """A dual encoder with its tokenizer and the rule that prepares its images.
 
-    processor  an ImageRule, the configuration of one of transformers' image processors, or such a processor
+    model      of transformers
+    tokenizer  the model's own
+    processor  an ImageRule, an image processor of transformers, or its configuration
+    name       for people; by default the one that the model was loaded with
     packed     of the vision tower, see VisionBackbone
     """
 
@@ -86,7 +90,7 @@ class DualBackbone:
         projection = getattr(model, "text_projection", None)
         self._texts: TextTower = find_text_tower(parts.text_model, tokenizer, projection)
         self._embedding: nn.Module = parts.text_model.get_input_embeddings()
-        # What ViT and BERT put on their class token; CLIP and SigLIP have read theirs already.
+        # The pooler that ViT and BERT apply to their class token; CLIP and SigLIP have applied theirs already.
         pooler = getattr(parts.vision_model, "pooler", None)
         self._visual_pooler = pooler if isinstance(pooler, nn.Module) else None
         self._kept = RowFeatures(self)
@@ -104,35 +108,14 @@ class DualBackbone:
     @property
     def table(self) -> Tensor:
         """The text tower's input embedding table, (V, d)."""
-        weight = self._embedding.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return table_of(self._embedding)
 
     @cached_property
     def spec(self) -> BackboneSpec:
         vision = self.vision.spec
-
-        def embed(ids: Tensor) -> Tensor:
-            with torch.no_grad():
-                embedded: Tensor = self._embedding(ids.to(self.table.device)).float().cpu().clone()
-                return embedded
-
-        def tokenize(text: str) -> list[int]:
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        vocabulary, width = self.table.shape
-        sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
-        return BackboneSpec(
-            name=self.name,
-            family=self.family,
-            width=width,
-            vocabulary=vocabulary,
-            key_values=(),
+        return replace(
+            text_spec(self.name, self.family, self._embedding, self.tokenizer),
             positions=self._texts.positions,
-            embedding_std=embed(sample).std().item(),
-            embed=embed,
-            tokenize=tokenize,
-            special_ids=special_ids(self.tokenizer),
             closed=True,
             state_width=vision.width,
             image=vision.image,
@@ -147,12 +130,12 @@ class DualBackbone:
         )
 
     def with_settings(self, *, gradient_checkpointing: bool = False, compiled: bool = False) -> DualBackbone:
-        """The same model, run to save memory or through torch.compile."""
+        """The same model with gradient checkpointing, or compiled by torch.compile."""
         other = self.with_model(self.model)
         settings: Any = {"gradient_checkpointing": gradient_checkpointing, "compiled": compiled}
         other.vision = other.vision.with_settings(**settings)
         other._texts = other._texts.with_settings(**settings)
-        other._kept = self._kept  # the same weights: how they are run changes none of it
+        other._kept = self._kept  # the weights are the same, and so is what is cached
         other._kept_texts = self._kept_texts
         return other
 
@@ -161,9 +144,9 @@ class DualBackbone:
     ) -> ImageTextEmbeddings:
         """Embeddings of the rows' images and targets. Differentiable in the prompt.
 
-        Texts that nothing changes, neither this prompt nor training, are run once and kept.
-        Raises ValueError for rows without an image or without texts, texts longer than the text tower, and contexts of
-        single classes that are for another number of texts.
+        Texts that neither this prompt nor training changes are run once, and their embeddings are cached.
+        Raises ValueError for rows without an image or without texts, for texts longer than the text tower, and for
+        class-specific contexts of another number of texts.
         """
         compiled = prompt if isinstance(prompt, CompiledImageTexts) else None
         plain = prompt.prompt if isinstance(prompt, CompiledImageTexts) else prompt
@@ -190,17 +173,20 @@ class DualBackbone:
         scale: Any = self.model.logit_scale
         scale = scale.to(images.dtype).exp().squeeze()
         return ImageTextEmbeddings(
-            images,
-            tuple(found[key] if key in found else known[key][1] for key in order),
-            tuple(order.index((id(row.targets), g)) for row, g in zip(rows, carried, strict=True)),
-            scale,
-            torch.zeros_like(scale) if logit_bias is None else logit_bias.to(images.dtype).squeeze(),
+            images=images,
+            texts=tuple(found[key] if key in found else known[key][1] for key in order),
+            which=tuple(order.index((id(row.targets), g)) for row, g in zip(rows, carried, strict=True)),
+            scale=scale,
+            bias=torch.zeros_like(scale) if logit_bias is None else logit_bias.to(images.dtype).squeeze(),
         )
 
     def images(self, rows: Sequence[EncodedRow], prompt: Any = None) -> Tensor:
-        """Embeddings of the rows' images, (B, e), of length 1, float32 or wider. prompt: of the vision tower.
+        """Embeddings of the rows' images, (B, e), of length 1, float32 or wider.
 
-        Where nothing of this tower is trained they are computed once for all runs of the process, see RowFeatures.
+        rows    with images
+        prompt  of the vision tower; None: there is none
+
+        If nothing of this tower is trained, they are computed once and cached; see RowFeatures.
         """
         tower = [self.vision.model, self._visual_projection]
         if prompt is None and not any(p.requires_grad for part in tower if part for p in part.parameters()):
@@ -221,9 +207,9 @@ class DualBackbone:
         return _to_length_one(states)
 
     def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledImageTexts) -> Tensor:
-        """What heads read of the images, see VisionBackbone; read as "embedding", what texts are compared with, (B, e).
+        """The states that heads read of the images, see VisionBackbone. The pooling "embedding" gives the embeddings, (B, e).
 
-        Raises ValueError for a prompt of the text tower, which no head on images would notice.
+        Raises ValueError for a prompt of the text tower, which a head on images would not notice.
         """
         plain = prompt.prompt if isinstance(prompt, CompiledImageTexts) else prompt
         vision = prompt.vision
@@ -239,12 +225,12 @@ class DualBackbone:
         return self.vision.states(rows, PromptOutput() if vision is None else vision)
 
     def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> CompiledImageTexts:
-        """The prompt, which from then on keeps the embeddings of the texts that rows bring."""
+        """The prompt with a cache for the embeddings of the texts that rows bring."""
         vision = None if prompt.vision is None else self.vision.compile(rows, prompt.vision)
         return CompiledImageTexts(prompt, vision)
 
     def generate(self, rows: Sequence[EncodedRow], prompt: PromptOutput, **options: Any) -> list[list[int]]:
-        """Raises ValueError: a dual encoder does not write."""
+        """Raises ValueError: a dual encoder generates no text."""
         raise ValueError(
             f"{self.name} compares images with texts and writes none: take ImageTextClassification"
         )
@@ -252,7 +238,7 @@ class DualBackbone:
     def _embedded(
         self, sets: Mapping[tuple[int, int], Texts], prompt: PromptOutput
     ) -> dict[tuple[int, int], Tensor]:
-        """Of each set of targets the embeddings (K, e), each distinct text of a prompt run once."""
+        """The embeddings (K, e) of each set of targets. Each distinct text of a prompt is run once."""
         numbers: dict[tuple[int, tuple[int, ...]], int] = {}
         members: dict[tuple[int, int], list[int]] = {}
         for key, texts in sets.items():
@@ -262,7 +248,7 @@ class DualBackbone:
             ]
         if not numbers:
             return {}
-        # Texts of a prompt together: those of one part share what they begin with.
+        # Texts of a prompt stand together, because the texts of one part share what they begin with.
         ordered = sorted(numbers, key=lambda entry: entry[0])
         embedded = self._in_parts([EncodedRow(text, prompt=g) for g, text in ordered], prompt)
         place = {entry: i for i, entry in enumerate(ordered)}
@@ -273,6 +259,14 @@ class DualBackbone:
         }
 
     def _prompts_of(self, texts: Texts, own: int, prompt: PromptOutput) -> list[int]:
+        """The number of the prompt that each text of a row carries.
+
+        texts   of the row
+        own     number of the row's prompt
+        prompt  of the batch
+
+        Raises ValueError for a text longer than the text tower, and for contexts of another number of texts.
+        """
         longest = max(map(len, texts))
         if self._texts.positions is not None and longest > self._texts.positions:
             raise ValueError(
@@ -297,7 +291,7 @@ class DualBackbone:
         return numbers
 
     def _in_parts(self, texts: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
-        """(n, e) of length 1."""
+        """Embeddings of texts, (n, e), of length 1."""
 
         def run(part: Sequence[EncodedRow]) -> Tensor:
             return _to_length_one(self._texts.embed(part, prompt))
@@ -305,7 +299,7 @@ class DualBackbone:
         parts = _parts(texts, self._texts.cost, CHUNK)
         if len(parts) == 1 or not torch.is_grad_enabled():
             return torch.cat([run(part) for part in parts])
-        # Nothing in a frozen tower is random.
+        # No random state is kept: a frozen tower draws no random numbers.
         again: Any = {"use_reentrant": False, "preserve_rng_state": False}
         return torch.cat([checkpoint(run, part, **again) for part in parts])
 
@@ -313,7 +307,7 @@ class DualBackbone:
 def _parts(
     texts: Sequence[EncodedRow], cost: Callable[[EncodedRow], int], tokens: int
 ) -> list[list[EncodedRow]]:
-    """The texts in parts of at most so many tokens, in order; one text at least in each."""
+    """The texts in order, divided into parts of at most `tokens` tokens, each with one text at least."""
     parts: list[list[EncodedRow]] = [[]]
     taken = 0
     for text in texts:
@@ -331,7 +325,7 @@ def _to_length_one(states: Tensor) -> Tensor:
 
 
 def _embedding_width(visual: nn.Module | None, textual: nn.Module | None, parts: Any) -> int:
-    """e. Raises ValueError where the towers do not have the same."""
+    """e, the width of the embeddings. Raises ValueError if the two towers differ in it."""
 
     def width(projection: Any, tower: Any) -> int:
         if projection is not None:

@@ -1,4 +1,4 @@
-"""Embeddings of texts that no prompt stands in and no training moves: computed once, not in every step.
+"""A cache for the embeddings of texts that no prompt stands in and no training changes.
 
 Letters: K texts of a row, e width of an embedding.
 """
@@ -18,13 +18,13 @@ Texts = tuple[tuple[int, ...], ...]
 Key = TypeVar("Key", bound=Hashable)
 
 _KEEP = 16
-"""Sets of texts that are kept: a run has one, that of its task."""
+"""How many sets of texts the cache holds. A run has one, that of its task."""
 
 
 class KeptTexts:
-    """What the text tower says of whole sets of texts, by what they are and by the version of its weights.
+    """The embeddings of whole sets of texts, by their content and the version of the text tower's weights.
 
-    parts  the modules that a text passes through. What torch does not see (NumPy) is not noticed.
+    parts  the modules that a text passes through. Changes that torch does not see (through NumPy) go unnoticed
     """
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
@@ -32,7 +32,7 @@ class KeptTexts:
         self._kept: dict[tuple[Texts, object], Tensor] = {}
 
     def serve(self, prompt: PromptOutput) -> bool:
-        """Whether nothing that a text becomes depends on this prompt or on a weight that is trained."""
+        """Whether the embeddings of texts depend neither on this prompt nor on a weight that is trained."""
         if prompt.tokens is not None or prompt.offset is not None or prompt.token_offset is not None:
             return False
         return not any(p.requires_grad for part in self.parts for p in part.parameters())
@@ -40,7 +40,7 @@ class KeptTexts:
     def __call__(
         self, sets: Mapping[Key, Texts], embed: Callable[[Mapping[Key, Texts]], dict[Key, Tensor]]
     ) -> dict[Key, Tensor]:
-        """Of each set its embeddings (K, e), without gradient; `embed` is asked for those that are not kept."""
+        """The embeddings (K, e) of each set, without gradient. `embed` computes those that are not cached."""
         weights = weights_mark(p for part in self.parts for p in part.parameters())
         missing = {key: texts for key, texts in sets.items() if (texts, weights) not in self._kept}
         with torch.no_grad():

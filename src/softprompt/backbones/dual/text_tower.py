@@ -1,8 +1,8 @@
-"""The text towers of dual encoders: whole texts, begin and end tokens included, to their embeddings.
+"""The text towers of dual encoders turn whole texts, begin and end tokens included, into embeddings.
 
-CLIP's is causal and read at the end-of-text token, so nothing behind that is run, and what texts have in common at the
-front is run once for all of them. SigLIP's sees its padding, both ways, and BERT and its kin see the whole text: there
-every text is run for itself.
+The tower of CLIP is causal and read at the end-of-text token, so nothing behind that is run, and what texts have in common
+at the front is run once for all of them. The tower of SigLIP reads both ways and sees its padding, and BERT and its
+relatives see the whole text: there each text is run by itself.
 
 Letters: n texts, N packed tokens, T positions, d width, e width of an embedding.
 """
@@ -18,28 +18,36 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase, SiglipTextModel
 
-from softprompt.backbones.engine.attention import TreeCall, tree_implementation
-from softprompt.backbones.engine.checkpointing import checkpointed_layers
-from softprompt.backbones.engine.last_layer import last_layer_only_at
-from softprompt.backbones.engine.linear import frozen_linears
-from softprompt.backbones.engine.packed import embed_tree, pack
-from softprompt.backbones.engine.tree import build_tree
-from softprompt.backbones.masked.backbone import MaskedBackbone
+from softprompt.backbones.engine import (
+    TreeCall,
+    build_tree,
+    checkpointed_layers,
+    embed_tree,
+    frozen_linears,
+    last_layer_only_at,
+    pack,
+    tree_implementation,
+)
+from softprompt.backbones.masked import MaskedBackbone
+from softprompt.backbones.vocabulary import table_of
 from softprompt.outputs import EncodedRow, PromptOutput
 
 
 class TextTower(Protocol):
-    """`positions`: the longest text in tokens. A text is the context of a row, which carries the row's prompt."""
+    """A tower that embeds texts. A text is the context of a row and carries the row's prompt.
+
+    positions  length of the longest text in tokens; None: there is no limit
+    """
 
     @property
     def positions(self) -> int | None: ...
 
     def embed(self, texts: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
-        """(n, e), not brought to any length. Differentiable in the prompt."""
+        """The embeddings of texts, (n, e), not normalised. Differentiable in the prompt."""
         ...
 
     def cost(self, text: EncodedRow) -> int:
-        """Tokens that are run for a text, what it may share with others counted in full."""
+        """How many tokens are run for a text, with tokens that it shares with others counted in full."""
         ...
 
     def with_settings(self, *, gradient_checkpointing: bool, compiled: bool) -> TextTower: ...
@@ -47,9 +55,9 @@ class TextTower(Protocol):
 
 @dataclass(frozen=True)
 class CausalTexts:
-    """CLIP's: read at the last token, which must be the end-of-text token.
+    """The tower of CLIP, read at the last token, which must be the end-of-text token.
 
-    forward  the layers, or what torch.compile made of them
+    forward  the layers, or their compiled version
     """
 
     model: CLIPTextModel
@@ -90,7 +98,7 @@ class CausalTexts:
 
 @dataclass(frozen=True)
 class PaddedTexts:
-    """SigLIP's: texts are padded to T tokens, which all see each other, and read at the last of them."""
+    """The tower of SigLIP: texts are padded to T tokens, which all see each other, and are read at the last one."""
 
     model: SiglipTextModel
     pad: int
@@ -135,7 +143,7 @@ class PaddedTexts:
 
 @dataclass(frozen=True)
 class PooledTexts:
-    """BERT's and its kin's: texts without padding, read by the encoder's pooler at their first token."""
+    """The tower of BERT and its relatives: texts without padding, read by the encoder's pooler at their first token."""
 
     encoder: MaskedBackbone
     pooler: nn.Module
@@ -161,9 +169,15 @@ class PooledTexts:
 def find_text_tower(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, projection: nn.Module | None
 ) -> TextTower:
-    """The text tower of a dual encoder. Raises ValueError for one that has no pooled state of a text, or another tokenizer."""
-    table = model.get_input_embeddings().weight
-    assert isinstance(table, Tensor)
+    """The text tower of a dual encoder.
+
+    model       the text model
+    tokenizer   its own
+    projection  of pooled states to embeddings; None: the model has none
+
+    Raises ValueError for a model without a pooled state, and for a tokenizer of another model.
+    """
+    table = table_of(model.get_input_embeddings())
     highest = max(tokenizer.get_vocab().values())
     if highest >= len(table):
         raise ValueError(
@@ -174,24 +188,24 @@ def find_text_tower(
         assert projection is not None
         end = tokenizer("a")["input_ids"][-1]
         expected = model.config.eos_token_id
-        # 2 stands in the configs of the first CLIP checkpoints, whatever their end-of-text token is.
+        # The configs of the first CLIP checkpoints say 2, whatever their end-of-text token is.
         if expected not in (2, end):
             raise ValueError(
                 f"the text tower is read at its end-of-text token, {expected}, and the tokenizer ends a text with {end}: they"
                 " are of different models; take the tokenizer that was saved with this model"
             )
-        return CausalTexts(model, projection, model.encoder)
+        return CausalTexts(model=model, projection=projection, forward=model.encoder)
     if isinstance(model, SiglipTextModel):
         if tokenizer.pad_token_id is None:
             raise ValueError(
                 "the tokenizer has no padding token, and SigLIP's texts are padded: it is not the model's own;"
                 " take the one that was saved with it"
             )
-        return PaddedTexts(model, int(tokenizer.pad_token_id), model.encoder)
+        return PaddedTexts(model=model, pad=int(tokenizer.pad_token_id), forward=model.encoder)
     pooler = getattr(model, "pooler", None)
     if not isinstance(pooler, nn.Module) or projection is None:
         raise ValueError(
             f"{type(model).__name__} has no pooler, and a dual encoder compares what its text tower's pooler gives: take"
             " BERT, RoBERTa, or CLIP's text tower"
         )
-    return PooledTexts(MaskedBackbone(model, tokenizer), pooler, projection)
+    return PooledTexts(encoder=MaskedBackbone(model, tokenizer), pooler=pooler, projection=projection)

@@ -1,10 +1,10 @@
-"""Any encoder-decoder of transformers: T5, BART, Whisper and their kin.
+"""Any encoder-decoder of transformers: T5, BART, Whisper and their relatives.
 
-A row's context is the encoder's input, virtual tokens where the template has them, and the tokenizer's closing tokens
-at its end. The decoder carries no virtual tokens, unlike in PEFT, whose T5 prompts have P dead rows for it. A speech
-model's encoder reads a spectrogram instead; there the context, prompt included, is the beginning of the decoder.
+A row's context is the encoder's input, with virtual tokens where the template has them and the tokenizer's closing tokens
+at its end. The decoder carries no virtual tokens, unlike in PEFT, whose T5 prompts have P unused rows for it. The encoder
+of a speech model reads a spectrogram instead; there the context, prompt included, begins the decoder.
 
-Exact: a batch gives the logits and gradients of plain concatenation, one row and one target at a time.
+This is exact: a batch gives the logits and gradients of plain concatenation, one row and one target at a time.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from softprompt.backbones.encoder_decoder.prefixes import EncoderCall, encoder_p
 from softprompt.backbones.encoder_decoder.scoring import Seq2SeqModel, read_states, score
 from softprompt.backbones.encoder_decoder.sound_states import SoundStates
 from softprompt.backbones.encoder_decoder.spectrogram import spectrogram
-from softprompt.backbones.engine.tree import Atoms
-from softprompt.backbones.vocabulary import special_ids
+from softprompt.backbones.engine import Atoms
+from softprompt.backbones.vocabulary import table_of, text_spec
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
 
 @dataclass(frozen=True)
 class KeptPrompt:
-    """Prompts run once and kept for later calls. Nothing of a row can be computed without it: `heads` is empty."""
+    """Prompts that were run once, for later calls. Everything else depends on the whole row, so `heads` is empty."""
 
     prompt: PromptOutput
     heads: tuple[Atoms, ...] = ()
@@ -40,7 +40,10 @@ class KeptPrompt:
 class EncoderDecoderBackbone:
     """An encoder and a decoder with their tokenizer.
 
-    packed  for the other families' sake: nothing is packed here
+    model      of transformers
+    tokenizer  the model's own
+    name       for people; by default the one that the model was loaded with
+    packed     ignored: nothing is packed here. Other families take it
     """
 
     family = "encoder-decoder"
@@ -62,7 +65,12 @@ class EncoderDecoderBackbone:
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
         self._runner = Seq2SeqModel(
-            model, _places(model), _stem(model), self.speech, model.get_encoder(), model
+            model=model,
+            places=_places(model),
+            stem=_stem(model),
+            speech=self.speech,
+            encode=model.get_encoder(),
+            decode=model,
         )
 
     @property
@@ -72,9 +80,9 @@ class EncoderDecoderBackbone:
 
     @property
     def sounds(self) -> SoundStates:
-        """What a speech model's encoder made of each sound, kept while the encoder is frozen and without a prompt.
+        """The cache of encoder states of sounds in a speech model, used while the encoder is frozen and has no prompt.
 
-        `backbone.sounds.limit` bytes are kept at most; 0 switches it off.
+        It holds at most `backbone.sounds.limit` bytes; 0 switches it off.
         """
         return self._runner.sounds
 
@@ -88,43 +96,24 @@ class EncoderDecoderBackbone:
 
     @property
     def embedding(self) -> nn.Module:
-        """What turns the context's token ids into vectors: the encoder's table, in a speech model the decoder's."""
+        """The module that embeds the context's token ids: the encoder's, or the decoder's in a speech model."""
         part = self.model.get_decoder() if self.speech else self.model.get_encoder()
         return part.get_input_embeddings()
 
     @property
     def table(self) -> Tensor:
         """The embedding table that virtual tokens stand beside, (V, d), unscaled."""
-        weight = self.embedding.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return table_of(self.embedding)
 
     @cached_property
     def spec(self) -> BackboneSpec:
         config = self.model.config
-
-        def embed(ids: Tensor) -> Tensor:
-            with torch.no_grad():
-                return self.embedding(ids.to(self.table.device)).float().cpu().clone()
-
-        def tokenize(text: str) -> list[int]:
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        vocabulary, width = self.table.shape
-        sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
         limits = ("max_target_positions",) if self.speech else ("max_position_embeddings",)
         shapes = self._key_value_shapes()
-        return BackboneSpec(
-            name=self.name,
-            family=self.family,
-            width=width,
-            vocabulary=vocabulary,
+        return replace(
+            text_spec(self.name, self.family, self.embedding, self.tokenizer),
             key_values=shapes,
             positions=next((n for name in limits if (n := getattr(config, name, None))), None),
-            embedding_std=embed(sample).std().item(),
-            embed=embed,
-            tokenize=tokenize,
-            special_ids=special_ids(self.tokenizer),
             places=self._runner.places,
             key_values_of=self._key_values_of if shapes and not self.speech else None,
             closed=not self.speech,
@@ -139,7 +128,7 @@ class EncoderDecoderBackbone:
     def with_settings(
         self, *, gradient_checkpointing: bool = False, compiled: bool = False
     ) -> EncoderDecoderBackbone:
-        """The same model, run to save memory or through torch.compile (with dynamic shapes)."""
+        """The same model with gradient checkpointing, or compiled by torch.compile with dynamic shapes."""
         other = self.with_model(self.model)
         other._runner = replace(other._runner, checkpointing=gradient_checkpointing, sounds=self.sounds)
         if compiled:
@@ -149,23 +138,23 @@ class EncoderDecoderBackbone:
         return other
 
     def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput | KeptPrompt) -> TargetLogits:
-        """Logits of the positions that predict target tokens, each once. Differentiable in the prompt.
+        """Logits of the positions that predict target tokens, each position once. Differentiable in the prompt.
 
         Raises ValueError for virtual tokens that a prompt does not have, and for a row without sound in a speech model.
         """
         return score(self._runner, rows, _plain(prompt))
 
     def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput | KeptPrompt) -> Tensor:
-        """The encoder's last hidden states at the rows' `read` positions, (n, d), in order; a speech model's decoder's.
+        """Last hidden states at the rows' `read` positions, (n, d), in order: the encoder's, in a speech model the decoder's.
 
-        Differentiable in the prompt. Raises ValueError as `score` does.
+        They are differentiable in the prompt. Raises ValueError as `score` does.
         """
         if (known := known_states(rows, self.device)) is not None:
             return known
         return read_states(self._runner, rows, _plain(prompt))
 
     def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> KeptPrompt:
-        """The prompts for later calls. An encoder's states depend on the whole row: they are not kept."""
+        """The prompts for later calls. Nothing more is computed: the states of an encoder depend on the whole row."""
         return KeptPrompt(prompt)
 
     def generate(
@@ -173,15 +162,15 @@ class EncoderDecoderBackbone:
     ) -> list[list[int]]:
         """New token ids for each row: greedy, sampled or by beams, with the options of transformers' `generate`.
 
-        Several `num_return_sequences` come one after the other, row by row.
+        If `num_return_sequences` asks for several answers, those of a row stand together.
         Raises ValueError for options that are set here.
         """
         return generation.generate(self._runner, self.tokenizer, rows, _plain(prompt), options)
 
     def _key_value_shapes(self) -> tuple[tuple[int, int], ...]:
-        """(H, D) at each place of a prefix, read off what one token leaves behind there; a speech model's off the config.
+        """(H, D) at each place of a prefix, taken from the keys of one token; for a speech model, from its config.
 
-        Empty where an encoder's attention cannot be reached (LongT5, LED): no prefix can stand in front of it.
+        Empty if the encoder's attention cannot be reached (LongT5, LED): such a model takes no prefix.
         """
         places = self._runner.places
         if self.speech:
@@ -194,7 +183,7 @@ class EncoderDecoderBackbone:
 
     @torch.no_grad()
     def _key_values_of(self, ids: Tensor) -> tuple[KeyValue, ...]:
-        """See BackboneSpec: the text is what the encoder reads and what the decoder begins with."""
+        """See BackboneSpec. The encoder reads the text, and the decoder begins with it."""
         encoder = self.model.get_encoder()
         ids = ids.to(self.device)[None]
         call = EncoderCall(encoder, listen=True)
@@ -214,10 +203,12 @@ def _plain(prompt: PromptOutput | KeptPrompt) -> PromptOutput:
 
 
 def _places(model: PreTrainedModel) -> tuple[str, ...]:
-    """Where key-value prefixes go: each layer of the encoder, each of the decoder, and these again for the cross."""
+    """The places of key-value prefixes: the layers of the encoder, those of the decoder, and these again for the
+    cross-attention. Raises ValueError for a config that does not name the numbers of layers.
+    """
     counts = []
     for side in ("encoder", "decoder"):
-        # As BART and T5 call them. ProphetNet, which has other names, gives NaN for padded rows.
+        # The names of BART and of T5. ProphetNet has other names; it gives NaN for padded rows.
         names = (f"{side}_layers", "num_layers" if side == "encoder" else "num_decoder_layers")
         count = next((n for name in names if (n := getattr(model.config, name, None))), None)
         if count is None:
@@ -237,7 +228,7 @@ def _heads(config: Any, place: str) -> tuple[int, int]:
 
 
 def _stem(model: PreTrainedModel) -> Atoms:
-    """What the decoder of a text model begins with: its start token, and the BOS that BART's kin are made to emit."""
+    """What the decoder of a text model begins with: its start token, and the BOS that BART and its relatives must emit."""
     if model.main_input_name == "input_features":
         return ()
     start = model.generation_config.decoder_start_token_id

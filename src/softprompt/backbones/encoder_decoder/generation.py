@@ -1,4 +1,4 @@
-"""Generation of an encoder-decoder behind a prompt: transformers' generate over finished encoder states."""
+"""Generation of an encoder-decoder behind a prompt: transformers' generate over encoder states that are computed here."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from transformers import EncoderDecoderCache, GenerationMixin, PreTrainedTokenizerBase
 
-from softprompt.backbones.causal.generation import check_options, copies_of, counts, new_tokens
 from softprompt.backbones.encoder_decoder.prefixes import growing_cache
 from softprompt.backbones.encoder_decoder.scoring import Seq2SeqModel, batches_of, widened
 from softprompt.backbones.encoder_decoder.sequences import FULL, embed_sequences
-from softprompt.backbones.engine.offsets import decoding
+from softprompt.backbones.engine import check_options, copies_of, counts, decoding, new_tokens
 from softprompt.outputs import EncodedRow, PromptOutput
 
 _OURS = frozenset(
@@ -35,7 +34,16 @@ def generate(
     prompt: PromptOutput,
     options: dict[str, Any],
 ) -> list[list[int]]:
-    """See EncoderDecoderBackbone.generate. Raises ValueError for options that are set here."""
+    """See EncoderDecoderBackbone.generate.
+
+    runner     the model
+    tokenizer  the model's own
+    rows       that are answered
+    prompt     that they carry
+    options    of transformers' generate
+
+    Raises ValueError for options that are set here.
+    """
     check_options(options, also=_OURS)
     if options.get("cache_implementation") == "static" and (runner.speech or prompt.prefix is not None):
         raise ValueError("a static cache is refused in a speech model and behind a prefix: leave it out")
@@ -50,8 +58,9 @@ def generate(
 
 
 def _groups(runner: Seq2SeqModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> list[list[int]]:
-    """Rows that are generated for together: one prefix length and, in a speech model, one length of the decoder's
-    beginning, so that nothing is padded there."""
+    """Numbers of rows that are generated together: their prefixes have one length and, in a speech model, so have the
+    beginnings of the decoder, so that nothing is padded there.
+    """
     return batches_of(rows, prompt, most=1.0 if runner.speech else 0.0)
 
 
@@ -69,12 +78,14 @@ def _generate(
     first = None
     if runner.speech:
         cache, first = _filled(runner, rows, prompt, states, mask, cache)
-        stems = [[max(row.context[-1], 0)] for row in rows]  # fed again: `decoding` embeds it, whatever it is
+        stems = [
+            [max(row.context[-1], 0)] for row in rows
+        ]  # it is fed again, and `decoding` replaces its embedding
     if cache is not None:
         _repeat(cache, copies_of(model, options))
     own = prompt if runner.speech else PromptOutput()
     with decoding(model.get_decoder(), own, *counts(rows, model.device), first=first):
-        output = GenerationMixin.generate(  # Whisper's own, for files of any length, knows no prompts
+        output = GenerationMixin.generate(  # Whisper overrides it for sounds of any length, without prompts
             model,  # type: ignore[arg-type]
             decoder_input_ids=torch.tensor(stems, device=model.device),
             past_key_values=cache,
@@ -111,7 +122,7 @@ def _filled(
     mask: Tensor,
     cache: EncoderDecoderCache | None,
 ) -> tuple[EncoderDecoderCache | None, Tensor]:
-    """A cache that holds all of the decoder's beginning but its last place, and what stands there, (B, d)."""
+    """A cache of the decoder's beginning without its last token, and the embedding of that token, (B, d)."""
     embeds, _ = embed_sequences(
         runner.model.get_decoder().get_input_embeddings(),
         [row.context for row in rows],  # of one length
@@ -129,7 +140,7 @@ def _filled(
 
 
 def _repeat(cache: EncoderDecoderCache, copies: int) -> None:
-    """Each row `copies` times, as generate() repeats its inputs for beams and samples."""
+    """Repeat each row `copies` times, as generate() repeats its inputs for beams and samples."""
     for part in (cache.self_attention_cache, cache.cross_attention_cache):
         for layer in part.layers:
             if layer.is_initialized:  # type: ignore[union-attr]

@@ -1,9 +1,9 @@
-"""Key-value prefixes of an encoder-decoder, in front of its three kinds of attention, the model left untouched.
+"""Key-value prefixes of an encoder-decoder, in front of its three kinds of attention. The model stays untouched.
 
-encoder  transformers gives encoders no cache: a registered attention function puts the keys and values in front. They
+encoder  Encoders have no cache in transformers, so a registered attention function puts keys and values in front. They
          have no position: a relative position bias (T5) is 0 there, and the text keeps its positions.
-decoder  they lie in the cache of the decoder's self-attention, as PEFT has them: they take the first P positions.
-cross    they lie in the cache of the cross-attention, in front of the encoder's states; no position there.
+decoder  They stand in the cache of the decoder's self-attention, as in PEFT, and take the first P positions.
+cross    They stand in the cache of the cross-attention, in front of the encoder's states, and have no position.
 
 Letters: S sequences, H heads, D head size, P prefix positions, G prompts.
 """
@@ -25,23 +25,24 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from softprompt.backbones.engine.attention import attention_implementation
+from softprompt.backbones.engine import attention_implementation
 from softprompt.outputs import KeyValue
 
 IMPLEMENTATION = "softprompt_encoder_prefix"
 
 
 class EncoderCall:
-    """What an encoder's attention is given for one pass: a prefix for every layer, or none; and it can listen.
+    """One pass through an encoder whose attention reads prefixes, or records its keys and values.
 
-    prefix  per layer, keys and values (S, H, P, D), of each sequence its own prompt's
-    heard   per layer, keys and values that the layer computed for its own tokens, where `listen` asks for them
+    encoder  of the model
+    prefix   per layer, keys and values (S, H, P, D) of each sequence's prompt; empty: there are none
+    listen   whether the keys and values that each layer computes for its own tokens are recorded in `heard`
     """
 
     def __init__(
         self, encoder: nn.Module, prefix: tuple[KeyValue, ...] = (), *, listen: bool = False
     ) -> None:
-        # Whisper's encoder layers do not know their number; modules are listed in the order they are run in.
+        # The encoder layers of Whisper do not know their number, but modules are listed in the order in which they run.
         attentions = [module for module in encoder.modules() if hasattr(module, "is_causal")]
         self.layer_of = {id(module): layer for layer, module in enumerate(attentions)}
         self.prefix = prefix
@@ -92,13 +93,13 @@ def _prefixed_attention(
 
 
 def encoder_prefix_implementation(encoder: PreTrainedModel) -> AbstractContextManager[None]:
-    """Within the block the encoder attends as the `prompt_prefix=` it is given says; then its config is as it was."""
+    """Within the block the encoder attends as the EncoderCall that it is given as `prompt_prefix=` says."""
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
     return attention_implementation(encoder, IMPLEMENTATION, _prefixed_attention)
 
 
 class _StandingLayer(DynamicLayer):
-    """Keys and values in front of what is computed. Nothing is stored: backward may run a layer once more."""
+    """Keys and values in front of those that a layer computes, which are not stored: backward may run the layer again."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
@@ -113,14 +114,14 @@ class _StandingLayer(DynamicLayer):
 
 
 class _Forgetful(dict[int, bool]):
-    """EncoderDecoderCache notes here whose cross-attention it holds; this one holds none, so none is noted."""
+    """EncoderDecoderCache records here which cross-attentions it holds. This one holds none, and records none."""
 
     def __setitem__(self, layer: int, updated: bool) -> None:
         pass
 
 
 def standing_cache(decoder: tuple[KeyValue, ...], cross: tuple[KeyValue, ...]) -> EncoderDecoderCache:
-    """A cache for one pass of the decoder, gradient included, that holds nothing but the prefixes (S, H, P, D)."""
+    """A cache for one pass of the decoder that holds only the prefixes (S, H, P, D). Differentiable in them."""
     caches = [Cache(layers=[_StandingLayer(k, v) for k, v in prefix]) for prefix in (decoder, cross)]
     cache = EncoderDecoderCache(*caches)
     cache.is_updated = _Forgetful()

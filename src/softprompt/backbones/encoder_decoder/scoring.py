@@ -1,10 +1,11 @@
-"""Rows through an encoder-decoder: plain functions over the model.
+"""Running rows through an encoder-decoder.
 
-The encoder reads each row once, rows of similar length together; the decoder scores all targets of a row against the
-same encoder states. Targets that are single tokens, as most label words are, share one step of the decoder; others
-are one decoder sequence for each distinct beginning.
+The encoder reads each row once, with rows of similar length together. The decoder scores all targets of a row against the
+same encoder states. Targets of a single token, as most label words are, share one step of the decoder; longer ones need
+one decoder sequence for each distinct beginning.
 
-A row's context is the encoder's input. A speech model reads `media` there instead, and the context begins the decoder.
+A row's context is the encoder's input. The encoder of a speech model reads `media` instead, and the context begins the
+decoder.
 
 Letters: S sequences, T encoder tokens, M decoder tokens, U scored positions, P prefix positions; see outputs.py.
 """
@@ -29,9 +30,7 @@ from softprompt.backbones.encoder_decoder.prefixes import (
 )
 from softprompt.backbones.encoder_decoder.sequences import FULL, by_similar_length, embed_sequences
 from softprompt.backbones.encoder_decoder.sound_states import SoundStates
-from softprompt.backbones.engine.checkpointing import checkpointed_layers
-from softprompt.backbones.engine.linear import frozen_linears
-from softprompt.backbones.engine.tree import Atoms, continuations
+from softprompt.backbones.engine import Atoms, checkpointed_layers, continuations, frozen_linears
 from softprompt.backbones.unchanged import weights_mark
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
@@ -40,12 +39,13 @@ from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 class Seq2SeqModel:
     """A model and how it is run.
 
-    places         where each of its key-value prefixes goes
-    stem           what the decoder begins with before any target, () for a speech model: its rows say it themselves
-    speech         the encoder reads `media`
-    sounds         encoder states of sounds that are known already
-    encode, decode forwards of encoder and whole model, or what torch.compile made of them
-    checkpointing  layers are recomputed in backward
+    model           of transformers
+    places          the place of each key-value prefix
+    stem            what the decoder begins with in front of any target; () for a speech model, whose rows hold it
+    speech          whether the encoder reads `media`
+    encode, decode  forwards of the encoder and of the whole model, or their compiled versions
+    checkpointing   whether layers are recomputed in backward
+    sounds          cache of the encoder states of sounds
     """
 
     model: PreTrainedModel
@@ -58,9 +58,12 @@ class Seq2SeqModel:
     sounds: SoundStates = field(default_factory=SoundStates)
 
     def prefix(self, prompt: PromptOutput, place: str, carried: Sequence[int]) -> tuple[KeyValue, ...]:
-        """Per layer at a place, keys and values (S, H, P, D) of each sequence's prompt; empty without a prefix.
+        """Keys and values (S, H, P, D) of each sequence's prompt, per layer at one kind of place; empty without a prefix.
 
-        All these prompts must be of one length; P may be 0 at a place.
+        prompt   of the batch
+        place    "encoder", "decoder" or "cross"
+        carried  number of the prompt of each sequence; their prefixes must have one length. P may be 0 at a place
+
         Raises ValueError if the prompt has another number of layers than the model.
         """
         if prompt.prefix is None:
@@ -84,7 +87,7 @@ class Seq2SeqModel:
         )
 
     def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> tuple[Tensor, Tensor]:
-        """What the encoder makes of rows whose prefixes are of one length: (S, T, d), and the mask (S, T)."""
+        """Encoder states (S, T, d) of rows whose prefixes have one length, and the mask (S, T)."""
         encoder = self.model.get_encoder()
         carried = [row.prompt for row in rows]
         prefix = self.prefix(prompt, "encoder", carried)
@@ -119,7 +122,7 @@ class Seq2SeqModel:
         return states, states.new_ones(states.shape[:2], dtype=torch.long) if mask is None else mask
 
     def _keeps_sounds(self, prefix: tuple[KeyValue, ...]) -> bool:
-        """Whether what the encoder makes of a sound is the same in every step."""
+        """Whether the encoder states of a sound are the same in every step, and may be cached."""
         if not self.sounds.limit or (prefix and prefix[0][0].shape[2]):
             return False
         return not any(p.requires_grad for p in self.model.get_encoder().parameters())
@@ -145,9 +148,16 @@ class Seq2SeqModel:
         carried: Sequence[int],
         prompt: PromptOutput,
     ) -> Tensor:
-        """Next-token logits of decoder sequences, each with its own encoder states, (S, M, V)."""
+        """Next-token logits of decoder sequences, (S, M, V).
+
+        states     (S, T, d) of the encoder
+        mask       (S, T)
+        sequences  the decoder's input
+        carried    number of the prompt of each sequence
+        prompt     of the batch
+        """
         decoder = self.model.get_decoder()
-        # For a text model virtual tokens and offsets were the encoder's.
+        # In a text model the encoder has read the virtual tokens and offsets.
         own = prompt if self.speech else PromptOutput()
         embeds, _ = embed_sequences(decoder.get_input_embeddings(), sequences, carried, own)
         cache, mask = self._in_front(mask, carried, prompt)
@@ -196,13 +206,13 @@ class Seq2SeqModel:
             yield
 
     def encoded(self, states: Tensor, mask: Tensor) -> dict[str, Any]:
-        """The arguments by which the model takes finished encoder states."""
+        """The arguments that pass finished encoder states to the model."""
         outputs = {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
         return outputs if self.speech else {**outputs, "attention_mask": mask}
 
 
 def _plain(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Attention as the model has it."""
+    """The model's own attention."""
     return frozen_linears()
 
 
@@ -214,12 +224,17 @@ def widened(mask: Tensor, prefix: tuple[KeyValue, ...]) -> Tensor:
 
 
 def prefix_length(prompt: PromptOutput, which: int) -> int | None:
-    """Positions that one prompt's prefix takes; None: all there are."""
+    """Number of positions of one prompt's prefix; None: all of them."""
     return None if prompt.prefix is None or prompt.lengths is None else int(prompt.lengths[which])
 
 
 def batches_of(rows: Sequence[EncodedRow], prompt: PromptOutput, *, most: float) -> list[list[int]]:
-    """Indices of rows that go through the encoder together: prefixes of one length, inputs of similar length."""
+    """Numbers of the rows that go through the encoder together, with prefixes of one length and inputs of similar length.
+
+    rows    of the batch
+    prompt  that they carry
+    most    smallest ratio of the shortest input to the longest, see `by_similar_length`
+    """
     groups: dict[int | None, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(prefix_length(prompt, row.prompt), []).append(i)
@@ -253,7 +268,13 @@ def score(runner: Seq2SeqModel, rows: Sequence[EncodedRow], prompt: PromptOutput
         offset += len(layout.scored)
     entries.sort(key=lambda entry: entry[0])
     target, position, token = torch.tensor(entries, device=runner.model.device).unbind(1)
-    return TargetLogits(torch.cat(parts), position, token, target, tuple(len(row.targets) for row in rows))
+    return TargetLogits(
+        logits=torch.cat(parts),
+        position=position,
+        token=token,
+        target=target,
+        counts=tuple(len(row.targets) for row in rows),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Sequences of atoms as padded batches of embeddings, for models whose tokens see each other both ways.
 
-What such a token is depends on the whole sequence, so nothing is shared between rows. Rows of similar length go
-together (`by_similar_length`), so that little padding is computed.
+There the state of a token depends on the whole sequence, so rows share nothing. Rows of similar length are run together
+(`by_similar_length`), so that little padding is computed.
 
 Letters: S sequences, T tokens of the longest, P virtual tokens, s offsets, d width; see outputs.py.
 """
@@ -13,15 +13,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from softprompt.backbones.engine.offsets import shifted
+from softprompt.backbones.engine import shifted
+from softprompt.backbones.vocabulary import table_of
 from softprompt.outputs import PromptOutput
 
 FULL = 0.75
-"""Shortest sequence of a bucket beside its longest: at most a quarter of what is computed is padding."""
+"""Smallest ratio of the shortest sequence of a bucket to its longest: at most a quarter of what is computed is padding."""
 
 
 def by_similar_length(lengths: Sequence[int], most: float = FULL) -> list[list[int]]:
-    """Indices in buckets whose shortest length is at least `most` of the longest, in order within a bucket."""
+    """Indices in buckets, ordered within each. The shortest length of a bucket is at least `most` times its longest."""
     buckets: list[list[int]] = []
     longest = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -35,14 +36,16 @@ def by_similar_length(lengths: Sequence[int], most: float = FULL) -> list[list[i
 def embed_sequences(
     embedding: nn.Module, sequences: Sequence[tuple[int, ...]], carried: Sequence[int], prompt: PromptOutput
 ) -> tuple[Tensor, Tensor]:
-    """Input embeddings (S, T, d) in the model's dtype, padded on the right, and the mask (S, T), 1 at what is real.
+    """Input embeddings (S, T, d) in the model's dtype, padded on the right, and the mask (S, T), 0 at padding.
 
-    carried: the prompt of each sequence. Offsets go by running text number, as everywhere.
+    embedding  module that embeds token ids
+    sequences  atoms of each
+    carried    number of the prompt of each
+    prompt     with virtual tokens and offsets
+
     Raises ValueError for a virtual token that its prompt does not have.
     """
-    table = embedding.weight
-    assert isinstance(table, Tensor)
-    device = table.device
+    device = table_of(embedding).device
     size = len(sequences), max(map(len, sequences))
     ids, number = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
     mask = torch.zeros(size, dtype=torch.long)
@@ -73,7 +76,7 @@ def embed_sequences(
 
 
 def _tokens_of_prompts(prompt: PromptOutput) -> list[int]:
-    """Virtual tokens of each prompt; `lengths` counts prefix positions where there is a prefix."""
+    """The number of virtual tokens of each prompt. If there is a prefix, `lengths` counts its positions instead."""
     if prompt.tokens is None:
         return [0] * prompt.count
     if prompt.lengths is not None and prompt.prefix is None:

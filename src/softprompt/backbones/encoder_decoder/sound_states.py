@@ -1,4 +1,4 @@
-"""What a frozen encoder makes of a sound, kept from epoch to epoch: a prompt on the decoder does not change it.
+"""A cache for the states of a frozen encoder of sounds: a prompt on the decoder does not change them.
 
 Letters: S sounds, T encoder positions, d width.
 """
@@ -17,11 +17,11 @@ KEPT_BYTES = 2**30  # 450 sounds of Whisper tiny in float32 (1500 x 384 numbers 
 
 
 class SoundStates:
-    """Encoder states by spectrogram.
+    """A cache of encoder states by spectrogram.
 
-    limit  bytes that may be kept, on the model's device; 0: nothing, every call computes everything. What is kept stays
-           until its spectrogram goes or changes: with more sounds than room, dropping the oldest would lose each of them
-           before it is asked for again. Changes that torch does not see (through NumPy) are not noticed.
+    limit  size of the cache in bytes, on the model's device; 0: nothing is cached. States stay until their spectrogram is
+           deleted or changed: with more sounds than room, evicting the oldest would lose each one before it is needed
+           again. Changes that torch does not see (through NumPy) go unnoticed
     """
 
     def __init__(self, limit: int = KEPT_BYTES) -> None:
@@ -30,11 +30,11 @@ class SoundStates:
         self._of: Any = None
 
     def __len__(self) -> int:
-        """For how many spectrograms something is kept."""
+        """Number of spectrograms in the cache."""
         return len(self._kept)
 
     def forget(self) -> None:
-        """Drop all that is kept."""
+        """Empty the cache."""
         self._kept.clear()
 
     @torch.no_grad()
@@ -43,17 +43,18 @@ class SoundStates:
     ) -> Tensor:
         """States (S, T, d) without gradient.
 
+        media     spectrograms, (mel bins, frames) each
         encode    spectrograms (n, mel bins, frames) -> (n, T, d)
-        of        what they depend on beside the sound: when it changes, all is dropped
-        together  how many are computed at once
+        of        what the states depend on beside the sound: when it changes, the cache is emptied
+        together  how many sounds are encoded at once
         """
         if of != self._of:
             self.forget()
             self._of = of
         found = [self._kept.get(one) for one in media]
         missing = [s for s, states in enumerate(found) if states is None]
-        # Batches of one shape, whatever they hold: in others a sound's last bits would depend on those beside it, and a
-        # resumed run, which meets them in other company, would not end with the same bits.
+        # All batches have one shape. Otherwise a sound's last bits would depend on the batch that it was in, and a resumed
+        # run, which batches sounds differently, would not be bit-identical.
         for start in range(0, len(missing), together):
             part = missing[start : start + together]
             filled = part + part[-1:] * (together - len(part))

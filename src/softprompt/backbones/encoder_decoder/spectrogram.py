@@ -1,4 +1,4 @@
-"""From a waveform to what a speech model's encoder reads."""
+"""From a waveform to the spectrogram that the encoder of a speech model reads."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ _HOP = 160  # samples from one frame to the next
 def spectrogram(value: Any, config: PreTrainedConfig) -> Tensor:
     """Log-mel features (mel bins, frames), float32, of a mono waveform at 16,000 samples a second.
 
-    value: an array or a list of numbers; or what `datasets` makes of an audio column, {"array", "sampling_rate"}.
-    Shorter sound is filled up with silence to the model's length (30 s for Whisper).
-    Raises ValueError for another sampling rate, sound that is empty, not mono, not finite or longer than that.
+    value   an array or a list of numbers, or {"array", "sampling_rate"}, as `datasets` gives an audio column
+    config  of the model
+
+    Shorter sounds are padded with silence to the model's length (30 s for Whisper).
+    Raises ValueError for another sampling rate, and for a sound that is empty, not mono, not finite or longer.
     """
     if isinstance(value, dict) and "array" in value:
         if (rate := value.get("sampling_rate", RATE)) != RATE:
@@ -44,6 +46,6 @@ def spectrogram(value: Any, config: PreTrainedConfig) -> Tensor:
 @lru_cache(maxsize=4)
 def _extractor(bins: int, samples: int) -> WhisperFeatureExtractor:
     extractor = WhisperFeatureExtractor(feature_size=bins)
-    # Its own unit is whole seconds, which the window of a small model need not be.
+    # The extractor counts whole seconds, but the window of a small model may be shorter.
     extractor.n_samples, extractor.nb_max_frames = samples, samples // _HOP
     return extractor

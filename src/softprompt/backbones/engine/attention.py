@@ -1,10 +1,10 @@
-"""Attention over a PrefixTree, in the place of a model's own attention function.
+"""Attention over a PrefixTree, in place of a model's own attention function.
 
-transformers lets an attention implementation be registered by name and hands every keyword of `model(...)` on to it:
-that is how the tree reaches the layers. Nothing of the model is replaced; its config names this implementation for
-as long as the `with` block lasts.
+An attention implementation can be registered with transformers by name, and is passed every keyword of `model(...)`: that
+is how the tree reaches the layers. Nothing in the model is replaced; within the `with` block its config names this
+implementation.
 
-Letters: H query heads, Hkv key-value heads, R = H / Hkv, D head size; see _tree.py for the others.
+Letters: H query heads, Hkv key-value heads, R = H / Hkv, D head size; see tree.py for the others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IMPLEMENTATION = "softprompt_tree"
 
 
 class _Pad(torch.autograd.Function):
-    """Packed tokens into a zero-filled grid. Backward picks them out again: no scatter-add, each slot has one token."""
+    """Packed tokens into a zero-filled grid. Backward picks them out again: each slot has one token, so no scatter-add."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slots: Tensor, size: int) -> Tensor:  # (H, n, D) -> (H, S*T, D)
@@ -56,19 +56,19 @@ class _Unpad(torch.autograd.Function):
 
 
 def place_tokens(x: Tensor, slots: Tensor, size: int) -> Tensor:
-    """Tokens at their places among zeros, (H, n, D) -> (H, size, D); `slots` (n,) are all different."""
+    """Put tokens at their places among zeros, (H, n, D) -> (H, size, D). The `slots` (n,) must all be different."""
     placed: Tensor = _Pad.apply(x, slots, size)
     return placed
 
 
 def pick_tokens(x: Tensor, slots: Tensor) -> Tensor:
-    """The inverse, (H, size, D) -> (H, n, D)."""
+    """The inverse of place_tokens, (H, size, D) -> (H, n, D)."""
     picked: Tensor = _Unpad.apply(x, slots)
     return picked
 
 
 def to_grid(x: Tensor, level: Level) -> Tensor:
-    """Tokens of a level as a padded grid, (H, n, D) -> (H, S, T, D)."""
+    """The tokens of a level as a padded grid, (H, n, D) -> (H, S, T, D)."""
     size = level.segments * level.width
     x = x if level.slots is None else place_tokens(x, level.slots, size)
     return x.reshape(x.shape[0], level.segments, level.width, x.shape[-1])
@@ -81,14 +81,14 @@ def from_grid(x: Tensor, level: Level) -> Tensor:
 
 
 def of_parents(x: Tensor, parents: Tensor) -> Tensor:
-    """What each segment's parent has, (H, S_above, K, D) -> (H, S, K, D); a single parent is expanded, not copied."""
+    """The part of each segment's parent, (H, S_above, K, D) -> (H, S, K, D). A single parent is expanded, not copied."""
     if x.shape[1] == 1:
         return x.expand(-1, parents.shape[0], -1, -1)
     return x.index_select(1, parents)
 
 
 def group_queries(q: Tensor, ratio: int) -> Tensor:
-    """The R queries that share a key-value head one after the other as longer queries: keys need not be repeated.
+    """Lay the R queries that share a key-value head one after the other, so that keys need not be repeated.
 
     (H, S, T, D) -> (Hkv, S, R*T, D)
     """
@@ -96,18 +96,24 @@ def group_queries(q: Tensor, ratio: int) -> Tensor:
 
 
 def ungroup_queries(x: Tensor, ratio: int) -> Tensor:
-    """The inverse, (Hkv, S, R*T, D) -> (H, S, T, D)."""
+    """The inverse of group_queries, (Hkv, S, R*T, D) -> (H, S, T, D)."""
     return x.unflatten(2, (ratio, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def prefix_grid(prefix: Tensor) -> Tensor:
+    """Keys or values of a prefix as a grid with a segment for each prompt, (G, Hkv, P, D) -> (Hkv, G, P, D)."""
     return prefix.transpose(0, 1)  # (G, Hkv, P, D) -> (Hkv, G, P, D)
 
 
 def _level_masks(
     tree: PrefixTree, prefix_lengths: Tensor | None, prefix_width: int, window: int | None
 ) -> list[Tensor]:
-    """For each level, which keys (those above, then its own) each query sees: (S, T, K) bool."""
+    """For each level a mask (S, T, K) that says which keys (those above, then its own) each query sees.
+
+    prefix_lengths  (G,) positions of each prompt's prefix; None: there is no prefix
+    prefix_width    P, positions of the longest
+    window          of sliding-window attention; None: attention reaches everywhere
+    """
     masks: list[Tensor] = []
     device = tree.ids.device
     above: tuple[Tensor, Tensor] | None = None  # positions and validity of the keys above, (S_above, K) each
@@ -129,7 +135,7 @@ def _level_masks(
             mask = mask & (distance >= 0)
         if window is not None:
             mask = mask & (distance.abs() < window)
-        # Padding queries are dropped afterwards, but a row without any key is NaN, and NaN * 0 is NaN in backward.
+        # Padding queries are dropped later. But a query that sees no key gives NaN, and NaN * 0 is NaN in backward.
         itself = torch.eye(level.width, dtype=torch.bool, device=device) & ~valid[:, :, None]
         mask = torch.cat([mask[..., : -level.width], mask[..., -level.width :] | itself], dim=2)
         masks.append(mask)
@@ -150,7 +156,7 @@ class TreeCall:
         self._masks: dict[tuple[int | None, int, torch.dtype], list[Tensor]] = {}
 
     def masks(self, window: int | None, ratio: int, dtype: torch.dtype) -> list[Tensor]:
-        """Additive masks (1, S, R*T, K) of all levels, made once per pass."""
+        """Additive masks (1, S, R*T, K) of all levels, computed once per pass for each kind of layer."""
         key = (window, ratio, dtype)
         if key not in self._masks:
             width = 0 if self.prefix is None else self.prefix[0][0].shape[2]
@@ -162,7 +168,7 @@ class TreeCall:
         return self._masks[key]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # a batch's layout is plain Python: compiled, every new layout would compile again
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the layout of a batch is plain Python, and each new layout would be compiled again
 def tree_attention(
     module: nn.Module,
     query: Tensor,
@@ -177,8 +183,10 @@ def tree_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query (1, H, N, D), key and value (1, Hkv, N, D) -> (1, N, H, D). Each segment attends to what stands above it and,
-    causally, to itself."""
+    """Attention over the tree: query (1, H, N, D), key and value (1, Hkv, N, D) -> (1, N, H, D).
+
+    Each segment attends to the segments above it and, causally, to itself.
+    """
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise NotImplementedError("attention sinks and position biases are not known to the packed attention")
     tree = prompt_tree.tree
@@ -231,7 +239,7 @@ def _attend_by_products(
 
 
 def tree_implementation(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Within the block the model attends over the tree given as `prompt_tree=`; afterwards its config is as it was."""
+    """Within the block the model attends over the tree that it is given as `prompt_tree=`."""
     return attention_implementation(model, IMPLEMENTATION, tree_attention)
 
 
@@ -239,7 +247,12 @@ def tree_implementation(model: PreTrainedModel) -> AbstractContextManager[None]:
 def attention_implementation(
     model: PreTrainedModel, name: str, attention: Callable[..., tuple[Tensor, None]]
 ) -> Iterator[None]:
-    """Within the block the model's layers call `attention`, known to transformers by this name."""
+    """Within the block the model's layers call `attention`. Afterwards its config is as it was.
+
+    model      of transformers
+    name       that the implementation is registered by
+    attention  called by every layer
+    """
     AttentionInterface.register(name, attention)
     configs = _configs(model)
     before = [config._attn_implementation for config in configs]

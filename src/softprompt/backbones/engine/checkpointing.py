@@ -1,6 +1,6 @@
 """Gradient checkpointing of a frozen trunk.
 
-transformers' own switch works only in training mode, which would turn the frozen model's dropout on.
+The switch of transformers works only in training mode, which would turn on the dropout of the frozen model.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ def checkpointed_layers(
     model: PreTrainedModel,
     implementation: Callable[[PreTrainedModel], AbstractContextManager[None]] = tree_implementation,
 ) -> Iterator[None]:
-    """Within the block each layer keeps only its input for backward, which computes it again.
+    """Within the block each layer keeps only its input for backward, which computes the layer again.
 
-    implementation: the attention that the caller runs the model with.
+    model           whose layers are recomputed
+    implementation  the context manager of the attention that the caller runs the model with
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def recomputable(forward: Any, *args: Any, **kwargs: Any) -> Any:
-        with implementation(model):  # backward runs outside of the caller's block
+        with implementation(model):  # backward runs outside the caller's block
             return forward(*args, **kwargs)
 
     try:

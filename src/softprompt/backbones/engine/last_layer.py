@@ -1,6 +1,6 @@
-"""What the last layer need not compute: what lies behind its attention, for tokens that nobody asks for.
+"""Leaving out the end of the last layer for tokens whose states nobody reads.
 
-Only attention mixes tokens, and behind the last attention there is none. Exact for every place that is asked for.
+Only attention mixes tokens, so behind the last attention each token is on its own. The states that are read are exact.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ from softprompt.backbones.engine.attention import pick_tokens, place_tokens
 
 @contextmanager
 def last_layer_only_at(model: PreTrainedModel, places: Tensor, size: int) -> Iterator[None]:
-    """Within the block the end of the last layer sees the tokens at `places` (U,), each once, of the `size` packed ones.
+    """Within the block the end of the last layer computes only some of the tokens.
 
-    The end is its feed-forward network; in BERT and its kin what stands before it too, from the output of attention on.
-    The states of the other tokens are meaningless afterwards. Layers that name these otherwise compute all tokens.
+    model   whose last layer it is
+    places  (U,) packed places of these tokens, each once
+    size    number of packed tokens
+
+    The end is the feed-forward network; in BERT and its relatives it begins at the output of attention. The states of the
+    other tokens are meaningless. If a layer gives these modules other names, all tokens are computed.
     """
     end = _end_of_last_layer(model)
     if end is None or len(places) == size:
@@ -30,11 +34,11 @@ def last_layer_only_at(model: PreTrainedModel, places: Tensor, size: int) -> Ite
     first, last = end
 
     def only_these(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        # (1, N, d) -> (1, U, d): of BERT the residual too
+        # (1, N, d) -> (1, U, d); BERT passes the residual too
         return tuple(pick_tokens(x, places) if _is_of_tokens(x, size) else x for x in args)
 
     def back_in_place(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple):  # a mixture of experts gives its routing too
+        if isinstance(output, tuple):  # a mixture of experts returns its routing too
             return place_tokens(output[0], places, size), *output[1:]
         return place_tokens(output, places, size)  # (1, U, d) -> (1, N, d)
 
@@ -51,7 +55,7 @@ def _is_of_tokens(x: Any, size: int) -> bool:
 
 
 def _end_of_last_layer(model: PreTrainedModel) -> tuple[nn.Module, nn.Module] | None:
-    """The modules that the end of the last layer begins and ends with: it takes and gives one state for each token."""
+    """The first and the last module of the end of the last layer. Both take one state for each token and return one."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         return None

@@ -1,8 +1,8 @@
-"""Products with frozen float32 weights on a CPU with AVX-512, by oneDNN.
+"""Products with frozen float32 weights by oneDNN, on a CPU with AVX-512.
 
-PyTorch gives float32 products to MKL, which uses AVX2 alone on AMD's CPUs. Where they have AVX-512, oneDNN is a third
-faster (AMD EPYC, 2 threads, 870 x 576 x 1536: 202 against 153 GFLOP/s); where they have not, MKL is (128 against 151
-backward), and a whole training step took 4.8 s by oneDNN, 3.8 s without. The same function, in another order of summation.
+PyTorch computes float32 products with MKL, which uses only AVX2 on AMD CPUs. With AVX-512, oneDNN is a third faster (AMD
+EPYC, 2 threads, 870 x 576 x 1536: 202 against 153 GFLOP/s). Without it MKL is faster (151 against 128 backward): a whole
+training step took 4.8 s with oneDNN and 3.8 s without. The function is the same, in another order of summation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-SMALLEST = 2**26  # multiplications, below which the detour costs more than it wins
+SMALLEST = 2**26  # multiplications; below this the detour costs more than it gains
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -25,7 +25,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """A linear layer whose weight gets no gradient: backward is a product with the weight."""
+    """A linear layer whose weight gets no gradient, so that backward is one product with the weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -39,7 +39,7 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 class _FrozenLinears(TorchFunctionMode):
-    """Takes F.linear with a large frozen float32 weight on the CPU; everything else goes its usual way."""
+    """Intercepts F.linear with a large frozen float32 weight on the CPU; everything else runs as usual."""
 
     def __torch_function__(
         self,
@@ -63,7 +63,7 @@ class _FrozenLinears(TorchFunctionMode):
 
 
 def frozen_linears() -> AbstractContextManager[Any]:
-    """Within the block, large products with frozen float32 weights on the CPU go to oneDNN, where that is faster."""
+    """Within the block large products with frozen float32 weights on the CPU are computed by oneDNN, if that is faster."""
     return _FrozenLinears() if _is_faster() else nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""What prompts add to the input embeddings of text tokens: by place (DePT), by token (ADePT). N tokens, d width."""
+"""Offsets that prompts add to the input embeddings of text tokens, by place (DePT) or by token (ADePT). N tokens, d width."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from softprompt.outputs import PromptOutput
 
 
 def shifted(embeds: Tensor, number: Tensor, which: Tensor, prompt: PromptOutput) -> Tensor:
-    """Input embeddings of text tokens with what their prompts add to them, (N, d), in the dtype of `embeds`.
+    """Input embeddings of text tokens with the offsets of their prompts, (N, d), in the dtype of `embeds`.
 
-    embeds  (N, d) as the model embeds the tokens; those of virtual tokens may be anything
-    number  (N,) how many text tokens of its own sequence stand before each
-    which   (N,) the prompt that each carries
+    embeds  (N, d) as the model embeds the tokens; the values at virtual tokens do not matter
+    number  (N,) how many text tokens of the same sequence stand before each
+    which   (N,) number of the prompt that each carries
+    prompt  with the offsets
     """
     added = embeds
     if prompt.offset is not None:
@@ -39,12 +40,15 @@ def shifted(embeds: Tensor, number: Tensor, which: Tensor, prompt: PromptOutput)
 def decoding(
     model: nn.Module, prompt: PromptOutput, number: Tensor, which: Tensor, first: Tensor | None = None
 ) -> Iterator[None]:
-    """While `model.generate` decodes, the ids that it feeds are embedded as `shifted` does.
+    """Within the block the ids that `model.generate` feeds get the offsets of `shifted`.
 
-    number  (B,) text tokens in each row's context: the running number of the first new token
-    which   (B,) the prompt that each row carries
-    first   (B, d) embeddings of each row's last context token, where `generate` feeds it again before any other
-    Beams and returned sequences of a row lie side by side.
+    model   that decodes
+    prompt  with the offsets
+    number  (B,) text tokens in each row's context, which is the running number of the first new token
+    which   (B,) number of the prompt that each row carries
+    first   (B, d) embeddings of each row's last context token, if `generate` feeds it again before any other
+
+    Beams and returned sequences of a row must lie side by side.
     """
     fed = 0 if first is None else -1
 

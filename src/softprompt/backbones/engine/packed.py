@@ -1,4 +1,4 @@
-"""Rows and their prompts as one packed pass through a causal model: plain functions over the model."""
+"""Rows and their prompts as one packed pass through a causal model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
 
 @dataclass(frozen=True)
 class CompiledPrompt:
-    """Prompts whose heads are already keys and values.
+    """Prompts whose heads have been turned into keys and values.
 
-    heads   per prompt, the atoms that the keys and values stand for: rows must begin with them
-    prompt  `prefix` and `lengths` for the heads; `tokens` and offsets for whatever a row holds beyond its head
+    heads   per prompt, the atoms that the keys and values replace: rows must begin with them
+    prompt  `prefix` and `lengths` hold the heads; `tokens` and offsets serve what a row holds behind its head
     """
 
     heads: tuple[Atoms, ...]
@@ -34,12 +34,13 @@ class CompiledPrompt:
 
 @dataclass(frozen=True)
 class PackedModel:
-    """A model and how its forward is run.
+    """A model and how it is run.
 
-    forward        the model itself, or what torch.compile made of it
-    trunk          the model without its output layer, or what torch.compile made of that
-    checkpointing  layers are recomputed in backward
-    both_ways      a row's context is read both ways (prefix LM)
+    model          of transformers
+    forward        the model itself, or its compiled version
+    trunk          the model without its output layer, or its compiled version
+    checkpointing  whether layers are recomputed in backward
+    both_ways      whether a row's context is read both ways (prefix LM)
     """
 
     model: PreTrainedModel
@@ -51,14 +52,20 @@ class PackedModel:
     def run(
         self, tree: PrefixTree, prompt: PromptOutput, keep: Tensor, cache: DynamicCache | None = None
     ) -> Tensor:
-        """One pass over the packed tokens; logits of the places in `keep`, (len(keep), V)."""
+        """Logits of some packed places, (len(keep), V), from one pass over the packed tokens.
+
+        tree    the rows
+        prompt  that they carry
+        keep    packed places
+        cache   is filled with the keys and values of all tokens
+        """
         output = self._call(self.forward, tree, prompt, keep, past_key_values=cache, logits_to_keep=keep)
         logits: Tensor = output.logits[0]
         return logits
 
     def states(self, tree: PrefixTree, prompt: PromptOutput) -> Tensor:
-        """One pass over the packed tokens; last hidden states of the places in `tree.read`, (len(tree.read), d)."""
-        places = tree.read.unique()  # rows may read the same place of what they share
+        """Last hidden states of the places in `tree.read`, (len(tree.read), d), from one pass over the packed tokens."""
+        places = tree.read.unique()  # rows may read the same place in a head that they share
         states: Tensor = self._call(self.trunk, tree, prompt, places, past_key_values=None).last_hidden_state
         return states[0].index_select(0, tree.read)  # (1, N, d) -> (n, d)
 
@@ -76,7 +83,7 @@ class PackedModel:
             stack.enter_context(tree_implementation(self.model))
             if self.checkpointing and torch.is_grad_enabled():
                 stack.enter_context(checkpointed_layers(self.model))
-            # Hooks would be compiled in, and are gone when a layer is recomputed.
+            # Hooks would be compiled into the model, and are gone when a layer is recomputed.
             elif forward in (self.model, self.model.base_model):
                 stack.enter_context(last_layer_only_at(self.model, keep, tree.tokens))
                 stack.enter_context(frozen_norms(self.model))
@@ -100,7 +107,7 @@ class PackedModel:
 def split_prompt(
     rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt
 ) -> tuple[Sequence[Atoms] | None, PromptOutput]:
-    """The heads that are compiled already (None: none are), and the plain prompt.
+    """The compiled heads of a prompt (None: it is not compiled), and the prompt itself.
 
     Raises ValueError if a row does not begin with the head that was compiled for its prompt.
     """
@@ -124,13 +131,16 @@ def pack(
 ) -> PrefixTree:
     """The tree of these rows.
 
-    compiled  per prompt, the atoms that its key-value prefix stands for already
-    heads     per prompt, what is to be shared; by default all that its rows have in common
-    both_ways contexts are read both ways, so that what stands in front depends on the row: nothing is shared
+    rows       of the batch
+    prompt     that they carry
+    device     of the tree's tensors
+    compiled   per prompt, the atoms that its key-value prefix already replaces
+    heads      per prompt, what its rows share; by default all that they have in common at the front
+    both_ways  whether contexts are read both ways: then what stands in front depends on the row, and nothing is shared
     """
     before = prefix_lengths(prompt)
     text = None
-    if compiled is not None:  # what is left of each row hangs under the prefix
+    if compiled is not None:  # the rest of each row hangs from the prefix
         text = [sum(atom >= 0 for atom in head) for head in compiled]
         rows = [_behind(row, len(compiled[row.prompt])) for row in rows]
     lengths = None
@@ -166,7 +176,7 @@ def embed_tree(model: PreTrainedModel, tree: PrefixTree, prompt: PromptOutput) -
 
 
 def prefix_lengths(prompt: PromptOutput) -> Tensor | None:
-    """Positions that each prompt's key-value prefix takes, (G,); None without a prefix."""
+    """Number of positions of each prompt's key-value prefix, (G,); None if there is no prefix."""
     if prompt.prefix is None:
         return None
     if prompt.lengths is not None:
@@ -177,7 +187,12 @@ def prefix_lengths(prompt: PromptOutput) -> Tensor | None:
 
 @torch.no_grad()
 def compile_prompt(packed: PackedModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> CompiledPrompt:
-    """Run what all rows of each prompt share once; its keys and values stand in front of every later row."""
+    """Run what all rows of each prompt share once. Its keys and values then stand in front of every later row.
+
+    packed  the model
+    rows    that later rows begin like
+    prompt  to compile
+    """
     heads = _heads_to_keep(rows, prompt.count)
     probes = [EncodedRow((*head, 0), prompt=g) for g, head in enumerate(heads) if head]
     if not probes:
@@ -203,13 +218,13 @@ def compile_prompt(packed: PackedModel, rows: Sequence[EncodedRow], prompt: Prom
 
 
 def _heads_to_keep(rows: Sequence[EncodedRow], prompts: int) -> list[Atoms]:
-    """What is worth keeping for later calls: what all rows share, or a single row's leading virtual tokens."""
+    """What to compute once for later calls: what all rows share, or the leading virtual tokens of a single row."""
     heads = shared_heads(rows, prompts)
     for row in rows:
         if not heads[row.prompt]:
             soft = next((i for i, atom in enumerate(row.context) if atom >= 0), 0)
             heads[row.prompt] = row.context[:soft]
-    for row in rows:  # keys and values hold no states that could be read
+    for row in rows:  # a head reads states, which keys and values do not hold
         heads[row.prompt] = heads[row.prompt][: min(row.read, default=len(row.context))]
     return heads
 
@@ -217,7 +232,14 @@ def _heads_to_keep(rows: Sequence[EncodedRow], prompts: int) -> list[Atoms]:
 def _with_heads(
     packed: Tensor, old: Tensor | None, heads: Sequence[Atoms], taken: Sequence[int], width: int
 ) -> Tensor:
-    """Keys (or values) of all heads behind what was there before: (Hkv, N, D) -> (G, Hkv, width, D)."""
+    """Keys (or values) of all heads behind those of the old prefix: (Hkv, N, D) -> (G, Hkv, width, D).
+
+    packed  of all packed tokens
+    old     of the prefix that stood there before; None: there was none
+    heads   per prompt, its atoms
+    taken   per prompt, positions of the old prefix
+    width   positions of the longest new prefix
+    """
     prefix = packed.new_zeros(len(heads), packed.shape[0], width, packed.shape[2])
     start = 0
     for g, head in enumerate(heads):
@@ -225,5 +247,5 @@ def _with_heads(
             prefix[g, :, : taken[g]] = old[g, :, : taken[g]]
         if head:
             prefix[g, :, taken[g] : taken[g] + len(head)] = packed[:, start : start + len(head)]
-            start += len(head) + 1  # the probe's own token
+            start += len(head) + 1  # the token that each probe has of its own
     return prefix

@@ -1,9 +1,9 @@
 """The batch of a causal model as a forest: prompts are roots, rows hang from them, label words from the rows.
 
-A causal token's state depends on what stands before it and on nothing else, so whatever several rows have in common
-at the front (the virtual tokens, the template's opening words, demonstrations) is computed once and attended to by
-all of them, and the words of all labels share their row. Nothing is padded: the tokens of all segments stand one
-after the other in a single sequence of N tokens, level by level.
+In a causal model a token's state depends only on the tokens before it. So what several rows have in common at the front
+(the virtual tokens, the template's opening words, demonstrations) is computed once and attended to by all of them, and
+the words of all labels share their row. There is no padding: the tokens of all segments stand one after the other in a
+single sequence of N tokens, level by level.
 
 Letters: N packed tokens, S segments of a level, T tokens of its longest segment, G prompts, P virtual tokens.
 """
@@ -11,7 +11,7 @@ Letters: N packed tokens, S segments of a level, T tokens of its longest segment
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -26,11 +26,11 @@ Atoms = tuple[int, ...]
 class Level:
     """Segments of one depth, contiguous in the packed sequence.
 
-    lengths   tokens of each segment, length S
-    parents   (S,) segment of the level above that each continues; None at the top
-    prompts   (S,) prompt that each segment carries: at the top, the key-value prefix it stands behind
-    slots     (n,) where each of the level's n tokens lies in the padded (S, T) grid; None: no padding, n = S * T
-    both_ways whether the tokens of a segment see each other, or only those before them
+    lengths    number of tokens of each segment, length S
+    parents    (S,) number of the segment of the level above that each continues; None at the top
+    prompts    (S,) number of the prompt that each segment carries; at the top it stands behind that prompt's prefix
+    slots      (n,) place of each of the level's n tokens in the padded (S, T) grid; None: there is no padding, n = S * T
+    both_ways  whether all tokens of a segment see each other; otherwise each sees only those before it
     """
 
     lengths: tuple[int, ...]
@@ -57,11 +57,12 @@ class PrefixTree:
     """A packed batch.
 
     ids        (N,) token id, 0 where a virtual token stands
-    soft       (n,) packed places of virtual tokens, and `slot` (n,) which: prompt * P + k
-    positions  (N,) position of each token in its own sequence, what stands before it included
+    soft       (n,) packed places of virtual tokens; `slot` (n,) says which each is: prompt * P + k
+    positions  (N,) position of each token in its own sequence, heads and prefixes included
     text       (N,) running number of each text token in its own sequence (virtual tokens do not count)
     prompts    (N,) prompt of each token
-    scored     (U,) packed places whose next-token logits are asked for
+    levels     from the top; `level_positions` has the positions of each level's tokens
+    scored     (U,) packed places whose next-token logits are wanted
     position, token, target, counts   see TargetLogits
     ends       (B,) packed place of each row's last context token
     read       packed places whose states a head reads, row by row
@@ -99,9 +100,10 @@ def common_prefix(sequences: Sequence[Atoms]) -> int:
 
 @lru_cache(maxsize=256)
 def continuations(targets: tuple[Atoms, ...]) -> tuple[tuple[Atoms, ...], tuple[int, ...]]:
-    """The distinct token runs that must be fed to score all targets, and which of them each target reads (-1: none).
+    """The distinct runs of tokens that must be fed to score all targets, and the number of the run that each target reads.
 
-    The last token of a target is only predicted, never fed. A run that begins a longer one is part of it.
+    The number is -1 for a target that reads none: the last token of a target is only predicted, never fed. A run that
+    begins a longer one is part of it.
     """
     runs: list[Atoms] = []
     for run in sorted({target[:-1] for target in targets if len(target) > 1}, key=len, reverse=True):
@@ -115,9 +117,9 @@ def continuations(targets: tuple[Atoms, ...]) -> tuple[tuple[Atoms, ...], tuple[
 
 
 def shared_heads(rows: Sequence[EncodedRow], prompts: int) -> list[Atoms]:
-    """For each prompt, what all its rows have in common at the front; every row keeps at least one atom of its own.
+    """For each prompt, what all its rows have in common at the front. Every row keeps at least one atom of its own.
 
-    A prompt that a single row carries has nothing to share: its head is empty.
+    A prompt that only one row carries has an empty head: there is nothing to share.
     """
     contexts: list[list[Atoms]] = [[] for _ in range(prompts)]
     for row in rows:
@@ -129,8 +131,8 @@ def shared_heads(rows: Sequence[EncodedRow], prompts: int) -> list[Atoms]:
     return heads
 
 
-class _Packer:
-    """Collects segments level by level, then lays them out."""
+class _Segments:
+    """The segments of one level while they are collected."""
 
     def __init__(self) -> None:
         self.atoms: list[Atoms] = []
@@ -142,6 +144,19 @@ class _Packer:
         self.parents.append(parent)
         self.starts.append(start)
         return len(self.atoms) - 1
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Where the targets of one row are predicted.
+
+    last    place of the row's last context token in the row's segment
+    leaves  for each target, the leaf that holds its tokens; None: they follow the context in the row's segment, or
+            the target is a single token, which is predicted and never fed
+    """
+
+    last: int
+    leaves: tuple[int | None, ...]
 
 
 def _texts(atoms: Atoms) -> int:
@@ -161,20 +176,23 @@ def build_tree(
 ) -> PrefixTree:
     """Pack rows whose contexts begin with their prompt's head.
 
-    heads           per prompt, the atoms that are computed once for all its rows (maybe none)
-    virtual_tokens  P, the padded number of virtual tokens, for numbering them through the prompts
-    lengths         virtual tokens of each prompt, where they differ
-    offsets         per prompt, positions that are already taken by key-value prefixes
-    text_offsets    per prompt, text tokens that stand in these prefixes
-    both_ways       a row's context is read both ways, its targets are not; no head can be shared then
+    rows            of the batch
+    heads           per prompt, the atoms that are computed once for all its rows (may be empty)
+    virtual_tokens  P, number of virtual tokens of the longest prompt; they are numbered through the prompts
+    lengths         per prompt, its number of virtual tokens, where prompts differ
+    offsets         per prompt, number of positions of its key-value prefix
+    text_offsets    per prompt, number of text tokens in that prefix
+    both_ways       whether a row's context is read both ways (its targets never are); no head can be shared then
+    device          of the tree's tensors
+
     Raises ValueError for an empty context or a virtual token that the prompt does not have.
     """
     offsets = offsets or [0] * len(heads)
     text_offsets = text_offsets or [0] * len(heads)
-    roots, stems, leaves = _Packer(), _Packer(), _Packer()
+    roots, stems, leaves = _Segments(), _Segments(), _Segments()
     for g, head in enumerate(heads):
         roots.add(head, -1, (offsets[g], text_offsets[g], g))
-    reads: list[tuple[int, tuple[int, ...], list[int]]] = []
+    readings: list[_Reading] = []
     for row in rows:
         head, g = heads[row.prompt], row.prompt
         own = row.context[len(head) :]
@@ -184,116 +202,140 @@ def build_tree(
             )
         start = (offsets[g] + len(head), text_offsets[g] + _texts(head), g)
         last = len(own) - 1
-        if len(row.targets) == 1 and not both_ways:  # nothing to share: the continuation is part of the row
+        if len(row.targets) == 1 and not both_ways:  # the only target continues the row's own segment
             stems.add(own + row.targets[0][:-1], g, start)
-            reads.append((last, (-2,), []))
+            readings.append(_Reading(last, (None,)))
             continue
         stem = stems.add(own, g, start)
         runs, read = continuations(row.targets)
         after = (start[0] + len(own), start[1] + _texts(own), g)
-        reads.append((last, read, [leaves.add(run, stem, after) for run in runs]))
+        numbers = [leaves.add(run, stem, after) for run in runs]
+        readings.append(_Reading(last, tuple(None if run < 0 else numbers[run] for run in read)))
 
-    return _lay_out(rows, heads, [roots, stems, leaves], reads, virtual_tokens, lengths, both_ways, device)
+    # Where no prompt shares anything the rows are the top; where no target is longer than a token they are the end.
+    parts = [part for part in (roots, stems, leaves) if part is stems or any(part.atoms)]
+    tokens = _lay_tokens(parts, virtual_tokens, lengths)
+    asked = _find_places(rows, heads, readings, tokens.begins, stem_level=parts.index(stems))
+
+    def tensor(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=device)
+
+    levels = tuple(
+        _level(part, top=depth == 0, both_ways=both_ways and part is stems, device=device)
+        for depth, part in enumerate(parts)
+    )
+    positions = tensor(tokens.positions)
+    return PrefixTree(
+        ids=tensor(tokens.ids),
+        soft=tensor(tokens.soft),
+        slot=tensor(tokens.slot),
+        positions=positions,
+        text=tensor(tokens.text),
+        prompts=tensor(tokens.prompts),
+        levels=levels,
+        level_positions=positions.split([level.tokens for level in levels]),
+        scored=tensor(asked.scored),
+        position=tensor(asked.position),
+        token=tensor(asked.token),
+        target=tensor(asked.target),
+        counts=tuple(len(row.targets) for row in rows),
+        ends=tensor(asked.ends),
+        read=tensor(asked.read),
+    )
 
 
-def _lay_out(
-    rows: Sequence[EncodedRow],
-    heads: Sequence[Atoms],
-    packers: list[_Packer],
-    reads: list[tuple[int, tuple[int, ...], list[int]]],
-    virtual_tokens: int,
-    lengths: Sequence[int] | None,
-    both_ways: bool,
-    device: torch.device | str,
-) -> PrefixTree:
-    if not any(packers[0].atoms):  # no prompt shares anything: the rows are the top
-        packers = packers[1:]
-        packers[0].parents = [-1] * len(packers[0].parents)
-        stem_level = 0
-    else:
-        stem_level = 1
-    if not packers[-1].atoms:
-        packers = packers[:-1]
+@dataclass(frozen=True)
+class _Tokens:
+    """The packed tokens, as lists of the fields of PrefixTree.
 
-    ids: list[int] = []
-    positions: list[int] = []
-    text: list[int] = []
-    prompts: list[int] = []
-    soft: list[int] = []
-    slot: list[int] = []
-    levels: list[Level] = []
-    begins: list[list[int]] = []  # packed place where each segment of each level begins
-    for depth, packer in enumerate(packers):
-        begins.append([])
-        for atoms, (position, number, g) in zip(packer.atoms, packer.starts, strict=True):
-            begins[-1].append(len(ids))
+    begins  packed place where each segment of each level begins
+    """
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    text: list[int] = field(default_factory=list)
+    prompts: list[int] = field(default_factory=list)
+    soft: list[int] = field(default_factory=list)
+    slot: list[int] = field(default_factory=list)
+    begins: list[list[int]] = field(default_factory=list)
+
+
+def _lay_tokens(parts: Sequence[_Segments], virtual_tokens: int, lengths: Sequence[int] | None) -> _Tokens:
+    """The segments of all levels one after the other. Raises ValueError for a virtual token that a prompt does not have."""
+    tokens = _Tokens()
+    for part in parts:
+        tokens.begins.append([])
+        for atoms, (position, number, g) in zip(part.atoms, part.starts, strict=True):
+            tokens.begins[-1].append(len(tokens.ids))
             for i, atom in enumerate(atoms):
                 if atom < 0:
                     k = -1 - atom
                     limit = virtual_tokens if lengths is None else lengths[g]
                     if k >= limit:
                         raise ValueError(f"a row asks for virtual token {k}, prompt {g} has {limit}")
-                    soft.append(len(ids))
-                    slot.append(g * virtual_tokens + k)
-                positions.append(position + i)
-                text.append(number)
+                    tokens.soft.append(len(tokens.ids))
+                    tokens.slot.append(g * virtual_tokens + k)
+                tokens.positions.append(position + i)
+                tokens.text.append(number)
                 number += atom >= 0
-                ids.append(max(atom, 0))
-                prompts.append(g)
-        level = _level(packer, top=depth == 0, device=device)
-        levels.append(replace(level, both_ways=both_ways and depth == stem_level))
+                tokens.ids.append(max(atom, 0))
+                tokens.prompts.append(g)
+    return tokens
 
+
+@dataclass(frozen=True)
+class _Places:
+    """What rows ask for, as lists of the fields of PrefixTree."""
+
+    scored: list[int]
+    position: list[int]
+    token: list[int]
+    target: list[int]
+    ends: list[int]
+    read: list[int]
+
+
+def _find_places(
+    rows: Sequence[EncodedRow],
+    heads: Sequence[Atoms],
+    readings: Sequence[_Reading],
+    begins: Sequence[Sequence[int]],
+    *,
+    stem_level: int,
+) -> _Places:
+    """The packed places where targets are predicted, contexts end and heads read."""
     scored: dict[int, int] = {}
-    position_of: list[int] = []
-    tokens: list[int] = []
-    targets: list[int] = []
+    position: list[int] = []
+    token: list[int] = []
+    target: list[int] = []
     ends: list[int] = []
-    read_places: list[int] = []
+    read: list[int] = []
     number = 0
-    for row, stem, (last, read, leaf) in zip(rows, begins[stem_level], reads, strict=True):
-        ends.append(stem + last)
+    for row, stem, reading in zip(rows, begins[stem_level], readings, strict=True):
+        end = stem + reading.last
+        ends.append(end)
         head = len(heads[row.prompt])
-        read_places += [begins[0][row.prompt] + i if i < head else stem + i - head for i in row.read]
-        for target, run in zip(row.targets, read, strict=True):
-            for j, token in enumerate(target):
-                if j == 0 or run == -2:
-                    place = stem + last + j
+        read += [begins[0][row.prompt] + i if i < head else stem + i - head for i in row.read]
+        for words, leaf in zip(row.targets, reading.leaves, strict=True):
+            for j, word in enumerate(words):
+                # The first word is predicted at the end of the context, the others where the word before them is fed.
+                if j == 0 or leaf is None:
+                    place = end + j
                 else:
-                    place = begins[stem_level + 1][leaf[run]] + j - 1
-                position_of.append(scored.setdefault(place, len(scored)))
-                tokens.append(token)
-                targets.append(number)
+                    place = begins[stem_level + 1][leaf] + j - 1
+                position.append(scored.setdefault(place, len(scored)))
+                token.append(word)
+                target.append(number)
             number += 1
-
-    def tensor(values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=device)
-
-    packed_positions = tensor(positions)
-    return PrefixTree(
-        ids=tensor(ids),
-        soft=tensor(soft),
-        slot=tensor(slot),
-        positions=packed_positions,
-        text=tensor(text),
-        prompts=tensor(prompts),
-        levels=tuple(levels),
-        level_positions=packed_positions.split([level.tokens for level in levels]),
-        scored=tensor(list(scored)),
-        position=tensor(position_of),
-        token=tensor(tokens),
-        target=tensor(targets),
-        counts=tuple(len(row.targets) for row in rows),
-        ends=tensor(ends),
-        read=tensor(read_places),
-    )
+    return _Places(list(scored), position, token, target, ends, read)
 
 
-def _level(packer: _Packer, *, top: bool, device: torch.device | str) -> Level:
-    lengths = tuple(map(len, packer.atoms))
+def _level(part: _Segments, *, top: bool, both_ways: bool, device: torch.device | str) -> Level:
+    lengths = tuple(map(len, part.atoms))
     width = max(lengths)
     slots = None
     if min(lengths) != width:
         slots = torch.cat([torch.arange(n) + s * width for s, n in enumerate(lengths)]).to(device)
-    parents = None if top else torch.tensor(packer.parents, dtype=torch.long, device=device)
-    prompts = torch.tensor([start[2] for start in packer.starts], dtype=torch.long, device=device)
-    return Level(lengths, parents, prompts, slots)
+    parents = None if top else torch.tensor(part.parents, dtype=torch.long, device=device)
+    prompts = torch.tensor([start[2] for start in part.starts], dtype=torch.long, device=device)
+    return Level(lengths=lengths, parents=parents, prompts=prompts, slots=slots, both_ways=both_ways)

@@ -1,9 +1,9 @@
 """Any encoder of transformers that reads text both ways: masked language models, and text encoders without a head.
 
-A prompt's virtual tokens stand among a row's tokens, and what they become depends on that row, so they are run for
-each. Rows are packed without padding, and the output layer sees the masks only. Exact: a batch gives the logits and
-gradients of plain concatenation, one row at a time. Models whose attention cannot be reached (DeBERTa, MPNet) run the
-rows of each length together.
+A prompt's virtual tokens stand among a row's tokens and their states depend on that row, so they are run for each row.
+Rows are packed without padding, and the output layer computes the masks alone. This is exact: a batch gives the logits
+and gradients of plain concatenation, one row at a time. Models whose attention cannot be reached (DeBERTa, MPNet) run
+the rows of each length together.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from softprompt.backbones.base import BackboneSpec, known_states
-from softprompt.backbones.engine.linear import frozen_linears
-from softprompt.backbones.engine.packed import CompiledPrompt
+from softprompt.backbones.engine import CompiledPrompt, disagreement, frozen_linears
 from softprompt.backbones.masked.cloze import read_cloze
 from softprompt.backbones.masked.rows import Encoder, Place
-from softprompt.backbones.vocabulary import alphabet_ids, special_ids
+from softprompt.backbones.vocabulary import alphabet_ids, table_of, text_spec
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
 log = logging.getLogger(__name__)
@@ -34,7 +33,10 @@ log = logging.getLogger(__name__)
 class MaskedBackbone:
     """An encoder with its tokenizer. Its family is "masked-lm", or "text-encoder" if it has no head over words.
 
-    packed  True: rows are packed; False: rows of each length are run together; None: found out by a trial
+    model      of transformers
+    tokenizer  the model's own
+    name       for people; by default the one that the model was loaded with
+    packed     True: rows are packed; False: rows of each length are run together; None: a trial decides
     """
 
     def __init__(
@@ -69,54 +71,33 @@ class MaskedBackbone:
     @property
     def table(self) -> Tensor:
         """The input embedding table, (V, d)."""
-        weight = self.model.get_input_embeddings().weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return table_of(self.model.get_input_embeddings())
 
     @property
     def packed(self) -> bool:
-        """Whether rows are packed; tried out when it is first asked for."""
+        """Whether rows are packed. A trial decides when this is first asked for."""
         if self._can_pack is None:
             self._can_pack = _can_pack(self._encoder, self.name)
         return self._can_pack
 
     @cached_property
     def spec(self) -> BackboneSpec:
-        config = self.model.config
-        embedding = self.model.get_input_embeddings()
-
-        def embed(ids: Tensor) -> Tensor:
-            with torch.no_grad():
-                return embedding(ids.to(self.table.device)).float().cpu().clone()
-
-        def tokenize(text: str) -> list[int]:
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
         def key_values_of(ids: Tensor) -> tuple[KeyValue, ...]:
             return self._encoder.key_values(ids.tolist())
 
-        vocabulary, width = self.table.shape
-        sample = torch.arange(0, vocabulary, max(1, vocabulary // 4096))
         shapes: tuple[tuple[int, int], ...] = ()
         if self.packed:
-            # Read off what one token leaves behind, for configs name these numbers in many ways; it is not worth compiling for.
+            # Taken from the keys of one token: configs name these numbers in many ways. The uncompiled trunk is enough.
             plain = replace(self._encoder, forward=self._encoder.trunk)
             shapes = tuple((key.shape[1], key.shape[3]) for key, _ in plain.key_values([0]))
-        return BackboneSpec(
-            name=self.name,
-            family=self.family,
-            width=width,
-            vocabulary=vocabulary,
+        return replace(
+            text_spec(self.name, self.family, self.model.get_input_embeddings(), self.tokenizer),
             key_values=shapes,
             positions=self._encoder.positions,
-            embedding_std=embed(sample).std().item(),
-            embed=embed,
-            tokenize=tokenize,
-            special_ids=special_ids(self.tokenizer),
             alphabet=alphabet_ids(self.tokenizer),
             key_values_of=key_values_of if self.packed else None,
             closed=True,
-            state_width=config.hidden_size,
+            state_width=self.model.config.hidden_size,
             mask=self.tokenizer.mask_token_id if self.family == "masked-lm" else None,
             prefix_counts=self._encoder.prefix_counts,
         )
@@ -128,7 +109,7 @@ class MaskedBackbone:
     def with_settings(
         self, *, gradient_checkpointing: bool = False, compiled: bool = False
     ) -> MaskedBackbone:
-        """The same model, run to save memory or through torch.compile (with dynamic shapes)."""
+        """The same model with gradient checkpointing, or compiled by torch.compile with dynamic shapes."""
         other = self.with_model(self.model)
         trunk = other._encoder.trunk
         forward = torch.compile(trunk, dynamic=True) if compiled else trunk
@@ -136,11 +117,11 @@ class MaskedBackbone:
         return other
 
     def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> TargetLogits:
-        """Logits of the masks that targets stand for. Differentiable in the prompt.
+        """Logits of the masks that targets replace. Differentiable in the prompt.
 
         A row with one mask and a target of n tokens is read with n masks in its place, once for each n. Each token is
         predicted from the text and the prompt alone: a target's log-likelihood is the sum over its masks.
-        Raises ValueError for rows whose masks and targets do not fit, for virtual tokens that a prompt does not have,
+        Raises ValueError for rows whose masks and targets do not match, for virtual tokens that a prompt does not have,
         for rows longer than the model's positions, and for a text encoder, which predicts no words.
         """
         if self.family == "text-encoder":
@@ -158,7 +139,11 @@ class MaskedBackbone:
             return torch.tensor(values, dtype=torch.long, device=logits.device)
 
         return TargetLogits(
-            logits, tensor(cloze.position), tensor(cloze.token), tensor(cloze.target), cloze.counts
+            logits=logits,
+            position=tensor(cloze.position),
+            token=tensor(cloze.token),
+            target=tensor(cloze.target),
+            counts=cloze.counts,
         )
 
     def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> Tensor:
@@ -171,15 +156,15 @@ class MaskedBackbone:
         return self._states(rows, prompt, [(b, i) for b, row in enumerate(rows) for i in row.read])
 
     def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> CompiledPrompt:
-        """The prompt as it is: in a model that reads both ways, nothing but key-value prefixes is common to rows."""
+        """The prompt as it is: in a model that reads both ways, rows share nothing but key-value prefixes."""
         return CompiledPrompt(((),) * prompt.count, prompt)
 
     def generate(
         self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt, **options: Any
     ) -> list[list[int]]:
-        """Raises ValueError: an encoder does not write."""
+        """Raises ValueError: an encoder generates no text."""
         raise ValueError(
-            f"{self.name} ({self.family}) reads a text from both sides and cannot go on writing it: use a task with"
+            f"{self.name} ({self.family}) reads a text from both sides and cannot continue it: use a task with"
             " label words and a {mask}, or one with a trained head; for free text take a causal language model"
         )
 
@@ -200,7 +185,7 @@ class MaskedBackbone:
 
 @contextmanager
 def _trunk_gives(trunk: nn.Module, states: Tensor) -> Iterator[None]:
-    """Within the block the trunk returns these states (1, U, d) unseen, so that its model computes the head alone."""
+    """Within the block the trunk returns these states (1, U, d) whatever its input, so that the model runs its head alone."""
 
     def known(*args: Any, **kwargs: Any) -> BaseModelOutput:
         return BaseModelOutput(last_hidden_state=states)
@@ -225,7 +210,7 @@ def _encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Enco
         if not name.endswith("position_embeddings") or not isinstance(module, nn.Embedding):
             continue
         embedded = True
-        if module.padding_idx is not None:  # RoBERTa's, after fairseq
+        if module.padding_idx is not None:  # RoBERTa, which follows fairseq
             first = module.padding_idx + 1
     limit = getattr(config, "max_position_embeddings", None)
     types = min(getattr(config, "type_vocab_size", 1) or 1, _types_of_a_pair(tokenizer))
@@ -235,8 +220,8 @@ def _encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Enco
         forward=trunk,
         first=first,
         positions=None if limit is None else limit - first,
-        # As transformers has it for BERT and RoBERTa behind a cache, and with it P-tuning v2 and PEFT. A rotary model
-        # (ModernBERT) takes no cache there, so nobody has said where its text would begin: at 0, with nothing lost.
+        # As in transformers for BERT and RoBERTa behind a cache, and therefore in P-tuning v2 and PEFT. A rotary model
+        # (ModernBERT) takes no cache there, so nothing says where its text would begin: here at 0, which costs nothing.
         prefix_counts=embedded,
         separator=tokenizer.sep_token_id if types > 1 else None,
         types=types,
@@ -244,29 +229,25 @@ def _encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Enco
 
 
 def _types_of_a_pair(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many types of tokens the tokenizer tells apart in a pair of texts: BERT's two, RoBERTa's one."""
+    """How many token types the tokenizer gives to a pair of texts: two in BERT, one in RoBERTa."""
     return 1 + max(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"])
 
 
 @torch.no_grad()
 def _can_pack(encoder: Encoder, name: str) -> bool:
-    """Whether packed states equal those of each row alone."""
-    table = encoder.model.get_input_embeddings().weight
-    assert isinstance(table, Tensor)
+    """Whether packed states equal those of each row alone, in a trial."""
+    table = table_of(encoder.model.get_input_embeddings())
     ids = [(7 * i + 3) % len(table) for i in range(9)]
     rows = [EncodedRow((ids[0], -1, *ids[1:4])), EncodedRow((ids[0], -1, *ids[4:]))]
     tokens = table[ids[1]][None, None]
-    # Not all places, so that what the last layer leaves out is tried too.
+    # Some places are left out, so that the shortened last layer is tried as well.
     places = [(b, i) for b, row in enumerate(rows) for i in range(1, len(row.context))]
     expected = encoder.states_by_length(rows, PromptOutput(tokens=tokens), places)
     try:
         found = encoder.packed_states(rows, PromptOutput(tokens=tokens), places)
     except (TypeError, NotImplementedError, AttributeError, RuntimeError, ValueError, KeyError) as error:
         return _say(name, f"{type(error).__name__}: {error}")
-    # In bfloat16 the trial finds wrong attention; the test suite proves the rest.
-    tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
-    difference = (found - expected).abs().max().item()
-    if not difference <= tolerance * max(1.0, expected.abs().max().item()):
+    if (difference := disagreement(found, expected, expected.dtype, half=0.1)) is not None:
         return _say(name, f"packed rows differ by {difference:.2g}")
     return True
 

@@ -1,4 +1,4 @@
-"""Targets where masks stand: which sequences must be run, and where each target token is predicted."""
+"""Targets in the place of masks: which sequences must be run, and where each target token is predicted."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from softprompt.outputs import EncodedRow
 class Cloze:
     """The masks of a batch.
 
-    rows      what is run: the rows, once for each number of masks that their targets need
-    places    (row of `rows`, position) of each mask that is scored, once
-    position, token, target, counts   as in TargetLogits, `position` into `places`
+    rows      the sequences to run: each row once for each number of masks that its targets need
+    places    (number in `rows`, position) of each mask that is scored, once
+    position, token, target, counts   as in TargetLogits; `position` indexes `places`
     """
 
     rows: list[EncodedRow]
@@ -28,8 +28,11 @@ class Cloze:
 def read_cloze(rows: Sequence[EncodedRow], mask: int, word: str) -> Cloze:
     """Token j of a target is predicted at mask j of its row; a row's only mask is widened to the target's length.
 
-    mask, word: the mask token as the rows hold it, and as it is written.
-    Raises ValueError for a row without a mask, and for one with several that are not as many as a target's tokens.
+    rows  of the batch
+    mask  id of the mask token
+    word  the mask token as it is written
+
+    Raises ValueError for a row without a mask, and for a row with several masks and a target of another number of tokens.
     """
     cloze = Cloze([], [], [], [], [], tuple(len(row.targets) for row in rows))
     number = 0

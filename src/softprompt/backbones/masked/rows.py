@@ -1,7 +1,7 @@
-"""The batch of an encoder: rows one after the other in a single sequence, each attending to itself, both ways.
+"""The batch of an encoder: rows stand one after the other in a single sequence, and each attends to itself, both ways.
 
-Linear layers and norms see each token once and no padding; only attention works on a padded grid, where padding is
-masked. Nothing of a prompt is shared but its key-value prefix: what a virtual token becomes depends on its row.
+Linear layers and norms compute each token once and no padding; only attention works on a padded grid, where padding is
+masked. Rows share nothing of a prompt but its key-value prefix: the state of a virtual token depends on its row.
 
 Letters: N packed tokens, S rows, T tokens of the longest, P positions of the longest prefix, R = H / Hkv; H, Hkv, D, d as
 everywhere.
@@ -19,20 +19,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from softprompt.backbones.engine.attention import (
+from softprompt.backbones.engine import (
+    PrefixTree,
     attend,
     attention_implementation,
+    build_tree,
+    checkpointed_layers,
+    embed_tree,
     from_grid,
     group_queries,
+    last_layer_only_at,
     of_parents,
     prefix_grid,
+    prefix_lengths,
     to_grid,
     ungroup_queries,
 )
-from softprompt.backbones.engine.checkpointing import checkpointed_layers
-from softprompt.backbones.engine.last_layer import last_layer_only_at
-from softprompt.backbones.engine.packed import embed_tree, prefix_lengths
-from softprompt.backbones.engine.tree import PrefixTree, build_tree
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
 
 IMPLEMENTATION = "softprompt_rows"
@@ -42,7 +44,7 @@ Place = tuple[int, int]
 
 
 class RowsCall:
-    """Packed rows and the prefixes in front of them, for one pass through the layers."""
+    """Packed rows with the prefixes in front of them, for one pass through the layers."""
 
     def __init__(
         self,
@@ -52,17 +54,23 @@ class RowsCall:
         *,
         keep: bool = False,
     ) -> None:
-        """keep: what each layer computes as keys and values is kept in `key_values`."""
+        """Begin a pass.
+
+        tree     the packed rows
+        prefix   per layer, keys and values of each prompt; None: there are none
+        lengths  (G,) positions of each prompt's prefix; None: they are all of one length
+        keep     whether the keys and values that each layer computes are collected in `key_values`
+        """
         self.level = tree.levels[0]
         self.device = tree.ids.device
         self.prefix = prefix
         self.lengths = lengths
         self.key_values: list[KeyValue] | None = [] if keep else None
-        self.layers: list[int] = []  # attention modules, in the order of the layers
+        self.layers: list[int] = []  # ids of attention modules, in the order of the layers
         self._masks: dict[tuple[int | None, int, torch.dtype], Tensor | None] = {}
 
     def number(self, module: nn.Module) -> int:
-        """The layer that `module` is the attention of. Not all models tell, but they all run in order."""
+        """The number of the layer whose attention `module` is. Not all modules know it, but all models run them in order."""
         if self.prefix is None or len(self.layers) < len(self.prefix):
             self.layers.append(id(module))
             return len(self.layers) - 1
@@ -74,7 +82,12 @@ class RowsCall:
         return self.layers.index(id(module))  # the layer is recomputed in backward
 
     def mask(self, window: int | None, ratio: int, dtype: torch.dtype) -> Tensor | None:
-        """Additive mask (1, S, R*T, P + T) or, without windows, (1, S, 1, P + T); None where every key is seen."""
+        """Additive mask (1, S, R*T, P + T) or, without windows, (1, S, 1, P + T); None if every key is seen.
+
+        window  of sliding-window attention; None: attention reaches everywhere
+        ratio   R
+        dtype   of the mask
+        """
         key = (window, ratio, dtype)
         if key not in self._masks:
             mask = self._mask(window, dtype)
@@ -91,7 +104,7 @@ class RowsCall:
         seen = (places < lengths[:, None])[:, None, :]  # (S, 1, T)
         if window is not None:
             seen = seen & ((places[:, None] - places[None, :]).abs() < window)  # (S, T, T)
-            # A padding query far from its row would see no key: NaN, and NaN * 0 is NaN in backward.
+            # A padding query far from its row would see no key and give NaN, and NaN * 0 is NaN in backward.
             seen = seen | torch.eye(level.width, dtype=torch.bool, device=self.device)
         if self.prefix is not None:
             width = self.prefix[0][0].shape[2]
@@ -100,13 +113,13 @@ class RowsCall:
                 there = torch.ones(level.segments, width, dtype=torch.bool, device=self.device)
             else:
                 there = before < self.lengths.to(self.device)[level.prompts][:, None]  # (S, P)
-            # A window is cut by places in the text, and the prefix has none: it is seen from everywhere.
+            # A window is measured by places in the text. A prefix has none, so it is seen from everywhere.
             seen = torch.cat([there[:, None, :].expand(-1, seen.shape[1], -1), seen], dim=2)
         zero = torch.zeros((), dtype=dtype, device=self.device)
         return torch.where(seen, zero, float("-inf"))[None]
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # a batch's layout is plain Python, as in _attention.py
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the layout of a batch is plain Python, as in engine/attention.py
 def rows_attention(
     module: nn.Module,
     query: Tensor,
@@ -121,9 +134,10 @@ def rows_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query (1, H, N, D), key and value (1, Hkv, N, D) -> (1, N, H, D): each row attends to its prefix and to itself.
+    """Attention of packed rows: query (1, H, N, D), key and value (1, Hkv, N, D) -> (1, N, H, D).
 
-    A token sees those less than `sliding_window` away, which is how transformers' bidirectional layers write it.
+    Each row attends to its prefix and to itself. A token sees tokens less than `sliding_window` away, as in the
+    bidirectional layers of transformers.
     """
     if kwargs.get("position_bias") is not None:
         raise NotImplementedError("position biases are not known to the packed attention")
@@ -145,7 +159,7 @@ def rows_attention(
 
 
 def rows_implementation(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Within the block the model attends within the rows given as `prompt_rows=`."""
+    """Within the block the model attends within the rows that it is given as `prompt_rows=`."""
     return attention_implementation(model, IMPLEMENTATION, rows_attention)
 
 
@@ -153,14 +167,15 @@ def rows_implementation(model: PreTrainedModel) -> AbstractContextManager[None]:
 class Encoder:
     """A model's trunk, without its head, and how it is run.
 
+    model          of transformers
     trunk          computes the last hidden states
-    forward        the trunk itself, or what torch.compile made of it
-    first          position of a row's first token: RoBERTa and its kin begin behind the padding's index
-    positions      how many positions there are; None: no limit
-    separator      the token that ends the first of two texts, where the model tells them apart by type; else None
-    types          how many types of tokens there are
-    prefix_counts  positions are embedded: those of a key-value prefix come first, and the text begins behind them
-    checkpointing  layers are recomputed in backward
+    forward        the trunk itself, or its compiled version
+    first          position of a row's first token: RoBERTa and its relatives begin behind the index of their padding
+    positions      number of positions; None: there is no limit
+    prefix_counts  whether positions are embedded: those of a key-value prefix come first, and the text begins behind them
+    separator      id of the token that ends the first of two texts, if the model tells them apart by type; else None
+    types          number of token types
+    checkpointing  whether layers are recomputed in backward
     """
 
     model: PreTrainedModel
@@ -176,7 +191,7 @@ class Encoder:
     def packed_states(
         self, rows: Sequence[EncodedRow], prompt: PromptOutput, places: Sequence[Place]
     ) -> Tensor:
-        """Last hidden states at these places, (len(places), d), by one pass over the packed rows."""
+        """Last hidden states at some places, (len(places), d), from one pass over the packed rows."""
         tree = self._pack(rows, prompt)
         lengths = prompt.lengths if prompt.prefix is not None else None
         call = RowsCall(tree, prompt.prefix, lengths)
@@ -187,7 +202,7 @@ class Encoder:
 
     @torch.no_grad()
     def key_values(self, ids: Sequence[int]) -> tuple[KeyValue, ...]:
-        """Keys and values that the model computes for a text of these tokens alone, per layer (1, Hkv, n, D) float32."""
+        """Keys and values that the model computes for a text of these tokens, per layer (1, Hkv, n, D) float32."""
         rows = [EncodedRow(tuple(ids))]
         tree = self._pack(rows, PromptOutput())
         call = RowsCall(tree, None, None, keep=True)
@@ -197,9 +212,9 @@ class Encoder:
     def states_by_length(
         self, rows: Sequence[EncodedRow], prompt: PromptOutput, places: Sequence[Place]
     ) -> Tensor:
-        """The same for a model whose attention cannot be reached: one pass for the rows of each length, no padding.
+        """`packed_states` of a model whose attention cannot be reached: one pass for the rows of each length, without padding.
 
-        Raises ValueError for a key-value prefix, which only that attention could see.
+        Raises ValueError for a key-value prefix, which needs that attention.
         """
         if prompt.prefix is not None:
             raise ValueError(
@@ -255,12 +270,19 @@ class Encoder:
         call: RowsCall,
         read: Tensor | None = None,
     ) -> Tensor:
-        """States of all packed tokens, (1, N, d). read: the places that matter; None: all do."""
+        """States of all packed tokens, (1, N, d).
+
+        tree    the packed rows
+        rows    that were packed
+        prompt  that they carry
+        call    the pass
+        read    (U,) places whose states are read; None: all of them
+        """
         with ExitStack() as stack:
             stack.enter_context(rows_implementation(self.model))
             if self.checkpointing and torch.is_grad_enabled():
                 stack.enter_context(checkpointed_layers(self.model, rows_implementation))
-            # Hooks would be compiled in, and are gone when a layer is recomputed.
+            # Hooks would be compiled into the model, and are gone when a layer is recomputed.
             elif read is not None and self.forward is self.trunk:
                 stack.enter_context(last_layer_only_at(self.model, read.unique(), tree.tokens))
             states: Tensor = self.forward(
@@ -272,7 +294,7 @@ class Encoder:
         return states
 
     def _types(self, rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
-        """`token_type_ids` (1, N), as the tokenizer gives them to a pair of texts: one more behind each separator."""
+        """`token_type_ids` (1, N), as the tokenizer gives them to a pair of texts: the type grows behind each separator."""
         if self.separator is None:
             return {}
         kinds: list[int] = []

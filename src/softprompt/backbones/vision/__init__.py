@@ -1,5 +1,11 @@
-"""Vision transformers."""
+"""Vision transformers.
+
+backbone         the family's Backbone
+tower            an image's patches through the layers, with prompts beside or among them
+class_attention  what the class token attends to
+"""
 
 from softprompt.backbones.vision.backbone import VisionBackbone
+from softprompt.backbones.vision.class_attention import ClassAttention
 
-__all__ = ["VisionBackbone"]
+__all__ = ["ClassAttention", "VisionBackbone"]

@@ -1,8 +1,9 @@
 """Vision transformers of transformers: ViT, DeiT, DINOv2 with and without registers, CLIP's and SigLIP's vision towers.
 
-A row is an image and has no tokens: `media` are its pixels, `read` says what a head sees of it (`images.POOLINGS`).
-Virtual tokens stand behind the class token, without positions (VPT-Shallow); hidden-state prompts enter each layer as
-keys and values, computed once for all images (VPT-Deep). Exact: states and gradients are those of concatenation.
+A row is an image and has no tokens: `media` holds its pixels, and `read` says how a head reads it (`images.POOLINGS`).
+Virtual tokens stand behind the class token, without positions (VPT-Shallow). Hidden-state prompts enter each layer as
+keys and values, which are computed once for all images (VPT-Deep). This is exact: states and gradients are those of
+concatenation.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.backbones.base import BackboneSpec, known_states
+from softprompt.backbones.engine import disagreement
 from softprompt.backbones.vision.class_attention import ClassAttention, sorted_out, watched
 from softprompt.backbones.vision.tower import READS_PROMPTS, ImagePrompt, Tower, find_tower
 from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, normalized, rule_of
@@ -29,11 +31,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CompiledImagePrompt:
-    """A prompt whose hidden-state prompts were made into keys and values.
+    """A prompt whose hidden-state prompts have been turned into keys and values.
 
-    given  as it was; where a head reads prompt rows they are needed
-    fast   with `prefix` in the place of `layers`
-    heads  none: nothing depends on the rows
+    given  the prompt as it was, for heads that read the rows of prompts
+    fast   the prompt with `prefix` in place of `layers`
+    heads  empty: nothing depends on the rows
     """
 
     given: PromptOutput
@@ -42,11 +44,13 @@ class CompiledImagePrompt:
 
 
 class VisionBackbone:
-    """A vision transformer with the rule by which its images are prepared.
+    """A vision transformer with the rule that prepares its images.
 
-    processor  an ImageRule, the configuration of one of transformers' image processors, or such a processor
-    packed     True: what nobody reads of a prompt enters as keys and values only; False: prompts are concatenated;
-               None: found out by a trial
+    model      of transformers
+    processor  an ImageRule, an image processor of transformers, or its configuration
+    name       for people; by default the one that the model was loaded with
+    packed     True: prompt rows that no head reads enter as keys and values alone; False: prompts are concatenated;
+               None: a trial decides
     """
 
     family = "vision-encoder"
@@ -78,17 +82,17 @@ class VisionBackbone:
 
     @property
     def table(self) -> Tensor:
-        """The patch embedding as a table: a row for each number of a patch, (3 * patch height * patch width, d)."""
+        """The patch embedding as a table with a row for each number of a patch, (3 * patch height * patch width, d)."""
         return self._tower.convolution.weight.flatten(1).T  # (d, 3, h, w) -> (3hw, d)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Raises ValueError: there is none."""
+        """Raises ValueError: a vision encoder has no tokenizer."""
         raise ValueError(f"{self.name} reads images and has no tokenizer")
 
     @property
     def packed(self) -> bool:
-        """Whether prompts enter as keys and values; tried out when it is first asked for."""
+        """Whether prompts enter as keys and values. A trial decides when this is first asked for."""
         if self._can_share is None:
             self._can_share = _can_share(self._tower, self.name)
         return self._can_share
@@ -119,16 +123,16 @@ class VisionBackbone:
             special_ids=frozenset(),
             layers=len(tower.layers),
             image=ImageSetting(
-                self.rule,
-                tower.patch,
-                poolings,
-                "pooler" if tower.pooler is not None else poolings[0],
+                rule=self.rule,
+                patch=tower.patch,
+                poolings=poolings,
+                pooling="pooler" if tower.pooler is not None else poolings[0],
                 positions=None if tower.interpolates else tower.size,
             ),
         )
 
     def _offers(self, pooling: ImagePooling) -> bool:
-        if pooling == "embedding":  # a dual encoder's
+        if pooling == "embedding":  # only dual encoders have it
             return False
         if pooling == "pooler":
             return self._tower.pooler is not None
@@ -141,18 +145,19 @@ class VisionBackbone:
     def with_settings(
         self, *, gradient_checkpointing: bool = False, compiled: bool = False
     ) -> VisionBackbone:
-        """The same model, run to save memory or through torch.compile (each layer by itself)."""
+        """The same model with gradient checkpointing, or with each layer compiled by torch.compile."""
         other = self.with_model(self.model)
         tower = other._tower.compiled() if compiled else other._tower
         other._tower = replace(tower, checkpointing=gradient_checkpointing)
         return other
 
     def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledImagePrompt) -> Tensor:
-        """What heads read of the images, behind the last norm, (sum of len(row.read), d). Differentiable in the prompt.
+        """The states that heads read of the images, behind the last norm, (sum of len(row.read), d).
 
-        Images of one batch may differ in size and prompt: those that are alike in both run together.
-        Raises ValueError for rows without an image, what this tower cannot be read for, and prompts that are not defined
-        on images.
+        They are differentiable in the prompt. Images of a batch may differ in size and prompt: those that agree in both
+        run together.
+        Raises ValueError for rows without an image, for poolings that this tower does not have, and for prompts that are
+        not defined on images.
         """
         if isinstance(prompt, CompiledImagePrompt):
             whole = any(read in _READ_PROMPTS for row in rows for read in row.read)
@@ -167,7 +172,7 @@ class VisionBackbone:
         lengths = None if plain.lengths is None else plain.lengths.tolist()
         for b, row in enumerate(rows):
             assert row.media is not None
-            # Where each row has a prompt of its own, those of one length run together, whatever they are.
+            # If each row has a prompt of its own, rows with prompts of one length run together.
             which = row.prompt if own is None else None
             length = None if lengths is None else lengths[row.prompt if own is None else own[b]]
             kind = (which, length, row.media.shape, row.media.dtype, _start(row))
@@ -184,7 +189,7 @@ class VisionBackbone:
         return torch.stack([found[place] for place in places])
 
     def _read(self, rows: Sequence[EncodedRow], prompt: ImagePrompt, reads: set[int]) -> dict[int, Tensor]:
-        """Images of one size, known as far as the others -> for each of `reads` (B, d)."""
+        """Run images of one size whose known features enter the same layer. Gives (B, d) for each of `reads`."""
         wanted = [POOLINGS[read] for read in sorted(reads)]
         start = _start(rows[0])
         if start:
@@ -196,13 +201,13 @@ class VisionBackbone:
         return {POOLINGS.index(read): self._tower.pool(x, inside, read) for read in wanted}
 
     def _embed(self, rows: Sequence[EncodedRow]) -> Tensor:
-        """Images of one size -> (B, T, d)."""
+        """The embedded patches of images of one size, (B, T, d)."""
         pixels = torch.stack([row.media for row in rows if row.media is not None])
         return self._tower.embed(normalized(pixels.to(self.device), self.rule, self.dtype))
 
     @torch.no_grad()
     def hidden(self, rows: Sequence[EncodedRow], layer: int) -> list[Tensor]:
-        """The rows of each image in front of a layer, without any prompt, (T, d)."""
+        """The rows of each image in front of a layer, (T, d), computed without any prompt."""
         none = ImagePrompt(None, 0, ())
         self._check(rows, PromptOutput())
         groups: dict[tuple[Any, ...], list[int]] = {}
@@ -250,9 +255,12 @@ class VisionBackbone:
                     raise ValueError(f"{self.name} cannot be read as {name!r}; it has {known}")
 
     def class_attention(self, row: EncodedRow, run: Callable[[EncodedRow], object]) -> ClassAttention:
-        """What the class token of an image attends to while `run` has its states computed, as `PromptedModel.states` does.
+        """What the class token of an image attends to.
 
-        Raises ValueError for a tower without a class token, and for one whose attention cannot be reached.
+        row  the image
+        run  is called with a row, and must compute its states on this backbone, as `PromptedModel.states` does
+
+        Raises ValueError for a tower without a class token, and for a tower whose attention cannot be reached.
         """
         if not self._tower.front or not self.packed or row.media is None:
             reason = "its attention cannot be reached" if self._tower.front else "it has no class token"
@@ -261,12 +269,12 @@ class VisionBackbone:
             side // part for side, part in zip(row.media.shape[-2:], self._tower.patch, strict=True)
         )
         with torch.no_grad(), watched() as watch:
-            # Read for the mean of the patches too, the last layer keeps all its rows.
+            # Reading the mean of the patches as well makes the last layer keep all its rows.
             run(replace(row, read=(*row.read, POOLINGS.index("mean"))))
         return sorted_out(self._tower, watch, (height, width))
 
     def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> CompiledImagePrompt:
-        """Hidden-state prompts as the keys and values that they are to every image."""
+        """The prompt with its hidden-state prompts turned into keys and values, which are the same for every image."""
         if prompt.layers is None or prompt.prefix is not None or not self.packed:
             return CompiledImagePrompt(prompt, prompt)
         with torch.no_grad():
@@ -298,7 +306,14 @@ _READ_PROMPTS = {POOLINGS.index(pooling) for pooling in READS_PROMPTS}
 def _carried(
     prompt: PromptOutput, which: int | None, length: int | None, members: Sequence[int], device: torch.device
 ) -> ImagePrompt:
-    """The prompt of one group of rows: number `which` for all, or of each its own. length: of what is padded."""
+    """The prompt of one group of rows.
+
+    prompt   of the whole batch
+    which    number of the prompt that all of them carry; None: each row carries its own, as `prompt.rows` says
+    length   to which padded prompts are cut; None: nothing is padded
+    members  numbers of the rows in the batch
+    device   of the model
+    """
     if which is None:
         assert prompt.rows is not None
         index = prompt.rows.to(device)[torch.tensor(members, device=device)]
@@ -321,12 +336,12 @@ def _carried(
     prefix = None
     if prompt.prefix is not None:
         prefix = tuple((chosen(key, 2), chosen(value, 2)) for key, value in prompt.prefix)
-    return ImagePrompt(tokens, prompt.entry, layers, prefix)
+    return ImagePrompt(tokens=tokens, entry=prompt.entry, layers=layers, prefix=prefix)
 
 
 @torch.no_grad()
 def _can_share(tower: Tower, name: str) -> bool:
-    """Whether prompts as keys and values give what concatenated ones give. Tried out on rows of noise."""
+    """Whether prompts as keys and values give the same as concatenated ones, in a trial on rows of noise."""
     generator = torch.Generator().manual_seed(0)
     weight = tower.convolution.weight
 
@@ -341,10 +356,7 @@ def _can_share(tower: Tower, name: str) -> bool:
         found = tower.pool(*tower.through(rows, prompt, [read], beside=True), read)
     except (TypeError, NotImplementedError, AttributeError, RuntimeError, StopIteration, KeyError) as error:
         return _say(name, f"{type(error).__name__}: {error}")
-    # In bfloat16 the trial finds wrong attention; the test suite proves the rest.
-    tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
-    difference = (found - expected).abs().max().item()
-    if not difference <= tolerance * max(1.0, expected.abs().max().item()):
+    if (difference := disagreement(found, expected, expected.dtype, half=0.1)) is not None:
         return _say(name, f"keys and values beside the rows differ by {difference:.2g}")
     return True
 

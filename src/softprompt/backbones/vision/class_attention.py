@@ -1,7 +1,7 @@
-"""What the class token of an image attends to, watched while the image runs through a vision transformer.
+"""What the class token of an image attends to, recorded while the image runs through a vision transformer.
 
-Prompts that enter a layer as keys and values are seen like those that stand among the rows: the weights are computed
-again, from the class token's query and all keys. Letters: H heads, P prompt rows, S special rows, h x w patches.
+The attention weights are computed again from the class token's query and all keys, so prompts that enter a layer as keys
+and values are recorded like those among the rows. Letters: H heads, P prompt rows, S special rows, h x w patches.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from softprompt.backbones.vision.tower import WATCH, Tower, _attention
+from softprompt.backbones.vision.tower import WATCH, Tower, attention_of
 
 
 @dataclass(frozen=True)
 class ClassAttention:
-    """Shares of the class token's attention in each layer; those of one head in one layer sum to 1. Float32 or wider.
+    """The class token's attention in each layer. The weights of one head in one layer sum to 1. Float32 or wider.
 
-    prompts  per layer (H, P): a key-value prefix, then the layer's own prompt, then rows that stay from layer to layer
+    prompts  per layer (H, P): a key-value prefix, then the layer's own prompt, then prompt rows that stay
     special  (L, H, S): the class token itself, then the distillation token or registers
     patches  (L, H, h, w), row by row as they lie in the image
     """
@@ -30,7 +30,7 @@ class ClassAttention:
     patches: Tensor
 
     def shares(self) -> dict[str, list[float]]:
-        """Of each layer, mean over heads: what goes to "prompts", "patches", and "class token and registers"."""
+        """The attention to "prompts", "patches", and "class token and registers" in each layer, as means over heads."""
         return {
             "prompts": [layer.sum(-1).mean().item() for layer in self.prompts],
             "patches": self.patches.sum((-2, -1)).mean(-1).tolist(),
@@ -40,12 +40,12 @@ class ClassAttention:
 
 @dataclass
 class ClassWatch:
-    """Of each attention module, by its id: (H, keys) weights of the class token, and how many rows were its own."""
+    """For each attention module, by its id: weights (H, keys) of the class token, and the number of the image's own rows."""
 
     weights: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, scaling: float | None) -> None:
-        """Of several passes the last one stays: methods that look at an image first run it without prompts."""
+        """Record one pass. A later pass replaces it: methods whose prompt depends on the image run it without prompts first."""
         if len(query) != 1:
             raise ValueError(f"the class token is watched on one image at a time, found {len(query)}")
         first = query[0, :, :1]  # (1, H, T, D) -> (H, 1, D)
@@ -57,7 +57,7 @@ class ClassWatch:
 
 @contextmanager
 def watched() -> Iterator[ClassWatch]:
-    """Within the block the class token's attention is recorded, of one image at a time."""
+    """Within the block the class token's attention is recorded, for one image at a time."""
     watch = ClassWatch()
     token = WATCH.set(watch)
     try:
@@ -67,14 +67,18 @@ def watched() -> Iterator[ClassWatch]:
 
 
 def sorted_out(tower: Tower, watch: ClassWatch, grid: tuple[int, int]) -> ClassAttention:
-    """What was watched, by what it fell on. grid: (h, w) patches of the image.
+    """The recorded attention, sorted by what it falls on.
 
-    Rows stand as [beside, class token, prompts, other special rows, patches].
+    tower  that was watched
+    watch  the record
+    grid   (h, w) patches of the image
+
+    The keys stand as [beside the rows, class token, prompts, other special rows, patches].
     """
     prompts, special, patches = [], [], []
     count = grid[0] * grid[1]
     for layer in tower.layers:
-        weights, own = watch.weights[id(_attention(layer))]
+        weights, own = watch.weights[id(attention_of(layer))]
         beside = weights.shape[1] - own
         inside = own - tower.special - count
         kinds = weights.split([beside, 1, inside, tower.special - 1, count], dim=1)

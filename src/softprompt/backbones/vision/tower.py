@@ -1,10 +1,10 @@
-"""Rows of an image's patches through the layers of a vision transformer, with prompts beside or among them.
+"""Running an image's patches through the layers of a vision transformer, with prompts beside or among them.
 
-A prompt whose outputs nobody reads needs no query, no attention output and no feed-forward network: it enters a layer
-as keys and values only, K, V = W LN(P), and these are the same for all images. So do the patches in the last layer,
-where the head reads the class token alone. Both are exact.
+A prompt whose outputs nobody reads needs no query, no attention output and no feed-forward network. It enters a layer as
+keys and values alone, K, V = W LN(P), and these are the same for all images. The same holds for the patches in the last
+layer if the head reads the class token alone. Both are exact.
 
-Letters: B images, G prompts (1, or B: each image its own), P prompt rows, N patches, T rows of an image; H, D, d.
+Letters: B images, G prompts (1, or B if each image has its own), P prompt rows, N patches, T rows of an image; H, D, d.
 """
 
 from __future__ import annotations
@@ -21,31 +21,32 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from softprompt.backbones.engine.attention import attend, attention_implementation
-from softprompt.backbones.engine.checkpointing import checkpointed_layers
+from softprompt.backbones.engine import attend, attention_implementation, checkpointed_layers
 from softprompt.images import ImagePooling
 from softprompt.outputs import KeyValue
 
 IMPLEMENTATION = "softprompt_beside"
 
 READS_PROMPTS: frozenset[ImagePooling] = frozenset({"mean-with-prompts", "prompts"})
-"""What cannot be read without the prompts' rows behind the last layer."""
+"""Poolings that need the rows of the prompts behind the last layer."""
 
 _BESIDE: ContextVar[Mapping[int, list[KeyValue]]] = ContextVar("keys and values beside the rows")
-"""By the id of an attention module. Not handed over as a keyword: SigLIP's layers drop those."""
+"""By the id of an attention module. They cannot be passed as a keyword, because the layers of SigLIP drop those."""
 
 Watch = Callable[[nn.Module, Tensor, Tensor, float | None], None]
-"""Is shown an attention module, its queries (B, H, T, D), all keys (B, H, P + T, D), its own rows' last, and the scaling."""
+"""Is called with an attention module, its queries (B, H, T, D), all keys (B, H, P + T, D), those of the image's own rows
+last, and the scaling."""
 
-WATCH: ContextVar[Watch | None] = ContextVar("who is shown the attention", default=None)
+WATCH: ContextVar[Watch | None] = ContextVar("what watches the attention", default=None)
 
 
 @dataclass(frozen=True)
 class ImagePrompt:
-    """What images carry, G = 1 for all of them or G = B.
+    """The prompt of a group of images: G = 1 for all of them, or G = B.
 
-    tokens  (G, P, d) rows that join the images' own in front of layer `entry` and stay among them
-    layers  per layer (G, P, d), or None, rows that are gone behind it; empty: none in any layer
+    tokens  (G, P, d) rows that join those of the image in front of layer `entry`, and stay
+    entry   the layer that `tokens` enter
+    layers  per layer (G, P, d) rows that are removed behind it, or None; empty: no layer has any
     prefix  per layer keys and values (G, H, P, D)
     """
 
@@ -59,14 +60,16 @@ class ImagePrompt:
 class Tower:
     """The parts of a vision transformer.
 
-    vision      the module that holds them
-    layers      of it, in order
-    forwards    how each is called: the layer itself, or what torch.compile made of it
-    before      the norm in front of the first layer (CLIP's); None: there is none
-    after       the norm behind the last one
-    convolution that makes patches into rows
-    special     rows in front of the patches: class token, distillation token, registers
-    pooler      SigLIP's attention pooling; None: there is none
+    model          that holds the tower
+    vision         the module whose parts the others are
+    layers         in order
+    forwards       how each layer is called: the layer itself, or its compiled version
+    before         the norm in front of the first layer (CLIP); None: there is none
+    after          the norm behind the last layer
+    convolution    turns patches into rows
+    special        number of rows in front of the patches: class token, distillation token, registers
+    pooler         the attention pooling of SigLIP; None: there is none
+    checkpointing  whether layers are recomputed in backward
     """
 
     model: PreTrainedModel
@@ -82,7 +85,7 @@ class Tower:
 
     @property
     def front(self) -> int:
-        """Rows that stand in front of the prompt: the class token."""
+        """Number of rows in front of the prompt: 1 for the class token, 0 without one."""
         return min(1, self.special)
 
     @property
@@ -104,7 +107,7 @@ class Tower:
 
     @property
     def interpolates(self) -> bool:
-        """Whether the model brings its positions to any image's grid unasked, as DINOv2 does."""
+        """Whether the model always interpolates its positions to the image's grid, as DINOv2 does."""
         return not self._asks_to_interpolate
 
     @property
@@ -117,7 +120,7 @@ class Tower:
         return getattr(self.vision, "config", self.model.config)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Rows of images with their positions, (B, 3, H, W) -> (B, T, d). Positions of another grid are interpolated.
+        """Embed images as rows with positions, (B, 3, H, W) -> (B, T, d). For another grid the positions are interpolated.
 
         Raises ValueError for sides that are no multiples of the patch.
         """
@@ -134,12 +137,12 @@ class Tower:
         return rows
 
     def insert(self, rows: Tensor, prompt: Tensor) -> Tensor:
-        """The prompt behind the class token, or in front where there is none: (B, T, d), (G, P, d) -> (B, T + P, d)."""
+        """Insert the prompt behind the class token, if there is one: (B, T, d), (G, P, d) -> (B, T + P, d)."""
         prompt = prompt.to(rows.dtype).expand(len(rows), -1, -1)
         return torch.cat([rows[:, : self.front], prompt, rows[:, self.front :]], dim=1)
 
     def remove(self, rows: Tensor, count: int) -> Tensor:
-        """Without the first `count` prompt rows, (B, T + P, d) -> (B, T, d)."""
+        """Remove the first `count` prompt rows, (B, T + P, d) -> (B, T, d)."""
         return (
             torch.cat([rows[:, : self.front], rows[:, self.front + count :]], dim=1)
             if self.front
@@ -156,61 +159,94 @@ class Tower:
         start: int = 0,
         stop: int | None = None,
     ) -> tuple[Tensor, int]:
-        """Rows behind the last layer, and how many prompt rows are among them. (B, T, d) -> (B, T', d).
+        """Run rows through the layers: (B, T, d) -> (B, T', d), and the number of prompt rows among them.
 
-        reads   what will be read of them: rows that are not needed for it may be missing
-        beside  rows that nobody reads enter as keys and values; else every layer runs all of them
-        start   the layer that the given rows enter; in front of it there must be no prompt
-        stop    the layer in front of which the rows are wanted; None: behind the last
+        rows    of the images
+        prompt  that they carry
+        reads   the poolings that will be read; rows that these do not need may be missing in the result
+        beside  whether rows that nobody reads enter as keys and values; otherwise every layer runs all rows
+        start   the layer that the given rows enter; there must be no prompt in front of it
+        stop    the layer in front of which to stop; None: behind the last one
+
+        Raises ValueError if the mean of the prompts is to be read and no prompt stands in the last layer.
         """
-        inside, last = 0, len(self.layers) - 1
+        inside = 0
         if prompt.tokens is not None and prompt.entry == 0:
             rows, inside = self.insert(rows, prompt.tokens), prompt.tokens.shape[1]
         own = list(prompt.layers) or [None] * len(self.layers)
         if self.before is not None and start == 0:
             rows = self.before(rows)
             own[:1] = [None if own[0] is None else self.before(own[0].to(rows.dtype))]
-        extra: dict[int, list[KeyValue]] = {}
-        with ExitStack() as stack:
-            if beside:
-                stack.enter_context(_attention_beside(self.model, extra))
-            if self.checkpointing and torch.is_grad_enabled():
-                within = (lambda model: _attention_beside(model, extra)) if beside else _as_it_is
-                stack.enter_context(checkpointed_layers(self.model, within))
-            for i, layer in list(enumerate(self.forwards))[start:stop]:
+        extra: dict[int, list[KeyValue]] | None = {} if beside else None
+        with self._attending(extra):
+            for i in range(len(self.layers))[start:stop]:
                 if prompt.tokens is not None and prompt.entry == i > 0:
                     rows, inside = self.insert(rows, prompt.tokens), prompt.tokens.shape[1]
-                stay = i == last and not READS_PROMPTS.isdisjoint(reads)
-                passing = own[i]
-                joins = passing is not None and (stay or not beside)
-                if i == last and "prompts" in reads and passing is None and not inside:
-                    raise ValueError(
-                        "the head is to read the mean of the prompts, and no prompt stands among the rows of the last layer:"
-                        " take another pooling, or a method that puts some there"
-                    )
-                if beside:
-                    enter = [] if prompt.prefix is None else [prompt.prefix[i]]
-                    if passing is not None and not joins:
-                        enter.append(self.key_values(i, passing.to(rows.dtype)))
-                    if i == last and set(reads) <= {"class", "prompts"} and (self.front or stay):
-                        inside = inside if stay else 0
-                        enter.append(self.key_values(i, rows[:, self.front + inside :]))
-                        rows = rows[:, : self.front + inside]
-                    extra[id(_attention(self.layers[i]))] = enter
-                if joins:
-                    assert passing is not None
-                    rows = self.insert(rows, passing)
-                    inside += passing.shape[1]
-                rows = layer(rows, None)
-                if joins and not stay:
-                    assert passing is not None
-                    rows = self.remove(rows, passing.shape[1])
-                    inside -= passing.shape[1]
+                prefix = None if prompt.prefix is None else prompt.prefix[i]
+                rows, inside = self._through_layer(
+                    i, rows, inside, passing=own[i], prefix=prefix, reads=reads, extra=extra
+                )
         return rows, inside
 
+    def _through_layer(
+        self,
+        i: int,
+        rows: Tensor,
+        inside: int,
+        *,
+        passing: Tensor | None,
+        prefix: KeyValue | None,
+        reads: Collection[ImagePooling],
+        extra: dict[int, list[KeyValue]] | None,
+    ) -> tuple[Tensor, int]:
+        """Run rows through layer i: (B, T, d) -> (B, T', d), and the number of prompt rows among them.
+
+        inside   number of prompt rows among the given rows
+        passing  rows of this layer's own prompt, (G, P, d); None: there are none
+        prefix   keys and values in front of those of this layer; None: there are none
+        reads    see `through`
+        extra    receives the keys and values that this layer's attention reads beside its rows; None: all rows are run
+        """
+        is_last = i == len(self.layers) - 1
+        stay = is_last and not READS_PROMPTS.isdisjoint(reads)
+        if is_last and "prompts" in reads and passing is None and not inside:
+            raise ValueError(
+                "the head is to read the mean of the prompts, and no prompt stands among the rows of the last layer:"
+                " take another pooling, or a method that puts some there"
+            )
+        joining = passing if stay or extra is None else None
+        if extra is not None:
+            enter = [] if prefix is None else [prefix]
+            if passing is not None and joining is None:
+                enter.append(self.key_values(i, passing.to(rows.dtype)))
+            if is_last and set(reads) <= {"class", "prompts"} and (self.front or stay):
+                inside = inside if stay else 0
+                enter.append(self.key_values(i, rows[:, self.front + inside :]))
+                rows = rows[:, : self.front + inside]
+            extra[id(attention_of(self.layers[i]))] = enter
+        if joining is not None:
+            rows = self.insert(rows, joining)
+            inside += joining.shape[1]
+        rows = self.forwards[i](rows, None)
+        if joining is not None and not stay:
+            rows = self.remove(rows, joining.shape[1])
+            inside -= joining.shape[1]
+        return rows, inside
+
+    @contextmanager
+    def _attending(self, extra: Mapping[int, list[KeyValue]] | None) -> Iterator[None]:
+        """Within the block the layers attend to `extra` beside their rows, and are checkpointed if the tower says so."""
+        with ExitStack() as stack:
+            if extra is not None:
+                stack.enter_context(_attention_beside(self.model, extra))
+            if self.checkpointing and torch.is_grad_enabled():
+                within = _as_it_is if extra is None else (lambda model: _attention_beside(model, extra))
+                stack.enter_context(checkpointed_layers(self.model, within))
+            yield
+
     def key_values(self, layer: int, rows: Tensor) -> KeyValue:
-        """What a layer's attention makes of rows: (G, P, d) -> (G, H, P, D) twice."""
-        attention: Any = _attention(self.layers[layer])
+        """Keys and values that a layer's attention computes for rows: (G, P, d) -> (G, H, P, D) twice."""
+        attention: Any = attention_of(self.layers[layer])
         normed = _norm(self.layers[layer])(rows)
         key, value = (
             projection(normed).unflatten(-1, self.heads).transpose(1, 2)  # (G, P, d) -> (G, H, P, D)
@@ -219,7 +255,12 @@ class Tower:
         return key, value
 
     def pool(self, rows: Tensor, inside: int, read: ImagePooling) -> Tensor:
-        """What a head reads, behind the last norm: (B, T, d) -> (B, d). The first `inside` rows are the prompt's."""
+        """Pool the rows for a head, behind the last norm: (B, T, d) -> (B, d).
+
+        rows    behind the last layer
+        inside  number of prompt rows among them
+        read    the pooling
+        """
         match read:
             case "class":
                 pooled: Tensor = self.after(rows[:, 0])
@@ -228,7 +269,7 @@ class Tower:
             case "mean-with-prompts":
                 prompt = rows[:, self.front : self.front + inside]
                 every = torch.cat([prompt, rows[:, self.special + inside :]], dim=1)
-                pooled = self.after(every.mean(dim=1))  # MAE's fc_norm comes behind the mean
+                pooled = self.after(every.mean(dim=1))  # the fc_norm of MAE comes behind the mean
             case "prompts":
                 pooled = self.after(rows[:, self.front : self.front + inside]).mean(dim=1)
             case "pooler":
@@ -241,7 +282,7 @@ class Tower:
 
 
 def find_tower(model: PreTrainedModel) -> Tower:
-    """The vision transformer in a model of transformers. Raises ValueError for one that has other parts."""
+    """The vision transformer in a model of transformers. Raises ValueError if the model has other parts."""
     for vision in model.modules():
         embeddings = getattr(vision, "embeddings", None)
         if isinstance(embeddings, nn.Module):
@@ -264,7 +305,7 @@ def find_tower(model: PreTrainedModel) -> Tower:
         vision=vision,
         layers=layers,
         forwards=layers,
-        before=getattr(vision, "pre_layrnorm", None),  # so it is spelt there
+        before=getattr(vision, "pre_layrnorm", None),  # the spelling of transformers
         after=after,
         convolution=convolutions[0],
         special=special + (0 if registers is None else registers.shape[1]),
@@ -272,12 +313,13 @@ def find_tower(model: PreTrainedModel) -> Tower:
     )
 
 
-def _attention(layer: nn.Module) -> nn.Module:
+def attention_of(layer: nn.Module) -> nn.Module:
+    """The attention of a layer."""
     return next(m for m in layer.children() if hasattr(m, "k_proj") and hasattr(m, "v_proj"))
 
 
 def _norm(layer: nn.Module) -> nn.Module:
-    """The norm in front of the attention: the first of the layer's."""
+    """The norm in front of the attention, which is the first norm of a layer."""
     return next(m for m in layer.children() if isinstance(m, nn.LayerNorm))
 
 
@@ -288,7 +330,7 @@ def _as_it_is(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _attention_beside(model: PreTrainedModel, extra: Mapping[int, list[KeyValue]]) -> Iterator[None]:
-    """Within the block each layer attends to its own rows and to the keys and values in `extra`."""
+    """Within the block each layer attends to its own rows and to its keys and values in `extra`."""
     token = _BESIDE.set(extra)
     try:
         with attention_implementation(model, IMPLEMENTATION, attention_beside):
@@ -297,7 +339,7 @@ def _attention_beside(model: PreTrainedModel, extra: Mapping[int, list[KeyValue]
         _BESIDE.reset(token)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # what lies beside is another for each layer and batch
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # what stands beside the rows differs by layer and batch
 def attention_beside(
     module: nn.Module,
     query: Tensor,
@@ -309,7 +351,7 @@ def attention_beside(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query, key, value (B, H, T, D) -> (B, T, H, D), attending to what lies beside too; no mask."""
+    """Attention over the rows and what stands beside them, without a mask: query, key, value (B, H, T, D) -> (B, T, H, D)."""
     beside = _BESIDE.get()[id(module)]
     if beside:
         count = len(query)

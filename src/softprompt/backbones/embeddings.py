@@ -1,0 +1,51 @@
+"""Whether a model takes its tokens as vectors, as virtual tokens are: a trial on its own words tells."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from transformers import PreTrainedModel
+
+from softprompt.backbones.engine import TRIAL_ERRORS
+
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def check_embeddings(model: PreTrainedModel, name: str) -> None:
+    """Raise ValueError if a model does more with token ids than to look them up in its table.
+
+    Virtual tokens and rows of the table go in together as `inputs_embeds`. A model that scales what it has looked up
+    (Marian, Pegasus) or has further tables for each layer (Gemma 3n) would silently give other answers then.
+    """
+    config = model.config
+    table = model.get_input_embeddings()
+    last = config.get_text_config().vocab_size - 1
+    reserved = {
+        config.pad_token_id,
+        config.get_text_config().pad_token_id,
+    }  # has no position of its own in RoBERTa
+    ids = torch.tensor([[i for i in range(last, -1, -1) if i not in reserved][:6]], device=model.device)
+    beside = {"decoder_input_ids": ids[:, :2]} if config.is_encoder_decoder else {}
+    try:
+        by_ids = model(input_ids=ids, **beside)[0]
+    except TRIAL_ERRORS as error:
+        log.warning("%s: six of its own tokens could not be run (%s: %s)", name, type(error).__name__, error)
+        return
+    try:
+        by_vectors = model(inputs_embeds=table(ids), **beside)[0]
+    except TRIAL_ERRORS as error:
+        raise ValueError(
+            f"{name} ({type(model).__name__}) does not take its tokens as vectors, among which virtual tokens stand "
+            f"({type(error).__name__}: {error}): take another model"
+        ) from error
+    difference = (by_ids - by_vectors).abs().max().item()
+    # The arithmetic is the same, so it should be 0.
+    tolerance = 1e-5 if by_ids.dtype in (torch.float32, torch.float64) else 1e-2
+    if not difference <= tolerance * by_ids.abs().max().item():
+        raise ValueError(
+            f"{name} ({type(model).__name__}) answers otherwise when its tokens come as rows of its embedding table: its "
+            f"outputs differ by {difference:.2g} of {by_ids.abs().max().item():.2g}. It scales them itself or has more "
+            "tables, and virtual tokens have no place there: take another model"
+        )
