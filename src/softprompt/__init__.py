@@ -7,6 +7,10 @@ from typing import Any
 
 import lazy_loader
 
+from softprompt import deprecated as _deprecated
+
+_deprecated.install()
+
 # The names stand in __init__.pyi. Each is imported at its first use: torch and transformers take seconds, and the
 # command line's --help needs neither.
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -88,9 +88,9 @@ def test_the_facts_of_a_backbone_are_those_of_its_model() -> None:
     assert load_backbone(tiny_causal_lm("gpt2"), tokenizer=tiny_tokenizer()).spec.key_values == ((4, 12),) * 2
 
 
-def test_a_source_that_is_nowhere_is_said_with_the_carriers_there_are(tmp_path: Path) -> None:
+def test_a_source_that_is_nowhere_is_said_with_the_built_in_models(tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"is not a carrier \(.*smollm2.*\), and as a local folder or hub id"
+        FileNotFoundError, match=r"is not a built-in model \(.*smollm2.*\), and as a local folder or hub id"
     ):
         load_backbone(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"did you mean 'minilm-l6'\?"):

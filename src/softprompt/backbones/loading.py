@@ -1,4 +1,4 @@
-"""load_backbone: a carrier name, a hub id, a local folder or a model object, all to the same interface."""
+"""load_backbone: the name of a built-in model, a hub id, a local folder or a model object, all to the same interface."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def load_backbone(
 ) -> Backbone:
     """A frozen model with its tokenizer, or with the rule by which it is given images.
 
-    source    a carrier's name (`softprompt fetch --list`), a local folder, a hub id, or a model of transformers, which
+    source    a built-in model's name (`softprompt fetch --list`), a local folder, a hub id, or a model of transformers, which
               is used as it is: its weights are frozen, its dtype and device kept
     tokenizer needed for a model object that reads text; else by default the one that lies beside the weights
     processor the same for images: an ImageRule, an image processor of transformers, or its configuration
@@ -155,7 +155,7 @@ def load_backbone(
 
     Raises ValueError for a model of no known family, one that misses weights or has damaged ones, and one that does more
     with its tokens than to look them up in its table (a short trial tells); FileNotFoundError
-    for a source that is neither a carrier, nor a folder, nor to be had from the hub.
+    for a source that is neither a built-in model, nor a folder, nor to be had from the hub.
     """
     if isinstance(source, PreTrainedModel):
         described = copy(source.config)
@@ -194,7 +194,7 @@ def load_backbone(
         near = difflib.get_close_matches(str(name), zoo.names(), n=1)
         known = ", ".join(zoo.names()) + (f"; did you mean {near[0]!r}?" if near else "")
         raise FileNotFoundError(
-            f"{name!r} is not a carrier ({known}), and as a local folder or hub id it failed: {error}"
+            f"{name!r} is not a built-in model ({known}), and as a local folder or hub id it failed: {error}"
         ) from error
     # BERT's and ViT's poolers are for pretraining; nobody reads them here, and many checkpoints lack them.
     if missing := sorted(key for key in report["missing_keys"] if not key.startswith("pooler.")):

@@ -22,7 +22,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 BackboneName = Annotated[
     str | None,
     typer.Option(
-        "--backbone", help="Where the backbone is now: carrier, folder or hub id.", show_default=False
+        "--backbone", help="Where the backbone is now: built-in model, folder or hub id.", show_default=False
     ),
 ]
 Dtype = Annotated[

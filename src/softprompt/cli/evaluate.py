@@ -13,7 +13,7 @@ from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, 
 
 def evaluate(
     prompt: PromptDir,
-    data: Annotated[str, typer.Option(help="Carrier, file or hub data set.", show_default=False)],
+    data: Annotated[str, typer.Option(help="Built-in data set, file or hub data set.", show_default=False)],
     split: Annotated[
         str | None, typer.Option(help="Of a source that has splits.", show_default="test; a file has none")
     ] = None,

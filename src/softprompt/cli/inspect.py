@@ -29,7 +29,8 @@ def inspect(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Images with their labels instead: carrier, file or hub data set.", show_default=False
+            help="Images with their labels instead: built-in data set, file or hub data set.",
+            show_default=False,
         ),
     ] = None,
     split: Annotated[

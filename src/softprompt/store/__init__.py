@@ -1,5 +1,8 @@
 """The saved prompt on disk: our own folder."""
 
+from typing import TYPE_CHECKING
+
+from softprompt.deprecated import moved_names
 from softprompt.store.errors import PromptFileError
 from softprompt.store.fingerprint import BackboneIdentity, fingerprint
 from softprompt.store.format import load, save
@@ -26,3 +29,6 @@ __all__ = [
     "load_tokens",
     "save",
 ]
+
+if not TYPE_CHECKING:  # type checkers know the new names alone
+    __getattr__ = moved_names(__name__)
