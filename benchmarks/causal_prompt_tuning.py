@@ -25,7 +25,7 @@ from softprompt.backbones.loading import load_backbone
 from softprompt.backbones.precision import resolve_dtype
 
 NAME = "causal_prompt_tuning"
-CARRIER = "smollm2-135m-instruct"
+MODEL = "smollm2-135m-instruct"
 CPU = torch.device("cpu")
 LABELLED = 4  # tokens at the end of each row
 BATCH = 16
@@ -56,7 +56,7 @@ def backbone(tiny: bool, dtype: torch.dtype) -> Backbone:
     """The model both sides share."""
     if tiny:
         return sides.random_llama(sides.TINY, dtype, CPU)
-    return load_backbone(CARRIER, dtype=dtype, device=CPU)
+    return load_backbone(MODEL, dtype=dtype, device=CPU)
 
 
 def dtypes(precision: str) -> tuple[torch.dtype, torch.dtype]:

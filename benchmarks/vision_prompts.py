@@ -44,14 +44,14 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Setting(harness.DeviceSetting):
-    """With the model, images and batches of this benchmark. carrier: weights instead of random ones of ViT-B/16's shape."""
+    """With the model, images and batches of this benchmark. pretrained: weights instead of random ones of ViT-B/16's shape."""
 
-    carrier: str = ""
+    pretrained: str = ""
 
     @property
     def of(self) -> str:
         """What the names of its cases end with."""
-        return f", {self.carrier}" if self.carrier else ""
+        return f", {self.pretrained}" if self.pretrained else ""
 
     @property
     def batch(self) -> int:
@@ -70,8 +70,8 @@ def backbone(setting: Setting, packed: bool) -> VisionBackbone:
 
 @cache
 def parts(setting: Setting) -> tuple[Any, ImageRule]:
-    if setting.carrier:
-        found = load_backbone(setting.carrier, dtype=setting.dtype, device=setting.device)
+    if setting.pretrained:
+        found = load_backbone(setting.pretrained, dtype=setting.dtype, device=setting.device)
         assert isinstance(found, VisionBackbone)
         return found.model, found.rule
     shape = TINY if setting.tiny else VIT_B16
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     rows = deep(setting) + pool(setting)
     if not setting.tiny:
-        real = replace(setting, carrier=REAL)
+        real = replace(setting, pretrained=REAL)
         rows += deep(real) + pool(real)
     rows += methods(setting)
     harness.report(NAME, rows, argv, options.json)

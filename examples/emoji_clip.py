@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Zero-shot accuracy of emoji-clip on emoji of the test split."
     )
-    parser.add_argument("--styles", nargs="+", default=list(STYLES), help="data carriers")
+    parser.add_argument("--styles", nargs="+", default=list(STYLES), help="built-in data sets")
     parser.add_argument("--rows", type=int, help="so many test images of each style; all by default")
     arguments = parser.parse_args()
 

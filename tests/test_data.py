@@ -116,7 +116,7 @@ def test_a_limit_draws_rows_with_the_seed():
     assert load_rows(ROWS, limit=100) == ROWS
 
 
-def test_a_carrier_is_found_by_its_name(monkeypatch):
+def test_a_built_in_data_set_is_found_by_its_name(monkeypatch):
     monkeypatch.setattr(zoo, "names", lambda: ["reviews"])
     monkeypatch.setattr(zoo, "load_rows", lambda name, split: [{"text": f"{name} {split}"}])
     assert load_rows("reviews", split="test") == [{"text": "reviews test"}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -157,16 +158,19 @@ def test_the_method_in_contributing_is_found_keeps_the_rules_and_passes_its_test
 ) -> None:
     import softprompt as sp
     import softprompt.prompts
+    from softprompt.catalogue import METHODS
     from softprompt.fitting.run_config import read_config
+    from tests import test_catalogue
     from tests.fitting.test_run_config import MINIMAL
-    from tests.prompts import test_methods
 
-    method, its_tests, *_ = blocks("CONTRIBUTING.md", "python")
+    method, its_line, its_tests, *_ = blocks("CONTRIBUTING.md", "python")
     (tmp_path / "gain.py").write_text(method)
     monkeypatch.setattr(softprompt.prompts, "__path__", [*softprompt.prompts.__path__, str(tmp_path)])
+    for name, place in ast.literal_eval(f"{{{its_line}}}").items():
+        monkeypatch.setitem(METHODS, name, place)
     sp.methods.cache_clear()
     try:
-        test_methods.test_the_settings_of_every_method_have_a_json_schema_with_a_default_for_each_but_texts()
+        test_catalogue.test_the_settings_of_every_method_have_a_json_schema_with_a_default_for_each_but_texts()
         namespace: dict[str, Any] = {}
         exec(compile(its_tests, "CONTRIBUTING.md", "exec"), namespace)  # noqa: S102 - our own document
         tests = {name: test for name, test in namespace.items() if name.startswith("test_")}

@@ -37,7 +37,7 @@ def load_rows(
 
     source    rows themselves (a list of dictionaries, a `datasets.Dataset`); a .csv, .tsv, .jsonl, .json or
               .parquet file; a folder with a folder of images for each class, or with such folders for each
-              split; the name of a carrier (`softprompt.zoo.names()`); or the id of a data set
+              split; the name of a built-in data set (`softprompt fetch --list`); or the id of a data set
               on the hub, "owner/name" or "owner/name:configuration"
     split     "train", "test" ...; rows and files have none
     limit     at most so many rows, drawn with `seed`
@@ -65,7 +65,7 @@ def load_rows(
 
 
 def names_file(source: str | Path) -> bool:
-    """Whether `load_rows` takes this for a file or folder without splits, not for a carrier or a hub data set."""
+    """Whether `load_rows` takes this for a file or folder without splits, not for a built-in or a hub data set."""
     path = Path(source)
     return path.suffix in _READERS or path.is_file() or (path.is_dir() and not has_splits(path))
 
@@ -87,7 +87,9 @@ def _from_name(source: str | Path, split: str | None, encoding: str) -> list[dic
 
     if str(source) in zoo.names():
         if split is None:
-            raise ValueError(f'carrier {str(source)!r} has splits: say which, as in split="train"')
+            raise ValueError(
+                f'the built-in data set {str(source)!r} has splits: say which, as in split="train"'
+            )
         return [dict(row) for row in zoo.load_rows(str(source), split)]
     return _from_hub(str(source), split, zoo.names())
 
@@ -205,19 +207,21 @@ _READERS: dict[str, Callable[[Path, bytes, str], list[dict[str, Any]]]] = {
 }
 
 
-def _from_hub(source: str, split: str | None, carriers: Sequence[str]) -> list[dict[str, Any]]:
+def _from_hub(source: str, split: str | None, built_ins: Sequence[str]) -> list[dict[str, Any]]:
     import datasets
 
     name, _, configuration = source.partition(":")
-    near = difflib.get_close_matches(source, carriers, n=1)
-    remedy = f"did you mean the carrier {near[0]!r}?" if near else f"carriers are {list(carriers)}"
+    near = difflib.get_close_matches(source, built_ins, n=1)
+    remedy = f"did you mean the built-in {near[0]!r}?" if near else f"built-in are {list(built_ins)}"
     try:
         loaded = datasets.load_dataset(name, configuration or None, split=split)
     except datasets.exceptions.DatasetNotFoundError as error:
-        raise ValueError(f"{source!r} is no file, no carrier and no data set on the hub; {remedy}") from error
+        raise ValueError(
+            f"{source!r} is no file, no built-in data set and no data set on the hub; {remedy}"
+        ) from error
     except OSError as error:  # requests' and the hub's connection errors are OSErrors
         raise ConnectionError(
-            f"{source!r} is no file and no carrier, and the hub was not reached for it"
+            f"{source!r} is no file and no built-in data set, and the hub was not reached for it"
             f" ({type(error).__name__}: {error}); check the connection or HF_HUB_OFFLINE; {remedy}"
         ) from error
     if not isinstance(loaded, datasets.DatasetDict):

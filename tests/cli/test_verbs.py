@@ -123,7 +123,7 @@ def test_a_backbone_that_moved_is_found_by_its_option(trained: Path, tmp_path: P
     assert answer["label"] in ("neg", "pos")
 
 
-def test_fetch_lists_carriers_and_names_the_nearest_of_a_wrong_one(
+def test_fetch_lists_what_is_built_in_and_names_the_nearest_of_a_wrong_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path))

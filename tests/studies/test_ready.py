@@ -36,7 +36,7 @@ def test_a_ready_study_comes_to_runs(path: Path, full: bool) -> None:
     assert len({run.seed for run in trained}) >= 3
     assert all(
         ("/" in run.values["backbone"]["name"]) == full for run in finals
-    )  # carriers, or models of the hub
+    )  # built-in models, or models of the hub
 
 
 def assert_labels_hold(run: PlannedRun) -> None:

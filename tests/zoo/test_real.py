@@ -1,4 +1,4 @@
-"""Facts about the real carriers: what shows that they were fetched and converted right."""
+"""Facts about the real models and data sets: what shows that they were fetched and converted right."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import softprompt as sp
 from softprompt import load_backbone
 from softprompt.images import read_image
 from softprompt.outputs import EncodedRow, PromptOutput
-from softprompt.zoo import CARRIERS, fetch, load_rows
+from softprompt.zoo import BUILT_INS, fetch, load_rows
 from softprompt.zoo.pictures import CLOTHES
 
 pytestmark = pytest.mark.real
@@ -125,19 +125,19 @@ def test_minilm_s_tokenizer_neither_cuts_nor_pads() -> None:
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_data_carriers_have_the_rows_that_were_counted(name: str) -> None:
+def test_data_sets_have_the_rows_that_were_counted(name: str) -> None:
     splits = [load_rows(name, split) for split in ("train", "validation", "test")]
     rows = [row for split in splits for row in split]
     assert Counter(row["label"] for row in rows) == LABELS[name]
-    assert {tuple(row) for row in rows} == {CARRIERS[name].columns}
+    assert {tuple(row) for row in rows} == {BUILT_INS[name].columns}
     texts = [{next(iter(row.values())) for row in split} for split in splits]
     assert sum(map(len, texts)) == len(set().union(*texts))
     share = 0.77 if name == "fashion-mnist" else 0.7  # its test images are its own
     assert len(splits[0]) / len(rows) == pytest.approx(share, abs=0.03)
 
 
-def test_every_data_carrier_is_counted() -> None:
-    counted = {name for name, carrier in CARRIERS.items() if carrier.kind == "data"}
+def test_every_data_set_is_counted() -> None:
+    counted = {name for name, entry in BUILT_INS.items() if entry.kind == "data"}
     assert set(LABELS) | {"flags"} == counted  # whose splits are styles: see below
 
 

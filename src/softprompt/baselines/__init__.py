@@ -1,26 +1,5 @@
-"""Baselines: methods that prompts are compared with."""
+"""Baselines: methods that prompts are compared with. Their names stand in __init__.pyi and are imported at their first use."""
 
-from softprompt.baselines.adapter import Adapter
-from softprompt.baselines.bit_fit import BitFit
-from softprompt.baselines.full_tuning import FullTuning
-from softprompt.baselines.linear_probe import LinearProbe
-from softprompt.baselines.lora import LoRA, merged
-from softprompt.baselines.mlp_probe import MLPProbe
-from softprompt.baselines.partial import PartialTuning
-from softprompt.baselines.side_tuning import SideTuning
-from softprompt.baselines.untrained import FewShot, ManualPrompt, ZeroShot
+import lazy_loader
 
-__all__ = [
-    "Adapter",
-    "BitFit",
-    "FewShot",
-    "FullTuning",
-    "LinearProbe",
-    "LoRA",
-    "MLPProbe",
-    "ManualPrompt",
-    "PartialTuning",
-    "SideTuning",
-    "ZeroShot",
-    "merged",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

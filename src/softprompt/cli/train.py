@@ -69,10 +69,10 @@ def _train(
 ) -> None:
     from accelerate import PartialState
 
-    from softprompt.evaluation import evaluate
     from softprompt.cli import _run_folder
     from softprompt.concerns import warn_of
     from softprompt.errors import TrainingDiverged
+    from softprompt.evaluation import evaluate
     from softprompt.fitting import one as fitting
     from softprompt.fitting.run_config import read_config, source_rows
 

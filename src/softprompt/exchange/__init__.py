@@ -6,6 +6,6 @@ heads          trained heads in PEFT's folders
 lora           LoRA
 """
 
-from softprompt.exchange.peft import PeftPrompt, TaskType, read_peft, write_peft, write_peft_prefix
+from softprompt.store.peft import PeftPrompt, TaskType, read_peft, write_peft, write_peft_prefix
 
 __all__ = ["PeftPrompt", "TaskType", "read_peft", "write_peft", "write_peft_prefix"]

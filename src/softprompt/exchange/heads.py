@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.backbones.base import Backbone
-from softprompt.exchange import TaskType
 from softprompt.store import PromptFileError
+from softprompt.store.peft import TaskType
 from softprompt.tasks.base import Task
 
 _TASKS: dict[str, tuple[TaskType, str]] = {

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.exchange.heads import read_head, write_head
-from softprompt.exchange.peft import TaskType, read_peft, write_peft, write_peft_prefix
 from softprompt.outputs import EncodedRow, KeyValue
 from softprompt.prompts import Method, PrefixTuning, PromptModule, PTuning
 from softprompt.prompts.prefix import FreeRows, KeyValuePrefix, check_width, join_rows
 from softprompt.prompts.prompt_tuning import PromptTuning, VirtualTokens
+from softprompt.store.peft import TaskType, read_peft, write_peft, write_peft_prefix
 from softprompt.tasks.base import Task
 
 _TASK_TYPES: dict[str, TaskType] = {

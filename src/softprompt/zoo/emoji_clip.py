@@ -1,4 +1,4 @@
-"""A small dual encoder out of two carriers: frozen towers, two linear projections and a temperature that are trained here.
+"""A small dual encoder out of two built-in models: frozen towers, two projections and a temperature that are trained here.
 
 No registry package carries both of CLIP's towers. The loss is CLIP's (Radford et al. 2021, section 2.3): in a batch of n
 pairs of an image and its text each image chooses among the n texts and each text among the n images. Pairs are emoji and

@@ -1,6 +1,6 @@
 """Image data sets inside archives, written once as files of images and as rows that name them.
 
-A row is a dictionary of strings: `image`, the path within the carrier's folder, whatever is known of it, `label` last.
+A row is a dictionary of strings: `image`, the path within the data set's folder, whatever is known of it, `label` last.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where the file of a package can be downloaded from, asked of those that know their registry: pip, npm and apt.
 
 No address is written here, so mirrors, private indexes, proxies and certificates that are configured for pip,
-npm and apt hold for carriers too.
+npm and apt hold here too.
 """
 
 import json

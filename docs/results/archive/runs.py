@@ -1,4 +1,4 @@
-"""A file of finished runs, which several processes may fill together."""
+"""Archive, not maintained: the file of finished runs that the `*_runs` of commit 3cfa151 filled, several processes together."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The encoder's results of docs/results/language-methods.md, and the learning rates of both backbones.
+"""Archive of a published figure, not maintained: it made docs/results/language-methods.json at commit 3cfa151.
 
-    python -m studies.language --output runs/language.json      # and print the tables; several processes may work on one file
+The encoder's results, and the learning rates of both backbones. At that commit:
+
+    python -m studies.language --output runs/language.json      # several processes may work on one file
 
 Parts, in order: the learning rates (validation rows only), the table of methods, with its prompts carried to other
 domains, DePT from few rows, ensembles, prompt length, start and steps, and what a training costs. A run that is in the file
@@ -24,14 +26,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import softprompt as sp
+from docs.results.archive import foundation_runs
+from docs.results.archive.runs import Run, Study
 from softprompt import store
 from softprompt.backbones.base import Backbone
 from softprompt.data import Row, load_rows, subsample
 from softprompt.prompts.dept import OFFSET_RATE
 from softprompt.studies.environment import peak_memory, reset_peak
 from softprompt.tasks.base import Task
-from studies import foundation
-from studies.runs import Run, Study
 
 SEEDS = (0, 1, 2)
 TRAIN, VALIDATION, TEST = 4000, 200, 300  # rows
@@ -130,8 +132,8 @@ def rows(name: str, split: str) -> list[dict[str, Any]]:
     """
     entry = SETS[name if name in SETS else HOME]
     found = [row for row in load_rows(name, split) if row["label"] in entry.labels]
-    if split == "test" and name in foundation.SETTINGS:
-        for count in (foundation.READ_BEFORE, foundation.TEST):
+    if split == "test" and name in foundation_runs.SETTINGS:
+        for count in (foundation_runs.READ_BEFORE, foundation_runs.TEST):
             read = {id(row) for row in subsample(found, count, seed=0)}
             found = [row for row in found if id(row) not in read]
     limit = {"train": TRAIN, "validation": VALIDATION, "test": TEST}[split]
@@ -378,9 +380,6 @@ def main() -> None:
     for part in PARTS:
         if part in arguments.parts and ENCODER in arguments.backbones:
             PARTS[part](study, ENCODER)
-    from studies.language_tables import tables  # which takes the names of what was run from here
-
-    print(tables(study.runs))
 
 
 if __name__ == "__main__":

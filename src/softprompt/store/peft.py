@@ -1,5 +1,7 @@
 """Prompts in PEFT's format: adapter_config.json and adapter_model.safetensors. PEFT itself is not needed.
 
+The door to it is softprompt.exchange. The file lies down here because a prompt can start from one that PEFT wrote.
+
 PEFT puts virtual tokens in front of the input embeddings as the embedding module returns them. In a model that scales its
 embeddings (Gemma) they are in the scaled space, like softprompt's own tokens.
 
@@ -21,10 +23,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from softprompt.exchange.peft_layouts import CONFIG, LAYOUTS, PROMPT, PeftContent, PeftShape
 from softprompt.store.card import peft_card, peft_prefix_card
 from softprompt.store.errors import PromptFileError
 from softprompt.store.folders import replace_folder, standing
+from softprompt.store.peft_layouts import CONFIG, LAYOUTS, PROMPT, PeftContent, PeftShape
 from softprompt.store.plain_json import dumps, parse_object
 
 TaskType = Literal["CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]

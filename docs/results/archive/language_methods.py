@@ -1,9 +1,9 @@
-"""The tables of docs/results/language-methods.md.
+"""Archive of a published figure, as of commit 3cfa151: the tables of docs/results/language-methods.md.
 
-python -m studies.language_tables       # print them
+    python -m docs.results.archive.language_methods
 
-The encoder's and both backbones' learning rates are in docs/results/language-methods.json, which `studies.language` wrote;
-the decoder's methods in docs/results/language, out of the reports of studies/decoder-methods.yaml and decoder-probe.yaml.
+The encoder's and both backbones' learning rates are in language-methods.json, which language_methods_runs.py wrote; the
+decoder's methods in language/, out of the reports of studies/decoder-methods.yaml and decoder-probe.yaml.
 """
 
 from __future__ import annotations
@@ -16,10 +16,24 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from studies.language import ABROAD, CARRIED, DECODER, ENCODER, FACTORS, HOME, SEEDS, SETS, TRAINED
-
 Runs = Mapping[str, Mapping[str, Any]]
-FOUND = Path(__file__).parent.parent / "docs" / "results"
+FOUND = Path(__file__).parents[1]
+SEEDS = (0, 1, 2)
+DECODER, ENCODER = "smollm2-135m-instruct", "minilm-l6"
+FACTORS = (0.3, 1.0, 3.0)  # of a method's default learning rate
+HOME = "multiemo-hotels"
+ABROAD = ("multiemo-products", "multiemo-medicine", "multiemo-reviews")
+SETS = (HOME, "vitaminc", "question-types")
+CARRIED = ("prompt-tuning", "dept", "p-tuning-v2", "lora", "full-tuning")  # to other domains
+TRAINED = {
+    DECODER: (
+        "linear-probe", "prompt-tuning", "p-tuning", "dept", "prefix-tuning", "p-tuning-v2", "adapter", "lora",
+    ),
+    ENCODER: (
+        "linear-probe", "mlp-probe", "prompt-tuning", "p-tuning", "dept", "prefix-tuning", "p-tuning-v2", "bitfit",
+        "adapter", "lora", "full-tuning",
+    ),
+}  # fmt: skip
 REPORTS = ("decoder-methods", "decoder-probe")  # in FOUND / "language"
 NAMES = {
     "linear-probe": "linear probe",
@@ -200,19 +214,17 @@ def rates_table(runs: Runs, backbone: str) -> str:
     return lines(["", "rate", *(f"x {factor:g}" for factor in FACTORS)], body)
 
 
-def tables(runs: Runs) -> str:
-    """All but the decoder's methods, in the page's order, each under what it shows."""
+def tables() -> str:
+    """All, in the page's order, each under what it shows."""
+    runs = json.loads((FOUND / "language-methods.json").read_text(encoding="utf-8"))
     kinds = (methods_table, shift_table, few_shot_table, ensemble_table, ablation_table)
     found = [(ENCODER, table) for table in kinds] + [(DECODER, rates_table), (ENCODER, rates_table)]
-    return "\n\n".join(
+    parts = [f"{DECODER}: {decoder_table.__doc__}\n\n{decoder_table()}"]
+    parts += [
         f"{backbone}: {(table.__doc__ or '').strip()}\n\n{table(runs, backbone)}" for backbone, table in found
-    )
-
-
-def main() -> None:
-    print(f"{DECODER}: {decoder_table.__doc__}\n\n{decoder_table()}\n")
-    print(tables(json.loads((FOUND / "language-methods.json").read_text(encoding="utf-8"))))
+    ]
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":
-    main()
+    print(tables())

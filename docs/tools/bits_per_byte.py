@@ -1,6 +1,6 @@
 """How well decoders know a text, whatever their tokenizers: bits for each byte, over the validation rows of studies/scale.yaml.
 
-    python -m studies.bits_per_byte
+    python -m docs.tools.bits_per_byte
 
 A row's first token is given; the bytes are those of the tokens behind it.
 """
@@ -13,14 +13,15 @@ from pathlib import Path
 import torch
 
 import softprompt as sp
+from softprompt.backbones.base import Backbone
 from softprompt.fitting.run_config import SourceConfig, parsed, source_rows
 from softprompt.studies import read_study
 
-STUDY = Path(__file__).parent / "scale.yaml"
+STUDY = Path(__file__).parents[2] / "studies" / "scale.yaml"
 
 
 @torch.no_grad()
-def bits_per_byte(backbone: sp.Backbone, texts: list[str]) -> float:
+def bits_per_byte(backbone: Backbone, texts: list[str]) -> float:
     """Raises ZeroDivisionError for texts of one token each."""
     nats, length = 0.0, 0
     for text in texts:

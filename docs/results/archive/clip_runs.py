@@ -1,8 +1,8 @@
-"""What a study file cannot say of docs/results/clip.md: a grid of linear probes, base-to-new, and domain adaptation.
+"""Archive of a published figure, not maintained: it made docs/results/clip.json at commit 3cfa151.
 
-    python -m studies.dual_encoder --output docs/results/clip.json      # and print the tables; several processes may share it
+What a study file cannot say: a grid of linear probes, base-to-new, and domain adaptation. At that commit:
 
-The tables have beside them what studies/clip-few-shot.yaml found, out of its report's runs.csv (--few-shot).
+    python -m studies.dual_encoder --output docs/results/clip.json      # several processes may share it
 
 Probes: rates and decays, or C of the optimum (CLIP's and CoOp's own), searched for on the rows of studies/clip-few-shot.yaml.
 Base-to-new: subcategories of emoji in three styles, 16 rows of each base class (Zhou et al., CVPR 2022: CoCoOp).
@@ -15,9 +15,7 @@ base classes, and those of the source domain.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,18 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import softprompt as sp
+from docs.results.archive.runs import Run, Study
 from softprompt.backbones.base import Backbone
 from softprompt.data import few_shot, load_rows, subsample
 from softprompt.protocols import (
     base_and_new,
     base_to_new_runs,
     few_shot_splits,
-    harmonic_means,
     probe_grid,
     probe_search,
 )
-from softprompt.studies.tables import as_markdown
-from studies.runs import Run, Study
 
 SEEDS = (0, 1, 2)
 STYLES = ("google", "twitter", "fluent")
@@ -51,8 +47,6 @@ SURE = {f"DAPL, threshold {threshold}": threshold for threshold in (0.7, 0.9)}  
 SHOTS = 16
 PROBED = (1, 2, 4, 8, 16)
 PROBE, OPTIMAL = "linear probe", "linear probe, C searched for"
-COMMONEST = "always the commonest label"
-FEW_SHOT = Path(__file__).parents[1] / "docs" / "results" / "clip-few-shot.csv"
 
 SUBCATEGORIES = {
     "animal-bird": "bird", "animal-mammal": "mammal", "arrow": "arrow", "clothing": "clothing", "drink": "drink",
@@ -289,150 +283,12 @@ def run_majorities(study: Study) -> None:
     study.run("base-to-new/majority", halves_majority)
 
 
-def tables(study: Study, few_shot_runs: Path = FEW_SHOT) -> str:
-    """The results as tables in Markdown, points: means and standard deviations over the seeds.
-
-    few_shot_runs  runs.csv of the report of studies/clip-few-shot.yaml
-    Raises ValueError for a study that is not finished.
-    """
-    found = (
-        few_rows_table(study, few_shot_runs),
-        halves_table(study),
-        adapted_table(study),
-        pseudo_table(study),
-    )
-    return "\n\n".join(found)
-
-
-def few_rows_table(study: Study, few_shot_runs: Path) -> str:
-    """Accuracy by rows of each class."""
-    with few_shot_runs.open(encoding="utf-8", newline="") as file:
-        known = [row for row in csv.DictReader(file) if row["stage"] == "final"]
-
-    def by_shots(method: str) -> list[str]:
-        return [
-            points([float(r["test"]) for r in known if (r["method"], r["shots"]) == (method, str(shots))])
-            for shots in PROBED
-        ]
-
-    def probed(name: str) -> list[str]:
-        return [points([run["accuracy"] for run in of(study, f"{name}/{shots}")]) for shots in PROBED]
-
-    majority = points([one(study, "few rows/majority")["accuracy"]])
-    many = points([run["accuracy"] for run in of(study, f"few rows/{MANY}")])
-    return table(
-        ["rows of each class", *map(str, PROBED)],
-        [
-            [COMMONEST, *[majority] * len(PROBED)],
-            [f'zero-shot, "{PLAIN.template}"', *by_shots("zero-shot")],
-            [f"{PROBE}, rate and decay searched for", *probed(PROBE)],
-            [OPTIMAL, *probed(OPTIMAL)],
-            [told("CoOp", FEW_STEPS, FEW_BATCH), *by_shots("CoOp")],
-            [told("CoCoOp"), *by_shots("CoCoOp")],
-            [told(MANY, FEW_STEPS, FEW_BATCH), *[""] * (len(PROBED) - 1), many],
-        ],
-    )
-
-
-def halves_table(study: Study) -> str:
-    """Base-to-new, with both averages of H."""
-    runs = {name: of(study, f"base-to-new/{name}") for name in CONTEXTS}
-    counted = one(study, "base-to-new/majority")
-    first = next(iter(runs.values()))[0]
-    untrained = {
-        "chance": (1 / counted["base_classes"], 1 / counted["new_classes"]),
-        COMMONEST: (counted["base"], counted["new"]),
-        "zero-shot": (first["zero_shot_base"], first["zero_shot_new"]),
-    }
-    lines = {name: [pair] for name, pair in untrained.items()} | {
-        told(name): [(run["base"], run["new"]) for run in found] for name, found in runs.items()
-    }
-    return table(
-        ["", "base", "new", "H of the means", "mean of H"],
-        [
-            [name, *(points(half) for half in zip(*pairs, strict=True)), *both(pairs)]
-            for name, pairs in lines.items()
-        ],
-    )
-
-
-def adapted_table(study: Study) -> str:
-    """Accuracy on the target, of rows and in the mean over classes."""
-    body = [[COMMONEST], ["zero-shot"], *([name] for name in (*ADAPTED, *SURE))]
-    for pair in (f"{source} to {target}" for source, target in PAIRS):
-        first = of(study, f"{pair}/DAPL")[0]
-        cells = [[points([first["majority"]]), ""]]
-        cells.append([points([first[f"zero_shot{kind}"]]) for kind in ("", "_mean_class_accuracy")])
-        for name in (*ADAPTED, *SURE):
-            found = of(study, f"{pair}/{name}")
-            cells.append([points([run[key] for run in found]) for key in ("accuracy", "mean_class_accuracy")])
-        for row, own in zip(body, cells, strict=True):
-            row += own
-    heads = (head for a, b in PAIRS for head in (f"{a} to {b}", "mean over classes"))
-    return table(["", *heads], body)
-
-
-def pseudo_table(study: Study) -> str:
-    """Shares of target rows that have a pseudo-label by threshold, the same for each seed, and of these right ones."""
-    body = []
-    for name, threshold in {"DAPL": THRESHOLD, **SURE}.items():
-        firsts = [of(study, f"{source} to {target}/{name}")[0] for source, target in PAIRS]
-        cells = [points([first[key]]) for first in firsts for key in ("kept", "right")]
-        body.append([f"threshold {threshold}", *cells])
-    heads = (head for a, b in PAIRS for head in (f"{a} to {b}", "of these right"))
-    return table(["pseudo-labels of the target", *heads], body)
-
-
-def table(heads: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    return as_markdown((list(heads), [list(row) for row in body])).rstrip()
-
-
-def told(name: str, steps: int = STEPS, batch_size: int | None = None) -> str:
-    """A context's name with what it was trained on."""
-    context = CONTEXTS[name]
-    chosen = "its default rate" if len(context.rates) == 1 else "rate chosen of two"
-    return f"{name} ({steps} steps of {batch_size or context.batch_size} images; {chosen})"
-
-
-def of(study: Study, prefix: str) -> list[Run]:
-    """The runs of all seeds. Raises ValueError for a study that is not finished."""
-    return [one(study, f"{prefix}/{seed}") for seed in SEEDS]
-
-
-def one(study: Study, name: str) -> Run:
-    if name not in study.runs:
-        raise ValueError(f"{study.path} has no {name} yet: run the study to its end, and there are tables")
-    return study.runs[name]
-
-
-def both(pairs: Sequence[tuple[float, float]]) -> list[str]:
-    found = harmonic_means(pairs)
-    return [points([found[name]]) for name in ("harmonic_mean_of_means", "mean_of_harmonic_means")]
-
-
-def points(shares: Sequence[float]) -> str:
-    mean = f"{100 * statistics.fmean(shares):.1f}"
-    return mean if len(shares) == 1 else f"{mean} ± {100 * statistics.stdev(shares):.1f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("runs/clip.json"))
-    parser.add_argument(
-        "--few-shot", type=Path, default=FEW_SHOT, help="runs.csv of clip-few-shot.yaml's report"
-    )
-    parser.add_argument(
-        "--tables", action="store_true", help="run nothing, print the tables of what is there"
-    )
-    arguments = parser.parse_args()
-    if not arguments.tables:
-        conduct(Study(arguments.output))
-    try:
-        print(tables(Study(arguments.output), arguments.few_shot))
-    except ValueError as error:  # another process may be at the last runs
-        sys.exit(str(error))
+    conduct(Study(parser.parse_args().output))
 
 
 if __name__ == "__main__":
