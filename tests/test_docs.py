@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import shlex
@@ -54,28 +55,32 @@ def sections(document: str) -> dict[str, list[str]]:
 
 
 class Reader:
-    """Reads documents from the top, each in a folder of its own: a section builds on those before it."""
+    """Reads documents from the top, each in a folder of its own: a section builds on those before it.
+
+    It remembers what the sections of one document have left, the last that was read.
+    """
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        self.namespaces: dict[str, dict[str, object]] = {document: {} for document in DOCUMENTS}
-        self.read: set[tuple[str, str]] = set()
-
-    def folder(self, document: str) -> Path:
-        found = self.place / document
-        found.mkdir(parents=True, exist_ok=True)
-        return found
+        self.document = ""
+        self.namespace: dict[str, object] = {}
+        self.read: set[str] = set()
 
     def run_to(self, document: str, last: str) -> None:
         """Run what has not been run yet of the sections up to this one."""
+        if document != self.document:
+            self.document, self.namespace, self.read = document, {}, set()
+        folder = self.place / document
+        folder.mkdir(parents=True, exist_ok=True)
         for title, sources in sections(document).items():
-            if (document, title) not in self.read:
-                for source in sources:
-                    # The README's run takes minutes, the code is the same.
-                    short = re.sub(r"steps=\d{3,}", "steps=3", source)
-                    code = compile(short, f"{document}, {title}", "exec")
-                    exec(code, self.namespaces[document])  # noqa: S102 - our own documents
-                self.read.add((document, title))
+            if title not in self.read:
+                with contextlib.chdir(folder):
+                    for source in sources:
+                        # The README's run takes minutes, the code is the same.
+                        short = re.sub(r"steps=\d{3,}", "steps=3", source)
+                        code = compile(short, f"{document}, {title}", "exec")
+                        exec(code, self.namespace)  # noqa: S102 - our own documents
+                self.read.add(title)
             if title == last:
                 return
 
@@ -100,10 +105,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 @pytest.mark.parametrize(
     ("document", "section"), [(document, title) for document in DOCUMENTS for title in sections(document)]
 )
-def test_the_python_of_a_document_runs(
-    document: str, section: str, reader: Reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(reader.folder(document))
+def test_the_python_of_a_document_runs(document: str, section: str, reader: Reader) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a few steps on a few rows learn nothing, and say so
         reader.run_to(document, section)
