@@ -5,6 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# The tests run in a process per core, each with one torch thread. PYTEST_ARGS comes after it: PYTEST_ARGS="-n 0" runs
+# them in one process, PYTEST_ARGS="-x tests/tasks" stops at the first failure of some.
+PARALLEL := -n logical --maxprocesses=4 --dist=worksteal
+
 # Handed to commands by the environment: quotes and dollars in it are then nobody's syntax.
 override export TEXT := $(value TEXT)
 
@@ -21,18 +25,22 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); softprompt needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; \
 		exit 1; }
+	@echo "Setting up $(VENV): pip downloads about 500 MB (3 GB where it finds torch with CUDA only), two to five minutes" >&2
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: setup  ## Tune a prompt on a real model and print what it learned
+	@echo "The demo takes one to three minutes; the first one also fetches a model and its data (450 MB)" >&2
 	$(BIN)/python examples/demo.py $(if $(TEXT),"$$TEXT")
 
 test: setup  ## Run the whole suite, real models and the examples included
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@echo "The whole suite takes five to ten minutes on two cores; the first time it also fetches models and data (1 GB)" >&2
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-fast: setup  ## Run the tests that need no fetched model and are not slow
-	$(BIN)/python -m pytest -m 'not real and not slow and not browser' $(PYTEST_ARGS)
+	@echo "The fast tests take one to two minutes on two cores" >&2
+	$(BIN)/python -m pytest -m 'not real and not slow and not browser' $(PARALLEL) $(PYTEST_ARGS)
 
 lint: setup  ## Check style, formatting and types
 	$(BIN)/ruff check .

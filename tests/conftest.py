@@ -19,6 +19,11 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first, so that no worker is left alone with one of them in the end."""
+    items.sort(key=lambda item: sum(item.get_closest_marker(mark) is None for mark in ("real", "slow")))
+
+
 @pytest.fixture(autouse=True)
 def torch_settings() -> Iterator[None]:
     """Put back the default dtype, grad mode and determinism flags that a test changed."""
@@ -35,11 +40,10 @@ def torch_settings() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def torch_threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """One thread for tiny models, which more threads slow down; all of them for tests marked `real`."""
+def torch_threads() -> Iterator[None]:
+    """One thread: tiny models are slowed down by more, and the other cores run other tests."""
     threads = torch.get_num_threads()
-    if request.node.get_closest_marker("real") is None:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 

@@ -59,6 +59,7 @@ def test_the_causal_benchmark_measures_every_case(tmp_path: Path, monkeypatch: p
     assert rows["first token P=100 float32"]["relative_difference"] == {"result": 0.0}
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_language_methods_does_the_same_on_both_sides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +80,7 @@ def test_the_gpu_benchmark_can_be_tried_on_a_cpu(tmp_path: Path) -> None:
     assert all(row["unit"] == "tokens/s" for row in rows.values())
 
 
+@pytest.mark.slow
 def test_the_vision_benchmark_measures_every_length_and_the_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +118,7 @@ def test_the_gpu_benchmark_says_that_there_is_no_gpu(capsys: pytest.CaptureFixtu
     assert "needs a GPU" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_dept_benchmark_compares_equal_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "in_fresh_process", lambda function, *arguments: function(*arguments))
     path = tmp_path / "dept.json"

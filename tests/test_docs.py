@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +28,94 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
 
 
+DOCUMENTS = (
+    "README.md",
+    "docs/how-to.md",
+    "docs/encoder-decoders.md",
+    "docs/methods/heads-and-baselines.md",
+    "docs/methods/prefixes.md",
+    "docs/methods/virtual-tokens.md",
+    "docs/methods/visual-prompts.md",
+    "docs/protocols.md",
+    "docs/methods/words.md",
+    "docs/methods/clip.md",
+    "docs/studies.md",
+)
+
+
+def sections(document: str) -> dict[str, list[str]]:
+    """By heading: the blocks of Python below it, up to the next one."""
+    found: dict[str, list[str]] = {}
+    pattern = re.compile(r"^#+ ([^\n]+)$|^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    for heading, language, source in pattern.findall((ROOT / document).read_text()):
+        if heading:
+            title = heading
+        elif language == "python":
+            found.setdefault(title, []).append(source)
+    return found
+
+
+class Reader:
+    """Reads documents from the top, each in a folder of its own: a section builds on those before it.
+
+    It remembers what the sections of one document have left, the last that was read.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.document = ""
+        self.namespace: dict[str, object] = {}
+        self.read: set[str] = set()
+
+    def run_to(self, document: str, last: str) -> None:
+        """Run what has not been run yet of the sections up to this one."""
+        if document != self.document:
+            self.document, self.namespace, self.read = document, {}, set()
+        folder = self.place / document
+        folder.mkdir(parents=True, exist_ok=True)
+        for title, sources in sections(document).items():
+            if title not in self.read:
+                with contextlib.chdir(folder):
+                    for source in sources:
+                        # The README's run takes minutes, the code is the same.
+                        short = re.sub(r"steps=\d{3,}", "steps=3", source)
+                        code = compile(short, f"{document}, {title}", "exec")
+                        exec(code, self.namespace)  # noqa: S102 - our own documents
+                self.read.add(title)
+            if title == last:
+                return
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """One for all documents, which begin with the same frozen backbone: it is loaded once."""
+    import softprompt as sp
+
+    load = sp.load_backbone
+    named = functools.cache(load)
+
+    def load_backbone(model: Any, **options: Any) -> Any:
+        return named(model) if isinstance(model, str) and not options else load(model, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sp, "load_backbone", load_backbone)
+        yield Reader(tmp_path_factory.mktemp("documents"))
+
+
 @pytest.mark.real
 @pytest.mark.parametrize(
-    "document",
-    [
-        "README.md",
-        "docs/how-to.md",
-        "docs/encoder-decoders.md",
-        "docs/methods/heads-and-baselines.md",
-        "docs/methods/prefixes.md",
-        "docs/methods/virtual-tokens.md",
-        "docs/methods/visual-prompts.md",
-        "docs/protocols.md",
-        "docs/methods/words.md",
-        "docs/methods/clip.md",
-        "docs/studies.md",
-    ],
+    ("document", "section"), [(document, title) for document in DOCUMENTS for title in sections(document)]
 )
-def test_the_python_of_a_document_runs(
-    document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {}
+def test_the_python_of_a_document_runs(document: str, section: str, reader: Reader) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a few steps on a few rows learn nothing, and say so
-        for source in blocks(document, "python"):
-            short = re.sub(
-                r"steps=\d{3,}", "steps=3", source
-            )  # the README's run takes minutes, the code is the same
-            exec(compile(short, document, "exec"), namespace)  # noqa: S102 - our own documents
+        reader.run_to(document, section)
+
+
+def test_no_block_of_python_is_overlooked() -> None:
+    for document in DOCUMENTS:
+        run = [source for sources in sections(document).values() for source in sources]
+        assert run == blocks(document, "python"), document
 
 
 @pytest.mark.real
@@ -68,6 +130,8 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     for command in commands:
         if command[0] == "train":
             command += ["recipe.steps=3", "data.train.limit=64", "data.validation.limit=16", "--quiet"]
+        if command[0] == "evaluate":
+            command[command.index("--limit") + 1] = "16"
         result = CliRunner().invoke(app, command)
         assert result.exit_code == 0, (command, result.output)
 
@@ -94,6 +158,10 @@ def test_a_sentence_for_the_demo_reaches_it_whatever_stands_in_it(tmp_path: Path
 def test_the_demo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import runpy
 
+    from softprompt import data
+
+    draw = data.subsample
+    monkeypatch.setattr(data, "subsample", lambda rows, count, seed: draw(rows, min(count, 16), seed=seed))
     monkeypatch.setattr(
         sys, "argv", ["demo.py", "It is great.", "--steps", "3", "--rows", "16", "--output", str(tmp_path)]
     )

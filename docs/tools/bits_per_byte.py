@@ -28,7 +28,7 @@ def bits_per_byte(backbone: Backbone, texts: list[str]) -> float:
         ids = torch.tensor(backbone.tokenizer(text, add_special_tokens=False)["input_ids"])
         logits = backbone.model(ids[None, :-1]).logits[0].float()  # (T - 1, V)
         nats += torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum").item()
-        length += len(backbone.tokenizer.decode(ids[1:]).encode())
+        length += len(str(backbone.tokenizer.decode(ids[1:])).encode())
     return nats / length / math.log(2)
 
 

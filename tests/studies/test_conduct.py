@@ -8,9 +8,6 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,9 +26,8 @@ from softprompt.studies.engine import Quiet
 from softprompt.tasks.classification import TextClassificationEncoder
 from softprompt.training.progress import Record, Silent
 from tests.cli.runs import as_json, softprompt, write_rows
+from tests.kills import NEVER, killed, round_of_kills
 from tests.studies.small import results, write_study
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +369,7 @@ def test_a_clock_that_jumps_changes_nothing(
 
 
 def test_two_processes_do_each_run_once(undisturbed: Path, tmp_path: Path) -> None:
-    assert children(undisturbed, tmp_path / "out", "at once", [NEVER, NEVER]) == 0
+    assert killed(undisturbed, tmp_path / "out", "at once", [NEVER, NEVER]) == 0
     assert not (tmp_path / "out" / "set-aside").exists()
     assert results(undisturbed, tmp_path / "out") == results(undisturbed, undisturbed.parent / "out")
 
@@ -389,77 +385,17 @@ def test_a_run_of_a_living_process_is_left_to_it(undisturbed: Path, tmp_path: Pa
     assert engine.make(study, [run], folder, Worker(open_tiny), Quiet())
 
 
-NEVER = 10**9
-_CHILDREN = """
-import os, signal, sys
-from pathlib import Path
-import softprompt.fitting.one, softprompt.backbones.loading, softprompt.cli._study_progress  # once, for all children
-import softprompt.training.ongoing as ongoing
-import softprompt.training.steps as steps
-from softprompt.cli import app
-
-def child(moment, arguments):
-    left = moment
-    def mortal(function):
-        def called(*args, **kwargs):
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-        return called
-    # The kill comes at the n-th of these calls: in steps, in evaluations, before a file is forced out and before it is renamed.
-    os.replace, os.fsync, Path.mkdir = mortal(os.replace), mortal(os.fsync), mortal(Path.mkdir)
-    steps.backward, ongoing.count_tokens = mortal(steps.backward), mortal(ongoing.count_tokens)
-    sys.argv = ["softprompt", *arguments]
-    app()
-
-how, moments, arguments = sys.argv[1], [int(m) for m in sys.argv[2].split(",")], sys.argv[3:]
-codes = []
-def wait(pid):
-    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-pids = []
-for moment in moments:
-    pid = os.fork()
-    if pid == 0:
-        child(moment, arguments)
-    pids.append(pid)
-    if how == "in turn":
-        wait(pids.pop())
-for pid in pids:
-    wait(pid)
-print(codes)
-"""
-
-
-def children(study: Path, out: Path, how: str, moments: list[int]) -> int:
-    """Run the study in processes that are killed at these moments; returns how many were."""
-    arguments = ["compare", str(study), "-o", str(out), "--quiet"]
-    command = [sys.executable, "-c", _CHILDREN, how, ",".join(str(moment) for moment in moments), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, text=True)
-    assert done.returncode == 0, done.stderr
-    codes = json.loads(done.stdout.splitlines()[-1])
-    assert set(codes) <= {0, -signal.SIGKILL}, done.stderr
-    return sum(code != 0 for code in codes)
-
-
 def test_a_study_that_is_killed_again_and_again_ends_with_the_same_bits(
     undisturbed: Path, tmp_path: Path
 ) -> None:
     dice = random.Random(0)
     moments = [dice.randrange(1, 40) for _ in range(6)]
-    assert children(undisturbed, tmp_path / "out", "in turn", [*moments, NEVER]) >= 3
+    assert killed(undisturbed, tmp_path / "out", "in turn", [*moments, NEVER]) >= 3
     assert results(undisturbed, tmp_path / "out") == results(undisturbed, undisturbed.parent / "out")
     assert not (tmp_path / "out" / "set-aside").exists()
 
 
-@pytest.mark.slow
-def test_fifty_kills_of_two_processes_lose_nothing(undisturbed: Path, tmp_path: Path) -> None:
-    dice, kills, rounds = random.Random(1), 0, 0
-    while kills < 50:
-        out = tmp_path / f"out{rounds}"
-        kills += children(undisturbed, out, "in turn", [dice.randrange(1, 40) for _ in range(4)])
-        kills += children(undisturbed, out, "at once", [dice.randrange(1, 40) for _ in range(2)])
-        children(undisturbed, out, "in turn", [NEVER])
-        assert results(undisturbed, out) == results(undisturbed, undisturbed.parent / "out")
-        rounds += 1
+def test_kills_of_two_processes_at_once_lose_nothing(undisturbed: Path, tmp_path: Path) -> None:
+    """One round of what tests/jobs/kills.py repeats for as long as is asked."""
+    assert round_of_kills(undisturbed, tmp_path / "out", random.Random(1)) >= 3
+    assert results(undisturbed, tmp_path / "out") == results(undisturbed, undisturbed.parent / "out")

@@ -17,8 +17,8 @@ from softprompt.studies.batches import batches_of
 from softprompt.studies.engine import Quiet, make
 from softprompt.training.progress import Progress, Record, Silent
 from tests.cli.runs import as_json, softprompt
+from tests.kills import NEVER, killed
 from tests.studies.small import write_study
-from tests.studies.test_conduct import NEVER, children
 
 CLOSE = 1e-6  # the backbone computes in float64, prompts and optimizers in float32
 METHOD = {"name": "prompt-tuning", "length": 2}
@@ -121,7 +121,7 @@ def test_a_batch_that_was_broken_off_goes_on_where_it_was(alone: Path, tmp_path:
 
 def test_a_batch_that_is_killed_again_and_again_loses_nothing(alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert children(together(alone), out, "in turn", [9, 23, 31, 14, NEVER]) >= 3
+    assert killed(together(alone), out, "in turn", [9, 23, 31, 14, NEVER]) >= 3
     assert_same(alone, out, alone.parent / "out")
     assert not (out / "set-aside").exists()
 

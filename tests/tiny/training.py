@@ -97,10 +97,6 @@ def tensors(model: ToyModel) -> dict[str, Tensor]:
 
 # From here on: runs in other processes.
 
-# Imported once by multiprocessing's fork server, so that a process starts in milliseconds; torch's optimizers
-# import torch._dynamo at their first step.
-PRELOADED = ["softprompt.training.loop", "torch._dynamo"]
-
 KILLED_RECIPE = Recipe(steps=240, batch_size=5, evaluate_every=7, checkpoint_every=2, clip_norm=0.5)
 
 

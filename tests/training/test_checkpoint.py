@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import random
 import signal
 from pathlib import Path
@@ -19,9 +18,9 @@ from softprompt.errors import CheckpointError
 from softprompt.training.checkpoint import FILE
 from softprompt.training.progress import Silent
 from softprompt.training.recipe import Recipe
+from tests.processes import fork_server
 from tests.tiny.training import (
     KILLED_RECIPE,
-    PRELOADED,
     ToyModel,
     evaluation,
     killed_run,
@@ -58,8 +57,7 @@ def interrupted(folder: Path, after: int = 5, recipe: Recipe = RECIPE) -> Keyboa
 
 
 def test_a_run_killed_twenty_times_ends_with_the_same_bits(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = fork_server()
     draw = random.Random(0)
     ways = ["step", "written", "renamed", "outside"] * 5
     draw.shuffle(ways)

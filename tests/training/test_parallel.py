@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from torch.testing import assert_close
 
 from softprompt.training.checkpoint import FILE
 from softprompt.training.recipe import Recipe
-from tests.tiny.training import PRELOADED, ToyModel, parallel_run, tensors, toy_rows, toy_run
+from tests.processes import fork_server
+from tests.tiny.training import ToyModel, parallel_run, tensors, toy_rows, toy_run
 
 
 def in_two_processes(
@@ -23,8 +23,7 @@ def in_two_processes(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = fork_server()
     pipes, processes = [], []
     for rank in range(2):
         environment = {

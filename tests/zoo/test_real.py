@@ -210,6 +210,7 @@ def test_photographs_and_clothes_have_the_sizes_that_they_are_published_in() -> 
         assert read_image(rows[0]["image"]).size == (side, side)
 
 
+@pytest.mark.slow  # where it is not cached yet: its projections are trained when it is fetched
 def test_emoji_clip_tells_emoji_that_it_has_seen_in_no_style() -> None:
     backbone = load_backbone("emoji-clip", dtype="float32", device="cpu")
     rows = load_rows("emoji-google", "test")[::8]
