@@ -19,6 +19,20 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--disturb", type=int, metavar="N", help="sum in other orders, see tests/disturbed.py")
+    parser.addoption(
+        "--threads", type=int, metavar="N", help="torch threads of every test, in the place of 1"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (number := config.getoption("--disturb")) is not None:
+        from tests.disturbed import disturb
+
+        disturb(number)
+
+
 @pytest.fixture(autouse=True)
 def torch_settings() -> Iterator[None]:
     """Put back the default dtype, grad mode and determinism flags that a test changed."""
@@ -38,8 +52,9 @@ def torch_settings() -> Iterator[None]:
 def torch_threads(request: pytest.FixtureRequest) -> Iterator[None]:
     """One thread for tiny models, which more threads slow down; all of them for tests marked `real`."""
     threads = torch.get_num_threads()
-    if request.node.get_closest_marker("real") is None:
-        torch.set_num_threads(1)
+    asked = request.config.getoption("--threads")
+    if asked is not None or request.node.get_closest_marker("real") is None:
+        torch.set_num_threads(asked or 1)
     yield
     torch.set_num_threads(threads)
 
