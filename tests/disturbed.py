@@ -57,6 +57,8 @@ class _Kernels:
             "aten::addmm": self.addmm,
             "aten::bmm": self.bmm,
             "aten::baddbmm": self.baddbmm,
+            "aten::mv": self.mv,
+            "aten::addmv": self.addmv,
             "aten::dot": self.dot,
             "aten::_softmax": self.along("aten::_softmax", 1, dim=1),
             "aten::_log_softmax": self.along("aten::_log_softmax", 1, dim=1),
@@ -67,7 +69,9 @@ class _Kernels:
             "aten::sum.dim_IntList": self.reduced("aten::sum.dim_IntList", 1),
             "aten::mean.dim": self.reduced("aten::mean.dim", 1),
             "aten::linalg_vector_norm": self.reduced("aten::linalg_vector_norm", 2),
+            "aten::nll_loss_forward": self.nll_loss,
             "aten::convolution": self.convolution,
+            "aten::convolution_backward": self.convolution_backward,
             "aten::index_add": self.index_add,
             "aten::embedding_dense_backward": self.embedding_backward,
             "aten::_scaled_dot_product_flash_attention_for_cpu": self.attention,
@@ -84,6 +88,10 @@ class _Kernels:
     def drawn(self, *about: Any) -> int:
         """A number that depends on the seed and the shapes alone."""
         return zlib.crc32(repr((self.seed, *about)).encode())
+
+    def turns(self, x: Tensor) -> bool:
+        """Whether a batch of this shape is summed in reverse: one of another number of rows may be not."""
+        return self.drawn(tuple(x.shape)) % 4 > 0
 
     # Products
 
@@ -122,20 +130,62 @@ class _Kernels:
     ) -> Tensor:
         return _plus(added, self.bmm(keyset, a, b), beta, alpha)
 
+    def mv(self, keyset: Any, a: Tensor, b: Tensor) -> Tensor:
+        return self.product("aten::mm", keyset, a, b[:, None])[:, 0]
+
+    def addmv(
+        self, keyset: Any, added: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1
+    ) -> Tensor:
+        return _plus(added, self.mv(keyset, a, b), beta, alpha)
+
     def dot(self, keyset: Any, a: Tensor, b: Tensor) -> Tensor:
         return self.original("aten::dot", keyset, a.flip(0), b.flip(0))
 
     def linear_pointwise(
         self, keyset: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *activation: Any
     ) -> Tensor:
-        turned = x.flip(-1).contiguous(), weight.flip(-1).contiguous()
-        return self.original("mkldnn::_linear_pointwise", keyset, *turned, bias, *activation)
+        """What the detour of `backbones.engine.linear` calls: the inputs in reverse for some of the rows."""
+        name, weight = "mkldnn::_linear_pointwise", weight.contiguous()
+        rows = x.reshape(-1, x.shape[-1])
+        split = self.drawn(tuple(x.shape), tuple(weight.shape)) % (len(rows) + 1)
+        parts = []
+        if split:
+            turned = rows[:split].flip(-1).contiguous(), weight.flip(-1).contiguous()
+            parts.append(self.original(name, keyset, *turned, bias, *activation))
+        if split < len(rows):
+            parts.append(self.original(name, keyset, rows[split:].contiguous(), weight, bias, *activation))
+        return torch.cat(parts).reshape(*x.shape[:-1], -1)
 
     def convolution(self, keyset: Any, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
         """Channels in reverse. rest: bias, stride, padding, dilation, transposed, output_padding, groups"""
-        if rest[6] == 1 and not rest[4]:
+        if rest[6] == 1 and not rest[4] and self.turns(x):
             x, weight = x.flip(1), weight.flip(1)
         return self.original("aten::convolution", keyset, x, weight, *rest)
+
+    def convolution_backward(
+        self, keyset: Any, grad: Tensor, x: Tensor, weight: Tensor, biases: Any, *rest: Any
+    ) -> Any:
+        """Rows in reverse, which the weight's gradient sums over, and the output's channels, which the input's does.
+
+        rest: stride, padding, dilation, transposed, output_padding, groups, which gradients are wanted
+        """
+        name = "aten::convolution_backward"
+        if rest[3] or rest[5] != 1 or not self.turns(x):
+            return self.original(name, keyset, grad, x, weight, biases, *rest)
+        turned = grad.flip(0, 1), x.flip(0), weight.flip(0)
+        for_x, for_weight, for_bias = self.original(name, keyset, *turned, biases, *rest)
+        return (
+            None if for_x is None else for_x.flip(0),
+            None if for_weight is None else for_weight.flip(0),
+            None if for_bias is None else for_bias.flip(0),
+        )
+
+    def nll_loss(
+        self, keyset: Any, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignored: int
+    ) -> Any:
+        if x.dim() == 2 and reduction:
+            x, target = x.flip(0), target.flip(0)
+        return self.original("aten::nll_loss_forward", keyset, x, target, weight, reduction, ignored)
 
     # Sums
 
@@ -144,7 +194,7 @@ class _Kernels:
 
         def kernel(keyset: Any, *args: Any) -> Tensor:
             axis = args[dim]
-            if not args[0].dim():
+            if not args[0].dim() or not self.turns(args[0]):
                 return self.original(name, keyset, *args)
             turned = [tensor.flip(axis) for tensor in args[:tensors]]
             return self.original(name, keyset, *turned, *args[tensors:]).flip(axis)
@@ -156,8 +206,8 @@ class _Kernels:
 
         def kernel(keyset: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
             given = args[dim - 1] if len(args) >= dim else None
-            axes: Sequence[int] = [*range(x.dim())] if not given else given
-            turned = x.flip(list(axes)) if x.is_floating_point() and x.dim() else x
+            axes: Sequence[int] = given or [*range(x.dim())]
+            turned = x.flip(list(axes)) if x.is_floating_point() and x.dim() and self.turns(x) else x
             return self.original(name, keyset, turned, *args, **options)
 
         return kernel
@@ -185,7 +235,7 @@ class _Kernels:
         bias: Tensor | None,
         eps: float,
     ) -> Any:
-        axes = [*range(-len(shape), 0)]
+        axes = [*range(-len(shape), 0)] if self.turns(x) else []
         turned = [None if one is None else one.flip(axes) for one in (weight, bias)]
         out, *moments = self.original("aten::native_layer_norm", keyset, x.flip(axes), shape, *turned, eps)
         return out.flip(axes), *moments
@@ -200,7 +250,7 @@ class _Kernels:
         scale: Tensor,
         *rest: Any,
     ) -> Any:
-        axes = [*range(-len(shape), 0)]
+        axes = [*range(-len(shape), 0)] if self.turns(x) else []
         weight, bias, wanted = rest
         turned = [None if one is None else one.flip(axes) for one in (weight, bias)]
         found = self.original(
@@ -217,17 +267,36 @@ class _Kernels:
     ) -> Any:  # fmt: skip
         """Keys in reverse. q (B, H, T, D), k and v (B, H, S, D)"""
         name = "aten::_scaled_dot_product_flash_attention_for_cpu"
+        if not self.turns(q):
+            return self.original(name, keyset, q, k, v, dropout, causal, attn_mask=attn_mask, scale=scale)
         mask = _turned_mask(q, k, causal, attn_mask)
-        return self.original(name, keyset, q, _keys(k), _keys(v), dropout, False, attn_mask=mask, scale=scale)
+        return self.original(
+            name, keyset, q, k.flip(2), v.flip(2), dropout, False, attn_mask=mask, scale=scale
+        )
 
     def attention_backward(
         self, keyset: Any, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor,
         dropout: float, causal: bool, *, attn_mask: Tensor | None = None, scale: float | None = None,
     ) -> Any:  # fmt: skip
         name = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"
+        if not self.turns(q):
+            return self.original(
+                name, keyset, grad, q, k, v, out, sums, dropout, causal, attn_mask=attn_mask, scale=scale
+            )
         mask = _turned_mask(q, k, causal, attn_mask)
         found = self.original(
-            name, keyset, grad, q, _keys(k), _keys(v), out, sums, dropout, False, attn_mask=mask, scale=scale
+            name,
+            keyset,
+            grad,
+            q,
+            k.flip(2),
+            v.flip(2),
+            out,
+            sums,
+            dropout,
+            False,
+            attn_mask=mask,
+            scale=scale,
         )
         return found[0], found[1].flip(2), found[2].flip(2)
 
@@ -237,11 +306,6 @@ def _plus(added: Tensor, product: Tensor, beta: Any, alpha: Any) -> Tensor:
     if beta == 0:  # then what is not finite in it does not count
         return product
     return product + (added * beta if beta != 1 else added)
-
-
-def _keys(tensor: Tensor) -> Tensor:
-    """In reverse, laid out as the kernel may ask: the numbers of one head side by side."""
-    return tensor.flip(2)
 
 
 def _turned_mask(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> Tensor | None:
