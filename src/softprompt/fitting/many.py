@@ -1,4 +1,4 @@
-"""fit_many: several prompts learned at once on one frozen backbone, each exactly as if alone."""
+"""fit_many: several prompts learned at once on one frozen backbone, each as if alone, up to rounding."""
 
 from __future__ import annotations
 
