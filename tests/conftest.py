@@ -53,9 +53,12 @@ def torch_threads(request: pytest.FixtureRequest) -> Iterator[None]:
     """One thread for tiny models, which more threads slow down; all of them for tests marked `real`."""
     threads = torch.get_num_threads()
     asked = request.config.getoption("--threads")
-    if asked is not None or request.node.get_closest_marker("real") is None:
-        torch.set_num_threads(asked or 1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        if asked is not None or request.node.get_closest_marker("real") is None:
+            torch.set_num_threads(asked or 1)
+            for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # of processes that the test starts
+                patch.setenv(variable, str(asked or 1))
+        yield
     torch.set_num_threads(threads)
 
 

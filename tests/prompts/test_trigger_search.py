@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_the_best_loss_so_far_never_rises(method: Any) -> None:
 def test_every_step_that_sees_all_rows_takes_only_what_is_better() -> None:
     tuned = searched(TriggerSearch(length=3, top_k=6), steps=4, batch_size=len(ROWS))
     losses = [h["loss"] for h in tuned.history]
-    assert losses == sorted(losses, reverse=True)
+    assert all(later <= earlier + FLOAT64 for earlier, later in pairwise(losses))
     assert losses[-1] == pytest.approx(loss_of(tuned), rel=1e-6)
 
 

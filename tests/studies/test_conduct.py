@@ -392,6 +392,7 @@ NEVER = 10**9
 _CHILDREN = """
 import os, signal, sys
 from pathlib import Path
+import tests  # as this process computes, so does that one
 import softprompt.fitting.one, softprompt.backbones.loading, softprompt.cli._study_progress  # once, for all children
 import softprompt.training.loop as loop
 import softprompt.training.steps as training

@@ -26,8 +26,9 @@ def train(model: Scorer, encoder: RowLoss, run: Run) -> TrainingResult:
     """Train the run's parameters in place and leave the best tensors in them.
 
     The rows of a step, its learning rate and its randomness depend on nothing but recipe and step: a run that
-    was killed and resumed on the same machine with as many threads ends with the same bits as one that was not, as
-    far as the device's kernels repeat themselves. Called by every process of `accelerate launch` or torchrun, each takes its share of a batch.
+    was killed and resumed on the same machine, with as many threads, ends with the same bits as one that was
+    not, as far as the device's kernels repeat themselves. Called by every process of `accelerate launch` or
+    torchrun, each takes its share of a batch.
 
     Raises ValueError for arguments that do not fit together, TrainingDiverged when loss or gradient is no
     finite number (the best tensors, else those before the step, are in the parameters), CheckpointError for a
