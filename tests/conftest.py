@@ -13,6 +13,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy
 import pytest
@@ -48,18 +49,35 @@ def torch_settings() -> Iterator[None]:
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = benchmark, cudnn_deterministic
 
 
-@pytest.fixture(autouse=True)
-def torch_threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """One thread for tiny models, which more threads slow down; all of them for tests marked `real`."""
-    threads = torch.get_num_threads()
-    asked = request.config.getoption("--threads")
+ALL_THREADS = torch.get_num_threads()
+
+
+@contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """So many threads in this process, and in those that it starts meanwhile."""
+    before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        if asked is not None or request.node.get_closest_marker("real") is None:
-            torch.set_num_threads(asked or 1)
-            for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # of processes that the test starts
-                patch.setenv(variable, str(asked or 1))
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            patch.setenv(variable, str(threads))
+        torch.set_num_threads(threads)
         yield
-    torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def usual_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread for tiny models, which more threads slow down, or as many as were asked for."""
+    with computing_with(request.config.getoption("--threads") or 1):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def torch_threads(request: pytest.FixtureRequest, usual_threads: None) -> Iterator[None]:
+    """All threads for tests marked `real`, unless a number was asked for; the usual ones after every test."""
+    real = request.node.get_closest_marker("real") is not None
+    asked = request.config.getoption("--threads")
+    with computing_with(asked or (ALL_THREADS if real else 1)):
+        yield
 
 
 @pytest.fixture(autouse=True)
