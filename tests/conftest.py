@@ -59,6 +59,9 @@ def computing_with(threads: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             patch.setenv(variable, str(threads))
+        patch.setenv(
+            "MKL_DYNAMIC", "FALSE"
+        )  # as set_num_threads has it: no fewer where there are fewer cores
         torch.set_num_threads(threads)
         yield
         torch.set_num_threads(before)

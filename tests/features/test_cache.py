@@ -90,7 +90,9 @@ def test_training_is_the_same(method: Method) -> None:
     with passes(backbone) as seen:
         cached = fit(backbone, TASK, method, ROWS, ROWS[:6], cache_features=True, **SETTINGS)
     assert sum(seen) == len(ROWS) + 6  # each image once
-    assert_equal_up_to_rounding(cached.trained(), plain.trained())
+    for name, tensor in plain.trained().items():  # AdamW enlarges what rounding changes in a small gradient
+        if "k_proj.bias" not in name:  # takes part in no softmax: its gradient is nothing but rounding
+            assert_close(cached.trained()[name], tensor, rtol=0, atol=1e-4)
     assert_equal_up_to_rounding(cached.metrics, plain.metrics)
     losses = ([r["loss"] for r in one.history] for one in (cached, plain))
     assert_equal_up_to_rounding(*losses)
