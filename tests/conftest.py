@@ -13,10 +13,25 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy
 import pytest
 import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--disturb", type=int, metavar="N", help="sum in other orders, see tests/disturbed.py")
+    parser.addoption(
+        "--threads", type=int, metavar="N", help="torch threads of every test, in the place of 1"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (number := config.getoption("--disturb")) is not None:
+        from tests.disturbed import disturb
+
+        disturb(number)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,13 +54,32 @@ def torch_settings() -> Iterator[None]:
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = benchmark, cudnn_deterministic
 
 
+@contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """So many threads in this process, and in those that it starts meanwhile."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            patch.setenv(variable, str(threads))
+        # As set_num_threads has it: no fewer where there are fewer cores.
+        patch.setenv("MKL_DYNAMIC", "FALSE")
+        torch.set_num_threads(threads)
+        yield
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def usual_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread for tiny models, which more threads slow down, or as many as were asked for."""
+    with computing_with(request.config.getoption("--threads") or 1):
+        yield
+
+
 @pytest.fixture(autouse=True)
-def torch_threads() -> Iterator[None]:
-    """One thread: tiny models are slowed down by more, and the other cores run other tests."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def torch_threads(request: pytest.FixtureRequest, usual_threads: None) -> Iterator[None]:
+    """One thread, unless a number was asked for: more slow tiny models down, and the other cores run other tests."""
+    with computing_with(request.config.getoption("--threads") or 1):
+        yield
 
 
 @pytest.fixture(autouse=True)

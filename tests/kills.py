@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from softprompt.training import loop, steps
+from softprompt.training import ongoing, steps
 from tests.processes import fork_server
 
 NEVER = 10**9
@@ -34,10 +34,10 @@ def _compare(study: str, out: str, moment: int) -> None:
 
         return called
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # as the tests have it
     # In steps, in evaluations, before a file is forced out and before it is renamed.
     os.replace, os.fsync, Path.mkdir = mortal(os.replace), mortal(os.fsync), mortal(Path.mkdir)  # type: ignore
-    steps.backward, loop.count_tokens = mortal(steps.backward), mortal(loop.count_tokens)
+    steps.backward, ongoing.count_tokens = mortal(steps.backward), mortal(ongoing.count_tokens)
     sys.argv = ["softprompt", "compare", study, "-o", out, "--quiet"]
     app()
 

@@ -17,7 +17,7 @@ _PRELOADED = [
     "softprompt.cli._study_progress",
     "softprompt.backbones.loading",
     "softprompt.fitting.one",
-    "softprompt.training.steps",
+    "softprompt.training.loop",
     "transformers.models.llama.modeling_llama",
     "tests.kills",
 ]

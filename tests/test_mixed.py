@@ -9,6 +9,7 @@ import softprompt as sp
 from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.outputs import TargetLogits
 from tests.tiny.language import tiny_causal_lm, tiny_tokenizer
+from tests.tolerances import assert_equal_up_to_rounding
 
 ROWS = [{"text": "the film is great", "label": "good"}, {"text": "the plot is bad", "label": "bad"}] * 2
 
@@ -46,11 +47,7 @@ def test_a_mixed_batch_gives_each_row_what_its_own_prompt_gives_it_alone(archite
     together = sp.MixedPrompts(prompts).predict(texts, which, batch_size=5)
     for text, n, answer in zip(texts, which, together, strict=True):
         (alone,) = prompts[n].predict([text])
-        if isinstance(alone, str):
-            assert answer == alone
-        else:
-            assert answer.label == alone.label
-            assert answer.probabilities == pytest.approx(alone.probabilities, rel=1e-9)
+        assert_equal_up_to_rounding(answer, alone)
 
 
 def test_an_unknown_prompt_is_an_error_never_a_silent_default() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.testing import assert_close
 
 from softprompt import (
     L2P,
@@ -39,10 +38,10 @@ from tests.tiny.task import ROWS, TASK, tiny_backbone
 from tests.tiny.vision import ROWS as IMAGES
 from tests.tiny.vision import TASK as IMAGE_TASK
 from tests.tiny.vision import vision_backbone
+from tests.tolerances import assert_equal_up_to_rounding
 
 pytestmark = pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 
-EXACT: dict[str, Any] = {"rtol": 0, "atol": 1e-12}
 WHOLE = SequenceClassification("{text}", labels=["neg", "pos"])
 Runs = list[tuple[Method, Recipe]]
 
@@ -95,15 +94,14 @@ def assert_as_alone(
         own = Steps(built, len(built))
         alone = fit(backbone, task, method, rows, rows[:6], recipe=recipe, progress=own)
         assert len(told.tensors) == len(own.tensors) > 0
-        assert_close(told.tensors, own.tensors, **EXACT)
+        assert_equal_up_to_rounding(told.tensors, own.tensors)
         assert any(not torch.equal(told.tensors[0][name], last) for name, last in told.tensors[-1].items())
-        assert_close(ours.trained(), alone.trained(), **EXACT)
+        assert_equal_up_to_rounding(ours.trained(), alone.trained())
         assert facts(ours) == facts(alone)
-        assert ours.metrics == alone.metrics
+        assert_equal_up_to_rounding(ours.metrics, alone.metrics, torch.float64)
         for name in ("step", "loss", "lr", "gradient_norm", "tokens", "penalty"):
-            assert [r.get(name) for r in ours.history] == pytest.approx(
-                [r.get(name) for r in alone.history], abs=1e-9
-            )
+            found, expected = ([r.get(name) for r in one.history] for one in (ours, alone))
+            assert_equal_up_to_rounding(found, expected, torch.float64)
     return together
 
 
@@ -181,12 +179,13 @@ def test_a_run_that_stops_early_and_one_that_diverges_do_not_touch_the_others(
             backbone, TASK, [(method, usual), (method, wild), (method, early)], ROWS, ROWS, progress=False
         )
     alone = fit(backbone, TASK, method, ROWS, ROWS, recipe=usual, progress=False)
-    assert_close(first.trained(), alone.trained(), **EXACT)
-    assert [r["loss"] for r in first.history] == pytest.approx([r["loss"] for r in alone.history], abs=1e-12)
+    assert_equal_up_to_rounding(first.trained(), alone.trained())
+    losses = ([r["loss"] for r in one.history] for one in (first, alone))
+    assert_equal_up_to_rounding(*losses, torch.float64)
     with pytest.raises(TrainingDiverged) as caught:
         fit(backbone, TASK, method, ROWS, ROWS, recipe=wild, progress=False)
     assert gone.recipe["diverged_at"] == caught.value.step > 1
-    assert_close(gone.trained(), caught.value.last_good.trained(), **EXACT, equal_nan=True)
+    assert_equal_up_to_rounding(gone.trained(), caught.value.last_good.trained())
     assert short.recipe["steps_made"] == 2
     assert first.recipe["steps_made"] == 6
 
@@ -208,10 +207,10 @@ def test_runs_that_were_broken_off_go_on_together_or_alone(
         backbone, TASK, *runs[0][:1], ROWS, recipe=runs[0][1], folder=tmp_path / "run-0", progress=False
     )
     together = fit_many(backbone, TASK, runs, ROWS, folder=tmp_path, progress=False)
-    assert_close(alone.trained(), whole[0].trained(), **EXACT)
+    assert_equal_up_to_rounding(alone.trained(), whole[0].trained())
     for ours, expected in zip(together, whole, strict=True):
         assert len(ours.history) == 5
-        assert_close(ours.trained(), expected.trained(), **EXACT)
+        assert_equal_up_to_rounding(ours.trained(), expected.trained())
 
 
 def test_an_interrupt_leaves_a_checkpoint_of_every_run(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.naive import causal as naive_causal
 from tests.naive import prompts as naive
 from tests.prompts.against_naive import assert_equals_naive, built, moved, rows_around, rows_in_front
 from tests.tiny.task import ROWS, TASK, tiny_backbone
+from tests.tolerances import assert_equal_up_to_rounding
 
 
 def parts(state: Any) -> Any:
@@ -95,7 +96,7 @@ def test_layers_that_are_computed_again_in_backward_give_the_same_gradients() ->
         own = backbone.with_settings(gradient_checkpointing=checkpointing)
         loss = own.score(rows_in_front(3), module()).token_log_likelihoods().sum()
         gradients.append(torch.autograd.grad(loss, list(module.parameters())))
-    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+    assert_equal_up_to_rounding(*gradients)
 
 
 def test_text_beyond_the_offset_gets_none_and_unused_rows_no_gradient() -> None:
@@ -209,8 +210,7 @@ def test_it_stands_beside_prompts_without_offset_in_one_batch() -> None:
     mixed = MixedPrompts(prompts).predict(texts, [0, 1, 0, 1])
     for text, n, found in zip(texts, [0, 1, 0, 1], mixed, strict=True):
         [alone] = prompts[n].predict([text])
-        assert found.label == alone.label
-        assert found.probabilities == pytest.approx(alone.probabilities, abs=1e-9)
+        assert_equal_up_to_rounding(found, alone)
 
 
 def test_it_cannot_be_given_to_peft_and_says_why(tmp_path: Path) -> None:

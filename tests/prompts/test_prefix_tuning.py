@@ -28,6 +28,7 @@ from tests.backbones.encoder_decoder.test_backbone import backbone_of
 from tests.tiny.encoders import encoder_backbone
 from tests.tiny.language import Architecture
 from tests.tiny.task import ROWS, TASK, tiny_backbone
+from tests.tolerances import assert_equal_up_to_rounding
 
 METHODS: dict[str, Method] = {
     "mlp": PrefixTuning(length=3, hidden=8),
@@ -238,10 +239,7 @@ def test_mixed_prefixes_and_virtual_tokens_answer_as_each_alone() -> None:
     numbers = [0, 1, 2, 3, 3, 1, 0, 2]
     found = MixedPrompts(tuned).predict(texts, numbers)
     alone = [tuned[n].predict([text])[0] for text, n in zip(texts, numbers, strict=True)]
-    assert [p.label for p in found] == [p.label for p in alone]
-    for a, b in zip(found, alone, strict=True):
-        for label in a.probabilities:
-            assert a.probabilities[label] == pytest.approx(b.probabilities[label], rel=1e-9)
+    assert_equal_up_to_rounding(found, alone)
 
 
 def test_a_prefix_takes_its_positions_from_the_text() -> None:

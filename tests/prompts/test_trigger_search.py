@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from tests.search.problems import BEHIND, FRONT, check_of, tiny_problem
 from tests.tiny.encoders import encoder_backbone
 from tests.tiny.language import Architecture, tiny_causal_lm, tiny_seq2seq, tiny_tokenizer
 from tests.tiny.task import ROWS, TASK, tiny_backbone
+from tests.tolerances import FLOAT64
 
 GCG = TriggerSearch(length=3, positions="all", top_k=12, candidates=6, accept="best")
 METHODS: list[Any] = [TriggerSearch(length=3, top_k=4), GCG, PEZ(length=3)]
@@ -83,7 +85,7 @@ def test_the_best_loss_so_far_never_rises(method: Any) -> None:
     short, long = (searched(method, steps=n, evaluate_every=1, warmup=0, schedule="constant") for n in (2, 4))
     seen = [h["eval/loss"] for h in long.history]
     assert [h["text"] for h in short.history] == [h["text"] for h in long.history[:2]]
-    assert loss_of(long) <= loss_of(short) + 1e-12
+    assert loss_of(long) <= loss_of(short) + FLOAT64
     assert loss_of(long) == pytest.approx(min(seen), rel=1e-6) or long.recipe["best_step"] == 0
     assert loss_of(long) <= min(seen) + 1e-6
 
@@ -91,7 +93,7 @@ def test_the_best_loss_so_far_never_rises(method: Any) -> None:
 def test_every_step_that_sees_all_rows_takes_only_what_is_better() -> None:
     tuned = searched(TriggerSearch(length=3, top_k=6), steps=4, batch_size=len(ROWS))
     losses = [h["loss"] for h in tuned.history]
-    assert losses == sorted(losses, reverse=True)
+    assert all(later <= earlier + FLOAT64 for earlier, later in pairwise(losses))
     assert losses[-1] == pytest.approx(loss_of(tuned), rel=1e-6)
 
 

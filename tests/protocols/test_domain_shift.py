@@ -9,6 +9,7 @@ import pytest
 
 import softprompt as sp
 from tests.tiny.task import ROWS, TASK, tiny_backbone
+from tests.tolerances import assert_equal_up_to_rounding
 
 pytestmark = pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 
@@ -28,13 +29,13 @@ def test_each_domain_has_its_metrics_with_majority_and_zero_shot_beside() -> Non
         sp.Domain("home", ROWS),
         [sp.Domain("abroad", FOREIGN, task=READER), sp.Domain("few", ROWS[:3])],
     )
-    assert shift.in_domain.metrics == prompt.evaluate(ROWS)
+    assert_equal_up_to_rounding(shift.in_domain.metrics, prompt.evaluate(ROWS))
     renamed = [{"text": row["body"], "label": {1: "neg", 5: "pos"}[row["stars"]]} for row in FOREIGN]  # type: ignore[index]
     abroad, few = shift.out_of_domain
-    assert abroad.metrics == prompt.evaluate(renamed)
+    assert_equal_up_to_rounding(abroad.metrics, prompt.evaluate(renamed))
     assert [abroad.majority, few.majority] == pytest.approx([2 / 3, 2 / 3])
     plain = sp.fit(prompt.backbone, TASK, sp.ZeroShot(), ROWS, progress=False)
-    assert abroad.zero_shot == plain.evaluate(renamed)
+    assert_equal_up_to_rounding(abroad.zero_shot, plain.evaluate(renamed))
     outside = (abroad.metrics["accuracy"] + few.metrics["accuracy"]) / 2
     assert shift.drop == pytest.approx(shift.in_domain.metrics["accuracy"] - outside)
     assert [(r["domain"], r["in_domain"], r["score"], r["rows"]) for r in shift.records()] == [
@@ -85,4 +86,4 @@ def test_without_a_prompt_the_slots_of_a_template_are_empty() -> None:
     bare = sp.fit(
         prompt.backbone, replace(TASK, template=" {text} sentiment"), sp.ZeroShot(), ROWS, progress=False
     )
-    assert shift.in_domain.zero_shot == bare.evaluate(ROWS)
+    assert_equal_up_to_rounding(shift.in_domain.zero_shot, bare.evaluate(ROWS))

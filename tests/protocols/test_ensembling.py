@@ -18,6 +18,7 @@ from tests.fitting.test_encoder_decoders import HEARD, SOUNDS, backbone_of
 from tests.tiny.encoders import ENCODERS, encoder_backbone
 from tests.tiny.language import tiny_causal_lm, tiny_tokenizer
 from tests.tiny.task import ROWS, TASK, tiny_backbone
+from tests.tolerances import assert_equal_up_to_rounding
 
 pytestmark = pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 
@@ -82,8 +83,7 @@ def test_every_member_answers_as_it_does_alone(architecture: Any) -> None:
     together = sp.PromptEnsemble(prompts).member_predictions(TEXTS, batch_size=2)
     for n, prompt in enumerate(prompts):
         for found, alone in zip(together, prompt.predict(TEXTS), strict=True):
-            assert found[n].label == alone.label
-            assert found[n].probabilities == pytest.approx(alone.probabilities, rel=1e-9)
+            assert_equal_up_to_rounding(found[n], alone)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -94,7 +94,7 @@ def test_identical_prompts_answer_as_one(rule: Any) -> None:
     ):
         assert found.label == alone.label
         if rule != "vote":
-            assert found.probabilities == pytest.approx(alone.probabilities, rel=1e-9)
+            assert_equal_up_to_rounding(found, alone)
 
 
 def test_a_batch_is_one_forward_pass_and_each_prompt_is_computed_once(
@@ -129,7 +129,7 @@ def test_evaluation_shows_the_ensemble_beside_its_members() -> None:
     assert alone[found.best]["accuracy"] == max(m["accuracy"] for m in alone)
     for rule in RULES:
         wanted = TASK.evaluate(sp.PromptEnsemble(prompts).predict([row["text"] for row in ROWS], rule), ROWS)
-        assert found.ensemble[rule] == wanted
+        assert_equal_up_to_rounding(found.ensemble[rule], wanted)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,9 @@ def test_on_every_other_family_of_words_each_member_answers_as_it_does_alone(arc
     mixed = sp.MixedPrompts(prompts).predict(inputs, order, batch_size=4)
     for i in range(len(inputs)):
         for n, answers in enumerate(alone):
-            expected = pytest.approx(answers[i].probabilities, rel=1e-6)
-            assert together[i][n].probabilities == expected, (i, n)
+            assert_equal_up_to_rounding(together[i][n], answers[i])
             if order[i] == n:
-                assert mixed[i].probabilities == expected
+                assert_equal_up_to_rounding(mixed[i], answers[i])
 
 
 def test_prompts_with_heads_answer_together_too() -> None:
@@ -171,7 +170,7 @@ def test_prompts_with_heads_answer_together_too() -> None:
     together = sp.PromptEnsemble(prompts).member_predictions(TEXTS, batch_size=3)
     for n, prompt in enumerate(prompts):
         for found, alone in zip(together, prompt.predict(TEXTS), strict=True):
-            assert found[n].probabilities == pytest.approx(alone.probabilities, rel=1e-9)
+            assert_equal_up_to_rounding(found[n], alone)
 
 
 def test_prompts_that_cannot_answer_together_are_refused() -> None:

@@ -24,8 +24,9 @@ def train(model: Scorer, encoder: RowLoss, run: Run) -> TrainingResult:
     """Train the run's parameters in place and leave the best tensors in them.
 
     The rows of a step, its learning rate and its randomness depend on nothing but recipe and step: a run that
-    was killed and resumed ends bit-identical to one that was not, as far as the device's kernels are
-    deterministic. Each process of `accelerate launch` or torchrun calls it and takes its share of every batch.
+    was killed and resumed on the same machine, with as many threads, ends bit-identical to one that was not, as
+    far as the device's kernels are deterministic. Each process of `accelerate launch` or torchrun calls it and
+    takes its share of every batch.
 
     model    scores rows with the current parameters
     encoder  gives the loss of each row

@@ -17,6 +17,7 @@ from softprompt.outputs import EncodedRow, PromptOutput
 from tests.backbones.dual.test_prompts import noise, rows_of
 from tests.tiny.dual import DUALS, TASK, TEXT_WIDTH, Dual, dual_backbone, dual_tokenizer, tiny_dual
 from tests.tiny.vision import ROWS, RULE, WIDTH, images
+from tests.tolerances import assert_equal_up_to_rounding
 
 
 def test_texts_run_in_parts_give_the_same_logits_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,8 +31,8 @@ def test_texts_run_in_parts_give_the_same_logits_and_gradients(monkeypatch: pyte
         scores.square().sum().backward()
         logits.append(scores.detach())
         gradients.append(context.grad)
-    torch.testing.assert_close(logits[0], logits[1], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
+    assert_equal_up_to_rounding(logits[0], logits[1])
+    assert_equal_up_to_rounding(gradients[0], gradients[1])
 
 
 def test_what_is_kept_for_backward_does_not_grow_with_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +79,7 @@ def test_recomputed_layers_give_the_same_gradients(dual: Dual) -> None:
         context = noise(1, 3, TEXT_WIDTH).requires_grad_()
         one.score(rows_of(one, "end", 3), PromptOutput(tokens=context)).scores().square().sum().backward()
         gradients.append(context.grad)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
+    assert_equal_up_to_rounding(gradients[0], gradients[1])
 
 
 def test_a_text_is_run_once_however_many_images_are_compared_with_it(
@@ -102,7 +103,7 @@ def test_a_text_is_run_once_however_many_images_are_compared_with_it(
         first = backbone.score(rows[:3], compiled).scores()
         second = backbone.score(rows[3:], compiled).scores()
     assert run == [3, 3]
-    torch.testing.assert_close(torch.cat([first, second]), plain, rtol=1e-12, atol=1e-12)
+    assert_equal_up_to_rounding(torch.cat([first, second]), plain)
 
 
 def test_what_stands_in_front_of_all_names_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from softprompt.backbones.engine.attention import _attend_by_products
 from softprompt.outputs import PromptOutput
 from tests.backbones.causal.test_backbone import FRONT, naive_tokens, virtual_tokens
 from tests.tiny.language import tiny_tokenizer
+from tests.tolerances import assert_equal_up_to_rounding
 
 
 def test_plain_products_give_what_the_fused_attention_gives() -> None:
@@ -20,14 +21,14 @@ def test_plain_products_give_what_the_fused_attention_gives() -> None:
     mask[..., 0] = 0.0
     found = _attend_by_products(q, k, v, mask, 0.3, None)
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert_equal_up_to_rounding(found, expected)
     weights = torch.randn_like(expected)
     for a, b in zip(
         torch.autograd.grad((found * weights).sum(), [q, k, v]),
         torch.autograd.grad((expected * weights).sum(), [q, k, v]),
         strict=True,
     ):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        assert_equal_up_to_rounding(a, b)
 
 
 def test_a_model_with_a_soft_cap_is_packed_and_equal() -> None:
