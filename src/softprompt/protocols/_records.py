@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from softprompt.data import Row, Rows, names_file, read_rows
+from softprompt.data.image_folders import SUFFIXES
 from softprompt.files import write_text
-from softprompt.image_folders import SUFFIXES
 
 Record = dict[str, Any]
 
