@@ -12,7 +12,7 @@ import typer
 
 from softprompt.cli._console import Report, reporting
 from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, Labels, PromptDir, open_prompt
-from softprompt.image_folders import image_paths
+from softprompt.data.image_folders import image_paths
 
 if TYPE_CHECKING:
     from softprompt.tasks.base import Task

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from softprompt.image_folders import SUFFIXES
+from softprompt.data.image_folders import SUFFIXES
 
 
 def rows_digest(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -63,7 +63,7 @@ def test_a_very_long_cell_is_read(tmp_path):
         ("a.csv", "text,label\na\n", "line 2: 1 cells under 2 columns"),
         ("a.csv", 'text,label\n"a,b\n', "is a quote missing"),
         ("a.csv", "text,text\na,b\n", "a name of its own"),
-        ("a.csv", "text,\na,b\n", "a name of its own"),
+        ("a.csv", "text,\na,b\n", "column 2 has no name"),
         ("a.csv", b"text\ngood\ncaf\xe9\n", r"not utf-8: byte 0xe9 at position 13.*encoding="),
         ("a.jsonl", '{"a": 1}\n{"a": \n', "line 2: no valid JSON"),
         ("a.jsonl", "[1]\n", "line 1: expected an object"),
@@ -72,7 +72,7 @@ def test_a_very_long_cell_is_read(tmp_path):
         ("a.json", "[]", "has no rows"),
         ("a.json", "[1", "no valid JSON"),
         ("a.parquet", "no parquet", "no readable parquet"),
-        ("a.xlsx", "x", "suffix '.xlsx' is not known"),
+        ("a.xlsx", "x", "workbooks are not read: save it as CSV"),
     ],
 )
 def test_a_bad_file_says_what_is_wrong_with_it(tmp_path, name, content, message):
@@ -105,8 +105,12 @@ def test_rows_are_copied_and_must_be_dictionaries():
     assert rows == ROWS
     rows[0]["text"] = "changed"
     assert ROWS[0]["text"] == "row 0"
-    with pytest.raises(TypeError, match=r"row 0 is a str .*to_dict"):
-        load_rows(pandas.DataFrame(ROWS))
+    with pytest.raises(TypeError, match="row 1 is a str"):
+        load_rows([{"text": "a"}, "b"])
+    with pytest.raises(TypeError, match=r"expected a list of dictionaries, one for each row: pass \[row\]"):
+        load_rows({"text": "a"})
+    with pytest.raises(TypeError, match=r"rows are a int \(3\)"):
+        load_rows(3)
     with pytest.raises(ValueError, match="no rows"):
         load_rows([])
 

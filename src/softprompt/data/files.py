@@ -1,0 +1,298 @@
+"""Rows of a file: .csv, .tsv, .jsonl, .json and .parquet, each also packed with gzip (.csv.gz ...)."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+import gzip
+import io
+import json
+import logging
+import reprlib
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+_BOMS = (  # UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SEPARATORS = (";", "\t", "|")
+_SPREADSHEETS = (".xls", ".xlsx", ".xlsm", ".ods")
+
+
+def suffix_of(path: Path) -> str:
+    """What says how a file is read, in small letters: `.csv` of REVIEWS.CSV and of reviews.csv.gz."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file of this name is read, by its suffix."""
+    return suffix_of(path) in _READERS
+
+
+def read_file(path: Path, encoding: str = "utf-8") -> list[dict[str, Any]]:
+    """The rows of a file.
+
+    encoding: of text files; one that begins with a byte-order mark of UTF-16 or UTF-32 is read as that.
+
+    Values of .csv and .tsv files are strings. Cells are separated by commas (.csv) or tabs (.tsv), or by what a first line
+    `sep=;` says, or by the semicolon, tab or bar that makes several columns of a header that commas leave whole. A column
+    without a name is left out where it numbers the rows, as pandas writes it, or is empty throughout. In a .tsv file a
+    quote is a character like any other, unless a whole column is quoted.
+
+    Raises FileNotFoundError; ValueError for a file that is empty, ragged, damaged, not in `encoding` or of another kind,
+    with its line.
+    """
+    suffix = suffix_of(path)
+    if suffix not in _READERS:
+        raise ValueError(f"{path}: {_other_kind(suffix)}")
+    if not path.is_file():
+        near = []
+        if path.parent.is_dir():
+            near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+        raise FileNotFoundError(f"there is no file {path}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    content = path.read_bytes()
+    if path.suffix.lower() == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is no whole gzip file: {error}") from error
+    if not content:
+        raise ValueError(
+            f"{path} is empty (0 bytes), expected rows with named columns: write it again, or name another file"
+        )
+    if content.startswith(b"PK\x03\x04"):
+        raise ValueError(f"{path} is a zip archive, perhaps an Excel workbook: {_SAVE_AS_CSV}")
+    rows = _READERS[suffix](path, content, encoding)
+    if not rows:
+        raise ValueError(f"{path} has no rows" + (" under its header" if suffix in (".csv", ".tsv") else ""))
+    return rows
+
+
+_SAVE_AS_CSV = "save it as CSV UTF-8, or pass pandas.read_excel(...), a data frame, in Python"
+
+
+def _other_kind(suffix: str) -> str:
+    if suffix in _SPREADSHEETS:
+        return f"workbooks are not read: {_SAVE_AS_CSV}"
+    return f"suffix {suffix!r} is not known; known are {', '.join(_READERS)}, each also with .gz behind it"
+
+
+def _decoded(path: Path, content: bytes, encoding: str) -> str:
+    try:
+        name = codecs.lookup(encoding).name
+    except LookupError as error:
+        near = difflib.get_close_matches(encoding, ["utf-8", "utf-16", "cp1252", "latin-1", "ascii"], n=1)
+        raise ValueError(
+            f"{path}: {encoding!r} is no encoding that Python knows"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        ) from error
+    if name == "utf-8":
+        marked = next((other for mark, other in _BOMS if content.startswith(mark)), None)
+        # Spreadsheets put a byte-order mark at the front, which would become part of the first column's name.
+        name = marked or "utf-8-sig"
+    try:
+        return content.decode(name)
+    except LookupError as error:
+        raise ValueError(f"{path}: {encoding!r} is no encoding of text") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not {encoding}: byte 0x{content[error.start]:02x} at position {error.start}, line"
+            f" {content.count(10, 0, error.start) + 1}; save it as UTF-8, or say what it is, for example cp1252 (Western"
+            " Windows): load_rows(file, encoding=...) in Python, `encoding:` beside `source:` in a YAML file, --encoding on"
+            " the command line"
+        ) from error
+    except UnicodeError as error:
+        raise ValueError(f"{path} is not {encoding}: {error}") from error
+
+
+def _read_csv(path: Path, content: bytes, encoding: str) -> list[dict[str, Any]]:
+    text = _decoded(path, content, encoding)
+    skipped = 0
+    separator = "\t" if suffix_of(path) == ".tsv" else ","
+    if text.startswith("sep=") and text[4:5] and text[5:6] in ("\n", "\r"):  # Excel's
+        separator, skipped = text[4], 1
+        text = text[5:].removeprefix("\r").removeprefix("\n")
+    elif separator == "," and (other := _other_separator(path, text)) is not None:
+        log.info("%s: columns are separated by %r", path, other)
+        separator = other
+    header, lines = _cells(path, text, separator, skipped)
+    named = _named_columns(path, header, lines)
+    return [{header[i]: cells[i] for i in named} for _, cells in lines]
+
+
+def _other_separator(path: Path, text: str) -> str | None:
+    """What separates the columns of a file whose header commas leave whole; None: commas, or nothing."""
+    first = text.splitlines()[0] if text.splitlines() else ""
+    if len(next(csv.reader([first]), [])) > 1:
+        return None
+    counts = {other: len(next(csv.reader([first], delimiter=other), [])) for other in _SEPARATORS}
+    most = max(counts, key=counts.__getitem__)
+    return most if counts[most] > 1 else None
+
+
+def _cells(
+    path: Path, text: str, separator: str, skipped: int
+) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and of each line that is not blank its number and its cells, as many as the header has."""
+    if separator == "\t" and suffix_of(path) == ".tsv" and not _is_quoted(text):
+        # GLUE's files have lone quotes; read as quoting they would swallow the rows up to the next quote.
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    field_limit = csv.field_size_limit(sys.maxsize)  # 131,072 characters otherwise: some documents are longer
+    try:
+        header = next(reader, [])
+        lines = []
+        for cells in reader:
+            if not cells:  # a blank line
+                continue
+            if len(cells) == len(header) + 1 and not cells[-1]:  # a separator at the end of the line
+                cells = cells[:-1]
+            if len(cells) != len(header):
+                raise ValueError(
+                    f"{path}, line {reader.line_num + skipped}: {len(cells)} cells under {len(header)} columns"
+                    f" {header}, separated by {separator!r}; in a .csv file quote cells that hold the separator, a quote or"
+                    " a line end, and let no cell of a .tsv file hold a tab"
+                )
+            lines.append((reader.line_num + skipped, cells))
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {reader.line_num + skipped}: {error}; is a quote missing or doubled?"
+        ) from error
+    finally:
+        csv.field_size_limit(field_limit)
+    return header, lines
+
+
+def _is_quoted(text: str) -> bool:
+    """Whether a column of a .tsv file has quotes around every value, as Excel and R write text."""
+    lines = [line.split("\t") for line in text.splitlines()[1:] if line]
+    if not lines or any(len(cells) != len(lines[0]) for cells in lines):
+        return False
+
+    def quoted(cell: str) -> bool:
+        return len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
+
+    return any(all(quoted(cells[i]) for cells in lines) for i in range(len(lines[0])))
+
+
+def _named_columns(
+    path: Path, header: Sequence[str], lines: Sequence[tuple[int, Sequence[str]]]
+) -> list[int]:
+    """Indices of the columns that have a name. Raises ValueError for a nameless one that holds data, and for equal names."""
+    unnamed = [i for i, name in enumerate(header) if not name.strip()]
+    for i in unnamed:
+        values = [cells[i] for _, cells in lines]
+        counts = i == 0 and values == [str(k) for k in range(len(values))]
+        if not counts and any(value.strip() for value in values):
+            raise ValueError(
+                f"{path}: column {i + 1} has no name in the first line, which is {list(header)}; each column needs a name of"
+                " its own (pandas leaves its index out with to_csv(..., index=False))"
+            )
+    if repeated := sorted({name for name in header if name.strip() and list(header).count(name) > 1}):
+        raise ValueError(
+            f"{path}: each column needs a name of its own in the first line, which has {repeated} more than once:"
+            f" {list(header)}"
+        )
+    if unnamed:
+        log.info("%s: columns without a name are left out: %s", path, [i + 1 for i in unnamed])
+    return [i for i in range(len(header)) if i not in unnamed]
+
+
+def _read_jsonl(path: Path, content: bytes, encoding: str) -> list[dict[str, Any]]:
+    text = _decoded(path, content, encoding)
+    try:
+        return _json_lines(path, text)
+    except ValueError:
+        if not text.lstrip().startswith("["):
+            raise
+        found = _parsed_or_none(text)  # a list, as a .json file holds it
+        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+            raise
+        return found
+
+
+def _json_lines(path: Path, text: str) -> list[dict[str, Any]]:
+    rows = []
+    # Not splitlines(): it also splits at U+2028 and its like, which may stand inside a JSON string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        row = _json(f"{path}, line {number}", line)
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected an object {{...}}, found {reprlib.repr(row)}")
+        rows.append(row)
+    return rows
+
+
+def _read_json(path: Path, content: bytes, encoding: str) -> list[dict[str, Any]]:
+    text = _decoded(path, content, encoding)
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) > 1 and isinstance(_parsed_or_none(lines[0]), dict):
+        return _json_lines(path, text)  # what pandas' to_json(lines=True) and datasets' to_json write
+    found = _json(str(path), text)
+    return _objects(path, found)
+
+
+def _objects(path: Path, rows: Any) -> list[dict[str, Any]]:
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: expected a list of objects [{{...}}, ...], found {reprlib.repr(rows)}")
+    return rows
+
+
+def _parsed_or_none(text: str) -> Any:
+    try:
+        return _json("", text)
+    except ValueError:
+        return None
+
+
+def _json(where: str, text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unrepeated)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: no valid JSON: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{where}: lists and objects are nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(
+            f"the key {next(n for n in names if names.count(n) > 1)!r} is there twice in one object"
+        )
+    return found
+
+
+def _read_parquet(path: Path, content: bytes, encoding: str) -> list[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is no readable parquet file: {error}") from error
+    return rows
+
+
+_READERS: dict[str, Callable[[Path, bytes, str], list[dict[str, Any]]]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+}

@@ -1,0 +1,122 @@
+"""Rows by the name of a data set: a file, a folder, a built-in data set or one on the hub."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from softprompt.data.drawing import subsample
+from softprompt.data.files import is_table, read_file
+from softprompt.data.image_folders import has_splits, read_image_folder
+from softprompt.data.rows import Row, Rows, rows_from
+
+
+def load_rows(
+    source: str | Path | Iterable[Mapping[str, Any]],
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    *,
+    encoding: str = "utf-8",
+) -> list[dict[str, Any]]:
+    """Rows of a data set.
+
+    source    rows themselves: a list of dictionaries, a Dataset or DatasetDict of the library datasets, a pandas or polars
+              frame; a .csv, .tsv, .jsonl, .json or .parquet file, also packed (.csv.gz ...); a folder that
+              `Dataset.save_to_disk` wrote; a folder with a folder of images for each class, or with such folders for each
+              split; the name of a built-in data set (`softprompt.zoo.names()`); or the id of a data set on the hub,
+              "owner/name" or "owner/name:configuration"
+    split     "train", "test" ...; rows and files have none
+    limit     at most so many rows, drawn with `seed`
+    encoding  of text files
+
+    How files are read is told by `softprompt.data.files.read_file`.
+    Raises ValueError for a file that is empty, ragged, damaged or not in `encoding`, for data without rows, and for an
+    unknown split; TypeError for rows that are no mappings; FileNotFoundError; ConnectionError if the hub is out of reach.
+    """
+    named = isinstance(source, str | Path)
+    rows = _from_name(source, split, encoding) if isinstance(source, str | Path) else rows_from(source, split)
+    if not rows:
+        raise ValueError(f"no rows in {source if named else 'the list that was given'}")
+    return rows if limit is None else subsample(rows, limit, seed)
+
+
+def read_rows(source: Rows, split: str | None = None) -> list[Row]:
+    """Rows from a list of dictionaries or anything that `load_rows` reads."""
+    return list(load_rows(source, split))
+
+
+def names_file(source: str | Path) -> bool:
+    """Whether `load_rows` takes this for a file or folder without splits, not for a built-in or a hub data set."""
+    path = Path(source)
+    if path.is_dir():
+        return not (has_splits(path) or (path / _SAVED_SPLITS).is_file())
+    return is_table(path) or path.is_file()
+
+
+_SAVED, _SAVED_SPLITS = "dataset_info.json", "dataset_dict.json"  # in folders that `save_to_disk` wrote
+
+
+def _from_name(source: str | Path, split: str | None, encoding: str) -> list[dict[str, Any]]:
+    path = Path(source)
+    if path.is_dir():
+        if (path / _SAVED).is_file() or (path / _SAVED_SPLITS).is_file():
+            return _from_saved(path, split)
+        return read_image_folder(path, split)
+    if names_file(path):
+        if split is not None:
+            raise ValueError(
+                f"split={split!r} was asked for, but the file {path} has no splits: leave split out"
+            )
+        return read_file(path, encoding)
+
+    from softprompt import zoo  # it brings the table of archives, which few callers need
+
+    if str(source) in zoo.names():
+        if split is None:
+            raise ValueError(
+                f'the built-in data set {str(source)!r} has splits: say which, as in split="train"'
+            )
+        return [dict(row) for row in zoo.load_rows(str(source), split)]
+    return _from_hub(str(source), split, zoo.names())
+
+
+def _from_saved(path: Path, split: str | None) -> list[dict[str, Any]]:
+    import datasets
+
+    try:
+        return rows_from(datasets.load_from_disk(str(path)), split)
+    except OSError as error:
+        raise ValueError(f"{path} is no whole folder of Dataset.save_to_disk: {error}") from error
+
+
+def _from_hub(source: str, split: str | None, builtin: Sequence[str]) -> list[dict[str, Any]]:
+    import datasets
+
+    name, _, configuration = source.partition(":")
+    near = difflib.get_close_matches(source, builtin, n=1)
+    remedy = (
+        f"did you mean the built-in {near[0]!r}?"
+        if near
+        else f"built-in data sets and models are {list(builtin)}"
+    )
+    try:
+        loaded = datasets.load_dataset(name, configuration or None, split=split)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise ValueError(
+            f"{source!r} is no file, not built in, and no data set on the hub; {remedy}"
+        ) from error
+    except OSError as error:  # requests' and the hub's connection errors are OSErrors
+        raise ConnectionError(
+            f"{source!r} is no file and not built in, and the hub was not reached for it"
+            f" ({type(error).__name__}: {error}); check the connection or HF_HUB_OFFLINE; {remedy}"
+        ) from error
+    if not isinstance(loaded, datasets.DatasetDict):
+        return rows_from(loaded)
+    if len(loaded) > 1:
+        raise ValueError(
+            f"data set {source!r} has the splits {list(loaded)}: say which, as in split={next(iter(loaded))!r}"
+        )
+    return rows_from(next(iter(loaded.values())))

@@ -1,0 +1,89 @@
+"""What a row is, and rows out of the containers that people have them in."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+
+Rows = Sequence[Row] | str | Path
+"""What `fit` and its kin take: rows, or the name of a data set that `load_rows` reads."""
+
+
+def rows_from(source: Any, split: str | None = None) -> list[dict[str, Any]]:
+    """Rows out of a list of dictionaries, a Dataset or DatasetDict of the library datasets, a pandas or polars frame.
+
+    split: which one of a DatasetDict.
+
+    Column names become text, and scalars of torch and NumPy become Python's. Images of a Dataset stay files.
+    Raises ValueError for a split that is not there or not named, TypeError for anything else.
+    """
+    if _is_split_up(source):
+        if split is None or split not in source:
+            asked = "say which" if split is None else f"there is no {split!r}"
+            raise ValueError(
+                f"a {type(source).__name__} has the splits {list(source)}: {asked}, as in"
+                f" data[{next(iter(source), 'train')!r}]"
+            )
+        return rows_from(source[split])
+    if split is not None:
+        raise ValueError(f"split={split!r} was asked for, but a list of rows has no splits: leave split out")
+    if isinstance(source, Mapping):
+        raise TypeError(
+            f"rows are a dictionary with the keys {list(source)[:5]}, expected a list of dictionaries, one for each row:"
+            " pass [row] for a single row"
+        )
+    if hasattr(source, "to_dicts"):  # polars
+        source = source.to_dicts()
+    elif hasattr(source, "to_dict") and hasattr(source, "columns"):  # pandas
+        source = source.to_dict("records")
+    elif hasattr(source, "features"):  # datasets
+        source = _with_undecoded_images(source)
+    return [_plain(index, row) for index, row in enumerate(_iterated(source))]
+
+
+def _is_split_up(source: Any) -> bool:
+    """Whether it is a DatasetDict, or a dictionary of data sets that is used as one."""
+    return (
+        isinstance(source, Mapping)
+        and bool(source)
+        and all(hasattr(part, "features") for part in source.values())
+    )
+
+
+def _iterated(source: Any) -> Iterable[Any]:
+    try:
+        return iter(source)
+    except TypeError:
+        raise TypeError(
+            f"rows are a {type(source).__name__} ({reprlib.repr(source)}), expected a list of dictionaries, a data frame,"
+            " or the name of a file or data set"
+        ) from None
+
+
+def _plain(index: int, row: Any) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        raise TypeError(
+            f"row {index} is a {type(row).__name__} ({reprlib.repr(row)}), expected a dictionary from column to value"
+        )
+    return {str(name): scalar(value) for name, value in row.items()}
+
+
+def scalar(value: Any) -> Any:
+    """A tensor or array that holds one number without a dimension, as Python's number; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def _with_undecoded_images(data: Any) -> Any:
+    """A Dataset whose images stay files: smaller, and one that is damaged is named when it is read."""
+    import datasets
+
+    if not isinstance(data, datasets.Dataset):
+        return data
+    for name, feature in data.features.items():
+        if isinstance(feature, datasets.Image):
+            data = data.cast_column(name, datasets.Image(decode=False))
+    return data
