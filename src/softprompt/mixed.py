@@ -12,7 +12,7 @@ from torch import Tensor
 from softprompt.data import by_length
 from softprompt.model import PromptedModel, carrying
 from softprompt.outputs import EncodedRow, ImageTextEmbeddings, TargetLogits
-from softprompt.tasks.columns import as_row
+from softprompt.tasks.inputs import as_row
 from softprompt.tuned import TunedPrompt
 
 

@@ -29,7 +29,7 @@ from softprompt.state import changed_weights, copy_tensors, named_state, plain_n
 from softprompt.store.identity import identity_of, settings_of
 from softprompt.tasks import TASKS
 from softprompt.tasks.base import Task, TaskEncoder
-from softprompt.tasks.columns import as_row
+from softprompt.tasks.inputs import as_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +79,10 @@ class TunedPrompt:
 
         inputs: rows with the template's columns, or plain strings where the template has one column only; for a task about
         images these as paths, bytes, Pillow images or arrays.
-        Raises ValueError for a string where several columns are needed, and what the task's `encode` raises.
+        Raises TypeError for a single text or row, ValueError for a string where several columns are needed, and what the
+        task's `encode` raises.
         """
-        rows = [as_row(self.task, value) for value in inputs]
+        rows = as_rows(self.task, inputs)
         encoded = [self.encoder.encode(row, answer=False) for row in rows]
         return self.encoder.predict(self.model, encoded, batch_size=batch_size, on_batch=on_batch)
 

@@ -18,7 +18,7 @@ from softprompt.images import ImageRule
 from softprompt.inspection.virtual_tokens import PromptReport, inspect_prompt
 from softprompt.outputs import EncodedRow
 from softprompt.tasks import ClassPrediction
-from softprompt.tasks.columns import as_row
+from softprompt.tasks.inputs import as_row, as_rows
 
 if TYPE_CHECKING:
     from softprompt.tuned import TunedPrompt
@@ -104,7 +104,7 @@ def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = (), *, top: int =
     no_attention = ""
     if not isinstance(backbone, VisionBackbone):
         no_attention = _no_attention(backbone)
-    rows = [as_row(task, image) for image in images]
+    rows = as_rows(task, images)
     right = [_right(tuned, row) for row in rows]
     predictions = tuned.predict(rows) if rows else []
     reports = []

@@ -30,7 +30,7 @@ from softprompt.inspection.nearest import (
 from softprompt.outputs import PromptOutput
 from softprompt.prompts.base import BuildContext
 from softprompt.tasks.base import Task
-from softprompt.tasks.columns import as_row
+from softprompt.tasks.inputs import as_row
 
 if TYPE_CHECKING:
     from softprompt.tuned import TunedPrompt

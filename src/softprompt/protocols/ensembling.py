@@ -15,7 +15,7 @@ from softprompt.data import Row, Rows, by_length, read_rows
 from softprompt.mixed import MixedPrompts, ScoredBatch
 from softprompt.model import carrying
 from softprompt.tasks import ClassPrediction
-from softprompt.tasks.columns import as_row
+from softprompt.tasks.inputs import as_row
 from softprompt.tuned import TunedPrompt
 
 Rule = Literal["probability", "vote", "logit"]

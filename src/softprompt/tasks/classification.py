@@ -17,7 +17,8 @@ from softprompt.data import Row
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.classes import ClassPrediction, likeliest
-from softprompt.tasks.columns import check_columns, read_fields, read_media
+from softprompt.tasks.columns import check_columns, read_fields
+from softprompt.tasks.inputs import read_media
 from softprompt.tasks.labels import Labelling, Values, check_labels, label_names
 from softprompt.tasks.reading import in_batches
 from softprompt.tasks.template import BoundTemplate, Template, slot_in_front

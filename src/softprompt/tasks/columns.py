@@ -5,13 +5,12 @@ from __future__ import annotations
 import difflib
 import math
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from decimal import Decimal
 from typing import Any
 
-from torch import Tensor
-
 from softprompt.data import Row
-from softprompt.tasks.base import Task, TextSetting
+from softprompt.data.rows import scalar
 
 
 def guess(name: str, known: Iterable[str]) -> str:
@@ -43,41 +42,59 @@ def read_column(row: Row, name: str, columns: Mapping[str, str]) -> Any:
             f"columns are {have}, {column!r} is needed{renamed}: pass columns={{{name!r}: {likely!r}}}"
             " or whichever column holds it"
         )
-    value = row[column]
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    value = scalar(row[column])
+    if _is_missing(value):
         raise ValueError(
             f"column {column!r} is {value!r} in row {reprlib.repr(dict(row))}; fill or drop such rows"
         )
     return value
 
 
+def _is_missing(value: Any) -> bool:
+    """Whether a value says that there is none: None, a NaN of any library, pandas' NA and NaT."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, float | Decimal) and math.isnan(value)
+
+
 def read_fields(row: Row, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Return the text of each field by its name. A value that is not a string is converted with `str`; a text may be
-    empty."""
-    return {name: str(read_column(row, name, columns)) for name in names}
+    """Return the text of each field by its name; a text may be empty.
 
-
-def read_media(row: Row, name: str | None, columns: Mapping[str, str], setting: TextSetting) -> Tensor | None:
-    """Return what the backbone reads besides text, from the media column of a row; None where it reads text only.
-
-    Arguments:
-        row: the row
-        name: the media column as the task names it; None: the task names none
-        columns: name in the task -> column of the data, where the two differ
-        setting: says how the backbone reads media
-
-    Raises:
-        ValueError: if the task names a media column and the backbone reads text only, or the other way round
+    Numbers, dates and the like are converted with `str`, bytes are decoded as UTF-8.
+    Raises ValueError for a value that is no text, such as a list, and for text that no tokenizer can read.
     """
-    if name is None and setting.read_media is None:
-        return None
-    if name is None or setting.read_media is None:
-        raise ValueError(
-            "this backbone reads sound or pictures: name their column in the task, as in media='audio'"
-            if name is None
-            else f"media={name!r} names a column of sound or pictures, but this backbone reads text only: leave it out"
-        )
-    return setting.read_media(read_column(row, name, columns))
+    return {name: _as_text(read_column(row, name, columns), columns.get(name, name)) for name in names}
+
+
+def _as_text(value: Any, column: str) -> str:
+    if isinstance(value, bytes | bytearray):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"column {column!r} holds bytes that are not UTF-8: {error}") from error
+    if not isinstance(value, str):
+        kind = type(value)
+        # What has no words of its own would stand in the prompt as Python writes it.
+        if isinstance(value, Mapping | Sequence | Set) or hasattr(value, "ndim") or _is_nameless(kind):
+            raise ValueError(
+                f"column {column!r} holds a {kind.__name__} ({reprlib.repr(value)}), expected text: name the column that"
+                " holds the text, or make text of it first"
+            )
+        return str(value)
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"column {column!r} holds half of a character ({value[error.start]!r} at {error.start}), which is left when"
+                " text is cut between two halves: cut elsewhere, or replace it"
+            ) from error
+    return value
+
+
+def _is_nameless(kind: type) -> bool:
+    """Whether its objects have no text of their own: Python writes their address."""
+    return all(getattr(kind, name) is getattr(object, name) for name in ("__str__", "__repr__"))
 
 
 def check_columns(columns: Mapping[str, str], names: Sequence[str]) -> None:
@@ -85,15 +102,3 @@ def check_columns(columns: Mapping[str, str], names: Sequence[str]) -> None:
     for key in columns:
         if key not in names:
             raise ValueError(f"columns has the key {key!r}, which the task does not read{guess(key, names)}")
-
-
-def as_row(task: Task, value: Any) -> Row:
-    """Return a value as a row: a string or an image becomes the row of a task with one field, and a row stays as it is."""
-    if isinstance(value, Mapping):
-        return value
-    if len(task.fields) != 1:
-        raise ValueError(
-            f"the template needs the columns {list(task.fields)}: pass a dictionary with them, not a string"
-        )
-    name = task.fields[0]
-    return {task.columns.get(name, name): value}

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from softprompt.data import Row, by_length
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
-from softprompt.tasks.columns import check_columns, read_fields, read_media
+from softprompt.tasks.columns import check_columns, read_fields
+from softprompt.tasks.inputs import read_media
 from softprompt.tasks.metrics import generation_metrics
 from softprompt.tasks.reading import in_batches
 from softprompt.tasks.template import Bos, BoundTemplate, Soft, Template, slot_in_front, tokenize

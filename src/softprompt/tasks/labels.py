@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -76,9 +77,12 @@ class Labelling:
         value = str(read_column(row, self.column, self.columns))
         label = self.values.get(value, value)
         if label not in self.labels:
+            meant = _meant(value, self.labels)
+            same = unicodedata.normalize("NFC", value) == unicodedata.normalize("NFC", meant)
             raise ValueError(
                 f"label {value!r} is not among the labels {list(self.labels)}, in row {reprlib.repr(dict(row))}; add it to"
-                f" labels, or say what it means, as in label_values={{{value!r}: {self.labels[0]!r}}}"
+                f" labels, or say what it means, as in label_values={{{value!r}: {meant!r}}}"
+                + (" (the two have other code points for the same accents: normalise both to NFC)" if same else "")
             )
         return label
 
@@ -91,6 +95,19 @@ class Labelling:
     def concerns(self, train: Sequence[Row]) -> list[str]:
         """Return a sentence if no training row has some of the labels that compete."""
         return unseen_labels(self.competing or self.labels, {self.read(row) for row in train})
+
+
+def _meant(value: str, labels: Sequence[str]) -> str:
+    """The label that is equal but for case, blanks, the form of a number or of accents; "..." if none is."""
+    return next((label for label in labels if _plain(label) == _plain(value)), "...")
+
+
+def _plain(text: str) -> str:
+    plain = unicodedata.normalize("NFKC", text).strip().casefold()
+    try:
+        return f"{float(plain):g}"
+    except ValueError:
+        return plain
 
 
 def read_domain(row: Row, column: str, columns: Mapping[str, str], domains: Sequence[str]) -> int:

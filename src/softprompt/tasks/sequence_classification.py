@@ -14,7 +14,8 @@ from softprompt.data import Row
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.classes import ClassPrediction, class_losses, predict_classes
-from softprompt.tasks.columns import check_columns, read_fields, read_media
+from softprompt.tasks.columns import check_columns, read_fields
+from softprompt.tasks.inputs import read_media
 from softprompt.tasks.labels import Labelling, Names, Values, check_labels
 from softprompt.tasks.reading import (
     Pooling,
