@@ -10,6 +10,7 @@ loading          `load_backbone`, and which family a model belongs to; it import
 base             the interface
 vocabulary       embedding tables, and which of their entries are no words (embeddings: whether a model takes vectors)
 precision        the dtype that a backbone runs in
+unchanged        whether tensors and weights are what they were, for caches
 row_features     features of rows from the frozen backbone, cached
 """
 

@@ -30,7 +30,7 @@ class RowFeatures:
         self.backbone = backbone
         self.keep = keep
         self._kept: dict[_Key, Tensor] = {}
-        self._digests: PerTensor[bytes] = PerTensor()  # of media that are there
+        self._digests: PerTensor[bytes] = PerTensor()  # of media that are alive
 
     def __len__(self) -> int:
         """Number of media in the cache."""
