@@ -22,6 +22,7 @@ ROOMS = (
     "fitting",
     ("attach", "mixed"),
     "tuned",
+    "evaluation",
     "catalogue",
     "exchange",
     "binding",
@@ -35,9 +36,8 @@ ROOMS = (
     "store",
     "backbones",
     "data",
-    "image_folders",
     "zoo",
-    ("outputs", "images"),
+    ("outputs", "images", "concerns"),
     ("errors", "files", "state", "later", "version", "deprecated"),
 )
 """From the top to the bottom, in DESIGN.md's order; rooms of one floor import nothing from each other."""
