@@ -82,7 +82,11 @@ class Labelling:
             raise ValueError(
                 f"label {value!r} is not among the labels {list(self.labels)}, in row {reprlib.repr(dict(row))}; add it to"
                 f" labels, or say what it means, as in label_values={{{value!r}: {meant!r}}}"
-                + (" (the two have other code points for the same accents: normalise both to NFC)" if same else "")
+                + (
+                    " (the two have other code points for the same accents: normalise both to NFC)"
+                    if same
+                    else ""
+                )
             )
         return label
 
