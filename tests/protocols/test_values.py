@@ -198,7 +198,7 @@ def test_what_describes_no_protocol_is_refused_in_the_words_of_the_file(
 
 def test_wrong_settings_are_refused_from_python_too() -> None:
     with pytest.raises(ValidationError, match="shots"):
-        FewShotProtocol(0)
+        FewShotProtocol(shots=0)
     with pytest.raises(ValueError, match="neither test nor validation rows"):
         ClassIncrementalProtocol(tasks=2).run(
             vision_backbone(), sp.ImageClassification(labels=list(COLOURS)), sp.LinearProbe(), PICTURES
