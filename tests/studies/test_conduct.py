@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from softprompt.backbones.loading import load_backbone
-from softprompt.fitting import preparation
+from softprompt.features import encoded
 from softprompt.fitting.run_config import BackboneConfig
 from softprompt.protocols import fit_and_test
 from softprompt.studies import StudyFolder, Worker, conduct, engine, plan, read_study, supplies
@@ -145,13 +145,13 @@ def test_what_a_frozen_backbone_says_of_rows_is_computed_once_if_asked(
     study = write_study(tmp_path / "study.yaml", **changes)
     conduct(read_study(study), StudyFolder(tmp_path / "out"), Worker(open_tiny))
     computed: list[int] = []
-    compute = preparation.with_features
+    compute = encoded.with_features
 
     def counted(backbone: Any, rows: Any, *rest: Any, **options: Any) -> Any:
         computed.append(len(rows))
         return compute(backbone, rows, *rest, **options)
 
-    monkeypatch.setattr(preparation, "with_features", counted)
+    monkeypatch.setattr(encoded, "with_features", counted)
     write_study(study, **changes, cache_features=True)
     conduct(read_study(study), StudyFolder(tmp_path / "cached"), Worker(open_tiny))
     assert computed == [16, 16]  # training and validation rows, for two runs
