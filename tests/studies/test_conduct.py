@@ -154,7 +154,7 @@ def test_what_a_frozen_backbone_says_of_rows_is_computed_once_if_asked(
     monkeypatch.setattr(encoded, "with_features", counted)
     write_study(study, **changes, cache_features=True)
     conduct(read_study(study), StudyFolder(tmp_path / "cached"), Worker(open_tiny))
-    assert computed == [16, 16]  # training and validation rows, for two runs
+    assert computed == [16, 16, 16]  # training, validation and test rows, for two runs
     for run in plan(read_study(study), StudyFolder(tmp_path / "out").outcome).runs:
         with_cache, without = (
             StudyFolder(tmp_path / name).history(run.id)[-1]["loss"] for name in ("cached", "out")
