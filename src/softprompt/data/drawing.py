@@ -8,8 +8,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-import torch
-
 RowT = TypeVar("RowT", bound=Mapping[str, Any])
 
 
@@ -94,6 +92,8 @@ def _draw(
 
 def permutation(n: int, seed: int) -> list[int]:
     """The numbers from 0 to n - 1 in an order that depends on the seed alone."""
+    import torch  # it takes seconds, which the command line's --help should not wait for
+
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = torch.randperm(n, generator=generator).tolist()
     return order
