@@ -8,6 +8,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Threads that wait by spinning take the cores from other workers: many times slower with --threads above 1.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A CUDA matrix product is repeatable only with this, and only if it is set before the first one.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
