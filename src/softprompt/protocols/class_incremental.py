@@ -216,7 +216,6 @@ def class_incremental_run(
     }
     place = None if folder is None else Path(folder)
     records, state = ([], None) if place is None else read_stages(place, settings)
-    prompt, cache = None, FeatureCache.of(cache_features)
     resumed, prompt, cache = len(records), None, FeatureCache.of(cache_features)
     for t in range(resumed, len(stages)):
         tuned = _learned(
