@@ -17,6 +17,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+HEADING = """# Which test notices which fault
+
+Written by `python -m tests.jobs.mutations --table tests/jobs/mutations.md`: the first test that fails with the fault in the
+source. Without a fault all of them pass.
+
+| fault | in | caught by |
+|---|---|---|
+"""
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "softprompt"
 
@@ -196,7 +204,11 @@ def main() -> None:
     chosen = [m for m in MUTATIONS if arguments.only in (None, m.name)]
     if not chosen:
         raise SystemExit(f"no fault is called {arguments.only!r}: {', '.join(m.name for m in MUTATIONS)}")
-    lines = ["| fault | in | caught by |", "|---|---|---|"]
+    if not arguments.check:
+        code, output = tested(PACKAGE.parent, tuple(sorted({test for m in chosen for test in m.tests})))
+        if code:
+            raise SystemExit(f"without any fault, pytest ended with {code}\n{output[-2000:]}")
+    lines: list[str] = []
     missed = []
     for mutation in chosen:
         with tempfile.TemporaryDirectory() as place:
@@ -213,7 +225,7 @@ def main() -> None:
         print(f"{mutation.name}: caught by {caught} ({time.perf_counter() - started:.0f} s)", flush=True)
         lines.append(f"| {mutation.name} | `{mutation.file}` | {caught and f'`{caught}`'} |")
     if arguments.table is not None and not arguments.check:
-        arguments.table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        arguments.table.write_text(HEADING + "\n".join(lines) + "\n", encoding="utf-8")
     if missed:
         raise SystemExit(f"not caught: {', '.join(missed)}")
 
