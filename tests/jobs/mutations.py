@@ -136,7 +136,7 @@ MUTATIONS = (
         "files.py",
         'temporary = path.with_name(f".{path.name}.part")',
         "temporary = path",
-        ("tests/store", "tests/studies/test_conduct.py"),
+        ("tests/test_files.py",),
     ),
     Mutation(
         "a resumed run skips a batch",
