@@ -39,6 +39,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     return {row["case"]: row for row in report["rows"]}
 
 
+@pytest.mark.slow
 def test_the_causal_benchmark_measures_every_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "in_fresh_process", lambda function, *arguments: function(*arguments))
     path = tmp_path / "results" / "causal.json"
@@ -100,6 +101,7 @@ def test_the_vision_benchmark_measures_every_length_and_the_pool(
         assert max(row["relative_difference"].values()) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_clip_benchmark_compares_equal_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "in_fresh_process", lambda function, *arguments: function(*arguments))
     path = tmp_path / "clip.json"

@@ -17,6 +17,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+HEADING = """# Which test notices which fault
+
+Written by `python -m tests.jobs.mutations --table tests/jobs/mutations.md`: the first test that fails with the fault in the
+source. Without a fault all of them pass.
+
+| fault | in | caught by |
+|---|---|---|
+"""
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "softprompt"
 
@@ -55,16 +63,16 @@ MUTATIONS = (
     ),
     Mutation(
         "a changed sound is answered from the cache",
-        "backbones/encoder_decoder/sound_states.py",
-        "entry[0]() is not media or entry[1] != media._version",
-        "entry[0]() is not media",
+        "backbones/unchanged.py",
+        "entry[0]() is not tensor or entry[1] != tensor._version",
+        "entry[0]() is not tensor",
         ("tests/backbones/encoder_decoder/test_sound_states.py",),
     ),
     Mutation(
         "texts of changed weights are answered from the cache",
-        "backbones/dual/kept_texts.py",
-        "sum(1 + p._version for p in parameters)",
-        "sum(1 for p in parameters)",
+        "backbones/unchanged.py",
+        "sum(1 + weight._version for weight in weights)",
+        "sum(1 for weight in weights)",
         ("tests/backbones/dual/test_kept_texts.py",),
     ),
     Mutation(
@@ -114,7 +122,7 @@ MUTATIONS = (
         "training/parallel.py",
         "parts = [part.sum() / len(step.batch)",
         "parts = [part.sum() / max(len(part), 1)",
-        ("tests/training/test_steps.py", "tests/training/test_parallel.py"),
+        ("tests/training/test_loop.py", "tests/training/test_parallel.py"),
     ),
     Mutation(
         "rows are padded on the left and masked as on the right",
@@ -128,27 +136,27 @@ MUTATIONS = (
         "files.py",
         'temporary = path.with_name(f".{path.name}.part")',
         "temporary = path",
-        ("tests/store", "tests/studies/test_conduct.py"),
+        ("tests/test_files.py",),
     ),
     Mutation(
         "a resumed run skips a batch",
-        "training/loop.py",
+        "training/ongoing.py",
         "first_epoch, skipped = divmod(step, math.ceil(n_rows / recipe.batch_size))",
         "first_epoch, skipped = divmod(step + (step > 0), math.ceil(n_rows / recipe.batch_size))",
         ("tests/training/test_checkpoint.py",),
     ),
     Mutation(
         "of two equally good evaluations the later one is kept",
-        "training/loop.py",
+        "training/ongoing.py",
         "is_best = metrics[main_metric] > (",
         "is_best = metrics[main_metric] >= (",
-        ("tests/training/test_steps.py",),
+        ("tests/training/test_loop.py",),
     ),
     Mutation(
         "the second word of a label is read one token late",
         "backbones/engine/tree.py",
-        "place = begins[stem_level + 1][leaf[run]] + j - 1",
-        "place = begins[stem_level + 1][leaf[run]] + min(j, len(target) - 2)",
+        "place = begins[stem_level + 1][leaf] + j - 1",
+        "place = begins[stem_level + 1][leaf] + min(j, len(words) - 2)",
         ("tests/backbones/causal/test_backbone.py",),
     ),
 )
@@ -196,7 +204,11 @@ def main() -> None:
     chosen = [m for m in MUTATIONS if arguments.only in (None, m.name)]
     if not chosen:
         raise SystemExit(f"no fault is called {arguments.only!r}: {', '.join(m.name for m in MUTATIONS)}")
-    lines = ["| fault | in | caught by |", "|---|---|---|"]
+    if not arguments.check:
+        code, output = tested(PACKAGE.parent, tuple(sorted({test for m in chosen for test in m.tests})))
+        if code:
+            raise SystemExit(f"without any fault, pytest ended with {code}\n{output[-2000:]}")
+    lines: list[str] = []
     missed = []
     for mutation in chosen:
         with tempfile.TemporaryDirectory() as place:
@@ -213,7 +225,7 @@ def main() -> None:
         print(f"{mutation.name}: caught by {caught} ({time.perf_counter() - started:.0f} s)", flush=True)
         lines.append(f"| {mutation.name} | `{mutation.file}` | {caught and f'`{caught}`'} |")
     if arguments.table is not None and not arguments.check:
-        arguments.table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        arguments.table.write_text(HEADING + "\n".join(lines) + "\n", encoding="utf-8")
     if missed:
         raise SystemExit(f"not caught: {', '.join(missed)}")
 

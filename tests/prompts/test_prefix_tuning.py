@@ -146,6 +146,7 @@ def test_training_moves_the_prefix_and_nothing_else(method: Any) -> None:
     ],
     ids=["mlp", "mlp from noise", "direct", "v2", "v2 projected"],
 )
+@pytest.mark.slow
 def test_every_kind_learns_at_its_default_learning_rate(method: Method) -> None:
     backbone = tiny_backbone(dtype=torch.float32)
     tuned = fit(backbone, TASK, method, ROWS, steps=100, batch_size=8, progress=False)
@@ -273,6 +274,7 @@ WORDS = [
     ],
     ids=["cloze", "head", "tags"],
 )
+@pytest.mark.slow
 def test_an_encoder_learns_by_a_prefix_with_a_verbalizer_or_a_head(
     method: Method, task: Any, metric: str, tmp_path: Path
 ) -> None:
@@ -319,6 +321,7 @@ def test_the_positions_of_a_prefix_are_taken_where_they_count(architecture: Any,
     assert len(tuned.model.outputs([row])) == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_generates_learns_by_a_prefix() -> None:
     task = TextGeneration("{text} is", target=" {label}", max_new_tokens=2)
     rows = [{**row, "label": {"pos": "good", "neg": "bad"}[row["label"]]} for row in ROWS]

@@ -62,6 +62,7 @@ def made(study: Path, output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("changes", [{}, {"protocol": {"name": "class-incremental", "tasks": 2}}])
+@pytest.mark.slow
 def test_a_folder_of_features_changes_neither_results_nor_names(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:

@@ -24,6 +24,8 @@ from softprompt.studies.tables import in_words
 from tests.cli.runs import as_json, softprompt, write_rows
 from tests.studies.small import write_study
 
+pytestmark = pytest.mark.slow  # a study is made for it, and all its pictures are drawn twice
+
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
