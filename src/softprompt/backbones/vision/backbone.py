@@ -22,8 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.backbones.engine import disagreement
 from softprompt.backbones.vision.class_attention import ClassAttention, sorted_out, watched
+from softprompt.backbones.vision.processors import rules_of
 from softprompt.backbones.vision.tower import READS_PROMPTS, ImagePrompt, Tower, find_tower
-from softprompt.image_processors import rules_of
 from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, normalized
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 

@@ -18,7 +18,7 @@ from transformers.models.auto.image_processing_auto import get_image_processor_c
 import softprompt as sp
 from softprompt.backbones.dual.backbone import DualBackbone
 from softprompt.backbones.vision.backbone import VisionBackbone
-from softprompt.image_processors import former_rule_of, rule_of, rules_of
+from softprompt.backbones.vision.processors import former_rule_of, rule_of, rules_of
 from softprompt.images import ImageRule, normalized, read_image, to_pixels
 from tests.golden.runs import Seen
 from tests.tiny.dual import dual_backbone
