@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.testing import assert_close
 
 from softprompt.data import load_rows, names_file
-from softprompt.images import ImageRule, normalized, read_image, rule_of, to_pixels
+from softprompt.images import ImageRule, read_image, to_pixels
 from tests.tiny.vision import picture
 
 GENERATOR = np.random.default_rng(0)
@@ -110,45 +110,14 @@ def test_another_size_keeps_the_share_that_is_cut_off() -> None:
     rule = ImageRule((224, 224), (0, 0, 0), (1, 1, 1), edge=256)
     assert rule.resized((84, 84)) == ImageRule((84, 84), (0, 0, 0), (1, 1, 1), edge=96)
     assert rule.resized((224, 224)) == rule
+    stretched = ImageRule((224, 224), (0, 0, 0), (1, 1, 1), stretch=(256, 256), as_transformers=True)
+    assert stretched.resized((112, 224)).stretch == (128, 256)
 
 
-def test_the_preparation_is_that_of_transformers_image_processors() -> None:
-    """Theirs, with Pillow, on an image that is neither square nor small."""
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-
-    image = picture(120, 60, 200, (45, 31), noise=50)
-    for processor in (
-        CLIPImageProcessorPil(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}),
-        ViTImageProcessorPil(size={"height": 16, "width": 12}),
-    ):
-        expected = torch.as_tensor(processor(image, return_tensors="pt")["pixel_values"])
-        rule = rule_of(processor.to_dict(), (1, 1))
-        found = normalized(to_pixels(image, rule)[None], rule, torch.float32)
-        assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"rescale_factor": 1.0}, "expected 1/255"),
-        ({"size": {"longest_edge": 3}}, "expected height and width, or shortest_edge"),
-        ({"size": {"height": 4, "width": 4}}, "expected three numbers"),
-    ],
-)
-def test_a_processor_that_no_rule_can_say_is_refused(config: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        rule_of(config, (4, 4))
-
-
-def test_old_configurations_write_one_number() -> None:
-    plain = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
-    assert rule_of({"size": 32, **plain}, (1, 1)).size == (32, 32)
-    cut = rule_of({"size": 32, "do_center_crop": True, "crop_size": 28, **plain}, (1, 1))
-    assert (cut.size, cut.edge) == ((28, 28), 32)
-    assert rule_of({"do_resize": False, "do_normalize": False}, (6, 4)) == ImageRule(
-        (6, 4), (0, 0, 0), (1, 1, 1), resample=2
-    )
+def test_settings_that_came_later_change_no_fingerprint_of_a_rule_without_them() -> None:
+    rule = ImageRule((224, 224), (0, 0, 0), (1, 1, 1), edge=256)
+    assert set(rule.as_dict()) == {"size", "mean", "std", "edge", "resample"}
+    assert replace(rule, as_transformers=True).as_dict() == {**rule.as_dict(), "as_transformers": True}
 
 
 @pytest.mark.parametrize(
@@ -199,6 +168,13 @@ def test_a_file_that_may_not_be_read_or_is_huge_is_not_called_damaged(
 
     monkeypatch.setattr(Image, "open", locked)
     with pytest.raises(ValueError, match=r"picture\.png: no permission to read it"):
+        read_image(path)
+
+
+def test_a_picture_of_floating_point_numbers_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "depth.tif"
+    Image.fromarray(np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)).save(path)
+    with pytest.raises(ValueError, match=r"depth\.tif: the image holds floating-point numbers"):
         read_image(path)
 
 

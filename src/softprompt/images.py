@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from softprompt.later import without_later
+from softprompt.later import LATER, without_later
 
 ImagePooling = Literal["class", "mean", "mean-with-prompts", "pooler", "prompts", "embedding"]
 POOLINGS: tuple[ImagePooling, ...] = ("class", "mean", "mean-with-prompts", "pooler", "prompts", "embedding")
@@ -37,6 +36,10 @@ class ImageRule:
     edge      length in pixels that the shorter side is scaled to before the centre of `size` is cut out; None: the image
               is stretched to `size`
     resample  Pillow's number of the filter: 2 bilinear, 3 bicubic
+    stretch   (H, W) in pixels that both sides are stretched to before the centre of `size` is cut out, in the place of `edge`
+    longest   with `edge`: the longer side is brought to no more pixels than this, the shorter one to fewer if need be
+    as_transformers  True: the longer side is rounded down, and the cut is black where the image is smaller, as
+              transformers' image processors do. False: it is rounded to the nearest, and the image enlarged to fill it
     """
 
     size: tuple[int, int]
@@ -44,11 +47,19 @@ class ImageRule:
     std: tuple[float, float, float]
     edge: int | None = None
     resample: int = 3
+    stretch: Annotated[tuple[int, int] | None, LATER] = None
+    longest: Annotated[int | None, LATER] = None
+    as_transformers: Annotated[bool, LATER] = False
 
     def resized(self, size: tuple[int, int]) -> ImageRule:
         """The rule for another size. The same share of the image is cut off."""
         edge = None if self.edge is None else max(*size, round(self.edge * min(size) / min(self.size)))
-        return replace(self, size=size, edge=edge)
+        stretch, longest = self.stretch, self.longest
+        if stretch is not None:
+            stretch = (round(stretch[0] * size[0] / self.size[0]), round(stretch[1] * size[1] / self.size[1]))
+        if longest is not None:
+            longest = round(longest * max(size) / max(self.size))
+        return replace(self, size=size, edge=edge, stretch=stretch, longest=longest)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for fingerprints."""
@@ -64,6 +75,7 @@ class ImageSetting:
     poolings  the poolings that a head can read
     pooling   the pooling that it reads unless the task chooses one
     positions (H, W) in pixels that the positions were trained for; None: the model always interpolates them
+    former    the rule by which earlier versions prepared the images, where that was another one
     """
 
     rule: ImageRule
@@ -71,58 +83,7 @@ class ImageSetting:
     poolings: tuple[ImagePooling, ...]
     pooling: ImagePooling
     positions: tuple[int, int] | None = None
-
-
-def rule_of(config: Mapping[str, Any], default_size: tuple[int, int]) -> ImageRule:
-    """The rule of an image processor of transformers, from its configuration (preprocessor_config.json).
-
-    config        the configuration
-    default_size  (H, W) for processors that do not resize
-
-    Raises ValueError for a processor that no rule can describe.
-    """
-    scaled = config.get("do_rescale", True)
-    if scaled and not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
-        raise ValueError(
-            f"the image processor multiplies pixels by {config['rescale_factor']}, expected 1/255: pass"
-            " processor=ImageRule(...)"
-        )
-    edge, size = None, default_size
-    if config.get("do_resize", True) and config.get("size") is not None:
-        wanted = config["size"]
-        if isinstance(wanted, int):  # older files
-            cuts = config.get("do_center_crop", False)
-            wanted = {"shortest_edge": wanted} if cuts else {"height": wanted, "width": wanted}
-        if "shortest_edge" in wanted:
-            edge = int(wanted["shortest_edge"])
-            size = (edge, edge)
-        elif {"height", "width"} <= set(wanted):
-            size = (int(wanted["height"]), int(wanted["width"]))
-        else:
-            raise ValueError(
-                f"the image processor's size is {dict(wanted)}, expected height and width, or shortest_edge: pass"
-                " processor=ImageRule(...)"
-            )
-    if config.get("do_center_crop", False) and config.get("crop_size") is not None:
-        crop = config["crop_size"]
-        before = size
-        size = (crop, crop) if isinstance(crop, int) else (int(crop["height"]), int(crop["width"]))
-        edge = edge or max(*before, *size)
-    if config.get("do_normalize", True):
-        mean, std = _three(config, "image_mean"), _three(config, "image_std")
-    else:
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return ImageRule(size=size, mean=mean, std=std, edge=edge, resample=int(config.get("resample", 2)))
-
-
-def _three(config: Mapping[str, Any], name: str) -> tuple[float, float, float]:
-    values = config.get(name)
-    if not isinstance(values, Sequence) or len(values) != 3:
-        raise ValueError(
-            f"the image processor's {name} is {values}, expected three numbers: pass processor=ImageRule(...)"
-        )
-    red, green, blue = map(float, values)
-    return red, green, blue
+    former: ImageRule | None = None
 
 
 def to_pixels(value: Any, rule: ImageRule) -> Tensor:
@@ -130,21 +91,47 @@ def to_pixels(value: Any, rule: ImageRule) -> Tensor:
     image = read_image(value)
     height, width = rule.size
     filter_ = Image.Resampling(rule.resample)
-    if rule.edge is None:
+    if rule.as_transformers or rule.stretch is not None or rule.longest is not None:
+        image = _as_transformers(image, rule, filter_)
+    elif rule.edge is None:
         image = image.resize((width, height), filter_)
     else:
         scale = max(rule.edge / min(image.size), height / image.height, width / image.width)
-        if scale * max(image.size) > 32 * max(rule.size, default=1):
-            raise ValueError(
-                f"the image has {image.width} x {image.height} pixels: so long a strip has no centre of"
-                f" {width} x {height} that shows much of it; crop it, or stretch it with an ImageRule without edge"
-            )
+        _check_strip(image, rule, scale * max(image.size))
         image = image.resize(
             (max(width, round(image.width * scale)), max(height, round(image.height * scale))), filter_
         )
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
+
+
+def _as_transformers(image: Image.Image, rule: ImageRule, filter_: Image.Resampling) -> Image.Image:
+    """Resized and cut as transformers' image processors do."""
+    height, width = rule.size
+    if rule.stretch is not None:
+        image = image.resize((rule.stretch[1], rule.stretch[0]), filter_)
+    elif rule.edge is not None:
+        short, long = min(image.size), max(image.size)
+        if rule.longest is not None and long / short * rule.edge > rule.longest:
+            exact = rule.longest * short / long
+            # As there: an image whose shorter side is right is left as it is.
+            sides = (short, long) if round(exact) == short else (round(exact), int(exact * long / short))
+        else:
+            sides = (rule.edge, int(rule.edge * long / short))
+        _check_strip(image, rule, max(sides) if min(sides) else math.inf)
+        image = image.resize(sides if image.width <= image.height else sides[::-1], filter_)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))  # black beyond the image's edges
+
+
+def _check_strip(image: Image.Image, rule: ImageRule, longer: float) -> None:
+    if longer > 32 * max(rule.size, default=1):
+        raise ValueError(
+            f"the image has {image.width} x {image.height} pixels: so long a strip has no centre of"
+            f" {rule.size[1]} x {rule.size[0]} that shows much of it; crop it, or stretch it with an ImageRule without"
+            " edge"
+        )
 
 
 def normalized(pixels: Tensor, rule: ImageRule, dtype: torch.dtype) -> Tensor:
@@ -190,6 +177,10 @@ def read_image(value: Any) -> Image.Image:
             )
 
 
+class _OtherKindError(ValueError):
+    """An image that is in order, of a kind that has no pixels of red, green and blue."""
+
+
 def _from_file(source: Path | io.BytesIO, name: str, size: int) -> Image.Image:
     if not size:
         raise ValueError(f"{name}: the image is empty (0 bytes): replace it, or leave its row out")
@@ -197,6 +188,8 @@ def _from_file(source: Path | io.BytesIO, name: str, size: int) -> Image.Image:
         with Image.open(source) as image:
             image.load()
             return _to_rgb(image)
+    except _OtherKindError as error:  # whole, but of a kind that is not read
+        raise ValueError(f"{name}: {error}") from error
     except (
         UnidentifiedImageError
     ) as error:  # its message names the file again, or an object that nobody knows
@@ -248,8 +241,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # Pillow opens 16-bit files in 32-bit mode too; its own conversion to 8 bits would cut at 255.
         image = Image.fromarray((wide.clip(0, 65535) / 257).round().astype(np.uint8))
     if image.mode == "F":
-        raise ValueError(
-            "the image holds floating-point numbers: pass it as an array with values from 0 to 1"
+        raise _OtherKindError(
+            "the image holds floating-point numbers, and nothing says which of them is white: pass it as an array with"
+            " values from 0 to 1"
         )
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")

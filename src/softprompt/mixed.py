@@ -36,6 +36,11 @@ class MixedPrompts:
                 f"the prompts must share one backbone object; beside {prompts[0].backbone.name} there is {sorted(others)}: "
                 "load the backbone once and pass it to every load()"
             )
+        images = [prompt.backbone.spec.image for prompt in prompts]
+        if len({(image.rule.mean, image.rule.std) for image in images if image is not None}) > 1:
+            raise ValueError(
+                "the prompts were trained on pixels of different mean or std: no batch holds both"
+            )
         self.prompts = tuple(prompts)
         self.model = PromptedModel(
             prompts[0].backbone, [p.module for p in prompts], [p.head for p in prompts]

@@ -26,7 +26,7 @@ from softprompt.exchange.prompts import read_peft_folder, write_peft_folder
 from softprompt.model import PromptedModel
 from softprompt.prompts import Method, PromptModule
 from softprompt.state import changed_weights, copy_tensors, named_state, plain_name
-from softprompt.store.identity import identity_of, settings_of
+from softprompt.store.identity import identity_of, reading_as_before, settings_of
 from softprompt.tasks import TASKS
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.tasks.inputs import as_rows
@@ -251,6 +251,7 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
     backbone = backbone or load_backbone(
         trained.name, revision=trained.revision, prefix_lm=trained.family == "prefix-lm"
     )
+    backbone = reading_as_before(backbone, trained.tokenizer_digest, "the prompt was trained")
     store.check_backbone(saved, identity_of(backbone))
     method = _from_settings(methods(), saved.method, folder, "method")
     task = _from_settings(TASKS, saved.task, folder, "task")

@@ -37,6 +37,15 @@ def test_every_weight_of_the_copy_moves_and_the_backbone_stays(
     assert not any(module.training for module in tuned.backbone.model.modules())
 
 
+def test_a_model_of_float64_is_trained_in_float64(tmp_path: Path) -> None:
+    backbone = tiny_backbone(dtype=torch.float64)
+    tuned = fit(backbone, TASK, FullTuning(), ROWS, **SHORT)
+    assert {p.dtype for p in tuned.backbone.model.parameters()} == {torch.float64}
+    again = load(tuned.save(tmp_path / "tuned"), backbone)  # in float32, as everything is saved
+    found, expected = again.predict(TEXTS), tuned.predict(TEXTS)
+    assert [p.label for p in found] == [p.label for p in expected]
+
+
 def test_the_copy_learns(tmp_path: Path) -> None:
     backbone = tiny_backbone()
     tuned = fit(

@@ -24,6 +24,7 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_dual("clip", dtype=torch.float32).save_pretrained(folder / "backbone")
     dual_tokenizer("clip").save_pretrained(folder / "backbone")
     rule = {"size": {"height": SIZE, "width": SIZE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    rule |= {"do_center_crop": False}
     (folder / "backbone" / "preprocessor_config.json").write_text(json.dumps(rule))
     backbone = sp.load_backbone(str(folder / "backbone"), dtype="float32", device="cpu")
     task = sp.ImageTextClassification(labels=["red", "blue"])

@@ -26,6 +26,7 @@ CPU = ("--dtype", "float32", "--device", "cpu")
 def write_tower(folder: Path, tower: Tower = "vit") -> Path:
     tiny_tower(tower, dtype=torch.float32).save_pretrained(folder)
     rule = {"size": {"height": SIZE, "width": SIZE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    rule |= {"do_center_crop": False}
     (folder / "preprocessor_config.json").write_text(json.dumps(rule))
     return folder
 

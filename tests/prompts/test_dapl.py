@@ -16,6 +16,7 @@ from softprompt.model import PromptedModel
 from softprompt.prompts import BuildContext, PromptModule
 from softprompt.protocols import mixed_rows, pseudo_labels
 from softprompt.protocols.domain_adaptation import WEIGHT
+from softprompt.store.identity import settings_of
 from softprompt.tasks.image_text_classification import ImageTextClassificationEncoder
 from softprompt.tasks.room import Room
 from tests.naive import dapl as naive
@@ -112,6 +113,17 @@ def test_texts_are_domain_by_domain_with_the_domains_own_words() -> None:
     encoded = [encoder.encode({**ROWS[0], "domain": domain}) for domain in TASK.domains]
     assert [row.gold for row in encoded] == [0, 2]
     assert encoder.encode(ROWS[0]).gold == 2  # a row that does not say is of the last
+
+
+def test_a_domain_is_written_as_its_words_say() -> None:
+    """DAPL's released code leaves the underscore in."""
+    _, _, encoder = built(replace(TASK, domain_words={"old_house": "old _ house"}))
+    tokenizer = dual_backbone().tokenizer
+    words = [tokenizer.decode([atom for atom in text if atom >= 0]) for text in encoder.targets]
+    assert words[2:] == [f"<s> {name}, a old _ house film.<end>" for name in ("red", "blue")]
+    assert "domain_words" not in settings_of(TASK)
+    with pytest.raises(ValueError, match=r"domain_words has \['sketch'\]"):
+        replace(TASK, domain_words={"sketch": "drawing"})
 
 
 @pytest.mark.parametrize(("over", "both"), [("domain", False), ("all", True)])

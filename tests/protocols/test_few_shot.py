@@ -178,6 +178,30 @@ def test_images_have_few_shot_splits_and_runs_like_any_rows(tmp_path: Path) -> N
     assert sp.few_shot_runs(*arguments, **settings) == records
 
 
+def test_no_picture_is_in_both_halves_of_a_split(tmp_path: Path) -> None:
+    for number in range(6):
+        for label, red in (("red", 200), ("blue", 20)):
+            picture = vision.picture(red, 90, 220 - red, seed=number % 3)
+            picture.save(tmp_path / f"{label}{number}.png")  # each twice, under two names
+    rows = [{"image": str(path), "label": path.stem.rstrip("012345")} for path in sorted(tmp_path.iterdir())]
+    as_bytes = [
+        {"image": {"bytes": Path(row["image"]).read_bytes(), "path": row["image"]}, "label": row["label"]}
+        for row in rows
+    ]
+    task = sp.ImageClassification(labels=["red", "blue"])
+    for given in (rows, as_bytes):
+        splits = sp.few_shot_splits(given, task, shots=(1,), seeds=range(6))
+        for split in splits:
+            halves = [
+                {Path(rows[i]["image"]).read_bytes() for i in half}
+                for half in (split.train, split.validation)
+            ]
+            assert [len(half) for half in halves] == [2, 2]
+            assert not halves[0] & halves[1]
+    with pytest.raises(ValueError, match="lower k"):
+        sp.few_shot_splits(rows, task, shots=(3,), seeds=(0, 1))
+
+
 def test_a_split_of_images_fits_the_same_images_in_another_folder_and_no_others(tmp_path: Path) -> None:
     def rows(folder: str, *, other: bool = False) -> list[dict[str, Any]]:
         (tmp_path / folder).mkdir()

@@ -111,6 +111,7 @@ def _compares(config: PreTrainedConfig) -> bool:
 
 _VISION_TOWERS = (
     "vit",
+    "vit_mae",
     "deit",
     "dinov2",
     "dinov2_with_registers",

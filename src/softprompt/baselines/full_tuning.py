@@ -9,17 +9,20 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from softprompt.backbones.base import Backbone, BackboneSpec
-from softprompt.baselines._copies import NoPrompt
+from softprompt.baselines._copies import NoPrompt, trained_dtype
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class FullTuning(NoPrompt):
-    """A float32 copy is trained; the given backbone stays frozen and unchanged. The saved prompt is as large as the model."""
+    """A float32 copy is trained, a float64 one of a float64 model; the given backbone stays frozen and unchanged.
+
+    The saved prompt is as large as the model.
+    """
 
     name = "full-tuning"
 
     def prepare(self, backbone: Backbone, generator: torch.Generator) -> Backbone:
-        model = copy.deepcopy(backbone.model).float().requires_grad_(True)
+        model = copy.deepcopy(backbone.model).to(trained_dtype(backbone.model.dtype)).requires_grad_(True)
         return backbone.with_model(model)
 
     def learning_rate(self, spec: BackboneSpec) -> float:

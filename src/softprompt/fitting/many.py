@@ -15,6 +15,7 @@ from softprompt.concerns import warn_of
 from softprompt.data import Rows
 from softprompt.errors import TrainingDiverged
 from softprompt.fitting.preparation import Data, PreparedRun, prepare
+from softprompt.fitting.resuming import as_begun
 from softprompt.model import PromptedModel, carrying, join_prompts
 from softprompt.outputs import EncodedRow, Penalized, PromptOutput
 from softprompt.prompts import Method
@@ -103,7 +104,9 @@ def fit_many_data(
     Raises ValueError for runs that cannot share a pass, and whatever `fit` raises.
     """
     check_together(runs)
-    features = features or RowFeatures(backbone)
+    given = backbone
+    backbone, data = as_begun(given, data, folders if resume else [])
+    features = (features if backbone is given else None) or RowFeatures(backbone)
     prepared = []
     for number, (method, recipe) in enumerate(runs):
         prepared.append(prepare(backbone, task, method, recipe, data, features=features))

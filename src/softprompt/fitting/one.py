@@ -17,6 +17,7 @@ from softprompt.data import Rows
 from softprompt.errors import TrainingDiverged
 from softprompt.features.cache import FeatureCache
 from softprompt.fitting.preparation import Data, PreparedRun, prepare
+from softprompt.fitting.resuming import as_begun
 from softprompt.model import HeadModel, WordModel
 from softprompt.prompts import Method
 from softprompt.search import Searches, SearchProblem
@@ -98,6 +99,9 @@ def fit_data(
     features  of the backbone, where runs share them
     Raises and warns as `fit` does.
     """
+    given = backbone
+    backbone, data = as_begun(given, data, [folder] if resume else [])
+    features = features if backbone is given else None
     prepared = prepare(backbone, task, method, recipe, data, start=start, features=features)
     judged: Mapping[str, Any] = {}
     if not prepared.parameters:

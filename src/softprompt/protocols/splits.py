@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,13 @@ def few_shot_splits(
 ) -> list[FewShotSplit]:
     """Splits for every k and seed, k by k; the same for the same rows and seed.
 
-    With one seed the training rows of a smaller k are among those of a larger one. file: JSON; splits that it holds are
-    taken from there, new ones are added.
+    No row to choose by shows what a training row shows, even where the data has it twice. With one seed the training rows of
+    a smaller k are among those of a larger one. file: JSON; splits that it holds are taken from there, new ones are added.
     Raises ValueError for a task without classes, a class of fewer than 2 k rows, and a file made for other rows.
     """
-    labelled = _labelled(rows, task)
+    labelled, shown = _labelled(rows, task), _shown(rows, task)
     if file is None:
-        return [_split(k, seed, _draw(labelled, k, seed)) for k in shots for seed in seeds]
+        return [_split(k, seed, _draw(labelled, shown, k, seed)) for k in shots for seed in seeds]
     path, digest = Path(file), rows_digest(rows)
     known = read_object(path)
     if known and known.get("rows") != digest:
@@ -59,7 +60,7 @@ def few_shot_splits(
     for k in shots:
         for seed in seeds:
             if f"{k}/{seed}" not in kept:
-                kept[f"{k}/{seed}"] = _draw(labelled, k, seed)
+                kept[f"{k}/{seed}"] = _draw(labelled, shown, k, seed)
     if {"rows": digest, "splits": kept} != known:
         write_object(path, {"rows": digest, "splits": kept})
     return [_split(k, seed, kept[f"{k}/{seed}"]) for k in shots for seed in seeds]
@@ -67,7 +68,7 @@ def few_shot_splits(
 
 def draw_split(rows: Sequence[Row], task: Task, shots: int, seed: int) -> FewShotSplit:
     """The one split of `few_shot_splits` for this k and seed, and what it raises."""
-    return _split(shots, seed, _draw(_labelled(rows, task), shots, seed))
+    return _split(shots, seed, _draw(_labelled(rows, task), _shown(rows, task), shots, seed))
 
 
 def _labelled(rows: Sequence[Row], task: Task) -> list[dict[str, Any]]:
@@ -84,10 +85,39 @@ def _split(shots: int, seed: int, ids: Mapping[str, Sequence[int]]) -> FewShotSp
     return FewShotSplit(shots, seed, tuple(ids["train"]), tuple(ids["validation"]))
 
 
-def _draw(labelled: Sequence[Mapping[str, Any]], k: int, seed: int) -> dict[str, list[int]]:
+def _shown(rows: Sequence[Row], task: Task) -> Callable[[int], str]:
+    """The digest of what a row shows, its label apart; an image column's bytes count, whatever file they came from."""
+    columns: Mapping[str, str] = getattr(task, "columns", {})
+
+    def content(value: Any) -> Any:
+        return value["bytes"] if isinstance(value, Mapping) and value.get("bytes") is not None else value
+
+    @cache
+    def digest(place: int) -> str:
+        names = [columns.get(name, name) for name in task.fields]
+        return rows_digest([{name: content(rows[place].get(name)) for name in names}])
+
+    return digest
+
+
+def _draw(
+    labelled: Sequence[Mapping[str, Any]], shown: Callable[[int], str], k: int, seed: int
+) -> dict[str, list[int]]:
+    """Rows of both halves; what one of them shows, the other does not, however often the data has it."""
     train = [row["row"] for row in few_shot(labelled, k, "label", seed)]
-    rest = [row for row in labelled if row["row"] not in set(train)]
+    taken, seen = set(train), {shown(i) for i in train}
+    validation = _others([row for row in labelled if row["row"] not in taken], labelled, k, seed)
+    if not seen.isdisjoint(map(shown, validation)):
+        # Only now: data without doubles, and draws that met none, keep the halves that they had.
+        unseen = [row for row in labelled if shown(row["row"]) not in seen]
+        validation = _others(unseen, labelled, k, seed)
+    return {"train": train, "validation": validation}
+
+
+def _others(
+    rest: Sequence[Mapping[str, Any]], labelled: Sequence[Mapping[str, Any]], k: int, seed: int
+) -> list[int]:
     missing = {row["label"] for row in labelled} - {row["label"] for row in rest}
     if missing:
         raise ValueError(f"k={k}: no row is left to choose by for the labels {sorted(missing)}; lower k")
-    return {"train": train, "validation": [row["row"] for row in few_shot(rest, k, "label", seed)]}
+    return [row["row"] for row in few_shot(rest, k, "label", seed)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import TypeAdapter
 
 from softprompt.backbones.base import Backbone
+from softprompt.errors import SoftpromptWarning
+from softprompt.images import ImageRule
 from softprompt.later import without_later
-from softprompt.store.fingerprint import BackboneIdentity, fingerprint
+from softprompt.store.fingerprint import BackboneIdentity, fingerprint, tokenizer_digest
 
 
 def settings_of(value: Any) -> dict[str, Any]:
@@ -21,16 +24,46 @@ def settings_of(value: Any) -> dict[str, Any]:
 
 def identity_of(backbone: Backbone) -> BackboneIdentity:
     """The fingerprint of a backbone, which saved prompts are checked against."""
-    spec = backbone.spec
-    vocabulary: dict[str, Any] = {}
-    if spec.reads_text:
-        vocabulary |= backbone.tokenizer.get_vocab()
-    if spec.image is not None:
-        vocabulary |= spec.image.rule.as_dict()
+    image = backbone.spec.image
     return fingerprint(
         backbone.model.config,
         backbone.table,
         name=backbone.name,
         family=backbone.spec.family,
-        vocabulary=vocabulary,
+        vocabulary=_read_by(backbone, None if image is None else image.rule),
     )
+
+
+def reading_as_before(backbone: Backbone, remembered: str | None, began: str) -> Backbone:
+    """The backbone, its images prepared by its processor's former rule if the digest is that rule's; else as it is given.
+
+    What was begun on such pixels goes on with them, and answers as it did; SoftpromptWarning says so.
+    remembered: the tokenizer_digest of its identity. began: what it was, "the prompt was trained"
+    """
+    image = backbone.spec.image
+    if image is None or image.former is None or not isinstance(backbone, _TakesARule):
+        return backbone
+    if remembered != tokenizer_digest(_read_by(backbone, image.former)):
+        return backbone
+    warnings.warn(
+        f"{began} on images that an earlier version prepared otherwise than the image processor of {backbone.name} does: it"
+        f" still reads them so, by {image.former}; only what is trained anew has the processor's own pixels",
+        SoftpromptWarning,
+        stacklevel=3,
+    )
+    return backbone.with_rule(image.former)
+
+
+@runtime_checkable
+class _TakesARule(Protocol):
+    def with_rule(self, rule: ImageRule) -> Backbone: ...
+
+
+def _read_by(backbone: Backbone, rule: ImageRule | None) -> dict[str, Any]:
+    """What turns rows into what the model reads: the tokenizer's pieces and the rule for images."""
+    vocabulary: dict[str, Any] = {}
+    if backbone.spec.reads_text:
+        vocabulary |= backbone.tokenizer.get_vocab()
+    if rule is not None:
+        vocabulary |= rule.as_dict()
+    return vocabulary

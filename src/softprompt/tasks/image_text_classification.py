@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, model_validator
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from softprompt.data import Row
 from softprompt.images import ImageRule, to_pixels
+from softprompt.later import LATER
 from softprompt.outputs import EncodedRow, ImageTextEmbeddings
 from softprompt.tasks.base import ImageTextSetting, Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.classes import ClassPrediction, class_losses, likeliest
@@ -65,6 +66,9 @@ class ImageTextClassification(Task):
     domains: Names = ()
     """The kinds of images that the texts name, such as ["photo", "sketch"]; predictions are made in the last one. `{domain}`
     in a template is the name of a domain, with underscores read as spaces."""
+    domain_words: Annotated[Mapping[str, str], LATER] = dataclasses.field(default_factory=dict)
+    """Domain -> what `{domain}` is for it, where that is another: {"real_world": "real_world"} keeps the underscore, as DAPL's
+    released code does."""
     domain_column: str = "domain"
     """Column that holds the domain of a row, where there are domains; a row without it belongs to the last one."""
     normalize_over: Literal["domain", "all"] = "domain"
@@ -87,6 +91,10 @@ class ImageTextClassification(Task):
             label_values=self.label_values.values(),
             names=self.names,
         )
+        if strange := [name for name in self.domain_words if name not in self.domains]:
+            raise ValueError(
+                f"domain_words has {strange}, which are not among the domains {list(self.domains)}"
+            )
         first: dict[str, str] = {}
         for label in self.labels:
             other = first.setdefault(self.class_name(label), label)
@@ -173,7 +181,7 @@ class ImageTextClassification(Task):
             first: dict[tuple[tuple[int, ...], ...], str] = {}
             for label in self.labels:
                 name = self.class_name(label)
-                values = {"name": name, "domain": domain.replace("_", " ")}
+                values = {"name": name, "domain": self.domain_words.get(domain, domain.replace("_", " "))}
                 texts = [_fitting(one.encode(values), name, label, setting.text) for one in bound]
                 other = first.setdefault(tuple(texts), label)
                 if other != label:

@@ -226,6 +226,16 @@ def load_checkpoint(
     )
 
 
+def begun_on(folder: Path) -> dict[str, Any]:
+    """What the run in a folder says of its backbone, see `run_identity`; empty where nothing can be read."""
+    try:
+        with safe_open(folder / FILE, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["facts"])
+        return dict(facts["identity"]["backbone"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return {}  # `load_checkpoint` will say what is wrong
+
+
 def discard_checkpoint(folder: Path) -> None:
     """Remove the checkpoint of an earlier run, so that one that starts anew is never resumed from it."""
     with contextlib.suppress(NotADirectoryError):  # the first save explains it

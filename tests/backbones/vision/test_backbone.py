@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from softprompt import load_backbone
 from softprompt.backbones.vision.backbone import VisionBackbone
@@ -413,11 +414,45 @@ def test_a_folder_gives_tower_and_rule(tower: Tower, tmp_path: Any) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     backbone = load_backbone(tmp_path, dtype="float32")
     assert isinstance(backbone, VisionBackbone)
-    assert backbone.rule == ImageRule((SIZE, SIZE), (0.5, 0.5, 0.5), (0.5, 0.25, 0.5), edge=16, resample=3)
+    expected_rule = ImageRule((SIZE, SIZE), (0.5, 0.5, 0.5), (0.5, 0.25, 0.5), edge=16, as_transformers=True)
+    assert backbone.rule == expected_rule
     rows = rows_of(images(1), reads_of(backbone)[-2])
     expected = VisionBackbone(model, RULE).states(rows, PromptOutput())
     assert_close(backbone.states(rows, PromptOutput()), expected)
     assert all(not p.requires_grad for p in backbone.model.parameters())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_folder_of_mae_gives_its_encoder_unmasked(whole: bool, tmp_path: Any) -> None:
+    sizes: dict[str, Any] = {"hidden_size": WIDTH, "num_attention_heads": 4, "num_hidden_layers": LAYERS}
+    sizes |= {"image_size": SIZE, "patch_size": PATCH, "intermediate_size": 48, "initializer_range": 0.2}
+    decoder = {"decoder_hidden_size": 16, "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 1}
+    torch.manual_seed(0)
+    config = ViTMAEConfig(**sizes, **decoder, decoder_intermediate_size=16, mask_ratio=0.75)
+    model = ViTMAEForPreTraining(config).eval()
+    (model if whole else model.vit).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
+    backbone = load_backbone(tmp_path, dtype="float32")
+    assert isinstance(backbone, VisionBackbone)
+    pixels = images(2).float()
+    model.config.mask_ratio = 0.0
+    order = torch.arange(PATCHES).repeat(2, 1).float()
+    with torch.no_grad():
+        expected = model.vit(pixels, noise=order).last_hidden_state
+    for read, states in (("class", expected[:, 0]), ("mean", expected[:, 1:].mean(dim=1))):
+        assert_close(backbone.states(rows_of(pixels, read), PromptOutput()), states, rtol=1e-4, atol=1e-5)
+    larger = images(1, 2 * SIZE).float()
+    with torch.no_grad():
+        noise = torch.arange(4 * PATCHES)[None].float()
+        expected = model.vit(larger, noise=noise, interpolate_pos_encoding=True).last_hidden_state
+    assert_close(
+        backbone.states(rows_of(larger, "class"), PromptOutput()), expected[:, 0], rtol=1e-4, atol=1e-5
+    )
+    assert backbone.packed
+    [state] = backbone.states(
+        rows_of(pixels[:1], "mean-with-prompts"), PromptOutput(tokens=torch.ones(1, P, WIDTH))
+    )
+    assert state.isfinite().all()
 
 
 def test_a_model_object_needs_its_rule() -> None:

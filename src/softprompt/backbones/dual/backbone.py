@@ -125,9 +125,15 @@ class DualBackbone:
 
     def with_model(self, model: PreTrainedModel) -> DualBackbone:
         """The same backbone around another copy of its model."""
-        return DualBackbone(
+        other = DualBackbone(
             model, self.tokenizer, self.vision.rule, name=self.name, packed=self.vision.packed
         )
+        other.vision.former = self.vision.former
+        return other
+
+    def with_rule(self, rule: ImageRule) -> DualBackbone:
+        """The same model, its images prepared by another rule."""
+        return DualBackbone(self.model, self.tokenizer, rule, name=self.name, packed=self.vision.packed)
 
     def with_settings(self, *, gradient_checkpointing: bool = False, compiled: bool = False) -> DualBackbone:
         """The same model with gradient checkpointing, or compiled by torch.compile."""

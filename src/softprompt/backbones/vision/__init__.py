@@ -3,6 +3,7 @@
 backbone         the family's Backbone
 tower            an image's patches through the layers, with prompts beside or among them
 class_attention  what the class token attends to
+processors       transformers' image processors as rules
 """
 
 from softprompt.backbones.vision.backbone import VisionBackbone

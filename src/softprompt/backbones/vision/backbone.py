@@ -1,4 +1,4 @@
-"""Vision transformers of transformers: ViT, DeiT, DINOv2 with and without registers, CLIP's and SigLIP's vision towers.
+"""Vision transformers of transformers: ViT, MAE, DeiT, DINOv2 with and without registers, CLIP's and SigLIP's vision towers.
 
 A row is an image and has no tokens: `media` holds its pixels, and `read` says how a head reads it (`images.POOLINGS`).
 Virtual tokens stand behind the class token, without positions (VPT-Shallow). Hidden-state prompts enter each layer as
@@ -22,8 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.backbones.engine import disagreement
 from softprompt.backbones.vision.class_attention import ClassAttention, sorted_out, watched
+from softprompt.backbones.vision.processors import rules_of
 from softprompt.backbones.vision.tower import READS_PROMPTS, ImagePrompt, Tower, find_tower
-from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, normalized, rule_of
+from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, normalized
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
 log = logging.getLogger(__name__)
@@ -67,9 +68,9 @@ class VisionBackbone:
         self.name = name or model.config.name_or_path or type(model).__name__
         self._tower = find_tower(model)
         self._can_share = packed
+        self.former: ImageRule | None = None  # how earlier versions read the same processor
         if not isinstance(processor, ImageRule):
-            config = processor if isinstance(processor, Mapping) else processor.to_dict()
-            processor = rule_of(config, self._tower.size)
+            processor, self.former = rules_of(processor, self._tower.size, model.config.model_type)
         self.rule: ImageRule = processor
 
     @property
@@ -128,6 +129,7 @@ class VisionBackbone:
                 poolings=poolings,
                 pooling="pooler" if tower.pooler is not None else poolings[0],
                 positions=None if tower.interpolates else tower.size,
+                former=self.former,
             ),
         )
 
@@ -140,7 +142,13 @@ class VisionBackbone:
 
     def with_model(self, model: PreTrainedModel) -> VisionBackbone:
         """The same backbone around another copy of its model."""
-        return VisionBackbone(model, self.rule, name=self.name, packed=self.packed)
+        other = VisionBackbone(model, self.rule, name=self.name, packed=self.packed)
+        other.former = self.former
+        return other
+
+    def with_rule(self, rule: ImageRule) -> VisionBackbone:
+        """The same model, its images prepared by another rule."""
+        return VisionBackbone(self.model, rule, name=self.name, packed=self.packed)
 
     def with_settings(
         self, *, gradient_checkpointing: bool = False, compiled: bool = False

@@ -132,6 +132,8 @@ class Tower:
             )
         embeddings: Any = self.vision.embeddings
         asks = self._asks_to_interpolate and tuple(size) != self.size
+        if hasattr(embeddings, "random_masking"):  # MAE's, which drops three patches of four
+            return _every_patch(embeddings, pixels, interpolate=asks)
         options = {"interpolate_pos_encoding": True} if asks else {}
         rows: Tensor = embeddings(pixels, **options)
         return rows
@@ -279,6 +281,16 @@ class Tower:
 
     def compiled(self) -> Tower:
         return replace(self, forwards=tuple(torch.compile(layer) for layer in self.layers))
+
+
+def _every_patch(embeddings: Any, pixels: Tensor, *, interpolate: bool) -> Tensor:
+    """What MAE's embeddings make of images when none of their patches is masked, in order."""
+    rows: Tensor = embeddings.patch_embeddings(pixels)
+    positions = embeddings.position_embeddings
+    if interpolate:
+        positions = embeddings.interpolate_pos_encoding(rows, *pixels.shape[-2:])
+    first = embeddings.cls_token.expand(len(rows), -1, -1)
+    return torch.cat([first, rows], dim=1) + positions
 
 
 def find_tower(model: PreTrainedModel) -> Tower:

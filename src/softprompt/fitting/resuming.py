@@ -1,0 +1,27 @@
+"""Runs that were begun by an earlier version, which prepared some processors' images otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from softprompt.backbones.base import Backbone
+from softprompt.features.encodings import Encodings
+from softprompt.fitting.preparation import Data
+from softprompt.store.identity import reading_as_before
+from softprompt.training.checkpoint import begun_on
+
+
+def as_begun(backbone: Backbone, data: Data, folders: Sequence[str | Path | None]) -> tuple[Backbone, Data]:
+    """Backbone and rows for runs that go on in these folders: with the pixels that the first of them was begun on.
+
+    Warns with SoftpromptWarning where these are not the pixels of a new run.
+    """
+    for folder in folders:
+        digest = None if folder is None else begun_on(Path(folder)).get("tokenizer_digest")
+        if digest is not None:
+            as_it_was = reading_as_before(backbone, digest, f"the run in {folder} was begun")
+            # Rows that other runs share were encoded with other pixels.
+            return as_it_was, data if as_it_was is backbone else replace(data, encodings=Encodings())
+    return backbone, data
