@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from pydantic import ConfigDict
@@ -22,8 +23,8 @@ class FullTuning(NoPrompt):
     name = "full-tuning"
 
     def prepare(self, backbone: Backbone, generator: torch.Generator) -> Backbone:
-        model = copy.deepcopy(backbone.model).to(trained_dtype(backbone.model.dtype)).requires_grad_(True)
-        return backbone.with_model(model)
+        model: Any = copy.deepcopy(backbone.model)  # transformers types `to` so that no dtype fits
+        return backbone.with_model(model.to(trained_dtype(backbone.model.dtype)).requires_grad_(True))
 
     def learning_rate(self, spec: BackboneSpec) -> float:
         return 2e-5

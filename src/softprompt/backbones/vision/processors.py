@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.models.auto.image_processing_auto import (
-    IMAGE_PROCESSOR_MAPPING_NAMES,
+    IMAGE_PROCESSOR_MAPPING_NAMES,  # type: ignore[attr-defined]  # completed in that module, defined in another
     get_image_processor_class_from_name,
 )
 from transformers.processing_utils import ImagesKwargs
