@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers.models.auto.image_processing_auto import (
-    IMAGE_PROCESSOR_MAPPING_NAMES,  # type: ignore[attr-defined]  # completed in that module, defined in another
+from transformers.models.auto.image_processing_auto import (  # type: ignore[attr-defined]  # it completes the table
+    IMAGE_PROCESSOR_MAPPING_NAMES,
     get_image_processor_class_from_name,
 )
 from transformers.processing_utils import ImagesKwargs
