@@ -19,6 +19,7 @@ from softprompt import (
     fit,
     from_peft,
     load,
+    store,
 )
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.causal.backbone import CausalBackbone
@@ -330,3 +331,66 @@ def test_a_method_with_more_than_virtual_tokens_cannot_be_exported(tmp_path: Pat
     tuned = fit(backbone, TASK, FullTuning(), ROWS, steps=1, progress=False)
     with pytest.raises(ValueError, match="full-tuning"):
         tuned.export_peft(tmp_path / "peft")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda t: torch.full_like(t, torch.nan), r"240 of the 240 numbers of prompt\.tokens are NaN or inf"),
+        (lambda t: t.index_fill(0, torch.tensor([2]), torch.inf), r"48 of the 240 numbers of prompt\.tokens"),
+        (
+            lambda t: torch.cat([t, t]),
+            r"prompt\.tokens is float32 \(10, 48\), and prompt-tuning .* \(5, 48\)",
+        ),
+        (lambda t: t[:, :40], r"prompt\.tokens is float32 \(5, 40\).*needs float32 \(5, 48\)"),
+        (lambda t: t.flatten(), r"prompt\.tokens is float32 \(240,\)"),
+        (lambda t: t.to(torch.int32), r"prompt\.tokens is int32 \(5, 48\)"),
+    ],
+)
+def test_a_saved_prompt_whose_tensors_cannot_be_right_is_refused_by_name(
+    tmp_path: Path, changed: Any, message: str
+) -> None:
+    backbone = tiny_backbone()
+    saved = store.load(untrained(backbone).save(tmp_path / "good"))
+    store.save(
+        tmp_path / "bad",
+        dataclasses.replace(saved, tensors={"prompt.tokens": changed(saved.tensors["prompt.tokens"])}),
+    )
+    with pytest.raises(PromptFileError, match=message):
+        load(tmp_path / "bad", backbone)
+
+
+@pytest.mark.parametrize("found", ["64", 0, -3, 6.5, True])
+def test_a_saved_prompt_with_a_senseless_max_tokens_is_refused(tmp_path: Path, found: Any) -> None:
+    backbone = tiny_backbone()
+    saved = store.load(untrained(backbone).save(tmp_path / "good"))
+    store.save(tmp_path / "bad", dataclasses.replace(saved, notes={**saved.notes, "max_tokens": found}))
+    with pytest.raises(PromptFileError, match=f"max_tokens is {found!r}, expected a number of tokens"):
+        load(tmp_path / "bad", backbone)
+
+
+def test_tensors_that_another_method_has_are_refused_by_name(tmp_path: Path) -> None:
+    backbone = tiny_backbone()
+    saved = store.load(untrained(backbone).save(tmp_path / "good"))
+    for name, tensors, message in (
+        ("more", {**saved.tensors, "prompt.gain": torch.ones(3)}, r"prompt\.gain is float32 \(3,\).*missing"),
+        ("less", {}, "'tokens' is missing"),
+    ):
+        store.save(tmp_path / name, dataclasses.replace(saved, tensors=tensors))
+        with pytest.raises(PromptFileError, match=message):
+            load(tmp_path / name, backbone)
+
+
+def test_what_an_interrupted_overwrite_put_aside_is_found_through_every_door(tmp_path: Path) -> None:
+    backbone = tiny_backbone()
+    task = dataclasses.replace(TASK, template="{soft}{text} sentiment")
+    tuned = untrained(backbone, task)
+    tuned.save(tmp_path / "run" / "prompt")
+    tuned.export_peft(tmp_path / "peft")
+    (tmp_path / "run" / "prompt").rename(tmp_path / "run" / ".prompt.previous")
+    (tmp_path / "peft").rename(tmp_path / ".peft.previous")
+    assert torch.equal(store.load_tokens(tmp_path / "peft"), tuned.module.state_dict()["tokens"])
+    assert len(store.load_tokens(tmp_path / "run" / "prompt")) == 5
+    for folder in (tmp_path / "run", tmp_path / "run" / "prompt"):
+        with pytest.raises(FileNotFoundError, match="no-such-backbone"):  # it came as far as the backbone
+            open_prompt(folder, "./no-such-backbone", "float32", "cpu")

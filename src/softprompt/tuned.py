@@ -25,6 +25,7 @@ from softprompt.exchange.lora import is_lora, read_lora, write_lora
 from softprompt.exchange.prompts import read_peft_folder, write_peft_folder
 from softprompt.model import PromptedModel
 from softprompt.prompts import Method, PromptModule
+from softprompt.prompts.restoring import restore
 from softprompt.state import changed_weights, copy_tensors, named_state, plain_name
 from softprompt.store.identity import identity_of, reading_as_before, settings_of
 from softprompt.tasks import TASKS
@@ -258,12 +259,7 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
     of_prompt, of_head, changed = (_named(saved.tensors, part) for part in ("prompt.", "head.", "backbone."))
     if changed:
         backbone = _with_changed_weights(method, backbone, changed, folder)
-    try:
-        module = method.restore(backbone.spec, of_prompt)
-    except KeyError as error:
-        raise store.PromptFileError(
-            f"{folder}: tensor {error} is missing; it has {sorted(saved.tensors)}"
-        ) from error
+    module = restore(method, backbone.spec, of_prompt, str(folder))
     head: nn.Module | None = TanhHead.restore(of_head)
     if head is None and (head := new_head(method, task, backbone.spec, torch.Generator())) is not None:
         try:
@@ -277,12 +273,20 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
         task=task,
         method=method,
         module=module.to(backbone.device).requires_grad_(False),
-        max_tokens=saved.notes.get("max_tokens"),
+        max_tokens=_checked_max_tokens(saved.notes.get("max_tokens"), folder),
         recipe=saved.recipe,
         metrics=saved.metrics,
         identity=saved.backbone if changed else None,
         head=head,
     )
+
+
+def _checked_max_tokens(found: Any, folder: str | Path) -> int | None:
+    if found is not None and (type(found) is not int or found < 1):
+        raise store.PromptFileError(
+            f"{folder}: max_tokens is {found!r}, expected a number of tokens or null: the file was edited by hand"
+        )
+    return found
 
 
 def _with_changed_weights(
@@ -296,6 +300,12 @@ def _with_changed_weights(
         raise store.PromptFileError(
             f"{folder}: the backbone that {method.name} prepares has no weight {unknown[0]!r}"
         )
+    for name, tensor in saved.items():
+        if tensor.shape != parameters[name].shape or not tensor.is_floating_point():
+            raise store.PromptFileError(
+                f"{folder}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected floating-point numbers of shape"
+                f" {tuple(parameters[name].shape)}"
+            )
     copy_tensors(saved, into=parameters)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in saved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -286,3 +287,52 @@ def test_each_process_of_a_launcher_has_a_gpu_of_its_own(monkeypatch: pytest.Mon
     assert loading._own_device() == "cuda:3"
     monkeypatch.delenv("LOCAL_RANK")
     assert loading._own_device() == "cuda"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_code_beside_the_weights_never_runs_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    folder = folder_of(tmp_path / "model", tiny_causal_lm("llama", dtype=torch.float32))
+    (folder / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Theirs: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "theirs.Theirs", "AutoModelForCausalLM": "theirs.Theirs"}
+    config["model_type"] = "llama" if known else "theirs"
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    if known:
+        load_backbone(folder, dtype="float32", device="cpu")  # transformers' own code reads it
+    else:
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            load_backbone(folder, dtype="float32", device="cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_beside_the_weights_is_allowed_by_the_caller_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path, tiny_causal_lm("llama", dtype=torch.float32))
+    told = []
+    for kind in (loading.AutoConfig, loading.AutoTokenizer, loading.AutoModelForCausalLM):
+        whole = kind.from_pretrained
+
+        def from_pretrained(*args: Any, whole: Any = whole, **settings: Any) -> Any:
+            told.append(settings.get("trust_remote_code"))
+            return whole(*args, **settings)
+
+        monkeypatch.setattr(kind, "from_pretrained", from_pretrained)
+    load_backbone(folder, dtype="float32", device="cpu")
+    assert not any(told)
+    assert told.count(False) >= 3
+    told.clear()
+    load_backbone(folder, dtype="float32", device="cpu", trust_remote_code=True)
+    assert told.count(True) >= 3
+
+
+@pytest.mark.parametrize("weight", ["model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"])
+def test_weights_that_are_not_numbers_are_said_by_name(weight: str) -> None:
+    model = tiny_causal_lm("llama", dtype=torch.float32)
+    with torch.no_grad():
+        model.get_parameter(weight)[3, 3] = torch.nan
+    with pytest.raises(ValueError, match=rf"{re.escape(weight)}.* hold numbers that are NaN or infinite"):
+        load_backbone(model, tokenizer=tiny_tokenizer())

@@ -8,6 +8,7 @@ from typing import Any
 
 import peft
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 from torch.testing import assert_close
@@ -217,3 +218,19 @@ def test_of_vision_transformers_query_and_value_are_changed(tower: Tower) -> Non
     changed = {name.split(".lora_")[0].rpartition(".")[2] for name in lora_parameters(prepared.model)}
     assert changed in ({"query", "value"}, {"q_proj", "v_proj"})
     assert len(lora_parameters(prepared.model)) == 2 * 2 * LAYERS
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda t: (t * 1000).to(torch.int32), "is torch.int32, expected floating-point numbers"),
+        (lambda t: t * torch.nan, r"numbers of base_model\.model\..* are NaN or infinite"),
+    ],
+)
+def test_tensors_that_cannot_be_lora_are_refused_by_name(tmp_path: Path, changed: Any, message: str) -> None:
+    tuned = fit(tiny_backbone(), TASK, LoRA(rank=2), ROWS, steps=1, progress=False)
+    file = tuned.export_peft(tmp_path / "lora") / "adapter_model.safetensors"
+    tensors = safetensors.torch.load(file.read_bytes())
+    file.write_bytes(safetensors.torch.save({name: changed(t) for name, t in tensors.items()}))
+    with pytest.raises(PromptFileError, match=message):
+        from_peft(tmp_path / "lora", tiny_backbone(), TASK)

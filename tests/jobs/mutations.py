@@ -134,8 +134,8 @@ MUTATIONS = (
     Mutation(
         "files are written in place, without another name",
         "files.py",
-        'temporary = path.with_name(f".{path.name}.part")',
-        "temporary = path",
+        "file = _new_file(path.parent)",
+        'file = open(path, "wb")',
         ("tests/test_files.py",),
     ),
     Mutation(

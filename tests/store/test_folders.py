@@ -4,13 +4,17 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from softprompt.store import load, save
+from softprompt.files import lock
+from softprompt.store import folders, load, save
+from tests.processes import fork_server
 from tests.store.samples import sample
 
 OLD, NEW = sample(notes={"which": "old"}), sample(notes={"which": "new"})
@@ -161,10 +165,67 @@ def test_wherever_the_machine_stops_the_old_prompt_or_the_new_one_is_there_whole
     assert ".mood.previous" not in names(mood.parent)
 
 
-def test_a_prompt_that_an_interrupted_overwrite_put_aside_is_read_and_put_back(mood: Path) -> None:
+def test_a_prompt_that_an_interrupted_overwrite_put_aside_is_read_and_put_back(
+    mood: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     mood.rename(mood.parent / ".mood.previous")
     assert load(mood) == OLD
+    assert "what it held before is read from" in caplog.text
     with pytest.raises(FileExistsError):
         save(mood, NEW)
     assert names(mood.parent) == ["mood"]
+    assert load(mood) == OLD
+
+
+def killed_save(folder: Path) -> None:
+    os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    save(folder, NEW, overwrite=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills a process")
+def test_temporary_folders_of_killed_saves_are_removed_by_the_next_one(mood: Path) -> None:
+    (mood.parent / ".mood.notes.tmp").mkdir()  # not ours
+    for _ in range(2):
+        child = fork_server().Process(target=killed_save, args=(mood,))
+        child.start()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    assert len(names(mood.parent)) == 3  # each save removes what the one before it left
+    save(mood, NEW, overwrite=True)
+    assert names(mood.parent) == [".mood.notes.tmp", "mood"]
+
+
+def test_of_savers_into_one_place_each_writes_it_whole_or_is_told_why_not(tmp_path: Path) -> None:
+    refused: list[FileExistsError] = []
+
+    def write(overwrite: bool) -> None:
+        for _ in range(5):
+            try:
+                save(tmp_path / "mood", NEW, overwrite=overwrite)
+            except FileExistsError as error:
+                refused.append(error)
+
+    threads = [threading.Thread(target=write, args=(overwrite,)) for overwrite in (True, False) * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert load(tmp_path / "mood") == NEW
+    assert names(tmp_path) == ["mood"]
+    assert refused
+    assert all("already exists and holds" in str(error) for error in refused)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such locks")
+def test_a_place_that_another_process_never_leaves_is_said(
+    mood: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descriptor = os.open(mood.parent, os.O_RDONLY)
+    assert lock(descriptor)
+    monkeypatch.setattr(folders, "_PATIENCE", 0.05)
+    try:
+        with pytest.raises(OSError, match="is locked by another process, which has been saving there"):
+            save(mood, NEW, overwrite=True)
+    finally:
+        os.close(descriptor)
     assert load(mood) == OLD

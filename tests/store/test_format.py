@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -293,3 +294,45 @@ def test_a_prompt_can_be_given_another_backbone_identity(folder: Path) -> None:
     moved = dataclasses.replace(loaded, backbone=dataclasses.replace(loaded.backbone, name="here/llama"))
     save(folder, moved, overwrite=True)
     assert load(folder).backbone.name == "here/llama"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and devices of POSIX")
+def test_a_prompt_that_has_no_end_is_refused_at_once(tmp_path: Path) -> None:
+    save(tmp_path / "p", sample())
+    for name in ("prompt.json", "prompt.safetensors"):
+        kept = (tmp_path / "p" / name).rename(tmp_path / name)
+        (tmp_path / "p" / name).symlink_to("/dev/zero")
+        with pytest.raises(PromptFileError, match=f"{name} is a device or a pipe"):
+            load(tmp_path / "p")
+        (tmp_path / "p" / name).unlink()
+        os.mkfifo(tmp_path / "p" / name)
+        with pytest.raises(PromptFileError, match=f"{name} is a device or a pipe"):
+            load(tmp_path / "p")
+        (tmp_path / "p" / name).unlink()
+        (tmp_path / "p" / name).symlink_to(kept)  # the hub's cache has links to files
+    assert load(tmp_path / "p") == sample()
+
+
+def test_a_prompt_json_that_is_far_too_large_is_refused_unread(tmp_path: Path) -> None:
+    save(tmp_path / "p", sample())
+    with open(tmp_path / "p" / "prompt.json", "ab") as file:
+        file.truncate(2**40)
+    with pytest.raises(PromptFileError, match=r"prompt\.json has 1,099,511,627,776 bytes, expected at most"):
+        load(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "\ufeff" + text, "BOM"),
+        (lambda text: text.replace('"notes"', '"method": {},\n "notes"', 1), "the key 'method' stands twice"),
+    ],
+)
+def test_what_two_programs_would_read_differently_is_refused(
+    tmp_path: Path, change: Callable[[str], str], message: str
+) -> None:
+    save(tmp_path / "p", sample())
+    file = tmp_path / "p" / "prompt.json"
+    file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(PromptFileError, match=message):
+        load(tmp_path / "p")

@@ -28,6 +28,9 @@ def check_embeddings(model: PreTrainedModel, name: str) -> None:
     }  # has no position of its own in RoBERTa
     ids = torch.tensor([[i for i in range(last, -1, -1) if i not in reserved][:6]], device=model.device)
     beside = {"decoder_input_ids": ids[:, :2]} if config.is_encoder_decoder else {}
+    weight = getattr(table, "weight", None)
+    if weight is not None and not all(end.isfinite() for end in weight.aminmax()):
+        raise ValueError(_not_finite(model, name))
     try:
         by_ids = model(input_ids=ids, **beside)[0]
     except TRIAL_ERRORS as error:
@@ -40,6 +43,8 @@ def check_embeddings(model: PreTrainedModel, name: str) -> None:
             f"{name} ({type(model).__name__}) does not take its tokens as vectors, among which virtual tokens stand "
             f"({type(error).__name__}: {error}): take another model"
         ) from error
+    if not by_ids.isfinite().all() and (said := _not_finite(model, name)):
+        raise ValueError(said)
     difference = (by_ids - by_vectors).abs().max().item()
     # The arithmetic is the same, so it should be 0.
     tolerance = 1e-5 if by_ids.dtype in (torch.float32, torch.float64) else 1e-2
@@ -49,3 +54,15 @@ def check_embeddings(model: PreTrainedModel, name: str) -> None:
             f"outputs differ by {difference:.2g} of {by_ids.abs().max().item():.2g}. It scales them itself or has more "
             "tables, and virtual tokens have no place there: take another model"
         )
+
+
+def _not_finite(model: PreTrainedModel, name: str) -> str:
+    """Which weights are NaN or infinite, as a sentence; empty: none is."""
+    damaged = [key for key, p in model.named_parameters() if p.is_floating_point() and not p.isfinite().all()]
+    if not damaged:
+        return ""
+    rest = f" and {len(damaged) - 1} more weights" if len(damaged) > 1 else ""
+    return (
+        f"{name}: {damaged[0]}{rest} hold numbers that are NaN or infinite: the file is damaged, or its numbers do not fit"
+        " into the precision that it was loaded in; copy it again, or give another dtype"
+    )

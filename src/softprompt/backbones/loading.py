@@ -141,6 +141,7 @@ def load_backbone(
     revision: str | None = None,
     packed: bool | None = None,
     prefix_lm: bool = False,
+    trust_remote_code: bool = False,
 ) -> Backbone:
     """Load a frozen model with its tokenizer, its image processor, or both.
 
@@ -153,6 +154,9 @@ def load_backbone(
     revision   of a hub model
     packed     False runs the plain padded path instead of sharing prompts; by default a trial decides
     prefix_lm  read a decoder so that prompt and input see each other both ways (UniLM); its attention must be reachable
+    trust_remote_code
+               let Python code that lies beside the weights run; without it such a model is refused. Nothing but this
+               argument allows it: no saved prompt, no question in the terminal
 
     Raises ValueError for a model of no known family, for missing or damaged weights, and for a model that does more with
     its tokens than to look them up in its table (a short trial finds out). Raises FileNotFoundError for a source that is
@@ -165,17 +169,27 @@ def load_backbone(
     where = torch.device(device or _own_device())
     wanted = resolve_dtype(dtype, where)
     try:
-        config = AutoConfig.from_pretrained(folder, revision=revision)
+        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
         family = _family_of(config, name, prefix_lm)
         readers: list[Any] = []
         if family.words:
-            readers.append(tokenizer or AutoTokenizer.from_pretrained(folder, revision=revision))
+            readers.append(
+                tokenizer
+                or AutoTokenizer.from_pretrained(
+                    folder, revision=revision, trust_remote_code=trust_remote_code
+                )
+            )
         if family.images:
             readers.append(
                 processor or ImageProcessingMixin.get_image_processor_dict(folder, revision=revision)[0]
             )
         loaded: Any = family.auto.from_pretrained(
-            folder, revision=revision, dtype=wanted, output_loading_info=True, ignore_mismatched_sizes=True
+            folder,
+            revision=revision,
+            dtype=wanted,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=trust_remote_code,
         )
         model, report = loaded  # the declared type ignores output_loading_info
     except SafetensorError as error:

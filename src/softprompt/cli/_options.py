@@ -61,6 +61,7 @@ def open_backbone(
     revision: str | None = None,
     prefix_lm: bool = False,
     packed: bool | None = None,
+    trust_remote_code: bool = False,
 ) -> Backbone:
     """Load a backbone as the options say.
 
@@ -87,6 +88,7 @@ def open_backbone(
             revision=revision,
             prefix_lm=prefix_lm,
             packed=packed,
+            trust_remote_code=trust_remote_code,
         )
 
 
@@ -125,9 +127,10 @@ def open_prompt(
     Raises ValueError for a label without a name, and whatever `open_backbone`, `load` and `with_labels` raise.
     """
     from softprompt import store
+    from softprompt.store.folders import standing
     from softprompt.tuned import load
 
-    if not (folder / "prompt.json").exists() and (folder / "prompt" / "prompt.json").exists():
+    if not (standing(folder) / "prompt.json").exists() and standing(folder / "prompt").exists():
         folder = folder / "prompt"
     saved = store.load(folder).backbone
     revision = None if backbone else saved.revision

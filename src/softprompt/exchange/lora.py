@@ -14,7 +14,8 @@ from torch import nn
 
 from softprompt.backbones.base import Backbone
 from softprompt.baselines.lora import LoRA, lora_parameters
-from softprompt.store.errors import PromptFileError
+from softprompt.files import JSON_LIMIT, read_bytes
+from softprompt.store.errors import PromptFileError, check_finite
 from softprompt.store.folders import replace_folder, standing
 from softprompt.store.plain_json import dumps, parse_object
 
@@ -42,7 +43,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
 def is_lora(folder: str | Path) -> bool:
     """Whether the config of a folder says that it holds LoRA in PEFT's format."""
     path = standing(Path(folder)) / _CONFIG
-    return path.is_file() and parse_object(path.read_bytes(), str(path)).get("peft_type") == "LORA"
+    return path.is_file() and parse_object(read_bytes(path, JSON_LIMIT), str(path)).get("peft_type") == "LORA"
 
 
 def write_lora(folder: str | Path, backbone: Backbone, *, overwrite: bool = False) -> None:
@@ -80,10 +81,11 @@ def read_lora(folder: str | Path, backbone: Backbone) -> tuple[LoRA, Backbone]:
     """
     folder = standing(Path(folder))
     try:
-        config = parse_object((folder / _CONFIG).read_bytes(), str(folder / _CONFIG))
-        tensors = safetensors.torch.load((folder / _TENSORS).read_bytes())
+        config = parse_object(read_bytes(folder / _CONFIG, JSON_LIMIT), str(folder / _CONFIG))
+        tensors = safetensors.torch.load(read_bytes(folder / _TENSORS))
     except (OSError, SafetensorError) as error:
         raise PromptFileError(f"{folder} does not hold LoRA that can be read: {error}") from error
+    check_finite(tensors, str(folder / _TENSORS))
     _check_options(config, folder)
     targets = config.get("target_modules")
     try:
@@ -107,6 +109,10 @@ def read_lora(folder: str | Path, backbone: Backbone) -> tuple[LoRA, Backbone]:
             if parameter.shape != tensors[name].shape:
                 raise PromptFileError(
                     f"{folder}: {name} has shape {tuple(tensors[name].shape)}, {backbone.name} needs {tuple(parameter.shape)}"
+                )
+            if not tensors[name].is_floating_point():
+                raise PromptFileError(
+                    f"{folder}: {name} is {tensors[name].dtype}, expected floating-point numbers"
                 )
             parameter.copy_(tensors[name])
     return method, prepared

@@ -7,10 +7,8 @@ rows computed beside it; once cached they are bit-identical in every step.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import secrets
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +24,7 @@ from torch import Tensor
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.row_features import RowFeatures
 from softprompt.data import by_length
+from softprompt.files import replacing
 from softprompt.images import POOLINGS, ImagePooling
 from softprompt.outputs import EncodedRow, Known, PromptOutput, windows_of
 from softprompt.store.identity import identity_of, settings_of
@@ -210,19 +209,15 @@ def _write(path: Path, states: Sequence[Tensor], room: int) -> None:
             room,
         )
         return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(
-            tensors, temporary, {"sha256": _checksum(tensors["states"], tensors["lengths"])}
-        )
-        temporary.replace(path)
+        with replacing(path) as file:
+            safetensors.torch.save_file(
+                tensors, file.name, {"sha256": _checksum(tensors["states"], tensors["lengths"])}
+            )
         _evict(path, room)
     except (OSError, SafetensorError) as error:
         log.warning("features could not be written to %s: %s", path.parent, error)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _evict(written: Path, room: int) -> None:

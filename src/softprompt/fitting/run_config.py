@@ -27,6 +27,7 @@ from pydantic.dataclasses import dataclass
 from softprompt.catalogue import methods
 from softprompt.data import load_rows, names_file, rows_of_part, subsample
 from softprompt.errors import explain
+from softprompt.files import read_text
 from softprompt.later import LATER
 from softprompt.prompts import Method
 from softprompt.store.identity import settings_of
@@ -54,6 +55,8 @@ class BackboneConfig:
     """Whether prompt and input of a decoder attend to each other in both directions."""
     packed: Annotated[bool | None, LATER] = None
     """false: the plain padded path, where rows do not share prompts; by default a trial decides."""
+    trust_remote_code: Annotated[bool, LATER] = False
+    """Whether Python code that lies beside the model's weights may run."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -140,7 +143,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no config {path}; expected a YAML file that describes a run")
-    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    values = parse_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {values!r}, expected keys such as backbone, task, method, data")
     try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from softprompt.files import write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -257,13 +258,7 @@ def as_png(figure: Figure) -> bytes:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG as a whole or not at all. Raises OSError if it cannot be written."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(as_png(figure))
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_bytes(path, as_png(figure))
 
 
 def _figure(width: float, height: float, title: str) -> Figure:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from softprompt.files import write_text
+from softprompt.files import parse_json, read_text, write_text
 
 Record = dict[str, Any]
 """What a run found, as plain JSON."""
@@ -18,7 +18,7 @@ def read_object(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(read_text(file))
     except ValueError as error:
         raise ValueError(f"{file} is no readable JSON ({error}): delete it or name another file") from error
     if not isinstance(value, dict):

@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol, get_args
 import yaml
 from filelock import FileLock, Timeout
 
-from softprompt.files import finite, write_bytes, write_text
+from softprompt.files import finite, parse_json, read_text, write_bytes, write_text
 from softprompt.records.digests import file_digest, object_digest
 
 Status = Literal["finished", "pruned", "diverged", "failed"]
@@ -218,7 +218,7 @@ _UNREADABLE = (OSError, ValueError, TypeError, AttributeError, KeyError, Recursi
 
 def _check_config(config: Path, run_id: str) -> None:
     try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(config))
         found = run_hash(values)
     except _UNREADABLE as error:
         raise DamagedRun(f"{config} cannot be read: {error}") from error
@@ -229,7 +229,7 @@ def _check_config(config: Path, run_id: str) -> None:
 def _check_evaluations(file: Path) -> None:
     """Of an unfinished run, which goes on from them."""
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known = parse_json(read_text(file))
         sound = all(isinstance(entry["step"], int) and "value" in entry for entry in known)
     except FileNotFoundError:
         return
@@ -241,7 +241,7 @@ def _check_evaluations(file: Path) -> None:
 
 def _checked_facts(file: Path) -> dict[str, Any]:
     try:
-        facts = dict(json.loads(file.read_text(encoding="utf-8")))
+        facts = dict(parse_json(read_text(file)))
         wanted, found = facts.pop("sha256", None), object_digest(facts)
     except _UNREADABLE as error:
         raise DamagedRun(f"{file} cannot be read: {error}") from error

@@ -7,9 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from softprompt.store.places import is_hub_id, shown_name
 from softprompt.store.saved import SavedPrompt
-
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def model_card(saved: SavedPrompt, folder: str) -> str:
@@ -113,7 +112,7 @@ without them.
 
 
 def _head(library: str, base_model: str | None, tags: list[str]) -> str:
-    base = f"base_model: {json.dumps(base_model)}\n" if base_model and _HUB_ID.fullmatch(base_model) else ""
+    base = f"base_model: {json.dumps(base_model)}\n" if base_model and is_hub_id(base_model) else ""
     # A JSON string is a YAML string.
     return f"---\nlibrary_name: {library}\n{base}tags: {json.dumps(tags)}\n---\n"
 
@@ -146,9 +145,10 @@ def _block(value: Mapping[str, Any]) -> str:
 
 def _shown(name: str) -> str:
     """The backbone's name, without the folders of a local path: a card is for others."""
-    return _line(name if _HUB_ID.fullmatch(name) else re.split(r"[\\/]", name.rstrip("\\/"))[-1])
+    return _line(shown_name(name))
 
 
 def _line(text: str) -> str:
     """Text that stays within its line, its table cell and its code span."""
-    return re.sub(r"\s+", " ", text).replace("|", "\\|").replace("`", "'")
+    line = re.sub(r"\s+", " ", text).replace("`", "'")
+    return re.sub(r"(\\*)\|", lambda found: 2 * found[1] + "\\|", line)

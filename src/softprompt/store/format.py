@@ -12,10 +12,12 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from softprompt.files import JSON_LIMIT, read_bytes
 from softprompt.store.card import model_card
-from softprompt.store.errors import PromptFileError
+from softprompt.store.errors import PromptFileError, check_finite
 from softprompt.store.fingerprint import BackboneIdentity
 from softprompt.store.folders import replace_folder, standing
+from softprompt.store.places import portable, resolved
 from softprompt.store.plain_json import digest, dumps, parse_object
 from softprompt.store.saved import FORMAT_VERSION, SavedPrompt
 from softprompt.version import __version__
@@ -40,7 +42,7 @@ def save(folder: str | Path, saved: SavedPrompt, *, overwrite: bool = False) -> 
         "format_version": saved.format_version,
         "method": saved.method,
         "task": saved.task,
-        "backbone": asdict(saved.backbone),
+        "backbone": asdict(saved.backbone) | {"name": portable(saved.backbone.name, folder)},
         "recipe": saved.recipe,
         "metrics": saved.metrics,
         "versions": saved.versions,
@@ -65,14 +67,17 @@ def load(folder: str | Path) -> SavedPrompt:
     that this version does not know, or is damaged.
     """
     folder = standing(Path(folder))
-    content = parse_object(_read(folder, _JSON), str(folder / _JSON))
+    content = parse_object(_read(folder, _JSON), str(folder / _JSON), ours=True)
     record = _checked_record(content, str(folder / _JSON))
     tensors = _checked_tensors(_read(folder, _TENSORS), record.tensors, str(folder / _TENSORS))
+    check_finite(tensors, str(folder / _TENSORS))
     given = {name: content[name] for name in ("method", "task", "recipe", "metrics", "versions", "notes")}
     try:
         return SavedPrompt(
             **given,
-            backbone=BackboneIdentity(**record.backbone.model_dump()),
+            backbone=BackboneIdentity(
+                **record.backbone.model_dump() | {"name": resolved(record.backbone.name, folder)}
+            ),
             tensors=tensors,
             format_version=record.format_version,
         )
@@ -120,9 +125,11 @@ class _Record(_Strict):
 
 def _read(folder: Path, name: str) -> bytes:
     try:
-        return (folder / name).read_bytes()
+        return read_bytes(folder / name, JSON_LIMIT if name == _JSON else None)
     except OSError as error:
         raise PromptFileError(_why_unreadable(folder, name, error)) from error
+    except ValueError as error:  # endless or too large
+        raise PromptFileError(f"{error}; copy the folder again") from error
 
 
 def _why_unreadable(folder: Path, name: str, error: OSError) -> str:

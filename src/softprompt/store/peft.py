@@ -23,8 +23,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from softprompt.files import JSON_LIMIT, read_bytes
 from softprompt.store.card import peft_card, peft_prefix_card
-from softprompt.store.errors import PromptFileError
+from softprompt.store.errors import PromptFileError, check_finite
 from softprompt.store.folders import replace_folder, standing
 from softprompt.store.peft_layouts import CONFIG, LAYOUTS, PROMPT, PeftContent, PeftShape
 from softprompt.store.plain_json import dumps, parse_object
@@ -259,9 +260,11 @@ def _adapter_folder(folder: Path, adapter: str | None) -> Path:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, JSON_LIMIT if path.name == CONFIG else None)
     except OSError as error:
         raise PromptFileError(f"{path} cannot be read: {error.strerror}; copy the folder again") from error
+    except ValueError as error:  # endless or too large
+        raise PromptFileError(f"{error}; copy the folder again") from error
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -285,4 +288,5 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
     ):
         raise PromptFileError(f"{path} holds something other than tensors by name")
+    check_finite(tensors, str(path))
     return tensors

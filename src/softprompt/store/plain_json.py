@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from softprompt.files import parse_json
 from softprompt.store.errors import PromptFileError
 
 
@@ -55,10 +56,13 @@ def dumps(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def parse_object(content: bytes, name: str) -> dict[str, Any]:
-    """The JSON object that the file `name` holds; raises PromptFileError if it holds none."""
+def parse_object(content: bytes, name: str, *, ours: bool = False) -> dict[str, Any]:
+    """The JSON object that the file `name` holds; raises PromptFileError if it holds none.
+
+    ours: written by this library, so that a repeated key or a byte order mark is damage
+    """
     try:
-        value = json.loads(content)
+        value = parse_json(content) if ours else json.loads(content)
     # ValueError: no JSON, no UTF-8, or an integer with thousands of digits; RecursionError: thousands of brackets
     except (ValueError, RecursionError) as error:
         raise PromptFileError(

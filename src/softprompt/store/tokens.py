@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from softprompt.store.errors import PromptFileError
+from softprompt.store.folders import standing
 from softprompt.store.format import load
 from softprompt.store.peft import read_peft
 
@@ -17,7 +18,7 @@ def load_tokens(folder: str | Path) -> Tensor:
 
     Raises PromptFileError if the folder is neither, is damaged, or holds a prompt without virtual tokens.
     """
-    if (Path(folder) / "adapter_config.json").exists():
+    if (standing(Path(folder)) / "adapter_config.json").exists():
         read = read_peft(folder)
         if read.tokens is None:
             raise PromptFileError(f"{folder}: a {read.peft_type} prompt has no virtual tokens to start from")
@@ -36,7 +37,7 @@ def load_prefix(folder: str | Path) -> Tensor:
 
     Raises PromptFileError if the folder is neither, is damaged, or holds a prompt that is no prefix.
     """
-    if (Path(folder) / "adapter_config.json").exists():
+    if (standing(Path(folder)) / "adapter_config.json").exists():
         read = read_peft(folder)
         if read.prefix is None:
             raise PromptFileError(f"{folder}: a {read.peft_type} prompt has no keys and values to start from")

@@ -25,6 +25,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from softprompt.errors import SoftpromptWarning
+from softprompt.files import read_text
 from softprompt.fitting.run_config import (
     as_mapping,
     check_keys,
@@ -149,7 +150,7 @@ def read_study(path: Path, *, full: bool = False) -> Study:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no study {path}; expected a YAML file that describes one")
-    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    values = parse_yaml(read_text(path), str(path))
     try:
         values = as_mapping(values, "a study")
         if older := _flat_keys(values):

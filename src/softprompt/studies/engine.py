@@ -10,6 +10,7 @@ from typing import Protocol
 
 from softprompt.errors import CheckpointError, TrainingDiverged
 from softprompt.records.run_folders import DamagedRun, Outcome, disk_is_full
+from softprompt.store.places import without_folders
 from softprompt.studies.batches import batches_of
 from softprompt.studies.config import Study
 from softprompt.studies.ensembles import make_ensembles
@@ -203,8 +204,8 @@ def _went_wrong(run: PlannedRun, folder: StudyFolder, error: Exception, seconds:
     facts = {
         "status": "diverged" if isinstance(error, TrainingDiverged) else "failed",
         "stage": run.stage,
-        "error": {"type": type(error).__name__, "message": str(error)},
-        "traceback": "".join(traceback.format_exception(error)),
+        "error": {"type": type(error).__name__, "message": without_folders(str(error))},
+        "traceback": without_folders("".join(traceback.format_exception(error))),
         "wall_seconds": seconds,
     }
     free_kept_memory()

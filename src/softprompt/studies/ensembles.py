@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from softprompt.files import write_text
+from softprompt.files import read_text, write_text
 from softprompt.protocols.ensembling import RULES
 from softprompt.records.run_folders import disk_is_full
 from softprompt.studies.environment import free_kept_memory
@@ -54,7 +54,7 @@ def make_ensembles(plan: Plan, folder: StudyFolder, judge: Judge, note: Callable
 def recorded(members: Sequence[PlannedRun], folder: StudyFolder) -> dict[str, Any] | None:
     """What was found of these members: metric, each of RULES, mean, best, and the members; None: nothing yet."""
     try:
-        facts = json.loads(_file(members, folder).read_text(encoding="utf-8"))
+        facts = json.loads(read_text(_file(members, folder)))
     except (FileNotFoundError, ValueError):
         return None
     whole = isinstance(facts, dict) and {"metric", "mean", "best", *RULES} <= facts.keys()

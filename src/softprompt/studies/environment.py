@@ -37,7 +37,7 @@ def environment(backbone: Backbone) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
-        "backbone": backbone.name,
+        "backbone": store.shown_name(backbone.name),
         "precision": str(backbone.dtype).removeprefix("torch."),
         "versions": store.library_versions(),
         "date": datetime.now(UTC).date().isoformat(),

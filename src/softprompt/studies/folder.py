@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from softprompt.files import write_text
+from softprompt.files import read_text, write_text
 from softprompt.fitting.run_config import as_mapping, parse_yaml
 from softprompt.records.run_folders import RunFolders, as_yaml
 from softprompt.studies.config import Study, parse_study
@@ -34,4 +34,4 @@ class StudyFolder(RunFolders):
         file = self.path / "study.yaml"
         if not file.is_file():
             raise FileNotFoundError(f"{self.path} holds no study: there is no {file.name} in it")
-        return parse_study(as_mapping(parse_yaml(file.read_text(encoding="utf-8"), str(file)), str(file)))
+        return parse_study(as_mapping(parse_yaml(read_text(file), str(file)), str(file)))

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from softprompt.files import write_text
+from softprompt import store
+from softprompt.files import write_bytes, write_text
 from softprompt.studies.doubts import doubts
 from softprompt.studies.drawing import Plot
 from softprompt.studies.figures import plots
@@ -74,7 +75,7 @@ def write_report(folder: StudyFolder, output: Path) -> list[Path]:
     for name, text in files.items():
         write_text(output / name, text)
     for plot in pictures:
-        (output / f"{plot.name}.png").write_bytes(plot.png())
+        write_bytes(output / f"{plot.name}.png", plot.png())
     return [output / name for name in (*files, *(f"{plot.name}.png" for plot in pictures))]
 
 
@@ -120,13 +121,15 @@ def _facts(results: StudyResults) -> str:
     def kinds(name: str) -> str:
         return ", ".join(sorted({str(environment.get(name)) for environment in made}))
 
+    # Results of older versions hold the path of a local backbone.
+    backbones = sorted({store.shown_name(environment.get("backbone", "None")) for environment in made})
     seeds = sorted({result.run.seed for result in results.finals})
     versions = {
         name: " and ".join(sorted({str(environment["versions"].get(name)) for environment in made}))
         for name in made[-1]["versions"]
     }
     facts = {
-        "Backbones": kinds("backbone"),
+        "Backbones": ", ".join(backbones),
         "Runs": f"{len({r.run.id for r in results.finals})} final, {len({r.run.id for r in results.searched})} to choose "
         f"settings by, {len(results.failed)} failed or diverged",
         "Seeds": ", ".join(map(str, seeds)),

@@ -1,6 +1,6 @@
 """Checkpoints: the state of a training run in one safetensors file, with plain JSON in its header.
 
-The file appears whole or not at all: it is written under another name, forced to the disk, then renamed.
+The file appears whole or not at all (`softprompt.files`).
 A checksum over everything is in the header, so damage is an error and never a slightly different run.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from softprompt.errors import CheckpointError
+from softprompt.files import replacing
 from softprompt.later import without_later
 from softprompt.outputs import EncodedRow
 from softprompt.training.progress import Record
@@ -160,7 +160,9 @@ def save_checkpoint(
     content = safetensors.torch.save(tensors, {"facts": text, "sha256": _checksum(text, tensors)})
     path = folder / FILE
     try:
-        _replace(path, content)
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(content)
     except OSError as error:
         before = "the earlier checkpoint is unchanged" if path.exists() else "there was none before"
         raise CheckpointError(
@@ -240,27 +242,6 @@ def discard_checkpoint(folder: Path) -> None:
     """Remove the checkpoint of an earlier run, so that one that starts anew is never resumed from it."""
     with contextlib.suppress(NotADirectoryError):  # the first save explains it
         (folder / FILE).unlink(missing_ok=True)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Replace the file at once: after a power cut too, it has the whole content or the content it had before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)  # else the new name may be lost
-        finally:
-            os.close(descriptor)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

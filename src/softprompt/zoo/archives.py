@@ -6,10 +6,11 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
+
+from softprompt.files import replacing
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,8 @@ def extract_member(path: Path, name: str, target: Path) -> None:
 
     Raises KeyError if the archive has no such member.
     """
-    partial = target.with_name(target.name + ".part")
-    with zipfile.ZipFile(path) as archive, archive.open(name) as source, partial.open("wb") as sink:
+    with zipfile.ZipFile(path) as archive, archive.open(name) as source, replacing(target) as sink:
         shutil.copyfileobj(source, sink, 1 << 20)
-    partial.replace(target)
 
 
 def packed_path(archive: Archive, folder: Path) -> Path:
@@ -112,24 +111,14 @@ def is_packed(archive: Archive, packed: Path) -> bool:
         return False
 
 
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    partial = target.with_name(target.name + ".part")
-    try:
-        yield partial
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def pack_members(archive: Archive, source: Path, packed: Path) -> None:
     """Copy the `keep_only` members of the archive at `source` into the zip file `packed`, in one pass.
 
     Raises KeyError naming the members that the archive does not hold.
     """
     missing = set(archive.keep_only)
-    with _replacing(packed) as partial:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as members:
+    with replacing(packed) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as members:
             # The comment ties the members to the sum of the archive they were checked with.
             members.comment = archive.sha256.encode()
             for name, member in _members(source):

@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from softprompt.files import put_in_place, read_text
 from softprompt.zoo.archives import Archive, is_packed, pack_members, packed_path
 from softprompt.zoo.download import download
 from softprompt.zoo.rows import SPLITS, read_rows
@@ -40,7 +41,7 @@ def _identity(entry: BuiltIn) -> dict[str, Any]:
 def _is_current(entry: BuiltIn, folder: Path) -> bool:
     """Whether the folder was made from this archive by this version of the conversion, and is complete."""
     try:
-        marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+        marker = json.loads(read_text(folder / _MARKER))
         return _identity(entry).items() <= marker.items() and all(
             (folder / name).stat().st_size == size for name, size in marker["files"].items()
         )
@@ -108,7 +109,7 @@ def fetch_built_in(entry: BuiltIn, *, progress: bool = True, keep_archive: bool 
             shutil.rmtree(old, ignore_errors=True)
             folder.replace(old)
             shutil.rmtree(old, ignore_errors=True)
-        partial.replace(folder)
+        put_in_place(partial, folder)
     return folder
 
 

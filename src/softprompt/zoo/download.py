@@ -17,6 +17,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from softprompt.files import put_in_place
 from softprompt.zoo.archives import Archive
 from softprompt.zoo.registries import addresses
 from softprompt.zoo.web import WEB_ERRORS, Connection, open_address, shown
@@ -112,7 +113,9 @@ def download(archive: Archive, target: Path, lock: Path, *, needed_by: str, prog
         if _is_whole(archive, target):
             return target
         target.unlink(missing_ok=True)
-        part = target.with_name(target.name + ".part")
+        part = target.with_name(target.name + ".part")  # a known name, so that a later run continues it
+        if part.is_symlink():  # never write elsewhere
+            part.unlink()
         reasons: list[str] = []
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         console = Console(stderr=True)
@@ -121,7 +124,7 @@ def download(archive: Archive, target: Path, lock: Path, *, needed_by: str, prog
         ) as bar:
             for address, connection in addresses(archive, reasons):
                 if _download_from(address, connection, archive, part, bar, reasons):
-                    part.replace(target)
+                    put_in_place(part, target)
                     return target
     tool, settings = {
         "pypi": ("pip", "pip config list"),

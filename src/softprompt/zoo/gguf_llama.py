@@ -131,7 +131,7 @@ def convert_gguf_llama(archive: Path, target: Path, *, member: str) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         gguf_file = Path(folder) / "model.gguf"
         extract_member(archive, member, gguf_file)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file.name)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file.name, trust_remote_code=False)
         model = read_llama(gguf_file)
         # GGUF does not carry this one, and the default of 1e30 hides texts that are too long for the model.
         tokenizer.model_max_length = model.config.max_position_embeddings

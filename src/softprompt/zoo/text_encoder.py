@@ -18,12 +18,12 @@ def convert_text_encoder(archive: Path, target: Path, *, folder: str) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as source:
         for name in FILES:
             extract_member(archive, f"{folder}/{name}", Path(source) / name)
-        model, report = AutoModel.from_pretrained(source, output_loading_info=True)
+        model, report = AutoModel.from_pretrained(source, output_loading_info=True, trust_remote_code=False)
         if report["missing_keys"]:
             raise ValueError(
                 f"{archive.name}: the encoder lacks the weights {sorted(report['missing_keys'])}"
             )
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         # Sentence encoders store the padding and the length of their own training; other users must not get it.
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()

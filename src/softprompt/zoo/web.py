@@ -27,6 +27,9 @@ class Connection:
     """Seconds without a byte after which a server counts as gone."""
 
 
+_PAGE = 256 * 2**20  # bytes; the lists of the largest packages of npm have some tens of millions
+
+
 def _without_credentials(address: str) -> tuple[str, str | None]:
     """The address without `user:password@`, and the header that says the same."""
     parts = urlsplit(address)
@@ -81,5 +84,7 @@ def open_address(address: str, connection: Connection, headers: dict[str, str]) 
 def fetch_text(address: str, connection: Connection, *, accept: str) -> str:
     """The text at an address. Raises one of WEB_ERRORS."""
     with open_address(address, connection, {"Accept": accept}) as answer:
-        content: bytes = answer.read()
+        content: bytes = answer.read(_PAGE + 1)
+    if len(content) > _PAGE:
+        raise OSError(f"{shown(address)} sends more than {_PAGE:,} bytes, where a list of files is expected")
     return content.decode("utf-8", errors="replace")
