@@ -89,6 +89,27 @@ def test_overwrite_trains_anew_instead_of_resuming_the_finished_run(config: Path
     assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 2
 
 
+def test_of_two_trainings_into_one_folder_the_second_is_told(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, told = config.parent / "run", []
+
+    def update(self: Silent, record: Record) -> None:
+        if record.step == 2:
+            told.append(softprompt("train", config, "seed=5", "--output", run, "--quiet", "--overwrite"))
+
+    monkeypatch.setattr(Silent, "update", update)
+    first = softprompt("train", config, "--output", run, "--quiet")
+    assert first.exit_code == 0
+    [second] = told
+    assert second.exit_code == 1
+    assert "another training writes to" in second.stderr
+    assert "Traceback" not in second.output
+    assert json.loads((run / "metrics.json").read_text())["recipe"]["seed"] == 1
+    monkeypatch.undo()
+    as_json("train", config, "--output", run, "--quiet", "--overwrite")  # it is free again
+
+
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     def update(self: Silent, record: Record) -> None:
         if record.step == step:

@@ -1,7 +1,8 @@
 """The folder of a run.
 
 config.yaml    the config of the run with every default filled in
-checkpoint/    the state of training, to resume from
+checkpoint/    the state of training, to resume from, and .lock, which a process holds while it trains here: the system
+               frees it when that process ends, however it ends
 history.jsonl  a line for each optimizer step
 curve.png      a plot of the history
 prompt/        the saved prompt
@@ -13,16 +14,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from softprompt import store
 from softprompt.cli._results import scores
-from softprompt.files import finite, unwritable_explained, write_text
+from softprompt.files import finite, read_text, unwritable_explained, write_text
 from softprompt.fitting.run_config import RunConfig, differences
 from softprompt.inspection import plots
 from softprompt.training import checkpoint
@@ -63,6 +66,10 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def _lock(self) -> Path:
+        return self.checkpoint / ".lock"
+
+    @property
     def _metrics(self) -> Path:
         return self.path / "metrics.json"
 
@@ -70,6 +77,29 @@ class RunFolder:
     def _is_finished(self) -> bool:
         # A prompt without a config beside it was put there by somebody else.
         return self._metrics.exists() or (self.prompt.exists() and not self._config.exists())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the block no other process trains into this folder. Raises ValueError if one does."""
+        with unwritable_explained(self.path):
+            self.checkpoint.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self._lock)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise ValueError(
+                f"another training writes to {self.path}: wait for its end, or give another --output"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def refuse_if_held(self) -> None:
+        """Raise ValueError if another process trains into this folder: before anything is loaded."""
+        if self._lock.exists():
+            with self.held():
+                pass
 
     def check(self, config: RunConfig, *, overwrite: bool, resume: bool) -> None:
         """Check that a run may be written here.
@@ -85,7 +115,7 @@ class RunFolder:
             return
         if not (resume and self._config.exists() and (self.checkpoint / checkpoint.FILE).exists()):
             return
-        found = yaml.safe_load(self._config.read_text(encoding="utf-8"))
+        found = yaml.safe_load(read_text(self._config))
         changed = {
             key: values
             for key, values in differences(found, yaml.safe_load(_config_text(config))).items()
@@ -141,7 +171,7 @@ class RunFolder:
                 name: scores(tuned.task.main_metric, metrics) for name, metrics in tuned.metrics.items()
             },
             "main_metric": tuned.task.main_metric,
-            "backbone": tuned.backbone.name,
+            "backbone": store.shown_name(tuned.backbone.name),
             "precision": str(tuned.backbone.dtype).removeprefix("torch."),
             "device": str(tuned.backbone.device),
             "method": config.method.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,6 +82,7 @@ def _train(
     process = PartialState()  # under `accelerate launch` one process writes, all of them train
     if process.is_main_process:
         folder.check(config, overwrite=overwrite, resume=resume)
+        folder.refuse_if_held()
     # Read everything before the first step: a missing file should not come to light after an hour.
     rows = {
         name: source_rows(source, name)
@@ -94,38 +96,41 @@ def _train(
         f"{len(rows['train'])} training rows"
     )
 
-    if process.is_main_process:
-        folder.begin(config)
-    process.wait_for_everyone()
-    try:
-        tuned = fitting.fit(
-            backbone,
-            config.task,
-            config.method,
-            rows["train"],
-            rows.get("validation"),
-            recipe=config.recipe,
-            folder=folder.checkpoint,
-            resume=resume,
-            cache_features=config.cache_features,
-            progress=not quiet,
-        )
-    except TrainingDiverged as error:
+    with folder.held() if process.is_main_process else nullcontext():
         if process.is_main_process:
-            try:
-                error.last_good.save(folder.last_good, overwrite=True)
-                error.add_note(f"they are saved in {folder.last_good}")
-            except (OSError, ValueError) as failed:  # a full disk must not hide what went wrong first
-                error.add_note(f"they could not be saved: {failed}")
-            error.add_note("to train with other settings give --no-resume or another --output")
-        raise
-    if not process.is_main_process:
-        return
-    test = None
-    if "test" in rows:
-        test = evaluate(tuned.model, tuned.task, tuned.encoder, rows["test"])
-        warn_of(tuned.task.concerns_about(test, "test"))
-    tuned = folder.finish(config, tuned, test, {name: len(part) for name, part in rows.items()})
+            # Another run may have ended here meanwhile.
+            folder.check(config, overwrite=overwrite, resume=resume)
+            folder.begin(config)
+        process.wait_for_everyone()
+        try:
+            tuned = fitting.fit(
+                backbone,
+                config.task,
+                config.method,
+                rows["train"],
+                rows.get("validation"),
+                recipe=config.recipe,
+                folder=folder.checkpoint,
+                resume=resume,
+                cache_features=config.cache_features,
+                progress=not quiet,
+            )
+        except TrainingDiverged as error:
+            if process.is_main_process:
+                try:
+                    error.last_good.save(folder.last_good, overwrite=True)
+                    error.add_note(f"they are saved in {folder.last_good}")
+                except (OSError, ValueError) as failed:  # a full disk must not hide what went wrong first
+                    error.add_note(f"they could not be saved: {failed}")
+                error.add_note("to train with other settings give --no-resume or another --output")
+            raise
+        if not process.is_main_process:
+            return
+        test = None
+        if "test" in rows:
+            test = evaluate(tuned.model, tuned.task, tuned.encoder, rows["test"])
+            warn_of(tuned.task.concerns_about(test, "test"))
+        tuned = folder.finish(config, tuned, test, {name: len(part) for name, part in rows.items()})
     _tell(report, config, tuned, folder.prompt)
 
 
