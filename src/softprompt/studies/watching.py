@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.errors import SoftpromptWarning
-from softprompt.files import write_text
+from softprompt.files import read_text, write_text
 from softprompt.training.progress import Progress, Record
 
 Prune = Callable[[Sequence[Mapping[str, Any]]], bool]
@@ -46,8 +46,11 @@ class Watcher:
 
     def begin(self, steps: int, done: int) -> None:
         # An evaluation is written before the checkpoint of its step: what a resumed run makes again is dropped here.
-        known = json.loads(self._file.read_text(encoding="utf-8")) if done and self._file.exists() else []
+        known = json.loads(read_text(self._file)) if done and self._file.exists() else []
         self.evaluations = [entry for entry in known if entry["step"] <= done]
+        # A Ctrl-C may have come before the trial could be given up; what was found so far is judged as it was then.
+        if self.prune is not None and self.evaluations and self.prune(self.evaluations):
+            raise Pruned
         self.shown.begin(steps, done)
         self.began, self._since = self.began + 1, time.perf_counter()
 

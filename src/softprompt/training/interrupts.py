@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Delay Ctrl-C to the end of the block: a half-made step could not be resumed."""
+    """Delay Ctrl-C to the end of the block, also if an error ends it: a half-made step could not be resumed."""
     handler = signal.getsignal(signal.SIGINT)
     # Only the main thread is interrupted by Ctrl-C; None is a handler that was not set from Python.
     if handler is None or threading.current_thread() is not threading.main_thread():
@@ -22,5 +22,5 @@ def interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-    if arrived:
-        signal.raise_signal(signal.SIGINT)
+        if arrived:
+            signal.raise_signal(signal.SIGINT)

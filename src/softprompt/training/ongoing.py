@@ -137,10 +137,7 @@ class OngoingRun:
         # `evaluated` is behind after every step, and also where a run was interrupted in an evaluation.
         if not on_time or state.step <= state.evaluated:
             return
-        is_best = self._evaluate()
-        record = state.history[-1]
-        self._watcher.report(record, is_best=is_best)
-        self.accelerator.log({f"eval/{name}": x for name, x in record.metrics.items()}, step=state.step)
+        self._evaluate()
 
     def checkpoint_if_due(self) -> None:
         """Write a checkpoint after every so many steps and at the end, unless it is there already."""
@@ -208,8 +205,8 @@ class OngoingRun:
             save_checkpoint(self.run.folder, self.state, self.run.parameters, self.optimizer, self._identity)
         self._saved = self._progress_made()
 
-    def _evaluate(self) -> bool:
-        """Note the metrics of the current tensors, and keep these if they are the best so far: True then."""
+    def _evaluate(self) -> None:
+        """Note and report the metrics of the current tensors, and keep these if they are the best so far."""
         state, main_metric = self.state, self.run.main_metric
         metrics = _metrics(self.run.evaluate, self.accelerator)
         is_best = False
@@ -218,7 +215,8 @@ class OngoingRun:
                 raise ValueError(f"the evaluation has no metric {main_metric!r}; it has {sorted(metrics)}")
             # A metric that is NaN is never best.
             is_best = metrics[main_metric] > (-math.inf if state.best_metric is None else state.best_metric)
-        # Copied first: what follows is short, so that an interrupt waits for no more than that.
+        # Copied first: what follows is short, so that an interrupt waits for no more than that. The report belongs to it: a
+        # resumed run does not evaluate this step again.
         best = {name: p.detach().clone() for name, p in self.run.parameters.items()} if is_best else {}
         with interrupts_held():
             if metrics is not None:
@@ -227,7 +225,9 @@ class OngoingRun:
             if metrics is not None and is_best:
                 state.best, state.best_step, state.best_metric = best, state.step, metrics[str(main_metric)]
             state.evaluated = state.step
-        return is_best
+            record = state.history[-1]
+            self._watcher.report(record, is_best=is_best)
+            self.accelerator.log({f"eval/{name}": x for name, x in record.metrics.items()}, step=state.step)
 
 
 def begin_accelerator(run: Run) -> Accelerator:
