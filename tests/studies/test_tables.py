@@ -9,7 +9,7 @@ from typing import Any
 from softprompt.studies.report import write_report
 from softprompt.studies.results import read_results
 from softprompt.studies.statistics import summarize
-from softprompt.studies.tables import in_words
+from softprompt.studies.tables import as_csv, as_latex, as_markdown, in_words
 from tests.studies.made_up import ended, made_up
 
 AXES = {"method": {"short": {}, "long": {"method.length": 3}}}
@@ -99,3 +99,25 @@ def test_confusions_of_every_data_set_are_a_file_and_on_the_page(tmp_path: Path)
     page = (folder.path / "report" / "index.html").read_text(encoding="utf-8")
     assert "<summary>long, hotels</summary>" in page
     assert "<summary>long, test</summary>" in page
+
+
+def test_cells_run_nothing_and_break_no_row() -> None:
+    cells = [
+        '=HYPERLINK("http://x")',
+        "@SUM(1)",
+        "\tx",
+        "+1+cmd|' /C calc'!A0",
+        "-A1",
+        "-0.5",
+        "+0.1 ± 0.02 (3)",
+    ]
+    rows = list(csv.reader(as_csv((["", "a"], [[cell, "1"] for cell in cells])).splitlines()))
+    assert [row[0] for row in rows[1:]] == [*(f"'{cell}" for cell in cells[:5]), *cells[5:]]
+    table = (["", "a"], [["[0.9, 0.99]", "1"], ["*", "2"], ["a\nb|c\\|d", "3"], ["<img src=x>", "4"]])
+    lines = as_latex(table).splitlines()
+    assert len(lines) == 6 + 4
+    assert not any(line.startswith(("[", "*")) for line in lines)
+    lines = as_markdown(table).splitlines()
+    assert len(lines) == 2 + 4
+    assert lines[4] == r"| a b\|c\\\|d | 3 |"
+    assert "<img" not in lines[5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -11,12 +12,32 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from softprompt.files import finite
 
 INTERRUPTED = 130  # exit code of a process that was ended by Ctrl-C: 128 + SIGINT
+
+
+class SafeConsole(Console):
+    """A console on which control characters of a text are seen and not obeyed: a row of a data set cannot rename the window,
+    write to the clipboard or hide what stands before it."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if not segment.control and (shown := printable(segment.text)) != segment.text:
+                segment = Segment(shown, segment.style)
+            yield segment
+
+
+def printable(text: str) -> str:
+    """The text with control characters, and those that turn the direction of writing, as escapes such as \\x1b."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # not tab and line feed
 
 
 @dataclass(frozen=True)
@@ -51,8 +72,8 @@ def reporting(as_json: bool, debug: bool) -> Iterator[Report]:
     debug    errors keep their traceback. Unforeseen errors always do
     """
     stdout = sys.stdout
-    notes = Console(stderr=True)
-    report = Report(notes if as_json else Console(), notes)
+    notes = SafeConsole(stderr=True)
+    report = Report(notes if as_json else SafeConsole(), notes)
     try:
         # Libraries print to stdout too.
         with (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 import statistics
 from collections.abc import Sequence
 
@@ -171,15 +172,16 @@ def run_table(results: StudyResults) -> Table:
 
 
 def as_csv(table: Table) -> str:
+    """Text that a spreadsheet would run as a formula has an apostrophe before it, which spreadsheets read as: this is text."""
     heads, rows = table
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([heads, *rows])
+    csv.writer(text, lineterminator="\n").writerows([_no_formula(c) for c in row] for row in [heads, *rows])
     return text.getvalue()
 
 
 def as_markdown(table: Table) -> str:
     heads, rows = table
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in [heads, *rows]]
+    cells = [[_markdown(cell) for cell in row] for row in [heads, *rows]]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], "|---|" + "---:|" * (len(heads) - 1), *lines[1:]]) + "\n"
 
@@ -187,7 +189,8 @@ def as_markdown(table: Table) -> str:
 def as_latex(table: Table) -> str:
     """A tabular with booktabs' rules."""
     heads, rows = table
-    lines = [" & ".join(_tex(cell) for cell in row) + r" \\" for row in [heads, *rows]]
+    # The line break before a row would take a bracket or a star at its beginning for its own.
+    lines = [re.sub(r"^(?=[\[*])", "{}", " & ".join(map(_tex, row))) + r" \\" for row in [heads, *rows]]
     begin = rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}"
     return (
         "\n".join([begin, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}"])
@@ -234,8 +237,22 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
+def _no_formula(cell: str) -> str:
+    return "'" + cell if cell.startswith(_FORMULA) and not _NUMBERS.fullmatch(cell) else cell
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBERS = re.compile(r"[+-][0-9.,eE±+\- \[\]()]*")  # "-0.012", "+0.012 ± 0.003 [-0.001, +0.025] (3)"
+
+
+def _markdown(cell: str) -> str:
+    """Text that stays within its cell and brings no HTML."""
+    cell = re.sub(r"(\\*)\|", lambda found: 2 * found[1] + "\\|", re.sub(r"\s+", " ", cell))
+    return cell.replace("<", "&lt;")
+
+
 def _tex(text: str) -> str:
-    return text.translate(_TEX)
+    return re.sub(r"\s+", " ", text).translate(_TEX)
 
 
 _TEX = {ord(sign): "\\" + sign for sign in "&%#_{}$"} | {
