@@ -29,8 +29,8 @@ def restore(method: Method, spec: BackboneSpec, tensors: Mapping[str, Tensor], w
     try:
         module = method.restore(spec, tensors)
     except KeyError as error:
-        found = [f"prompt.{name}" for name in sorted(tensors)]
-        raise PromptFileError(f"{where}: tensor {error} is missing; it has {found}") from error
+        names = [f"prompt.{name}" for name in sorted(tensors)]
+        raise PromptFileError(f"{where}: tensor {error} is missing; it has {names}") from error
     except (ValueError, RuntimeError, TypeError, IndexError, AssertionError) as error:
         raise PromptFileError(
             f"{where}: the tensors are not those of {method.name} on {spec.name}: {error or type(error).__name__}"
