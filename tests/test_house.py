@@ -38,7 +38,7 @@ ROOMS = (
     "data",
     "zoo",
     ("outputs", "images", "concerns"),
-    ("errors", "files", "state", "later", "version", "deprecated"),
+    ("errors", "files", "state", "surroundings", "later", "version", "deprecated"),
 )
 """From the top to the bottom, in DESIGN.md's order; rooms of one floor import nothing from each other."""
 

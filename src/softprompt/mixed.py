@@ -12,6 +12,7 @@ from torch import Tensor
 from softprompt.data import by_length
 from softprompt.model import PromptedModel, carrying
 from softprompt.outputs import EncodedRow, ImageTextEmbeddings, TargetLogits
+from softprompt.surroundings import undisturbed
 from softprompt.tasks.inputs import as_row
 from softprompt.tuned import TunedPrompt
 
@@ -46,6 +47,7 @@ class MixedPrompts:
             prompts[0].backbone, [p.module for p in prompts], [p.head for p in prompts]
         )
 
+    @undisturbed
     def predict(self, inputs: Sequence[Any], prompts: Sequence[int], *, batch_size: int = 16) -> list[Any]:
         """A prediction for each input, in order; see TunedPrompt.predict.
 

@@ -111,9 +111,10 @@ class PromptedModel:
     def _compiled(self, rows: Sequence[EncodedRow]) -> Any:
         if self.reads_rows:
             return self.prompt(rows)
-        if self._kept is None or not _fits(self._kept, rows):
-            self._kept = self.backbone.compile(rows, self.prompt())
-        return self._kept
+        kept = self._kept  # another thread may replace it by one for its own rows
+        if kept is None or not _fits(kept, rows):
+            kept = self._kept = self.backbone.compile(rows, self.prompt())
+        return kept
 
 
 def _fits(compiled: Any, rows: Sequence[EncodedRow]) -> bool:

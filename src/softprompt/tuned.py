@@ -28,6 +28,7 @@ from softprompt.prompts import Method, PromptModule
 from softprompt.prompts.restoring import restore
 from softprompt.state import changed_weights, copy_tensors, named_state, plain_name
 from softprompt.store.identity import identity_of, reading_as_before, settings_of
+from softprompt.surroundings import undisturbed
 from softprompt.tasks import TASKS
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.tasks.inputs import as_rows
@@ -69,6 +70,7 @@ class TunedPrompt:
     encoder: TaskEncoder = field(init=False, repr=False)
     model: PromptedModel = field(init=False, repr=False)
 
+    @undisturbed
     def predict(
         self,
         inputs: Sequence[Any],
@@ -87,6 +89,7 @@ class TunedPrompt:
         encoded = [self.encoder.encode(row, answer=False) for row in rows]
         return self.encoder.predict(self.model, encoded, batch_size=batch_size, on_batch=on_batch)
 
+    @undisturbed
     def evaluate(
         self,
         rows: Rows,
@@ -205,6 +208,7 @@ class TunedPrompt:
         return Path(folder)
 
 
+@undisturbed
 def from_peft(
     folder: str | Path,
     backbone: Backbone,
@@ -242,6 +246,7 @@ def from_peft(
     )
 
 
+@undisturbed
 def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
     """A prompt that `save` wrote, on its backbone, which is loaded by its name unless it is given.
 

@@ -43,6 +43,7 @@ from softprompt.backbones.masked import MaskedBackbone
 from softprompt.backbones.precision import Precision, resolve_dtype
 from softprompt.backbones.vision import VisionBackbone
 from softprompt.images import ImageRule
+from softprompt.surroundings import undisturbed
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ FAMILIES: tuple[Family, ...] = (
 """A model belongs to the first of these that holds its config."""
 
 
+@undisturbed
 def load_backbone(
     source: str | Path | PreTrainedModel,
     *,

@@ -46,7 +46,7 @@ class PerTensor(Generic[V]):
         def forget(gone: ref[Tensor]) -> None:
             entry = self._kept.get(key)
             if entry is not None and entry[0] is gone:  # else another tensor has its id by now
-                del self._kept[key]
+                self._kept.pop(key, None)
 
         self._kept[key] = (ref(tensor, forget), tensor._version, value)
 

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.baselines._copies import NoPrompt, sharing_copy, trained_dtype
 from softprompt.baselines._layers import attention_parts, transformer_layers
+from softprompt.surroundings import own_generators
 
 _QUERY_AND_VALUE = (("query", "value"), ("q_proj", "v_proj"))
 _TASK_TYPES = {"causal-lm": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}
@@ -83,7 +84,7 @@ def _injected(method: LoRA, backbone: Backbone) -> PreTrainedModel:
     )
     model = sharing_copy(backbone.model)
     # peft draws from the global generator; these values are drawn again later.
-    with torch.random.fork_rng(devices=[]):
+    with own_generators():
         try:
             inject_adapter_in_model(config, model)
         except ValueError as error:

@@ -24,6 +24,7 @@ from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.baselines._copies import NoPrompt, sharing_copy, trained_dtype
 from softprompt.images import normalized
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
+from softprompt.surroundings import own_generators
 
 SHIPPED = "conv-net"
 
@@ -60,7 +61,7 @@ class SideTuning(NoPrompt):
 
     def prepare(self, backbone: Backbone, generator: torch.Generator) -> Backbone:
         kind = network_class(self.network)
-        with torch.random.fork_rng(devices=[]):  # modules draw from the global generator
+        with own_generators():  # modules draw from the global generator
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
             width = backbone.spec.state_width or backbone.spec.width
             side = Side(kind(width), width)

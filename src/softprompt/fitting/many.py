@@ -19,6 +19,7 @@ from softprompt.fitting.resuming import as_begun
 from softprompt.model import PromptedModel, carrying, join_prompts
 from softprompt.outputs import EncodedRow, Penalized, PromptOutput
 from softprompt.prompts import Method
+from softprompt.surroundings import undisturbed_training
 from softprompt.tasks.base import Task
 from softprompt.training.loop import train_together
 from softprompt.training.progress import ConsoleProgress, Progress, Shared, Silent
@@ -31,6 +32,7 @@ from softprompt.tuned import TunedPrompt
 SHARED_SETTINGS = ("steps", "batch_size", "accumulation", "max_tokens", "gradient_checkpointing", "compile")
 
 
+@undisturbed_training
 def fit_many(
     backbone: Backbone,
     task: Task,
@@ -83,6 +85,7 @@ class Learned:
     concerns: Sequence[str]
 
 
+@undisturbed_training
 def fit_many_data(
     backbone: Backbone,
     task: Task,

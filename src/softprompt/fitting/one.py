@@ -21,6 +21,7 @@ from softprompt.fitting.resuming import as_begun
 from softprompt.model import HeadModel, WordModel
 from softprompt.prompts import Method
 from softprompt.search import Searches, SearchProblem
+from softprompt.surroundings import undisturbed_training
 from softprompt.tasks.base import Task
 from softprompt.tasks.columns import guess
 from softprompt.tasks.room import Room
@@ -30,6 +31,7 @@ from softprompt.training.recipe import Recipe, RecipeSettings
 from softprompt.tuned import TunedPrompt
 
 
+@undisturbed_training
 def fit(
     backbone: Backbone,
     task: Task,
@@ -76,6 +78,7 @@ def fit(
     return fit_data(backbone, task, method, recipe, data, watcher, start=state, folder=folder, resume=resume)
 
 
+@undisturbed_training
 def fit_data(
     backbone: Backbone,
     task: Task,

@@ -18,6 +18,7 @@ from torch import Tensor
 from softprompt.backbones.base import BackboneSpec
 from softprompt.concerns import warn_of
 from softprompt.prompts.base import BuildContext
+from softprompt.surroundings import own_generators
 
 Init = Literal["auto", "vocab", "uniform", "text", "labels", "prompt"]
 """auto: the class labels if the task has any, else common words. vocab: common words. uniform: noise of the table's scale.
@@ -64,7 +65,7 @@ def start(
 def seeded(generator: torch.Generator) -> Iterator[None]:
     """Draw the weights of modules that are built within this block from `generator`; torch's own is restored afterwards."""
     seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):
+    with own_generators():
         torch.default_generator.manual_seed(seed)
         yield
 

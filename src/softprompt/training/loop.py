@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-import torch
-
 from softprompt.concerns import warn_of
 from softprompt.errors import TrainingDiverged
+from softprompt.surroundings import Turns
 from softprompt.training.ongoing import OngoingRun, begin_accelerator
 from softprompt.training.parallel import RowLoss, Scorer
 from softprompt.training.randomness import Streams
@@ -63,28 +62,31 @@ def train_together(
     device = next(iter(runs[0].parameters.values())).device
     streams = streams or Streams(device)
     ongoing = [OngoingRun(number, run, begin_accelerator(run)) for number, run in enumerate(runs)]
-    # Each step is seeded: the caller's random generators are put back afterwards.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
+    # Each step seeds torch's own generators: trainings in other threads wait for their turn, and the caller finds them as
+    # they were.
+    turns = Turns(device)
+    try:
+        with turns.take():
             for each in ongoing:
                 each.begin()
             for each in ongoing:  # a run may have been interrupted in an evaluation, or just before its end
                 _conclude_step(each)
-            while active := [each for each in ongoing if each.outcome is None]:
+        while active := [each for each in ongoing if each.outcome is None]:
+            with turns.take():
                 steps = {each.number: each.next_step() for each in active}
                 taken = take_steps(model, encoder, steps, streams, active[0].accelerator)
                 for each in active:
                     each.apply(taken[each.number])
                     if each.outcome is None:  # else it diverged
                         _conclude_step(each)
-        except KeyboardInterrupt as interrupt:
-            for each in ongoing:
-                with suppress(KeyboardInterrupt):
-                    each.save_interrupted(interrupt)
-            raise
-        finally:
-            for each in ongoing:
-                each.end()
+    except KeyboardInterrupt as interrupt:
+        for each in ongoing:
+            with suppress(KeyboardInterrupt):
+                each.save_interrupted(interrupt)
+        raise
+    finally:
+        for each in ongoing:
+            each.end()
     return [each.outcome for each in ongoing if each.outcome is not None]
 
 

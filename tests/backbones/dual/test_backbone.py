@@ -106,16 +106,14 @@ def test_a_text_is_run_once_however_many_images_are_compared_with_it(
     assert_equal_up_to_rounding(torch.cat([first, second]), plain)
 
 
-def test_what_stands_in_front_of_all_names_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stands_in_front_of_all_names_is_run_once() -> None:
     backbone = dual_backbone()
     fed: list[int] = []
-    forward = backbone.model.text_model.encoder.forward  # type: ignore[union-attr]
 
-    def counted(inputs_embeds: Tensor, **others: object) -> object:
-        fed.append(inputs_embeds.shape[1])
-        return forward(inputs_embeds=inputs_embeds, **others)  # type: ignore[operator]
+    def count(_: object, __: object, inputs: dict[str, Tensor]) -> None:
+        fed.append(inputs["inputs_embeds"].shape[1])
 
-    monkeypatch.setattr(backbone.model.text_model.encoder, "forward", counted)
+    backbone.model.text_model.encoder.register_forward_pre_hook(count, with_kwargs=True)  # type: ignore[union-attr, operator]
     rows = rows_of(backbone, "end", 4)
     backbone.score(rows, PromptOutput(tokens=noise(1, 4, TEXT_WIDTH)))
     own = sum(len(text) - 5 for text in rows[0].targets)

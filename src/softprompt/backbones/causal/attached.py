@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from threading import local
 from typing import Any
 from weakref import WeakSet
 
@@ -73,7 +74,7 @@ class Attached:
         self.names = list(inspect.signature(model.forward).parameters)
         self.filled: WeakSet[DynamicCache] = WeakSet()
         self.kept: Sequence[KeyValue] | None = None
-        self.running: _Pass | None = None
+        self._calls = local()  # threads call one model at the same time
         self.shifts: PromptOutput | None = (
             None  # the prompt last run, where it adds something to embeddings of text
         )
@@ -82,10 +83,12 @@ class Attached:
             self.length = self._key_values()[0][0].shape[2]  # F
 
     def before(
-        self, _: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
-    ) -> tuple[tuple[()], dict[str, Any]]:
+        self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]] | None:
         """The forward's arguments, with the prompt in them."""
-        self.running = None
+        if module is not self.model:  # a view of it, which has its hooks: a call of softprompt's own
+            return None
+        self._calls.running = None
         values = dict(zip(self.names, args, strict=False)) | given
         check_arguments(self.model, values)
         cache = values.get("past_key_values")
@@ -93,11 +96,12 @@ class Attached:
             return (), self._continued(values, cache)
         return (), self._begun(values)
 
-    def after(self, _: nn.Module, __: Any, ___: Any, output: Any) -> Any:
+    def after(self, module: nn.Module, __: Any, ___: Any, output: Any) -> Any:
         """The forward's output as the caller expects it: for the caller's own tokens, in their order."""
-        run, self.running = self.running, None
+        run = getattr(self._calls, "running", None) if module is self.model else None
         if run is None:
             return output
+        self._calls.running = None
         fields = dict(output.items())
         if run.back is not None and run.places is not None:
             fields["logits"] = _rows_at(output.logits, run.places)
@@ -141,7 +145,7 @@ class Attached:
             [mask.new_ones(len(ids), self.length), mask], dim=1
         )  # (B, F + T)
         values |= {"past_key_values": run.cache, "use_cache": True, "return_dict": True}
-        self.running = run
+        self._calls.running = run
         return values
 
     def _gathered(self, values: dict[str, Any], run: _Pass) -> _Pass:

@@ -20,8 +20,15 @@ from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.backbones.causal.generation import generate
 from softprompt.backbones.causal.key_values import key_value_shapes, own_key_values, warn_of_windows
 from softprompt.backbones.causal.padded import padded_logits, padded_states
-from softprompt.backbones.causal.trial import can_pack
-from softprompt.backbones.engine import CompiledPrompt, PackedModel, compile_prompt, pack, split_prompt
+from softprompt.backbones.causal.trial import settle_last_layer, try_packing
+from softprompt.backbones.engine import (
+    CompiledPrompt,
+    PackedModel,
+    causal_views,
+    compile_prompt,
+    pack,
+    split_prompt,
+)
 from softprompt.backbones.vocabulary import table_of, text_spec
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
@@ -52,7 +59,8 @@ class CausalBackbone:
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
         self._can_pack = packed
-        self._runner = PackedModel(model=model, forward=model, trunk=model.base_model, both_ways=prefix_lm)
+        self._is_settled = False
+        self._runner = PackedModel(model=model, views=causal_views(model), both_ways=prefix_lm)
 
     @property
     def device(self) -> torch.device:
@@ -71,7 +79,11 @@ class CausalBackbone:
     def packed(self) -> bool:
         """Whether rows are packed and prompts shared. A trial decides when this is first asked for."""
         if self._can_pack is None:
-            self._can_pack = can_pack(self.model, self.name)
+            found = try_packing(self._runner, self.name)
+            self._runner = found or self._runner
+            self._can_pack, self._is_settled = found is not None, True
+        if self._can_pack and not self._is_settled:
+            self._runner, self._is_settled = settle_last_layer(self._runner), True
         if self._runner.both_ways and not self._can_pack:
             raise ValueError(
                 f"{self.name} cannot be a prefix LM: its attention cannot be reached; load it without prefix_lm"
@@ -81,33 +93,30 @@ class CausalBackbone:
     @cached_property
     def spec(self) -> BackboneSpec:
         config = self.model.config.get_text_config()
-        shapes = key_value_shapes(self.model)
+        shapes = key_value_shapes(self._runner.plain)
         return replace(
             text_spec(self.name, self.family, self.model.get_input_embeddings(), self.tokenizer),
             key_values=shapes,
             positions=getattr(config, "max_position_embeddings", None),
-            key_values_of=(lambda ids: own_key_values(self.model, ids)) if shapes else None,
+            key_values_of=(lambda ids: own_key_values(self._runner.plain, ids)) if shapes else None,
             attention=bool(shapes) or any("att" in name for name, _ in self.model.named_modules()),
         )
 
     def with_model(self, model: PreTrainedModel) -> CausalBackbone:
         """The same backbone around another copy of its model."""
-        return CausalBackbone(
+        other = CausalBackbone(
             model, self.tokenizer, name=self.name, packed=self.packed, prefix_lm=self._runner.both_ways
         )
+        other._runner = replace(other._runner, shortened=self._runner.shortened)
+        other._is_settled = True
+        return other
 
     def with_settings(
         self, *, gradient_checkpointing: bool = False, compiled: bool = False
     ) -> CausalBackbone:
         """The same model with gradient checkpointing, or compiled by torch.compile with dynamic shapes."""
         other = self.with_model(self.model)
-        forward, trunk = (
-            torch.compile(module, dynamic=True) if compiled else module
-            for module in (self.model, self.model.base_model)
-        )
-        other._runner = replace(
-            other._runner, forward=forward, trunk=trunk, checkpointing=gradient_checkpointing
-        )
+        other._runner = replace(self._runner, compiled=compiled, checkpointing=gradient_checkpointing)
         return other
 
     def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> TargetLogits:
@@ -121,7 +130,7 @@ class CausalBackbone:
         if heads is None:
             warn_of_windows(self.model, rows, plain)
         if not self.packed:
-            return padded_logits(self.model, rows, plain)
+            return padded_logits(self._runner.plain, rows, plain)
         tree = pack(rows, plain, self.device, compiled=heads, both_ways=self._runner.both_ways)
         logits = self._runner.run(tree, plain, tree.scored)
         return TargetLogits(
@@ -139,7 +148,7 @@ class CausalBackbone:
         if heads is None:
             warn_of_windows(self.model, rows, plain)
         if not self.packed:
-            return padded_states(self.model, rows, plain)
+            return padded_states(self._runner.plain, rows, plain)
         tree = pack(rows, plain, self.device, compiled=heads, both_ways=self._runner.both_ways)
         return self._runner.states(tree, plain)
 

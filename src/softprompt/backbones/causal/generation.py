@@ -26,6 +26,7 @@ from softprompt.backbones.engine import (
     copies_of,
     counts,
     decoding,
+    drawing,
     embed_tree,
     new_tokens,
     pack,
@@ -56,7 +57,7 @@ def generate(
     Raises ValueError for options that cannot be combined with a filled cache.
     """
     check_options(options)
-    model = runner.model
+    model = runner.plain
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     # The rows are read into a cache, so generate() must use it; the tokens are the same as without one.
     options = {"pad_token_id": eos if pad is None else pad, **options, "use_cache": True}
@@ -78,7 +79,7 @@ def generate(
         cache.update(keys, values, layer)
     ids = _visible_ids(rows, mask)
     last = embed_tree(model, tree, plain)[0, tree.ends]  # (N, d) -> (B, d)
-    with decoding(model, plain, *counts(rows, model.device), first=last):
+    with drawing(model, options), decoding(plain, *counts(rows, model.device), first=last):
         output = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)  # type: ignore[operator]
     return new_tokens(output, mask.shape[1], options)
 
@@ -153,7 +154,7 @@ def _generate_padded(
     longest = max(map(len, sequences))
     embeds = torch.stack([torch.nn.functional.pad(s, (0, 0, longest - len(s), 0)) for s in sequences])
     mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=model.device)
-    with decoding(model, prompt, *counts(rows, model.device)):
+    with drawing(model, options), decoding(prompt, *counts(rows, model.device)):
         output = model.generate(inputs_embeds=embeds, attention_mask=mask, **options)  # type: ignore[operator]
     return new_tokens(output, 0, options)
 
@@ -172,7 +173,7 @@ def _generate_behind_prefix(
         model(inputs_embeds=embeds[None, :-1], attention_mask=mask, past_key_values=cache, use_cache=True)
     cache.batch_repeat_interleave(copies_of(model, options))
     mask = torch.ones(1, before + len(row.context), dtype=torch.long, device=model.device)
-    with decoding(model, prompt, *counts([row], model.device), first=embeds[-1:]):
+    with drawing(model, options), decoding(prompt, *counts([row], model.device), first=embeds[-1:]):
         output = model.generate(  # type: ignore[operator]
             input_ids=_visible_ids([row], mask), attention_mask=mask, past_key_values=cache, **options
         )

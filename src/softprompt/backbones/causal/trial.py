@@ -6,17 +6,16 @@ import logging
 from dataclasses import replace
 
 import torch
-from transformers import PreTrainedModel
 
 from softprompt.backbones.causal.padded import padded_logits
 from softprompt.backbones.engine import (
     TRIAL_ERRORS,
+    LayersRunAgainError,
+    PackedModel,
     TreeCall,
     build_tree,
     disagreement,
-    embed_tree,
     shared_heads,
-    tree_implementation,
 )
 from softprompt.backbones.vocabulary import table_of
 from softprompt.outputs import EncodedRow, PromptOutput
@@ -25,8 +24,24 @@ log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def can_pack(model: PreTrainedModel, name: str) -> bool:
-    """Whether packed logits equal padded ones, and every sliding-window layer passes its window to the attention."""
+def settle_last_layer(runner: PackedModel) -> PackedModel:
+    """The runner, not `shortened` where the model runs its last layer more than once in a pass (HRM)."""
+    row = EncodedRow((0, 0), ((0,),))
+    tree = build_tree([row], [()], virtual_tokens=0, device=runner.model.device)
+    try:
+        runner.run(tree, PromptOutput(), tree.scored)
+    except LayersRunAgainError:
+        return replace(runner, shortened=False)
+    return runner
+
+
+@torch.no_grad()
+def try_packing(runner: PackedModel, name: str) -> PackedModel | None:
+    """The runner as it may be used: packed logits equal padded ones, and every sliding-window layer passes its window on.
+
+    None: it may not be used. The very code that later calls take is tried.
+    """
+    model = runner.model
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not kinds <= {"full_attention", "sliding_attention"}:
@@ -38,21 +53,13 @@ def can_pack(model: PreTrainedModel, name: str) -> bool:
     tokens = embedding(torch.tensor(ids[8:10], device=model.device))[None].float()
     prompt = PromptOutput(tokens=tokens)
     try:
-        expected = padded_logits(model, rows, prompt)
+        expected = padded_logits(runner.plain, rows, prompt)
         tree = build_tree(rows, shared_heads(rows, 1), virtual_tokens=2, device=model.device)
         call = TreeCall(tree)
-        with tree_implementation(model):
-            found = model(
-                inputs_embeds=embed_tree(model, tree, prompt),
-                position_ids=tree.positions[None],
-                use_cache=False,
-                logits_to_keep=tree.scored,
-                prompt_tree=call,
-            ).logits[0]
+        runner = settle_last_layer(runner)
+        found = runner.run(tree, prompt, tree.scored, call=call)
     except TRIAL_ERRORS as error:
         return _say(name, f"{type(error).__name__}: {error}")
-    if not call.windows_seen:
-        return _say(name, "its attention cannot be reached")
     windowed = sum(kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or [])
     if sum(window is not None for window in call.windows_seen) < windowed:
         return _say(name, "its sliding-window layers do not tell their window")
@@ -61,9 +68,8 @@ def can_pack(model: PreTrainedModel, name: str) -> bool:
     # bfloat16 rounds logits of size 20 to 1/16.
     if (difference := disagreement(got, want, table.dtype, half=0.5)) is not None:
         return _say(name, f"packed and padded rows differ by {difference:.2g}")
-    return True
+    return runner
 
 
-def _say(name: str, reason: str) -> bool:
+def _say(name: str, reason: str) -> None:
     log.warning("%s: rows are padded and the prompt is run for each of them, because %s", name, reason)
-    return False

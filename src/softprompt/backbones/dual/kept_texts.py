@@ -42,10 +42,11 @@ class KeptTexts:
     ) -> dict[Key, Tensor]:
         """The embeddings (K, e) of each set, without gradient. `embed` computes those that are not cached."""
         weights = weights_mark(p for part in self.parts for p in part.parameters())
-        missing = {key: texts for key, texts in sets.items() if (texts, weights) not in self._kept}
+        # Read once: another thread may clear the cache meanwhile.
+        known = {key: self._kept.get((texts, weights)) for key, texts in sets.items()}
+        found = {key: embedded for key, embedded in known.items() if embedded is not None}
         with torch.no_grad():
-            new = embed(missing)
-        found = {key: self._kept[texts, weights] for key, texts in sets.items() if key not in new}
+            new = embed({key: texts for key, texts in sets.items() if key not in found})
         for key, embedded in new.items():
             if len(self._kept) >= _KEEP:
                 self._kept.clear()

@@ -9,7 +9,7 @@ Letters: n texts, N packed tokens, T positions, d width, e width of an embedding
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -20,13 +20,16 @@ from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.backbones.engine import (
     TreeCall,
+    Views,
+    attend_over_trees,
     build_tree,
     checkpointed_layers,
     embed_tree,
     frozen_linears,
     last_layer_only_at,
+    make_recomputable,
+    make_shortened,
     pack,
-    tree_implementation,
 )
 from softprompt.backbones.masked import MaskedBackbone
 from softprompt.backbones.vocabulary import table_of
@@ -55,14 +58,12 @@ class TextTower(Protocol):
 
 @dataclass(frozen=True)
 class CausalTexts:
-    """The tower of CLIP, read at the last token, which must be the end-of-text token.
-
-    forward  the layers, or their compiled version
-    """
+    """The tower of CLIP, read at the last token, which must be the end-of-text token."""
 
     model: CLIPTextModel
     projection: nn.Module
-    forward: Callable[..., Any]
+    views: Views
+    compiled: bool = False
     checkpointing: bool = False
 
     @property
@@ -74,15 +75,20 @@ class CausalTexts:
         tree = pack(rows, prompt, self.model.device)
         places: Any = self.model.embeddings.position_embedding
         embeds = embed_tree(self.model, tree, prompt) + places(tree.positions)  # (1, N, d)
+        view = self.views["compiled" if self.compiled else "packed"]
+        forward = view.model.encoder
+        if self.compiled:
+            forward = view.compiled(forward, dynamic=True)
+        call = TreeCall(tree)
         with ExitStack() as stack:
-            stack.enter_context(tree_implementation(self.model))
+            stack.enter_context(frozen_linears())
             if self.checkpointing and torch.is_grad_enabled():
-                stack.enter_context(checkpointed_layers(self.model))
-            elif self.forward is self.model.encoder:
-                stack.enter_context(last_layer_only_at(self.model, tree.read, tree.tokens))
-            states = self.forward(
-                inputs_embeds=embeds, attention_mask=None, prompt_tree=TreeCall(tree)
-            ).last_hidden_state[0]
+                stack.enter_context(checkpointed_layers(frozen_linears))
+            elif not self.compiled:
+                stack.enter_context(last_layer_only_at(tree.read, tree.tokens))
+            states = forward(inputs_embeds=embeds, attention_mask=None, prompt_tree=call).last_hidden_state[0]
+        if not call.windows_seen:
+            raise NotImplementedError("the attention of this text tower cannot be reached")
         ends = self.model.final_layer_norm(states.index_select(0, tree.read))  # (N, d) -> (n, d)
         projected: Tensor = self.projection(ends)
         return projected
@@ -91,9 +97,7 @@ class CausalTexts:
         return len(text.context)
 
     def with_settings(self, *, gradient_checkpointing: bool, compiled: bool) -> CausalTexts:
-        encoder = self.model.encoder
-        forward = torch.compile(encoder, dynamic=True) if compiled else encoder
-        return replace(self, forward=forward, checkpointing=gradient_checkpointing)
+        return replace(self, compiled=compiled, checkpointing=gradient_checkpointing)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ class PaddedTexts:
 
     model: SiglipTextModel
     pad: int
-    forward: Callable[..., Any]
+    views: Views
+    compiled: bool = False
     checkpointing: bool = False
 
     @property
@@ -123,22 +128,21 @@ class PaddedTexts:
         )
         places: Any = self.model.embeddings.position_embedding
         embeds = embed_tree(self.model, tree, prompt).view(len(rows), self.positions, -1) + places.weight
+        view = self.views["plain"]
+        forward = view.compiled(view.model.encoder) if self.compiled else view.model.encoder
         with ExitStack() as stack:
             stack.enter_context(frozen_linears())
             if self.checkpointing and torch.is_grad_enabled():
-                stack.enter_context(checkpointed_layers(self.model, lambda _: frozen_linears()))
-            states = self.forward(inputs_embeds=embeds, attention_mask=None).last_hidden_state  # (n, T, d)
-        head: Any = self.model.head
-        embedded: Tensor = head(self.model.final_layer_norm(states[:, -1]))
+                stack.enter_context(checkpointed_layers(frozen_linears))
+            states = forward(inputs_embeds=embeds, attention_mask=None).last_hidden_state  # (n, T, d)
+        embedded: Tensor = view.model.head(view.model.final_layer_norm(states[:, -1]))
         return embedded
 
     def cost(self, text: EncodedRow) -> int:
         return self.positions
 
     def with_settings(self, *, gradient_checkpointing: bool, compiled: bool) -> PaddedTexts:
-        encoder = self.model.encoder
-        forward = torch.compile(encoder) if compiled else encoder
-        return replace(self, forward=forward, checkpointing=gradient_checkpointing)
+        return replace(self, compiled=compiled, checkpointing=gradient_checkpointing)
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,21 @@ class PooledTexts:
     def with_settings(self, *, gradient_checkpointing: bool, compiled: bool) -> PooledTexts:
         encoder = self.encoder.with_settings(gradient_checkpointing=gradient_checkpointing, compiled=compiled)
         return replace(self, encoder=encoder)
+
+
+def _views(model: PreTrainedModel) -> Views:
+    """The views of a text tower: "packed" attends over trees, so does "compiled", and "plain" has its own attention."""
+
+    def packed(view: Any) -> None:
+        attend_over_trees(view)
+        make_shortened(view)
+        make_recomputable(view)
+
+    def compiled(view: Any) -> None:
+        attend_over_trees(view)
+        make_recomputable(view)
+
+    return Views(model, {"packed": packed, "compiled": compiled, "plain": make_recomputable})
 
 
 def find_text_tower(
@@ -194,14 +213,14 @@ def find_text_tower(
                 f"the text tower is read at its end-of-text token, {expected}, and the tokenizer ends a text with {end}: they"
                 " are of different models; take the tokenizer that was saved with this model"
             )
-        return CausalTexts(model=model, projection=projection, forward=model.encoder)
+        return CausalTexts(model=model, projection=projection, views=_views(model))
     if isinstance(model, SiglipTextModel):
         if tokenizer.pad_token_id is None:
             raise ValueError(
                 "the tokenizer has no padding token, and SigLIP's texts are padded: it is not the model's own;"
                 " take the one that was saved with it"
             )
-        return PaddedTexts(model=model, pad=int(tokenizer.pad_token_id), forward=model.encoder)
+        return PaddedTexts(model=model, pad=int(tokenizer.pad_token_id), views=_views(model))
     pooler = getattr(model, "pooler", None)
     if not isinstance(pooler, nn.Module) or projection is None:
         raise ValueError(

@@ -20,11 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.backbones.encoder_decoder import generation
-from softprompt.backbones.encoder_decoder.prefixes import EncoderCall, encoder_prefix_implementation
-from softprompt.backbones.encoder_decoder.scoring import Seq2SeqModel, read_states, score
+from softprompt.backbones.encoder_decoder.prefixes import EncoderCall
+from softprompt.backbones.encoder_decoder.scoring import Seq2SeqModel, read_states, score, seq2seq_views
 from softprompt.backbones.encoder_decoder.sound_states import SoundStates
 from softprompt.backbones.encoder_decoder.spectrogram import spectrogram
-from softprompt.backbones.engine import Atoms
+from softprompt.backbones.engine import Atoms, frozen_linears
 from softprompt.backbones.vocabulary import table_of, text_spec
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
@@ -66,11 +66,10 @@ class EncoderDecoderBackbone:
         self.name = name or model.config.name_or_path or type(model).__name__
         self._runner = Seq2SeqModel(
             model=model,
+            views=seq2seq_views(model),
             places=_places(model),
             stem=_stem(model),
             speech=self.speech,
-            encode=model.get_encoder(),
-            decode=model,
         )
 
     @property
@@ -130,11 +129,10 @@ class EncoderDecoderBackbone:
     ) -> EncoderDecoderBackbone:
         """The same model with gradient checkpointing, or compiled by torch.compile with dynamic shapes."""
         other = self.with_model(self.model)
-        other._runner = replace(other._runner, checkpointing=gradient_checkpointing, sounds=self.sounds)
-        if compiled:
-            encode, decode = (torch.compile(m, dynamic=True) for m in (self.model.get_encoder(), self.model))
-            sounds = SoundStates(self.sounds.limit)
-            other._runner = replace(other._runner, encode=encode, decode=decode, sounds=sounds)
+        sounds = SoundStates(self.sounds.limit) if compiled else self.sounds
+        other._runner = replace(
+            self._runner, compiled=compiled, checkpointing=gradient_checkpointing, sounds=sounds
+        )
         return other
 
     def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput | KeptPrompt) -> TargetLogits:
@@ -184,13 +182,13 @@ class EncoderDecoderBackbone:
     @torch.no_grad()
     def _key_values_of(self, ids: Tensor) -> tuple[KeyValue, ...]:
         """See BackboneSpec. The encoder reads the text, and the decoder begins with it."""
-        encoder = self.model.get_encoder()
+        encoder = self._runner.views["prefixed"].model.get_encoder()
         ids = ids.to(self.device)[None]
         call = EncoderCall(encoder, listen=True)
-        with encoder_prefix_implementation(encoder):
+        with frozen_linears():
             states = encoder(input_ids=ids, prompt_prefix=call)
         call.check()
-        output = self.model(encoder_outputs=states, decoder_input_ids=ids, use_cache=True)
+        output = self._runner.plain(encoder_outputs=states, decoder_input_ids=ids, use_cache=True)
         cache = output.past_key_values
         found = [call.heard[layer] for layer in sorted(call.heard)]
         for part in (cache.self_attention_cache, cache.cross_attention_cache):

@@ -13,7 +13,7 @@ from transformers import EncoderDecoderCache, GenerationMixin, PreTrainedTokeniz
 from softprompt.backbones.encoder_decoder.prefixes import growing_cache
 from softprompt.backbones.encoder_decoder.scoring import Seq2SeqModel, batches_of, widened
 from softprompt.backbones.encoder_decoder.sequences import FULL, embed_sequences
-from softprompt.backbones.engine import check_options, copies_of, counts, decoding, new_tokens
+from softprompt.backbones.engine import check_options, copies_of, counts, decoding, drawing, new_tokens
 from softprompt.outputs import EncodedRow, PromptOutput
 
 _OURS = frozenset(
@@ -67,7 +67,7 @@ def _groups(runner: Seq2SeqModel, rows: Sequence[EncodedRow], prompt: PromptOutp
 def _generate(
     runner: Seq2SeqModel, rows: Sequence[EncodedRow], prompt: PromptOutput, options: dict[str, Any]
 ) -> list[list[int]]:
-    model = runner.model
+    model = runner.plain
     rows = [replace(row, targets=()) for row in rows]
     carried = [row.prompt for row in rows]
     states, mask = _all_states(runner, rows, prompt)
@@ -84,7 +84,7 @@ def _generate(
     if cache is not None:
         _repeat(cache, copies_of(model, options))
     own = prompt if runner.speech else PromptOutput()
-    with decoding(model.get_decoder(), own, *counts(rows, model.device), first=first):
+    with drawing(model, options), decoding(own, *counts(rows, model.device), first=first):
         output = GenerationMixin.generate(  # Whisper overrides it for sounds of any length, without prompts
             model,  # type: ignore[arg-type]
             decoder_input_ids=torch.tensor(stems, device=model.device),
@@ -130,7 +130,7 @@ def _filled(
         prompt,
     )
     if embeds.shape[1] > 1:
-        cache = runner.model(
+        cache = runner.plain(
             **runner.encoded(states, mask),
             decoder_inputs_embeds=embeds[:, :-1],
             past_key_values=cache,

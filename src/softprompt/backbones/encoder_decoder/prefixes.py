@@ -10,7 +10,6 @@ Letters: S sequences, H heads, D head size, P prefix positions, G prompts.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from softprompt.backbones.engine import attention_implementation
+from softprompt.backbones.engine import use_attention
 from softprompt.outputs import KeyValue
 
 IMPLEMENTATION = "softprompt_encoder_prefix"
@@ -92,10 +91,10 @@ def _prefixed_attention(
     return output, None
 
 
-def encoder_prefix_implementation(encoder: PreTrainedModel) -> AbstractContextManager[None]:
-    """Within the block the encoder attends as the EncoderCall that it is given as `prompt_prefix=` says."""
+def attend_behind_prefixes(encoder: PreTrainedModel) -> None:
+    """Let the encoder of a view attend as the EncoderCall that each call gives it as `prompt_prefix=` says."""
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
-    return attention_implementation(encoder, IMPLEMENTATION, _prefixed_attention)
+    use_attention(encoder, IMPLEMENTATION, _prefixed_attention)
 
 
 class _StandingLayer(DynamicLayer):

@@ -13,7 +13,7 @@ Letters: S sequences, T encoder tokens, M decoder tokens, U scored positions, P 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -25,12 +25,20 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from softprompt.backbones.encoder_decoder.prefixes import (
     EncoderCall,
-    encoder_prefix_implementation,
+    attend_behind_prefixes,
     standing_cache,
 )
 from softprompt.backbones.encoder_decoder.sequences import FULL, by_similar_length, embed_sequences
 from softprompt.backbones.encoder_decoder.sound_states import SoundStates
-from softprompt.backbones.engine import Atoms, checkpointed_layers, continuations, frozen_linears
+from softprompt.backbones.engine import (
+    Atoms,
+    Views,
+    checkpointed_layers,
+    continuations,
+    frozen_linears,
+    make_recomputable,
+    make_shifting,
+)
 from softprompt.backbones.unchanged import weights_mark
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
@@ -39,23 +47,36 @@ from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 class Seq2SeqModel:
     """A model and how it is run.
 
-    model           of transformers
+    model           of transformers, the user's own
+    views           of it
     places          the place of each key-value prefix
     stem            what the decoder begins with in front of any target; () for a speech model, whose rows hold it
     speech          whether the encoder reads `media`
-    encode, decode  forwards of the encoder and of the whole model, or their compiled versions
+    compiled        whether the encoder and the whole model are run compiled
     checkpointing   whether layers are recomputed in backward
     sounds          cache of the encoder states of sounds
     """
 
     model: PreTrainedModel
+    views: Views
     places: tuple[str, ...]
     stem: Atoms
     speech: bool
-    encode: Callable[..., Any]
-    decode: Callable[..., Any]
+    compiled: bool = False
     checkpointing: bool = False
     sounds: SoundStates = field(default_factory=SoundStates)
+
+    @property
+    def plain(self) -> PreTrainedModel:
+        """The model with its own attention, for the decoder and `generate`."""
+        view: PreTrainedModel = self.views["plain"].model
+        return view
+
+    def _run(self, kind: str, part: Callable[[Any], Any], **inputs: Any) -> Any:
+        """Run a part of a view, compiled if this runner says so."""
+        view = self.views["compiled" if self.compiled and kind == "plain" else kind]
+        forward = part(view.model)
+        return (view.compiled(forward, dynamic=True) if self.compiled else forward)(**inputs)
 
     def prefix(self, prompt: PromptOutput, place: str, carried: Sequence[int]) -> tuple[KeyValue, ...]:
         """Keys and values (S, H, P, D) of each sequence's prompt, per layer at one kind of place; empty without a prefix.
@@ -105,18 +126,14 @@ class Seq2SeqModel:
                 encoder.get_input_embeddings(), contexts, carried, prompt
             )
             inputs["attention_mask"] = mask
-        implementation: Callable[[PreTrainedModel], AbstractContextManager[None]] = _plain
-        call = None
+        kind, call = "plain", None
         if prefix and prefix[0][0].shape[2]:
-            call = inputs["prompt_prefix"] = EncoderCall(encoder, prefix)
-            implementation = encoder_prefix_implementation
+            kind = "prefixed"
+            call = inputs["prompt_prefix"] = EncoderCall(self.views[kind].model.get_encoder(), prefix)
             if mask is not None:
                 inputs["attention_mask"] = widened(mask, prefix)
-        with ExitStack() as stack:
-            stack.enter_context(implementation(encoder))
-            if self.checkpointing and torch.is_grad_enabled():
-                stack.enter_context(checkpointed_layers(encoder, implementation))
-            states = self.encode(**inputs).last_hidden_state
+        with self._layers():
+            states = self._run(kind, _encoder_of, **inputs).last_hidden_state
         if call is not None:
             call.check()
         return states, states.new_ones(states.shape[:2], dtype=torch.long) if mask is None else mask
@@ -132,12 +149,11 @@ class Seq2SeqModel:
 
         def encode(sounds: Tensor) -> Tensor:
             with frozen_linears():
-                states: Tensor = self.encode(
-                    input_features=sounds.to(model.device, model.dtype)
-                ).last_hidden_state
+                sounds = sounds.to(model.device, model.dtype)
+                states: Tensor = self._run("plain", _encoder_of, input_features=sounds).last_hidden_state
             return states
 
-        of = (id(self.encode), weights_mark(model.get_encoder().parameters()))
+        of = (self.compiled, weights_mark(model.get_encoder().parameters()))
         return self.sounds(media, encode, of, together=8 if model.device.type == "cuda" else 1)
 
     def logits(
@@ -161,8 +177,10 @@ class Seq2SeqModel:
         own = prompt if self.speech else PromptOutput()
         embeds, _ = embed_sequences(decoder.get_input_embeddings(), sequences, carried, own)
         cache, mask = self._in_front(mask, carried, prompt)
-        with self._layers_of(decoder):
-            output = self.decode(
+        with self._layers():
+            output = self._run(
+                "plain",
+                lambda view: view,
                 **self.encoded(states, mask),
                 decoder_inputs_embeds=embeds,
                 past_key_values=cache,
@@ -178,8 +196,8 @@ class Seq2SeqModel:
         contexts = [row.context for row in rows]
         embeds, _ = embed_sequences(decoder.get_input_embeddings(), contexts, carried, prompt)
         cache, _ = self._in_front(mask, carried, prompt)
-        with self._layers_of(decoder):
-            output = decoder(
+        with self._layers():
+            output = self.plain.get_decoder()(
                 inputs_embeds=embeds,
                 encoder_hidden_states=states,
                 past_key_values=cache,
@@ -198,11 +216,11 @@ class Seq2SeqModel:
         return standing_cache(inner, cross), widened(mask, cross)
 
     @contextmanager
-    def _layers_of(self, decoder: PreTrainedModel) -> Iterator[None]:
+    def _layers(self) -> Iterator[None]:
         with ExitStack() as stack:
-            stack.enter_context(_plain(decoder))
+            stack.enter_context(frozen_linears())
             if self.checkpointing and torch.is_grad_enabled():
-                stack.enter_context(checkpointed_layers(decoder, _plain))
+                stack.enter_context(checkpointed_layers(frozen_linears))
             yield
 
     def encoded(self, states: Tensor, mask: Tensor) -> dict[str, Any]:
@@ -211,9 +229,23 @@ class Seq2SeqModel:
         return outputs if self.speech else {**outputs, "attention_mask": mask}
 
 
-def _plain(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """The model's own attention."""
-    return frozen_linears()
+def seq2seq_views(model: PreTrainedModel) -> Views:
+    """The views that a Seq2SeqModel runs: "plain" with the model's own attention, whose decoder's embeddings take part in
+    `decoding`; "prefixed", whose encoder reads prefixes; and "compiled", which is "plain" for torch.compile."""
+
+    def plain(view: Any) -> None:
+        make_recomputable(view)
+        make_shifting(view.get_decoder().get_input_embeddings())
+
+    def prefixed(view: Any) -> None:
+        make_recomputable(view)
+        attend_behind_prefixes(view.get_encoder())
+
+    return Views(model, {"plain": plain, "prefixed": prefixed, "compiled": make_recomputable})
+
+
+def _encoder_of(view: Any) -> Any:
+    return view.get_encoder()
 
 
 def widened(mask: Tensor, prefix: tuple[KeyValue, ...]) -> Tensor:

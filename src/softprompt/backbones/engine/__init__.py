@@ -10,28 +10,31 @@ offsets        what prompts add to the embeddings of text
 packed         rows and their prompts as one packed pass
 tree           the batch as a forest of segments
 trial          what a model can do, tried out
+view           a backbone's own view of a model, so that nothing of ours stands on the user's
 """
 
 from softprompt.backbones.engine.attention import (
     TreeCall,
     attend,
-    attention_implementation,
+    attend_over_trees,
     from_grid,
     group_queries,
     of_parents,
     prefix_grid,
     to_grid,
-    tree_implementation,
     ungroup_queries,
+    use_attention,
 )
-from softprompt.backbones.engine.checkpointing import checkpointed_layers
-from softprompt.backbones.engine.generating import check_options, copies_of, counts, new_tokens
-from softprompt.backbones.engine.last_layer import last_layer_only_at
+from softprompt.backbones.engine.checkpointing import checkpointed_layers, make_recomputable
+from softprompt.backbones.engine.generating import check_options, copies_of, counts, drawing, new_tokens
+from softprompt.backbones.engine.last_layer import LayersRunAgainError, last_layer_only_at, make_shortened
 from softprompt.backbones.engine.linear import frozen_linears
-from softprompt.backbones.engine.offsets import decoding, shifted
+from softprompt.backbones.engine.norms import frozen_norms, make_fast
+from softprompt.backbones.engine.offsets import decoding, make_shifting, shifted
 from softprompt.backbones.engine.packed import (
     CompiledPrompt,
     PackedModel,
+    causal_views,
     compile_prompt,
     embed_tree,
     pack,
@@ -40,17 +43,22 @@ from softprompt.backbones.engine.packed import (
 )
 from softprompt.backbones.engine.tree import Atoms, PrefixTree, build_tree, continuations, shared_heads
 from softprompt.backbones.engine.trial import TRIAL_ERRORS, disagreement
+from softprompt.backbones.engine.view import View, Views
 
 __all__ = [
     "TRIAL_ERRORS",
     "Atoms",
     "CompiledPrompt",
+    "LayersRunAgainError",
     "PackedModel",
     "PrefixTree",
     "TreeCall",
+    "View",
+    "Views",
     "attend",
-    "attention_implementation",
+    "attend_over_trees",
     "build_tree",
+    "causal_views",
     "check_options",
     "checkpointed_layers",
     "compile_prompt",
@@ -59,11 +67,17 @@ __all__ = [
     "counts",
     "decoding",
     "disagreement",
+    "drawing",
     "embed_tree",
     "from_grid",
     "frozen_linears",
+    "frozen_norms",
     "group_queries",
     "last_layer_only_at",
+    "make_fast",
+    "make_recomputable",
+    "make_shifting",
+    "make_shortened",
     "new_tokens",
     "of_parents",
     "pack",
@@ -73,6 +87,6 @@ __all__ = [
     "shifted",
     "split_prompt",
     "to_grid",
-    "tree_implementation",
     "ungroup_queries",
+    "use_attention",
 ]

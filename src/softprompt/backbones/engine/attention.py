@@ -1,25 +1,23 @@
 """Attention over a PrefixTree, in place of a model's own attention function.
 
 An attention implementation can be registered with transformers by name, and is passed every keyword of `model(...)`: that
-is how the tree reaches the layers. Nothing in the model is replaced; within the `with` block its config names this
-implementation.
+is how the tree reaches the layers. The config of a view (view.py) names this implementation.
 
 Letters: H query heads, Hkv key-value heads, R = H / Hkv, D head size; see tree.py for the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface
 
-from softprompt.backbones.engine.linear import frozen_linears
 from softprompt.backbones.engine.tree import Level, PrefixTree
+from softprompt.backbones.engine.view import configs_of
 from softprompt.outputs import KeyValue
 
 IMPLEMENTATION = "softprompt_tree"
@@ -238,39 +236,18 @@ def _attend_by_products(
     return (scores if mask is None else scores + mask).softmax(dim=-1) @ v
 
 
-def tree_implementation(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Within the block the model attends over the tree that it is given as `prompt_tree=`."""
-    return attention_implementation(model, IMPLEMENTATION, tree_attention)
+def attend_over_trees(view: nn.Module) -> None:
+    """Let a view attend over the tree that each call gives it as `prompt_tree=`."""
+    use_attention(view, IMPLEMENTATION, tree_attention)
 
 
-@contextmanager
-def attention_implementation(
-    model: PreTrainedModel, name: str, attention: Callable[..., tuple[Tensor, None]]
-) -> Iterator[None]:
-    """Within the block the model's layers call `attention`. Afterwards its config is as it was.
+def use_attention(view: nn.Module, name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:
+    """Let the layers of a view call an attention function of ours.
 
-    model      of transformers
-    name       that the implementation is registered by
+    view       of a model of transformers; its configs are its own
+    name       that the function is registered by
     attention  called by every layer
     """
     AttentionInterface.register(name, attention)
-    configs = _configs(model)
-    before = [config._attn_implementation for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation = name
-        with frozen_linears():
-            yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation = implementation
-
-
-def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
-    """The configs that the model's modules read their attention implementation from."""
-    found = {
-        id(config): config
-        for m in model.modules()
-        if isinstance(config := getattr(m, "config", None), PreTrainedConfig)
-    }
-    return list(found.values())
+    for config in configs_of(view):
+        config._attn_implementation = name

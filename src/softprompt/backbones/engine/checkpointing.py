@@ -7,37 +7,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from softprompt.backbones.engine.attention import tree_implementation
+Within = Callable[[], AbstractContextManager[Any]]
+
+_WITHIN: ContextVar[Within | None] = ContextVar("what layers are computed again within", default=None)
+
+
+def make_recomputable(view: nn.Module) -> None:
+    """Let the layers of a view be computed again in backward within `checkpointed_layers`. Elsewhere they run as usual."""
+    for layer in view.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            # An instance attribute hides the class's forward.
+            layer.forward = partial(_forward, layer.forward)
 
 
 @contextmanager
-def checkpointed_layers(
-    model: PreTrainedModel,
-    implementation: Callable[[PreTrainedModel], AbstractContextManager[None]] = tree_implementation,
-) -> Iterator[None]:
-    """Within the block each layer keeps only its input for backward, which computes the layer again.
+def checkpointed_layers(within: Within) -> Iterator[None]:
+    """Within the block each recomputable layer keeps only its input for backward, which computes the layer again.
 
-    model           whose layers are recomputed
-    implementation  the context manager of the attention that the caller runs the model with
+    within  makes the context in which it is computed, then as now: backward runs outside the caller's block
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-
-    def recomputable(forward: Any, *args: Any, **kwargs: Any) -> Any:
-        with implementation(model):  # backward runs outside the caller's block
-            return forward(*args, **kwargs)
-
+    token = _WITHIN.set(within)
     try:
-        for layer in layers:
-            # An instance attribute hides the class's forward, and is gone when it is deleted.
-            layer.forward = partial(checkpoint, partial(recomputable, layer.forward), use_reentrant=False)
         yield
     finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
+        _WITHIN.reset(token)
+
+
+def _forward(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    within = _WITHIN.get()
+    if within is None:
+        return forward(*args, **kwargs)
+
+    def again(*args: Any, **kwargs: Any) -> Any:
+        with within():
+            return forward(*args, **kwargs)
+
+    return checkpoint(again, *args, use_reentrant=False, **kwargs)

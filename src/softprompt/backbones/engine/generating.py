@@ -6,6 +6,7 @@ Letters: B rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt.outputs import EncodedRow
+from softprompt.surroundings import DRAWING
 
 SET_HERE = {"past_key_values", "inputs_embeds", "input_ids", "attention_mask", "position_ids"}
 NOT_WITH_A_FILLED_CACHE = {"assistant_model", "prompt_lookup_num_tokens", "max_length"}
@@ -27,6 +29,14 @@ def check_options(options: dict[str, Any], also: frozenset[str] = frozenset()) -
         raise ValueError(f"{sorted(found)} cannot be used behind a prompt; give the length as max_new_tokens")
     if (kind := options.get("cache_implementation")) not in CACHES:
         raise ValueError(f"cache_implementation is {kind!r}: behind a prompt it may be 'dynamic' or 'static'")
+
+
+def drawing(model: PreTrainedModel, options: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Within the block words may be drawn from torch's global generators: nobody else does so meanwhile."""
+    asked = options.get("do_sample")
+    if asked is None:
+        asked = getattr(model.generation_config, "do_sample", False)
+    return DRAWING if asked else nullcontext()
 
 
 def counts(rows: Sequence[EncodedRow], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ Letters: N tokens, d width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -44,25 +45,32 @@ class _FrozenRMSNorm(torch.autograd.Function):
         return grad.addcmul_(normal, along, value=-1).mul_(scale).to(normal.dtype), None, None
 
 
+_FAST: ContextVar[bool] = ContextVar("whether norms run as one function", default=False)
+
+
+def make_fast(view: nn.Module) -> None:
+    """Let the RMS norms of a view run as one function each within `frozen_norms`. Elsewhere they run as usual."""
+    for module in view.modules():
+        if _may_be_plain(module):
+            # An instance attribute hides the class's forward.
+            module.forward = partial(_forward, module, module.forward)
+
+
 @contextmanager
-def frozen_norms(model: nn.Module) -> Iterator[None]:
-    """Within the block the RMS norms with frozen weights of a model on a CPU run as one function each."""
-    taken = [module for module in model.modules() if _is_plain(module)]
+def frozen_norms() -> Iterator[None]:
+    """Within the block the RMS norms with frozen weights of a view on a CPU run as one function each."""
+    token = _FAST.set(True)
     try:
-        for module in taken:
-            # An instance attribute hides the class's forward, and is gone when it is deleted.
-            module.forward = partial(_apply, module)
         yield
     finally:
-        for module in taken:
-            module.__dict__.pop("forward", None)
+        _FAST.reset(token)
 
 
-def _apply(module: nn.Module, x: Tensor) -> Tensor:
-    weight, eps = _parts(module)
-    assert weight is not None
-    normal: Tensor = _FrozenRMSNorm.apply(x, weight, eps)
-    return normal
+def _forward(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if _FAST.get() and len(args) == 1 and not kwargs and _is_plain(module, forward):
+        weight, eps = _parts(module)
+        return _FrozenRMSNorm.apply(args[0], weight, eps)
+    return forward(*args, **kwargs)
 
 
 def _parts(module: nn.Module) -> tuple[Tensor | None, float]:
@@ -72,16 +80,22 @@ def _parts(module: nn.Module) -> tuple[Tensor | None, float]:
     return (weight, eps) if whole and isinstance(eps, float) else (None, 0.0)
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is such a norm: it has nothing but a frozen weight, and gives the same in a trial."""
-    weight, eps = _parts(module)
-    if weight is None or weight.requires_grad or weight.device.type != "cpu" or "forward" in module.__dict__:
+def _may_be_plain(module: nn.Module) -> bool:
+    """Whether a module has nothing but a weight, as such a norm has."""
+    weight, _ = _parts(module)
+    if weight is None or "forward" in module.__dict__:
         return False
-    if len(list(module.parameters())) != 1 or list(module.children()):
+    return len(list(module.parameters())) == 1 and not list(module.children())
+
+
+def _is_plain(module: nn.Module, forward: Callable[..., Any]) -> bool:
+    """Whether a module is such a norm now: its weight is frozen and on a CPU, and it gives the same in a trial."""
+    weight, eps = _parts(module)
+    if weight is None or weight.requires_grad or weight.device.type != "cpu":
         return False
     tried = _tried.setdefault(module, {})
     if weight.dtype not in tried:
-        tried[weight.dtype] = _gives_the_same(module, weight, eps)
+        tried[weight.dtype] = _gives_the_same(forward, weight, eps)
     return tried[weight.dtype]
 
 
@@ -90,11 +104,11 @@ _tried: WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = WeakKeyDictionar
 
 
 @torch.no_grad()
-def _gives_the_same(module: nn.Module, weight: Tensor, eps: float) -> bool:
-    x = torch.linspace(-2.0, 3.0, weight.numel(), dtype=weight.dtype)[None]  # (1, d)
+def _gives_the_same(forward: Callable[..., Any], weight: Tensor, eps: float) -> bool:
+    x = torch.linspace(-2.0, 3.0, weight.numel(), dtype=weight.dtype, device=weight.device)[None]  # (1, d)
     near = _TOLERANCE.get(weight.dtype, 2e-2)
     try:
-        expected, found = module.forward(x), _FrozenRMSNorm.apply(x, weight, eps)
+        expected, found = forward(x), _FrozenRMSNorm.apply(x, weight, eps)
         same = expected.dtype == found.dtype and torch.allclose(expected, found, rtol=near, atol=near)
     except (TypeError, RuntimeError, AttributeError):
         return False

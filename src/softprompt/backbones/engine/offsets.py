@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,13 +38,46 @@ def shifted(embeds: Tensor, number: Tensor, which: Tensor, prompt: PromptOutput)
     return added
 
 
+class _Decoding:
+    """What is added to the embeddings of new words while one call decodes. See `decoding`."""
+
+    def __init__(self, prompt: PromptOutput, number: Tensor, which: Tensor, first: Tensor | None) -> None:
+        self.prompt, self.number, self.which, self.first = prompt, number, which, first
+        self.fed = 0 if first is None else -1
+
+    def __call__(self, embeds: Tensor) -> Tensor:
+        copies, new = embeds.shape[0] // len(self.number), embeds.shape[1]
+        if self.first is not None and self.fed < 0:
+            self.fed = 0
+            first = self.first.repeat_interleave(copies, 0)[:, None]  # (B, d) -> (B * copies, 1, d)
+            return first.to(embeds.dtype)
+        steps = torch.arange(self.fed, self.fed + new, device=embeds.device)
+        self.fed += new
+        numbers = (self.number.repeat_interleave(copies)[:, None] + steps).flatten()
+        carried = self.which.repeat_interleave(copies * new)
+        return shifted(embeds.flatten(0, 1), numbers, carried, self.prompt).view_as(embeds)
+
+
+_DECODING: ContextVar[_Decoding | None] = ContextVar("what decoding adds to embeddings", default=None)
+
+
+def make_shifting(embedding: nn.Module) -> None:
+    """Let the embedding of a view add offsets within `decoding`. Elsewhere it embeds as usual."""
+    # An instance attribute hides the class's forward.
+    embedding.forward = partial(_forward, embedding.forward)
+
+
+def _forward(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    embeds, shift = forward(*args, **kwargs), _DECODING.get()
+    return embeds if shift is None else shift(embeds)
+
+
 @contextmanager
 def decoding(
-    model: nn.Module, prompt: PromptOutput, number: Tensor, which: Tensor, first: Tensor | None = None
+    prompt: PromptOutput, number: Tensor, which: Tensor, first: Tensor | None = None
 ) -> Iterator[None]:
-    """Within the block the ids that `model.generate` feeds get the offsets of `shifted`.
+    """Within the block the ids that a view's `generate` feeds get the offsets of `shifted`.
 
-    model   that decodes
     prompt  with the offsets
     number  (B,) text tokens in each row's context, which is the running number of the first new token
     which   (B,) number of the prompt that each row carries
@@ -50,25 +85,8 @@ def decoding(
 
     Beams and returned sequences of a row must lie side by side.
     """
-    fed = 0 if first is None else -1
-
-    def embed(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        nonlocal fed
-        copies, new = output.shape[0] // len(number), output.shape[1]
-        if first is not None and fed < 0:
-            fed = 0
-            return first.repeat_interleave(copies, 0)[:, None].to(
-                output.dtype
-            )  # (B, d) -> (B * copies, 1, d)
-        steps = torch.arange(fed, fed + new, device=output.device)
-        fed += new
-        numbers = (number.repeat_interleave(copies)[:, None] + steps).flatten()
-        carried = which.repeat_interleave(copies * new)
-        return shifted(output.flatten(0, 1), numbers, carried, prompt).view_as(output)
-
-    embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-    handle = embedding.register_forward_hook(embed)
+    token = _DECODING.set(_Decoding(prompt, number, which, first))
     try:
         yield
     finally:
-        handle.remove()
+        _DECODING.reset(token)

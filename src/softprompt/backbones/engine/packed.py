@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from softprompt.backbones.engine.attention import TreeCall, tree_implementation
-from softprompt.backbones.engine.checkpointing import checkpointed_layers
-from softprompt.backbones.engine.last_layer import last_layer_only_at
-from softprompt.backbones.engine.norms import frozen_norms
-from softprompt.backbones.engine.offsets import shifted
+from softprompt.backbones.engine.attention import TreeCall, attend_over_trees
+from softprompt.backbones.engine.checkpointing import checkpointed_layers, make_recomputable
+from softprompt.backbones.engine.last_layer import last_layer_only_at, make_shortened
+from softprompt.backbones.engine.linear import frozen_linears
+from softprompt.backbones.engine.norms import frozen_norms, make_fast
+from softprompt.backbones.engine.offsets import make_shifting, shifted
 from softprompt.backbones.engine.tree import Atoms, PrefixTree, build_tree, shared_heads
+from softprompt.backbones.engine.view import Views
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
 
 
@@ -32,25 +34,58 @@ class CompiledPrompt:
     prompt: PromptOutput
 
 
+def causal_views(model: PreTrainedModel) -> Views:
+    """The views that a PackedModel runs: "packed", "compiled" (the same for torch.compile), and "plain" with the model's own
+    attention, whose embeddings take part in `decoding`."""
+
+    def packed(view: Any) -> None:
+        attend_over_trees(view)
+        make_fast(view)
+        make_shortened(view)
+        make_recomputable(view)
+
+    def compiled(view: Any) -> None:  # what is switched on by a call would be compiled into it
+        attend_over_trees(view)
+        make_recomputable(view)
+
+    def plain(view: Any) -> None:
+        make_shifting(view.get_input_embeddings())
+
+    return Views(model, {"packed": packed, "compiled": compiled, "plain": plain})
+
+
 @dataclass(frozen=True)
 class PackedModel:
     """A model and how it is run.
 
-    model          of transformers
-    forward        the model itself, or its compiled version
-    trunk          the model without its output layer, or its compiled version
+    model          of transformers, the user's own
+    views          of it
+    compiled       whether it is run compiled
     checkpointing  whether layers are recomputed in backward
     both_ways      whether a row's context is read both ways (prefix LM)
+    shortened      whether the end of the last layer is left out where nobody reads it
     """
 
     model: PreTrainedModel
-    forward: Callable[..., Any]
-    trunk: Callable[..., Any]
+    views: Views
+    compiled: bool = False
     checkpointing: bool = False
     both_ways: bool = False
+    shortened: bool = True
+
+    @property
+    def plain(self) -> PreTrainedModel:
+        """The model with its own attention, for `generate` and unpacked rows."""
+        view: PreTrainedModel = self.views["plain"].model
+        return view
 
     def run(
-        self, tree: PrefixTree, prompt: PromptOutput, keep: Tensor, cache: DynamicCache | None = None
+        self,
+        tree: PrefixTree,
+        prompt: PromptOutput,
+        keep: Tensor,
+        cache: DynamicCache | None = None,
+        call: TreeCall | None = None,
     ) -> Tensor:
         """Logits of some packed places, (len(keep), V), from one pass over the packed tokens.
 
@@ -58,36 +93,47 @@ class PackedModel:
         prompt  that they carry
         keep    packed places
         cache   is filled with the keys and values of all tokens
+        call    the pass, for those who want to know what it saw
         """
-        output = self._call(self.forward, tree, prompt, keep, past_key_values=cache, logits_to_keep=keep)
+        output = self._call(
+            lambda view: view, tree, prompt, keep, call, past_key_values=cache, logits_to_keep=keep
+        )
         logits: Tensor = output.logits[0]
         return logits
 
     def states(self, tree: PrefixTree, prompt: PromptOutput) -> Tensor:
         """Last hidden states of the places in `tree.read`, (len(tree.read), d), from one pass over the packed tokens."""
         places = tree.read.unique()  # rows may read the same place in a head that they share
-        states: Tensor = self._call(self.trunk, tree, prompt, places, past_key_values=None).last_hidden_state
+        output = self._call(lambda view: view.base_model, tree, prompt, places, past_key_values=None)
+        states: Tensor = output.last_hidden_state
         return states[0].index_select(0, tree.read)  # (1, N, d) -> (n, d)
 
     def _call(
         self,
-        forward: Callable[..., Any],
+        part: Callable[[Any], Any],
         tree: PrefixTree,
         prompt: PromptOutput,
         keep: Tensor,
+        call: TreeCall | None = None,
+        *,
         past_key_values: DynamicCache | None,
         **others: Tensor,
     ) -> Any:
-        call = TreeCall(tree, prompt.prefix, prefix_lengths(prompt))
+        view = self.views["compiled" if self.compiled else "packed"]
+        forward = part(view.model)
+        if self.compiled:
+            forward = view.compiled(forward, dynamic=True)
+        call = call or TreeCall(tree, prompt.prefix, prefix_lengths(prompt))
         with ExitStack() as stack:
-            stack.enter_context(tree_implementation(self.model))
+            stack.enter_context(frozen_linears())
             if self.checkpointing and torch.is_grad_enabled():
-                stack.enter_context(checkpointed_layers(self.model))
-            # Hooks would be compiled into the model, and are gone when a layer is recomputed.
-            elif forward in (self.model, self.model.base_model):
-                stack.enter_context(last_layer_only_at(self.model, keep, tree.tokens))
-                stack.enter_context(frozen_norms(self.model))
-            return forward(
+                stack.enter_context(checkpointed_layers(frozen_linears))
+            # These would be compiled into the model, and are gone when a layer is recomputed.
+            elif not self.compiled:
+                if self.shortened:
+                    stack.enter_context(last_layer_only_at(keep, tree.tokens))
+                stack.enter_context(frozen_norms())
+            output = forward(
                 inputs_embeds=embed_tree(self.model, tree, prompt),
                 position_ids=tree.positions[None],
                 past_key_values=past_key_values,
@@ -95,6 +141,9 @@ class PackedModel:
                 prompt_tree=call,
                 **others,
             )
+        if not call.windows_seen:
+            raise NotImplementedError("its attention cannot be reached")
+        return output
 
     @torch.no_grad()
     def key_values(self, tree: PrefixTree, prompt: PromptOutput) -> list[KeyValue]:

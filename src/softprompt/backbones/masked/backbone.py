@@ -9,8 +9,7 @@ the rows of each length together.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -18,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_outputs import BaseModelOutput
 
 from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.backbones.engine import CompiledPrompt, disagreement, frozen_linears
 from softprompt.backbones.masked.cloze import read_cloze
-from softprompt.backbones.masked.rows import Encoder, Place
+from softprompt.backbones.masked.rows import Encoder, Place, masked_views, trunk_gives
 from softprompt.backbones.vocabulary import alphabet_ids, table_of, text_spec
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
@@ -88,7 +86,7 @@ class MaskedBackbone:
         shapes: tuple[tuple[int, int], ...] = ()
         if self.packed:
             # Taken from the keys of one token: configs name these numbers in many ways. The uncompiled trunk is enough.
-            plain = replace(self._encoder, forward=self._encoder.trunk)
+            plain = replace(self._encoder, compiled=False)
             shapes = tuple((key.shape[1], key.shape[3]) for key, _ in plain.key_values([0]))
         return replace(
             text_spec(self.name, self.family, self.model.get_input_embeddings(), self.tokenizer),
@@ -111,9 +109,7 @@ class MaskedBackbone:
     ) -> MaskedBackbone:
         """The same model with gradient checkpointing, or compiled by torch.compile with dynamic shapes."""
         other = self.with_model(self.model)
-        trunk = other._encoder.trunk
-        forward = torch.compile(trunk, dynamic=True) if compiled else trunk
-        other._encoder = replace(other._encoder, forward=forward, checkpointing=gradient_checkpointing)
+        other._encoder = replace(self._encoder, compiled=compiled, checkpointing=gradient_checkpointing)
         return other
 
     def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> TargetLogits:
@@ -178,35 +174,16 @@ class MaskedBackbone:
 
     def _logits(self, states: Tensor) -> Tensor:
         """The model's own head over these states alone, (U, d) -> (U, V)."""
-        with _trunk_gives(self._encoder.trunk, states[None]), frozen_linears():
-            logits: Tensor = self.model(inputs_embeds=states[None]).logits[0]
+        model = self._encoder.views["packed"].model
+        with trunk_gives(states[None]), frozen_linears():
+            logits: Tensor = model(inputs_embeds=states[None]).logits[0]
         return logits
 
 
-@contextmanager
-def _trunk_gives(trunk: nn.Module, states: Tensor) -> Iterator[None]:
-    """Within the block the trunk returns these states (1, U, d) whatever its input, so that the model runs its head alone."""
-
-    def known(*args: Any, **kwargs: Any) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=states)
-
-    before = trunk.__dict__.get("forward")
-    try:
-        trunk.forward = (
-            known  # an instance attribute hides the class's forward, and is gone when it is deleted
-        )
-        yield
-    finally:
-        del trunk.__dict__["forward"]
-        if before is not None:
-            trunk.__dict__["forward"] = before
-
-
 def _encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    trunk, config = model.base_model, model.config
-    assert isinstance(trunk, nn.Module)
+    config = model.config
     first, embedded = 0, False
-    for name, module in trunk.named_modules():
+    for name, module in model.base_model.named_modules():
         if not name.endswith("position_embeddings") or not isinstance(module, nn.Embedding):
             continue
         embedded = True
@@ -216,8 +193,7 @@ def _encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Enco
     types = min(getattr(config, "type_vocab_size", 1) or 1, _types_of_a_pair(tokenizer))
     return Encoder(
         model=model,
-        trunk=trunk,
-        forward=trunk,
+        views=masked_views(model),
         first=first,
         positions=None if limit is None else limit - first,
         # As in transformers for BERT and RoBERTa behind a cache, and therefore in P-tuning v2 and PEFT. A rotary model

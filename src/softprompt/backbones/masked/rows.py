@@ -9,31 +9,38 @@ everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from softprompt.backbones.engine import (
     PrefixTree,
+    Views,
     attend,
-    attention_implementation,
     build_tree,
     checkpointed_layers,
     embed_tree,
     from_grid,
+    frozen_linears,
     group_queries,
     last_layer_only_at,
+    make_recomputable,
+    make_shortened,
     of_parents,
     prefix_grid,
     prefix_lengths,
     to_grid,
     ungroup_queries,
+    use_attention,
 )
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
 
@@ -66,6 +73,7 @@ class RowsCall:
         self.prefix = prefix
         self.lengths = lengths
         self.key_values: list[KeyValue] | None = [] if keep else None
+        self.was_reached = False
         self.layers: list[int] = []  # ids of attention modules, in the order of the layers
         self._masks: dict[tuple[int | None, int, torch.dtype], Tensor | None] = {}
 
@@ -142,6 +150,7 @@ def rows_attention(
     if kwargs.get("position_bias") is not None:
         raise NotImplementedError("position biases are not known to the packed attention")
     call, level = prompt_rows, prompt_rows.level
+    call.was_reached = True
     number = call.number(module)
     if call.key_values is not None:
         call.key_values.append((key, value))
@@ -158,18 +167,52 @@ def rows_attention(
     return from_grid(ungroup_queries(out, ratio), level).transpose(0, 1)[None], None
 
 
-def rows_implementation(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Within the block the model attends within the rows that it is given as `prompt_rows=`."""
-    return attention_implementation(model, IMPLEMENTATION, rows_attention)
+_KNOWN: ContextVar[Tensor | None] = ContextVar("states that the trunk gives without being run", default=None)
+
+
+@contextmanager
+def trunk_gives(states: Tensor) -> Iterator[None]:
+    """Within the block the trunk of a view returns these states (1, U, d) whatever its input: the model runs its head alone."""
+    token = _KNOWN.set(states)
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
+def _trunk_forward(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    states = _KNOWN.get()
+    return forward(*args, **kwargs) if states is None else BaseModelOutput(last_hidden_state=states)
+
+
+def masked_views(model: PreTrainedModel) -> Views:
+    """The views that an Encoder runs: "packed", "compiled" (the same for torch.compile), and "plain" with the model's own
+    attention."""
+
+    def packed(view: Any) -> None:
+        use_attention(view, IMPLEMENTATION, rows_attention)
+        make_shortened(view)
+        make_recomputable(view)
+        trunk = view.base_model
+        trunk.forward = partial(_trunk_forward, trunk.forward)  # hides the class's forward
+
+    def compiled(view: Any) -> None:  # what is switched on by a call would be compiled into it
+        use_attention(view, IMPLEMENTATION, rows_attention)
+        make_recomputable(view)
+
+    def plain(view: Any) -> None:
+        pass
+
+    return Views(model, {"packed": packed, "compiled": compiled, "plain": plain})
 
 
 @dataclass(frozen=True)
 class Encoder:
     """A model's trunk, without its head, and how it is run.
 
-    model          of transformers
-    trunk          computes the last hidden states
-    forward        the trunk itself, or its compiled version
+    model          of transformers, the user's own
+    views          of it
+    compiled       whether its trunk, which computes the last hidden states, is run compiled
     first          position of a row's first token: RoBERTa and its relatives begin behind the index of their padding
     positions      number of positions; None: there is no limit
     prefix_counts  whether positions are embedded: those of a key-value prefix come first, and the text begins behind them
@@ -179,8 +222,8 @@ class Encoder:
     """
 
     model: PreTrainedModel
-    trunk: nn.Module
-    forward: Callable[..., Any]
+    views: Views
+    compiled: bool = False
     first: int = 0
     positions: int | None = None
     prefix_counts: bool = False
@@ -218,12 +261,13 @@ class Encoder:
         """
         if prompt.prefix is not None:
             raise ValueError(
-                f"{type(self.trunk).__name__} takes no key-value prefix: its attention cannot be reached"
+                f"{type(self.model.base_model).__name__} takes no key-value prefix: its attention cannot be reached"
             )
         groups: dict[int, list[int]] = {}
         for number, row in enumerate(rows):
             groups.setdefault(len(row.context), []).append(number)
         found: dict[int, Tensor] = {}
+        forward = self._trunk("plain")
         for length, group in groups.items():
             some = [rows[number] for number in group]
             tree = self._pack(some, prompt)
@@ -231,7 +275,7 @@ class Encoder:
                 len(group), length, -1
             )  # (1, N, d) -> (S, T, d)
             kinds = {name: kind.view(len(group), length) for name, kind in self._types(some).items()}
-            states = self.forward(inputs_embeds=embeds, **kinds).last_hidden_state
+            states = forward(inputs_embeds=embeds, **kinds).last_hidden_state
             found |= dict(zip(group, states, strict=True))
         if not places:
             return next(iter(found.values())).new_zeros(0, next(iter(found.values())).shape[-1])
@@ -278,20 +322,28 @@ class Encoder:
         call    the pass
         read    (U,) places whose states are read; None: all of them
         """
+        forward = self._trunk("compiled" if self.compiled else "packed")
         with ExitStack() as stack:
-            stack.enter_context(rows_implementation(self.model))
+            stack.enter_context(frozen_linears())
             if self.checkpointing and torch.is_grad_enabled():
-                stack.enter_context(checkpointed_layers(self.model, rows_implementation))
-            # Hooks would be compiled into the model, and are gone when a layer is recomputed.
-            elif read is not None and self.forward is self.trunk:
-                stack.enter_context(last_layer_only_at(self.model, read.unique(), tree.tokens))
-            states: Tensor = self.forward(
+                stack.enter_context(checkpointed_layers(frozen_linears))
+            # This would be compiled into the model, and is gone when a layer is recomputed.
+            elif read is not None and not self.compiled:
+                stack.enter_context(last_layer_only_at(read.unique(), tree.tokens))
+            states: Tensor = forward(
                 inputs_embeds=embed_tree(self.model, tree, prompt),
                 position_ids=tree.positions[None] + self.first,
                 prompt_rows=call,
                 **self._types(rows),
             ).last_hidden_state
+        if not call.was_reached:
+            raise NotImplementedError("its attention cannot be reached")
         return states
+
+    def _trunk(self, kind: str) -> Callable[..., Any]:
+        view = self.views[kind]
+        trunk: Callable[..., Any] = view.model.base_model
+        return view.compiled(view.model.base_model, dynamic=True) if self.compiled else trunk
 
     def _types(self, rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
         """`token_type_ids` (1, N), as the tokenizer gives them to a pair of texts: the type grows behind each separator."""

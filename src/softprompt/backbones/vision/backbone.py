@@ -23,7 +23,7 @@ from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.backbones.engine import disagreement
 from softprompt.backbones.vision.class_attention import ClassAttention, sorted_out, watched
 from softprompt.backbones.vision.processors import rules_of
-from softprompt.backbones.vision.tower import READS_PROMPTS, ImagePrompt, Tower, find_tower
+from softprompt.backbones.vision.tower import READS_PROMPTS, ImagePrompt, Tower, find_tower, tower_views
 from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, normalized
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
@@ -42,6 +42,12 @@ class CompiledImagePrompt:
     given: PromptOutput
     fast: PromptOutput
     heads: tuple[()] = ()
+
+
+@dataclass(frozen=True)
+class _Settings:
+    compiled: bool = False
+    checkpointing: bool = False
 
 
 class VisionBackbone:
@@ -66,11 +72,13 @@ class VisionBackbone:
     ) -> None:
         self.model = model
         self.name = name or model.config.name_or_path or type(model).__name__
-        self._tower = find_tower(model)
+        self._facts = find_tower(model)
+        self._views = tower_views(model)
+        self._settings = _Settings()
         self._can_share = packed
         self.former: ImageRule | None = None  # how earlier versions read the same processor
         if not isinstance(processor, ImageRule):
-            processor, self.former = rules_of(processor, self._tower.size, model.config.model_type)
+            processor, self.former = rules_of(processor, self._facts.size, model.config.model_type)
         self.rule: ImageRule = processor
 
     @property
@@ -79,12 +87,12 @@ class VisionBackbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._tower.convolution.weight.dtype
+        return self._facts.convolution.weight.dtype
 
     @property
     def table(self) -> Tensor:
         """The patch embedding as a table with a row for each number of a patch, (3 * patch height * patch width, d)."""
-        return self._tower.convolution.weight.flatten(1).T  # (d, 3, h, w) -> (3hw, d)
+        return self._facts.convolution.weight.flatten(1).T  # (d, 3, h, w) -> (3hw, d)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -95,12 +103,26 @@ class VisionBackbone:
     def packed(self) -> bool:
         """Whether prompts enter as keys and values. A trial decides when this is first asked for."""
         if self._can_share is None:
-            self._can_share = _can_share(self._tower, self.name)
+            self._can_share = _can_share(self._tower_in("plain"), self._tower_in("beside"), self.name)
         return self._can_share
+
+    def _tower(self) -> Tower:
+        """The tower that is run, of a view of the model as it is now."""
+        return self._tower_in("beside" if self.packed else "plain")
+
+    def _tower_in(self, kind: str) -> Tower:
+        view, settings = self._views[kind], self._settings
+        tower = find_tower(view.model)
+        forwards = (
+            tuple(view.compiled(layer) for layer in tower.layers) if settings.compiled else tower.layers
+        )
+        return replace(
+            tower, forwards=forwards, checkpointing=settings.checkpointing, reaches=kind == "beside"
+        )
 
     @cached_property
     def spec(self) -> BackboneSpec:
-        tower, table = self._tower, self.table
+        tower, table = self._tower(), self.table
 
         def no_words(*args: Any) -> NoReturn:
             raise ValueError(
@@ -137,8 +159,8 @@ class VisionBackbone:
         if pooling == "embedding":  # only dual encoders have it
             return False
         if pooling == "pooler":
-            return self._tower.pooler is not None
-        return pooling != "class" or self._tower.front > 0
+            return self._facts.pooler is not None
+        return pooling != "class" or self._facts.front > 0
 
     def with_model(self, model: PreTrainedModel) -> VisionBackbone:
         """The same backbone around another copy of its model."""
@@ -155,8 +177,7 @@ class VisionBackbone:
     ) -> VisionBackbone:
         """The same model with gradient checkpointing, or with each layer compiled by torch.compile."""
         other = self.with_model(self.model)
-        tower = other._tower.compiled() if compiled else other._tower
-        other._tower = replace(tower, checkpointing=gradient_checkpointing)
+        other._views, other._settings = self._views, _Settings(compiled, gradient_checkpointing)
         return other
 
     def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledImagePrompt) -> Tensor:
@@ -199,24 +220,24 @@ class VisionBackbone:
     def _read(self, rows: Sequence[EncodedRow], prompt: ImagePrompt, reads: set[int]) -> dict[int, Tensor]:
         """Run images of one size whose known features enter the same layer. Gives (B, d) for each of `reads`."""
         wanted = [POOLINGS[read] for read in sorted(reads)]
-        start = _start(rows[0])
+        start, tower = _start(rows[0]), self._tower()
         if start:
             x = torch.stack([row.known.states for row in rows if row.known is not None])  # (B, T, d)
             x = x.to(self.device, self.dtype)
         else:
-            x = self._embed(rows)
-        x, inside = self._tower.through(x, prompt, wanted, beside=self.packed, start=start)
-        return {POOLINGS.index(read): self._tower.pool(x, inside, read) for read in wanted}
+            x = self._embed(tower, rows)
+        x, inside = tower.through(x, prompt, wanted, start=start)
+        return {POOLINGS.index(read): tower.pool(x, inside, read) for read in wanted}
 
-    def _embed(self, rows: Sequence[EncodedRow]) -> Tensor:
+    def _embed(self, tower: Tower, rows: Sequence[EncodedRow]) -> Tensor:
         """The embedded patches of images of one size, (B, T, d)."""
         pixels = torch.stack([row.media for row in rows if row.media is not None])
-        return self._tower.embed(normalized(pixels.to(self.device), self.rule, self.dtype))
+        return tower.embed(normalized(pixels.to(self.device), self.rule, self.dtype))
 
     @torch.no_grad()
     def hidden(self, rows: Sequence[EncodedRow], layer: int) -> list[Tensor]:
         """The rows of each image in front of a layer, (T, d), computed without any prompt."""
-        none = ImagePrompt(None, 0, ())
+        none, tower = ImagePrompt(None, 0, ()), self._tower()
         self._check(rows, PromptOutput())
         groups: dict[tuple[Any, ...], list[int]] = {}
         for b, row in enumerate(rows):
@@ -224,15 +245,15 @@ class VisionBackbone:
             groups.setdefault((row.media.shape, row.media.dtype), []).append(b)
         found: dict[int, Tensor] = {}
         for members in groups.values():
-            x = self._embed([rows[b] for b in members])
-            x, _ = self._tower.through(x, none, (), beside=self.packed, stop=layer)
+            x = self._embed(tower, [rows[b] for b in members])
+            x, _ = tower.through(x, none, (), stop=layer)
             found |= dict(zip(members, x, strict=True))
         return [found[b] for b in range(len(rows))]
 
     def _check(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> None:
         if prompt.offset is not None or prompt.token_offset is not None:
             raise ValueError(f"offsets are added to the embeddings of words, and {self.name} reads images")
-        layers = len(self._tower.layers)
+        layers = len(self._facts.layers)
         for part in (prompt.layers, prompt.prefix):
             if part is not None and len(part) != layers:
                 raise ValueError(f"the prompt has {len(part)} layers, {self.name} has {layers}")
@@ -270,26 +291,26 @@ class VisionBackbone:
 
         Raises ValueError for a tower without a class token, and for a tower whose attention cannot be reached.
         """
-        if not self._tower.front or not self.packed or row.media is None:
-            reason = "its attention cannot be reached" if self._tower.front else "it has no class token"
+        if not self._facts.front or not self.packed or row.media is None:
+            reason = "its attention cannot be reached" if self._facts.front else "it has no class token"
             raise ValueError(f"there is no attention of a class token to show of {self.name}: {reason}")
         height, width = (
-            side // part for side, part in zip(row.media.shape[-2:], self._tower.patch, strict=True)
+            side // part for side, part in zip(row.media.shape[-2:], self._facts.patch, strict=True)
         )
         with torch.no_grad(), watched() as watch:
             # Reading the mean of the patches as well makes the last layer keep all its rows.
             run(replace(row, read=(*row.read, POOLINGS.index("mean"))))
-        return sorted_out(self._tower, watch, (height, width))
+        return sorted_out(self._tower(), watch, (height, width))
 
     def compile(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> CompiledImagePrompt:
         """The prompt with its hidden-state prompts turned into keys and values, which are the same for every image."""
         if prompt.layers is None or prompt.prefix is not None or not self.packed:
             return CompiledImagePrompt(prompt, prompt)
         with torch.no_grad():
-            own = [layer.to(self.device, self.dtype) for layer in prompt.layers]
-            if self._tower.before is not None:
-                own[0] = self._tower.before(own[0])
-            prefix = tuple(self._tower.key_values(i, layer) for i, layer in enumerate(own))
+            tower, own = self._tower(), [layer.to(self.device, self.dtype) for layer in prompt.layers]
+            if tower.before is not None:
+                own[0] = tower.before(own[0])
+            prefix = tuple(tower.key_values(i, layer) for i, layer in enumerate(own))
         return CompiledImagePrompt(prompt, replace(prompt, layers=None, prefix=prefix))
 
     def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> TargetLogits:
@@ -348,8 +369,12 @@ def _carried(
 
 
 @torch.no_grad()
-def _can_share(tower: Tower, name: str) -> bool:
-    """Whether prompts as keys and values give the same as concatenated ones, in a trial on rows of noise."""
+def _can_share(tower: Tower, beside: Tower, name: str) -> bool:
+    """Whether prompts as keys and values give the same as concatenated ones, in a trial on rows of noise.
+
+    tower   with the model's own attention
+    beside  the same tower, whose attention reaches beside the rows
+    """
     generator = torch.Generator().manual_seed(0)
     weight = tower.convolution.weight
 
@@ -359,9 +384,9 @@ def _can_share(tower: Tower, name: str) -> bool:
     rows = noise(2, tower.special + 4)
     prompt = ImagePrompt(None, 0, tuple(noise(1, 2) for _ in tower.layers))
     read: ImagePooling = "class" if tower.front else "mean"
-    expected = tower.pool(*tower.through(rows, prompt, [read], beside=False), read)
+    expected = tower.pool(*tower.through(rows, prompt, [read]), read)
     try:
-        found = tower.pool(*tower.through(rows, prompt, [read], beside=True), read)
+        found = beside.pool(*beside.through(rows, prompt, [read]), read)
     except (TypeError, NotImplementedError, AttributeError, RuntimeError, StopIteration, KeyError) as error:
         return _say(name, f"{type(error).__name__}: {error}")
     if (difference := disagreement(found, expected, expected.dtype, half=0.1)) is not None:

@@ -10,9 +10,10 @@ Letters: B images, G prompts (1, or B if each image has its own), P prompt rows,
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -21,7 +22,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from softprompt.backbones.engine import attend, attention_implementation, checkpointed_layers
+from softprompt.backbones.engine import (
+    Views,
+    attend,
+    checkpointed_layers,
+    frozen_linears,
+    make_recomputable,
+    use_attention,
+)
 from softprompt.images import ImagePooling
 from softprompt.outputs import KeyValue
 
@@ -60,7 +68,7 @@ class ImagePrompt:
 class Tower:
     """The parts of a vision transformer.
 
-    model          that holds the tower
+    model          of transformers, or a view of it, that holds the tower
     vision         the module whose parts the others are
     layers         in order
     forwards       how each layer is called: the layer itself, or its compiled version
@@ -70,6 +78,7 @@ class Tower:
     special        number of rows in front of the patches: class token, distillation token, registers
     pooler         the attention pooling of SigLIP; None: there is none
     checkpointing  whether layers are recomputed in backward
+    reaches        whether its attention reads what stands beside the rows
     """
 
     model: PreTrainedModel
@@ -82,6 +91,7 @@ class Tower:
     special: int
     pooler: nn.Module | None
     checkpointing: bool = False
+    reaches: bool = False
 
     @property
     def front(self) -> int:
@@ -157,7 +167,6 @@ class Tower:
         prompt: ImagePrompt,
         reads: Collection[ImagePooling],
         *,
-        beside: bool,
         start: int = 0,
         stop: int | None = None,
     ) -> tuple[Tensor, int]:
@@ -166,10 +175,11 @@ class Tower:
         rows    of the images
         prompt  that they carry
         reads   the poolings that will be read; rows that these do not need may be missing in the result
-        beside  whether rows that nobody reads enter as keys and values; otherwise every layer runs all rows
         start   the layer that the given rows enter; there must be no prompt in front of it
         stop    the layer in front of which to stop; None: behind the last one
 
+        If the tower's attention `reaches` beside the rows, rows that nobody reads enter as keys and values; otherwise
+        every layer runs all rows.
         Raises ValueError if the mean of the prompts is to be read and no prompt stands in the last layer.
         """
         inside = 0
@@ -179,7 +189,7 @@ class Tower:
         if self.before is not None and start == 0:
             rows = self.before(rows)
             own[:1] = [None if own[0] is None else self.before(own[0].to(rows.dtype))]
-        extra: dict[int, list[KeyValue]] | None = {} if beside else None
+        extra: dict[int, list[KeyValue]] | None = {} if self.reaches else None
         with self._attending(extra):
             for i in range(len(self.layers))[start:stop]:
                 if prompt.tokens is not None and prompt.entry == i > 0:
@@ -240,10 +250,11 @@ class Tower:
         """Within the block the layers attend to `extra` beside their rows, and are checkpointed if the tower says so."""
         with ExitStack() as stack:
             if extra is not None:
-                stack.enter_context(_attention_beside(self.model, extra))
+                stack.enter_context(_beside(extra))
             if self.checkpointing and torch.is_grad_enabled():
-                within = _as_it_is if extra is None else (lambda model: _attention_beside(model, extra))
-                stack.enter_context(checkpointed_layers(self.model, within))
+                stack.enter_context(
+                    checkpointed_layers(nullcontext if extra is None else partial(_beside, extra))
+                )
             yield
 
     def key_values(self, layer: int, rows: Tensor) -> KeyValue:
@@ -278,9 +289,6 @@ class Tower:
                 assert self.pooler is not None
                 pooled = self.pooler(self.after(self.remove(rows, inside)))
         return pooled
-
-    def compiled(self) -> Tower:
-        return replace(self, forwards=tuple(torch.compile(layer) for layer in self.layers))
 
 
 def _every_patch(embeddings: Any, pixels: Tensor, *, interpolate: bool) -> Tensor:
@@ -335,17 +343,22 @@ def _norm(layer: nn.Module) -> nn.Module:
     return next(m for m in layer.children() if isinstance(m, nn.LayerNorm))
 
 
-@contextmanager
-def _as_it_is(model: PreTrainedModel) -> Iterator[None]:
-    yield
+def tower_views(model: PreTrainedModel) -> Views:
+    """The views that towers are found in: "beside", whose attention reads what stands beside the rows, and "plain"."""
+
+    def beside(view: Any) -> None:
+        use_attention(view, IMPLEMENTATION, attention_beside)
+        make_recomputable(view)
+
+    return Views(model, {"beside": beside, "plain": make_recomputable})
 
 
 @contextmanager
-def _attention_beside(model: PreTrainedModel, extra: Mapping[int, list[KeyValue]]) -> Iterator[None]:
+def _beside(extra: Mapping[int, list[KeyValue]]) -> Iterator[None]:
     """Within the block each layer attends to its own rows and to its keys and values in `extra`."""
     token = _BESIDE.set(extra)
     try:
-        with attention_implementation(model, IMPLEMENTATION, attention_beside):
+        with frozen_linears():
             yield
     finally:
         _BESIDE.reset(token)
