@@ -45,7 +45,8 @@ def try_packing(runner: PackedModel, name: str) -> PackedModel | None:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not kinds <= {"full_attention", "sliding_attention"}:
-        return _say(name, f"it has layers of kind {sorted(kinds - {'full_attention', 'sliding_attention'})}")
+        _say(name, f"it has layers of kind {sorted(kinds - {'full_attention', 'sliding_attention'})}")
+        return None
     embedding = model.get_input_embeddings()
     table = table_of(embedding)
     ids = [(7 * i + 3) % table.shape[0] for i in range(11)]
@@ -59,15 +60,18 @@ def try_packing(runner: PackedModel, name: str) -> PackedModel | None:
         runner = settle_last_layer(runner)
         found = runner.run(tree, prompt, tree.scored, call=call)
     except TRIAL_ERRORS as error:
-        return _say(name, f"{type(error).__name__}: {error}")
+        _say(name, f"{type(error).__name__}: {error}")
+        return None
     windowed = sum(kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or [])
     if sum(window is not None for window in call.windows_seen) < windowed:
-        return _say(name, "its sliding-window layers do not tell their window")
+        _say(name, "its sliding-window layers do not tell their window")
+        return None
     got = replace(expected, logits=found, position=tree.position).token_log_likelihoods()
     want = expected.token_log_likelihoods()
     # bfloat16 rounds logits of size 20 to 1/16.
     if (difference := disagreement(got, want, table.dtype, half=0.5)) is not None:
-        return _say(name, f"packed and padded rows differ by {difference:.2g}")
+        _say(name, f"packed and padded rows differ by {difference:.2g}")
+        return None
     return runner
 
 
