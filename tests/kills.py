@@ -1,4 +1,4 @@
-"""A study in processes of its own that are killed in the middle of their work."""
+"""A study in separate processes, which are killed while they work."""
 
 from __future__ import annotations
 

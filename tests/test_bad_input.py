@@ -269,7 +269,7 @@ def test_a_prompt_that_cannot_be_saved_says_where_and_leaves_what_was_there(
 
 
 @pytest.mark.filterwarnings("ignore:every validation row was given:softprompt.SoftpromptWarning")
-def test_a_full_disk_in_training_is_said_and_the_run_goes_on_from_the_last_checkpoint(
+def test_a_full_disk_in_training_is_reported_and_the_run_resumes_from_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {**SHORT, "steps": 4, "evaluate_every": 2}

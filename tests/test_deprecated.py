@@ -1,4 +1,4 @@
-"""Old import paths: each gives what the new one gives, and says where that is."""
+"""Old import paths: each gives the same object as the new one, and names it in a warning."""
 
 from __future__ import annotations
 

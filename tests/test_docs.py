@@ -1,4 +1,4 @@
-"""What the documents show is run as it stands there."""
+"""The code in the documents runs as written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads: trained with the prompt, saved, resumed and mixed with it; the rest stays to the bit."""
+"""Heads: trained with the prompt, saved, resumed and mixed with it; everything else stays bit-identical."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_prediction_is_the_same_alone_in_any_batch_and_with_either_padding_sid
 
 @each_task
 @pytest.mark.parametrize("saving", [False, True], ids=["plain", "checkpointing"])
-def test_prompt_and_head_move_and_the_backbone_stays_to_the_bit(task: Task, saving: bool) -> None:
+def test_prompt_and_head_move_and_the_backbone_stays_bit_identical(task: Task, saving: bool) -> None:
     backbone = tiny_backbone("llama", dtype=torch.float32)
     before = copy.deepcopy(backbone.model.state_dict())
     tuned = fit(

@@ -1,4 +1,4 @@
-"""PromptedModel: when prompts are run, what is kept of them, and several prompts behind one backbone."""
+"""PromptedModel: when prompts are run, what is cached, and several prompts on one backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages that the library writes, as a real browser shows them, at a desk and on a phone, light and dark."""
+"""The library's HTML pages in a real browser: wide and narrow windows, light and dark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages of results show is what the commands print that they name."""
+"""The tables on the pages of results are those that their commands print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TunedPrompt: predictions that do not hang on the batch, saving and loading, PEFT's format both ways."""
+"""TunedPrompt: predictions that do not depend on the batch, saving and loading, PEFT's format both ways."""
 
 from __future__ import annotations
 

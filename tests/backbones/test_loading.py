@@ -53,7 +53,9 @@ def folder_of(path: Path, model: PreTrainedModel) -> Path:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_local_folder_is_loaded_frozen_and_to_the_bit(tmp_path: Path, architecture: Architecture) -> None:
+def test_a_local_folder_is_loaded_frozen_and_bit_identical(
+    tmp_path: Path, architecture: Architecture
+) -> None:
     model = tiny_causal_lm(architecture, dtype=torch.float32)
     folder = folder_of(tmp_path, model)
     for source in (folder, str(folder)):

@@ -1,4 +1,4 @@
-"""Prompts that are functions of their rows: what they are given, what is kept, mixed batches, what they add to the loss."""
+"""Prompts that are functions of their rows: their features, the cache, mixed batches, and their penalty."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_features_of_a_backbone_in_half_precision_are_float32() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_kept_features_are_those_that_would_be_computed_again_to_the_bit(dtype: torch.dtype) -> None:
+def test_cached_features_are_bit_identical_to_those_computed_again(dtype: torch.dtype) -> None:
     backbone, rows = vision_backbone(dtype=dtype), rows_of(images(7))
     kept, again = RowFeatures(backbone), RowFeatures(backbone, keep=0)
     for batch in ([0, 1, 2], [4, 2, 0, 6], [5], [6, 5, 4, 3, 2, 1, 0]):

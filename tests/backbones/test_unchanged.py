@@ -1,4 +1,4 @@
-"""What was computed from a tensor or from weights is kept as long as these are what they were."""
+"""Values computed from tensors or weights are cached as long as these do not change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Baselines that change weights of a copy: what moves, what is shared, what stays to the bit; saved and loaded."""
+"""Baselines that change weights of a copy: what is trained, what is shared, what stays bit-identical; saved and loaded."""
 
 from __future__ import annotations
 

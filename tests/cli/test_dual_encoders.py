@@ -1,4 +1,4 @@
-"""predict and inspect for images that are told by texts."""
+"""predict and inspect for images that are classified by texts."""
 
 from __future__ import annotations
 

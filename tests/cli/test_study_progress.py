@@ -1,4 +1,4 @@
-"""What `softprompt compare` shows while a study goes on."""
+"""The progress that `softprompt compare` shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""softprompt train: what it leaves behind, what it refuses, and how a run goes on."""
+"""softprompt train: the files that it writes, its errors, and resuming."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_result_stands_beside_the_majority_class_and_the_next_command(config
     assert f"softprompt predict {config.parent / 'run' / 'prompt'}" in result.stdout
 
 
-def test_the_written_config_repeats_the_run_to_the_bit(config: Path) -> None:
+def test_the_written_config_repeats_the_run_bit_identically(config: Path) -> None:
     first, second = config.parent / "first", config.parent / "second"
     as_json("train", config, "method.length=2", "--output", first, "--quiet")
     as_json("train", first / "config.yaml", "--output", second, "--quiet")
@@ -118,7 +118,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Silent, "update", update)
 
 
-def test_an_interrupted_run_says_how_to_go_on_and_ends_with_the_same_bits(
+def test_an_interrupted_run_says_how_to_resume_and_ends_bit_identical(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, broken = config.parent / "whole", config.parent / "broken"

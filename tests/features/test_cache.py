@@ -1,4 +1,4 @@
-"""Features of the frozen part, computed once: training is what it is without, to the bit; files that are not whole go."""
+"""Cached features of the frozen part: training with a cache equals training without, and damaged files are computed again."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def passes(backbone: Backbone) -> Iterator[list[int]]:
 
 
 def assert_same(one: TunedPrompt, other: TunedPrompt) -> None:
-    """To the bit: what a cache has written is what the run that wrote it read."""
+    """Bit-identical: a later run reads the same features as the run that wrote the cache."""
     assert one.trained().keys() == other.trained().keys()
     for name, tensor in one.trained().items():
         assert torch.equal(tensor, other.trained()[name]), name
@@ -334,7 +334,7 @@ class Stopping(Silent):
             raise InterruptedError
 
 
-def test_a_run_with_a_cache_that_is_broken_off_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_with_a_cache_that_is_broken_off_ends_bit_identical(tmp_path: Path) -> None:
     backbone = vision_backbone(dtype=torch.float32)
     settings: dict[str, Any] = {"steps": 6, "batch_size": 4, "checkpoint_every": 2}
     given = (backbone, TASK, PartialTuning(), ROWS)

@@ -45,7 +45,7 @@ SOUNDS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
-def test_fit_learns_a_task_and_the_model_stays_as_it_was_to_the_bit(architecture: Seq2Seq) -> None:
+def test_fit_learns_a_task_and_the_model_stays_bit_identical(architecture: Seq2Seq) -> None:
     backbone = backbone_of(architecture, dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
     settings = {"steps": 60, "batch_size": 8, "learning_rate": 0.1, "progress": False}
@@ -68,7 +68,7 @@ def test_the_tokenizers_closing_tokens_end_the_encoders_input_and_eos_the_answer
     assert len(tuned.predict(["film"])) == 1
 
 
-def test_a_saved_prompt_predicts_the_same_to_the_bit(tmp_path: Path) -> None:
+def test_a_saved_prompt_gives_bit_identical_predictions(tmp_path: Path) -> None:
     backbone = backbone_of()
     tuned = sp.fit(backbone, TASK, sp.PromptTuning(length=3), ROWS, steps=2, progress=False)
     tuned.save(tmp_path / "prompt")

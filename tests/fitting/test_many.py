@@ -1,4 +1,4 @@
-"""fit_many: every run is the one it is alone, whatever is trained beside it."""
+"""fit_many: every run gives its own result, whatever is trained beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fit: what moves, what stays to the bit, what is learned, and what is warned of."""
+"""fit: what is trained, what stays bit-identical, what is learned, and which warnings there are."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def assert_untouched(
 @unlearned
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_prompt_moves_and_the_backbone_stays_to_the_bit(architecture: Architecture, tied: bool) -> None:
+def test_the_prompt_moves_and_the_backbone_stays_bit_identical(
+    architecture: Architecture, tied: bool
+) -> None:
     backbone = tiny_backbone(architecture, tied=tied)
     before = copy.deepcopy(backbone.model.state_dict())
     config = backbone.model.config.to_dict()

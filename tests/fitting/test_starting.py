@@ -1,4 +1,4 @@
-"""fit(..., start=...): training goes on from what another run learned."""
+"""fit(..., start=...): training starts from the state of another run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainings that commit 3cfa151 broke off go on, and end as they would have ended there."""
+"""Trainings that were interrupted at commit 3cfa151 resume, and end as they would have ended there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = 8
 
 
 @pytest.mark.parametrize("name", INTERRUPTED)
-def test_a_training_goes_on(name: str, tmp_path: Path) -> None:
+def test_a_training_resumes(name: str, tmp_path: Path) -> None:
     folder = shutil.copytree(HERE / "checkpoints" / name, tmp_path / "checkpoint")
     seen = runs.Seen()
     tuned = runs.trained(CASES[name], folder, seen)

@@ -1,4 +1,4 @@
-"""What names a run is the same as at commit 3cfa151: a begun study, a run folder and a checkpoint are found again by it."""
+"""Run ids are the same as at commit 3cfa151, so begun studies, run folders and checkpoints are found again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study that commit 3cfa151 began is brought to its end."""
+"""A study that was begun at commit 3cfa151 can be finished."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def built_as_fit_does(method: L2P, spec: BackboneSpec) -> PromptPool:
 
 @quietly
 @pytest.mark.parametrize("stopped_after", [3, 5])
-def test_a_run_that_is_resumed_ends_with_the_same_bits_and_counts(tmp_path: Path, stopped_after: int) -> None:
+def test_a_run_that_is_resumed_ends_bit_identical_and_counts(tmp_path: Path, stopped_after: int) -> None:
     backbone, method = vision_backbone(dtype=torch.float32), L2P(**SMALL, diversify=True)
     settings = {**QUICK, "steps": 6, "checkpoint_every": 2}
     whole = fit(backbone, TASK, method, ROWS[:10], **settings)
@@ -217,7 +217,7 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits_and_counts(tmp_path: Path
 
 
 @quietly
-def test_a_run_that_goes_on_from_another_weighs_by_what_that_one_chose() -> None:
+def test_a_run_that_starts_from_another_weighs_by_the_choices_of_that_one() -> None:
     backbone, method = vision_backbone(dtype=torch.float32), L2P(**SMALL, diversify=True)
     first = fit(backbone, TASK, method, ROWS[:8], steps=3, **QUICK)
     second = fit(backbone, TASK, method, ROWS[8:], start=first, steps=2, **QUICK)

@@ -42,7 +42,9 @@ def assert_one_by_one(tuned: TunedPrompt, inputs: list[Any]) -> None:
 
 @pytest.mark.parametrize("task", [CLOZE, WHOLE], ids=lambda task: task.name)
 @pytest.mark.parametrize("name", FROZEN)
-def test_a_method_trains_on_an_encoder_that_stays_to_the_bit(name: str, task: Task, tmp_path: Path) -> None:
+def test_a_method_trains_on_an_encoder_that_stays_bit_identical(
+    name: str, task: Task, tmp_path: Path
+) -> None:
     backbone = encoder_backbone()
     before = {key: tensor.clone() for key, tensor in backbone.model.state_dict().items()}
     tuned = fit(backbone, task, methods()[name](), ROWS, ROWS, steps=2, progress=False)

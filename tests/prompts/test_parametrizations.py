@@ -109,7 +109,7 @@ def test_a_baked_prompt_is_plain_virtual_tokens_with_the_same_logits(method: Met
 
 
 @every_method
-def test_a_saved_prompt_comes_back_to_the_bit(method: Method, tmp_path: Path) -> None:
+def test_a_saved_prompt_comes_back_bit_identical(method: Method, tmp_path: Path) -> None:
     tuned = trained(method, steps=3)
     again = load(tuned.save(tmp_path / "prompt"), tuned.backbone)
     assert again.method == method
@@ -120,7 +120,7 @@ def test_a_saved_prompt_comes_back_to_the_bit(method: Method, tmp_path: Path) ->
 
 
 @every_method
-def test_a_run_that_was_interrupted_ends_with_the_same_bits(method: Method, tmp_path: Path) -> None:
+def test_a_run_that_was_interrupted_ends_bit_identical(method: Method, tmp_path: Path) -> None:
     expected = trained(method).module.state_dict()
     with pytest.raises(KeyboardInterrupt):
         trained(method, folder=tmp_path, progress=Interrupting())

@@ -99,7 +99,7 @@ def test_noise_has_the_scale_of_the_models_own_keys_and_values() -> None:
 
 
 @EVERY
-def test_baked_and_unbaked_are_the_same_to_the_bit(method: Any) -> None:
+def test_baked_and_unbaked_are_bit_identical(method: Any) -> None:
     module = method.build(context())
     with torch.no_grad():
         for parameter in module.parameters():
@@ -154,7 +154,7 @@ def test_every_kind_learns_at_its_default_learning_rate(method: Method) -> None:
 
 
 @EVERY
-def test_a_saved_prefix_is_loaded_to_the_bit(method: Any, tmp_path: Path) -> None:
+def test_a_saved_prefix_is_loaded_bit_identical(method: Any, tmp_path: Path) -> None:
     backbone = tiny_backbone()
     tuned = fit(backbone, TASK, method, ROWS, steps=2, progress=False)
     again = load(tuned.save(tmp_path / "p"), backbone)
@@ -166,7 +166,7 @@ def test_a_saved_prefix_is_loaded_to_the_bit(method: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["mlp", "direct", "v2", "frozen mlp"])
-def test_a_run_that_was_stopped_goes_on_with_its_mlp_and_optimizer(kind: str, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_with_its_mlp_and_optimizer(kind: str, tmp_path: Path) -> None:
     class StopAt:
         def begin(self, steps: int, done: int) -> None:
             self.done = done

@@ -238,7 +238,7 @@ def test_predictions_do_not_depend_on_the_rest_of_the_batch() -> None:
         assert_equal_up_to_rounding(alone, expected, torch.float64)
 
 
-def test_a_run_that_is_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_that_is_resumed_ends_bit_identical(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"batch_size": 4, "progress": False, "checkpoint_every": 2}
     method = VPT(length=2, dropout=0.2)
     backbone = vision_backbone(dtype=torch.float32)

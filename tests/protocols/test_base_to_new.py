@@ -1,4 +1,4 @@
-"""Some classes are learned, others are told by their names: what is averaged, and who is judged among whom."""
+"""Base-to-new: which averages there are, and among which labels each half is judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes that come in tasks: what is trained on and seen when, what is tested, and studies that are killed."""
+"""Class-incremental runs: rows and classes of each task, tests, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_classes_are_divided_in_their_own_order_or_a_drawn_one() -> None:
             class_tasks("abcdefg", wrong)
 
 
-def test_a_task_trains_on_its_own_rows_alone_and_goes_on_from_the_one_before(
+def test_a_task_trains_on_its_own_rows_alone_and_starts_from_the_one_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fits = Fits(monkeypatch)
@@ -173,7 +173,7 @@ def test_rehearsed_rows_are_trained_on_again_and_their_classes_compete(
 
 
 @pytest.mark.parametrize("method", [sp.VPT(length=2, projection=4), sp.BitFit(), sp.LinearProbe()], ids=repr)
-def test_a_study_that_was_killed_goes_on_with_its_task_and_ends_with_the_same_bits(
+def test_a_killed_study_resumes_with_its_task_and_ends_bit_identical(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method
 ) -> None:
     settings: dict[str, Any] = {"tasks": [["red", "grey"], ["blue", "green"]], "rehearsal": Rehearsal(size=1)}

@@ -1,4 +1,4 @@
-"""A prompt at home and on other data sets of its task."""
+"""A prompt on its own data set and on others of its task."""
 
 from __future__ import annotations
 

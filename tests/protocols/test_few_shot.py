@@ -1,4 +1,4 @@
-"""k rows per class: splits that can be repeated, and runs that can go on."""
+"""k rows per class: reproducible splits, and runs that resume."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_validation_chooses_the_recipe_and_the_test_rows_are_read_once(
     assert read == [ROWS[:6]]
 
 
-def test_finished_runs_are_read_from_the_file_and_a_killed_study_goes_on(
+def test_finished_runs_are_read_from_the_file_and_a_killed_study_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone, method, file = tiny_backbone(), sp.PromptTuning(length=2), tmp_path / "runs.json"

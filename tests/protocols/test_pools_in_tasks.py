@@ -1,4 +1,4 @@
-"""Pools of prompts that learn classes in tasks: which task chose what, and whose expert learned."""
+"""Pools of prompts in class-incremental runs: which task chose which prompts, and which expert learned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts carried over to another model by the embedding tables."""
+"""Prompts converted to another model by the embedding tables."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def test_so_many_rows_of_each_class_and_all_of_a_small_one() -> None:
     assert memory.rows([], LABELS) == []
 
 
-def test_what_is_kept_of_a_class_stays_when_others_come() -> None:
+def test_rows_kept_for_a_class_stay_when_others_come() -> None:
     memory = Rehearsal(size=3)
     assert set(memory.rows(FIRST, LABELS)) < set(memory.rows([*FIRST, *SECOND], LABELS))
     assert memory.rows([*SECOND, *FIRST], LABELS) == memory.rows([*FIRST, *SECOND], LABELS)

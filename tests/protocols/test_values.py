@@ -1,4 +1,4 @@
-"""Protocols as values: each finds from Python what its function finds, and no run is named by a setting left at its default."""
+"""Protocols as values: each gives the result of its function, and default settings are not part of a run's id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs in one JSON file: those that are there are not made again, by this process or by another."""
+"""Runs in one JSON file: finished ones are not made again, by this process or by another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies of classes of which half are learned: they find what the protocol finds, go on, and show both averages of H."""
+"""Studies of classes of which half are learned: they give the protocol's result, resume, and show both averages of H."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_study_finds_what_the_protocol_finds_and_shows_both_averages_of_h(tmp_
     assert "<h2>Base and new classes</h2>" in (tmp_path / "report/index.html").read_text()
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_resumes_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = half_study(tmp_path, axes={"method": [COOP]}, seeds=[0])
     made(values, StudyFolder(tmp_path / "whole"))
     killed = StudyFolder(tmp_path / "killed")

@@ -1,4 +1,4 @@
-"""A study that is run: once each, whatever happens in between."""
+"""conduct: each run is made once, whatever interrupts the study."""
 
 from __future__ import annotations
 
@@ -385,9 +385,7 @@ def test_a_run_of_a_living_process_is_left_to_it(undisturbed: Path, tmp_path: Pa
     assert engine.make(study, [run], folder, Worker(open_tiny), Quiet())
 
 
-def test_a_study_that_is_killed_again_and_again_ends_with_the_same_bits(
-    undisturbed: Path, tmp_path: Path
-) -> None:
+def test_a_study_that_is_killed_again_and_again_ends_bit_identical(undisturbed: Path, tmp_path: Path) -> None:
     dice = random.Random(0)
     moments = [dice.randrange(1, 40) for _ in range(6)]
     assert killed(undisturbed, tmp_path / "out", "in turn", [*moments, NEVER]) >= 3

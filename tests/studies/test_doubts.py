@@ -1,4 +1,4 @@
-"""What a report warns of: few seeds, lost runs, and rows or software that were not the same for all."""
+"""Warnings of a report: few seeds, lost runs, and rows or software that differ between runs."""
 
 from __future__ import annotations
 

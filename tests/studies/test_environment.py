@@ -1,4 +1,4 @@
-"""What is said of a run's memory does not depend on the runs before it."""
+"""The memory figures of a run do not depend on earlier runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pictures a study gets, and that what they call a spread over seeds is one."""
+"""Which plots a study gets, and that their error bars are spreads over seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Protocols in a study's file, and the keys that said them before: the same runs, with the same names."""
+"""Protocols in a study's file and the older keys for them: the same runs with the same ids."""
 
 from __future__ import annotations
 

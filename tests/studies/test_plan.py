@@ -1,4 +1,4 @@
-"""A study's file and the runs that it comes to."""
+"""A study's file and the runs that it describes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The studies that come with the project: each comes to runs that can be made, as it is and with --full."""
+"""The studies that come with the project: each gives runs that can be made, also with --full."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def test_the_scores_are_those_of_the_runs(reported: Path, page: Page) -> None:
 
 
 def test_pairs_are_seeds_and_not_conditions_of_one_task(page: Page) -> None:
-    comparison = next(table for table in page.tables if table[0][0] == "first less second")
+    comparison = next(table for table in page.tables if table[0][0] == "compared (A − B)")
     assert comparison[1][0] == "nothing − pt"
     assert comparison[1][1] == "accuracy"
     assert comparison[1][3] == "3"  # two conditions and two data sets are averaged for each of three seeds

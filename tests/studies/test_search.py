@@ -1,4 +1,4 @@
-"""Settings drawn by Optuna: the same ones however often the study is killed, none of them by the test data."""
+"""Settings drawn by Optuna: the same ones however often the study is killed, and never chosen by test data."""
 
 from __future__ import annotations
 

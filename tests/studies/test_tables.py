@@ -59,7 +59,7 @@ def test_the_paired_test_is_a_file_too(tmp_path: Path) -> None:
 
     folder = made_up(tmp_path, facts, axes=AXES, seeds=[0, 1, 2])
     [row] = written(folder, "comparisons.csv")
-    assert row["first less second"] == "short − long"
+    assert row["compared (A − B)"] == "short − long"
     assert row["difference"] == in_words(summarize([0.1 + 0.01 * seed for seed in (0, 1, 2)]), "+")
     assert (row["pairs"], row["p"]) == ("3", "0.25")
     assert {"comparisons.md", "comparisons.tex"} <= {path.name for path in (folder.path / "report").iterdir()}

@@ -1,4 +1,4 @@
-"""Runs of a study in one batch: each is the one it is alone, whatever becomes of the others and of the process."""
+"""Runs of a study in one batch: each gives its own result, even if others diverge or the process is killed."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_runs_that_are_made_together_are_those_that_are_made_alone(alone: Path, 
     assert_same(alone, out, alone.parent / "out")
 
 
-def test_a_batch_that_was_broken_off_goes_on_where_it_was(alone: Path, tmp_path: Path) -> None:
+def test_an_interrupted_batch_resumes(alone: Path, tmp_path: Path) -> None:
     class Stop(Silent):
         updates = 0
 

@@ -119,7 +119,7 @@ def test_calibration_leaves_out_the_content_free_mask() -> None:
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])
 @pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
-def test_a_prompt_learns_a_cloze_task_and_the_model_stays_to_the_bit(
+def test_a_prompt_learns_a_cloze_task_and_the_model_stays_bit_identical(
     architecture: Encoder, tmp_path: Path
 ) -> None:
     backbone = encoder_backbone(architecture, dtype=torch.float32)

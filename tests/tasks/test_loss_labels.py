@@ -1,4 +1,4 @@
-"""Labels among which a loss is computed: the others might as well not be there."""
+"""loss_labels: the loss is computed as if there were no other labels."""
 
 from __future__ import annotations
 

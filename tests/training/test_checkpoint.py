@@ -1,4 +1,4 @@
-"""Checkpoints: a run that was broken off ends with the same bits, and what is not its own is refused."""
+"""Checkpoints: an interrupted run ends bit-identical, and the checkpoint of another run is refused."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def interrupted(folder: Path, after: int = 5, recipe: Recipe = RECIPE) -> Keyboa
     return raised.value
 
 
-def test_a_run_killed_twenty_times_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_killed_twenty_times_ends_bit_identical(tmp_path: Path) -> None:
     context = fork_server()
     draw = random.Random(0)
     ways = ["step", "written", "renamed", "outside"] * 5

@@ -75,7 +75,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(accumulation: int) -
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(optimizer: Any) -> None:
+def test_the_same_seed_is_bit_identical_and_another_seed_does_not(optimizer: Any) -> None:
     ends = []
     for seed in (3, 3, 4):
         model = ToyModel(dropout=0.3)

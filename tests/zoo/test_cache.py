@@ -1,4 +1,4 @@
-"""Fetching a built-in data set into the cache: once, whole, and anew when the conversion changes."""
+"""Fetching a built-in data set into the cache: once, completely, and again if the conversion changes."""
 
 from __future__ import annotations
 

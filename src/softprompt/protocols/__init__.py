@@ -1,4 +1,4 @@
-"""Ways of measuring prompts, as values, and of using several: few-shot, classes in tasks, transfer, ensembles ..."""
+"""Protocols: ways of measuring prompts, as values, and functions that use several prompts (transfer, ensembles)."""
 
 from softprompt.protocols.accuracy_matrix import (
     backward_transfer,

@@ -1,4 +1,4 @@
-"""Rows as probes read them: the frozen states of each, computed once, and what heads on them are worth."""
+"""Rows as probes read them: frozen states that are computed once, and the metrics of heads on them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from softprompt.tuned import TunedPrompt
 
 
 class ReadRows:
-    """What heads read of rows, pooled where a row is: computed once."""
+    """The states that heads read of rows, computed once; pooled if the task pools."""
 
     def __init__(self, backbone: Backbone, rows: Sequence[EncodedRow]) -> None:
         self.rows = rows
@@ -49,9 +49,9 @@ class ReadRows:
 
 @dataclass(frozen=True)
 class ProbeRows:
-    """A task's rows on a frozen backbone, for heads that are trained on what it says of them.
+    """A task's rows on a frozen backbone, for heads that are trained on its states.
 
-    head        where a linear probe with the recipe's seed starts
+    head        initial values of a linear probe with the recipe's seed
     train       parts of rows (windows) that are trained on; held_out: those of the validation rows
     validation  the validation rows as they are; encoded: as the task encodes them
     """
@@ -68,7 +68,7 @@ class ProbeRows:
     encoded: Sequence[EncodedRow]
 
     def judge(self, outputs: Tensor) -> dict[str, Any]:
-        """The task's metrics where a head says `outputs`, (n, K), of `held_out`."""
+        """The task's metrics for a head's `outputs`, (n, K), on `held_out`."""
         model = _Known(outputs, self.held_out.rows)
         return dict(self.task.evaluate(self.encoder.predict(model, self.encoded), self.validation))
 
@@ -140,7 +140,7 @@ def read_for_probes(
 
 
 class _Known:
-    """A model whose outputs are known: what `TaskEncoder.predict` asks."""
+    """A model that returns known outputs to `TaskEncoder.predict`."""
 
     def __init__(self, outputs: Tensor, rows: Sequence[EncodedRow]) -> None:
         counts = [min(1, len(row.read)) if row.pooled else len(row.read) for row in rows]

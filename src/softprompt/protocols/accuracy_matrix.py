@@ -1,4 +1,4 @@
-"""What is read off the accuracies of a model that learns one task after the other.
+"""Metrics of a model that learns one task after the other, from its matrix of accuracies.
 
 a[t][i] is the accuracy on task i after task t was learned; T tasks, row t has the entries of tasks 0 to t. Accuracies may
 be shares or percent: every number below is in their unit. Two papers' "average accuracy" are two different numbers, so
@@ -28,7 +28,7 @@ def incremental_average(matrix: Matrix, rows: Sequence[int] | None = None) -> fl
 
 
 def stage_accuracies(matrix: Matrix, rows: Sequence[int] | None = None) -> list[float]:
-    """Of each stage the accuracy over the test rows of all tasks seen so far: the curve behind `incremental_average`.
+    """The accuracy of each stage over the test rows of all tasks seen so far: the curve behind `incremental_average`.
 
     Its last point is `final_average` where all tasks have as many test rows.
     Raises ValueError unless there is one positive number of rows for each task.
@@ -40,7 +40,7 @@ def stage_accuracies(matrix: Matrix, rows: Sequence[int] | None = None) -> list[
 
 
 def forgetting(matrix: Matrix) -> float:
-    """Mean over all tasks but the last of (the most that a[t][i] ever was, less a[T][i]): never below zero.
+    """Mean over all tasks but the last of (max over t of a[t][i]) - a[T][i]; it is never negative.
 
     The most is taken over all stages, the last among them, as in L2P's release. Chaudhry et al. (arXiv 1801.10112) leave
     the last one out, so that theirs is negative for a task that went on getting better.
@@ -52,7 +52,7 @@ def forgetting(matrix: Matrix) -> float:
 
 
 def backward_transfer(matrix: Matrix) -> float:
-    """Mean over all tasks but the last of a[T][i] - a[i][i] (Lopez-Paz, Ranzato, arXiv 1706.08840); forgetting is below 0.
+    """Mean over all tasks but the last of a[T][i] - a[i][i] (Lopez-Paz, Ranzato, arXiv 1706.08840); negative if it forgets.
 
     Raises ValueError for a single task.
     """
@@ -61,7 +61,7 @@ def backward_transfer(matrix: Matrix) -> float:
 
 
 def learning_accuracy(matrix: Matrix) -> float:
-    """Mean of a[i][i]: how well each task was learned when it was there."""
+    """Mean of a[i][i]: the accuracy on each task right after it was learned."""
     return fmean(row[-1] for row in _checked(matrix))
 
 

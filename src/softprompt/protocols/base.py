@@ -1,4 +1,4 @@
-"""What a protocol is: a way of measuring, written as a value, that turns an experiment into a result."""
+"""Protocol: a way of measuring, as a value, that turns an experiment into a result."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-"""How the settings of a protocol are checked: unknown ones are refused, docstrings say what each is."""
+"""How the settings of a protocol are checked: unknown ones are errors, and docstrings describe each."""
 
 
 @dataclass(eq=False)
 class Workbench:
-    """What experiments that follow each other on one backbone and task share, so that it is made once.
+    """Data that successive experiments on one backbone and task share, so that it is made once.
 
-    read       gives the rows of a source; its second argument is the split of a source that has splits and names none
-    encodings  what the task's encoder made of lists of rows
-    features   what the frozen backbone itself says of rows; None: each training makes its own
-    draws      rows that a seed drew, by what they were drawn from
+    read       returns the rows of a source; its second argument is the split to read if the source has splits and names none
+    encodings  encoded rows, by list of rows
+    features   features of the frozen backbone; None: each training makes its own
+    draws      rows that a seed drew, by the rows that they were drawn from
     """
 
     read: Callable[[SourceConfig, str], Sequence[Row]] = source_rows
@@ -45,7 +45,7 @@ class Workbench:
     draws: dict[str, Any] = field(default_factory=dict)
 
     def drawn(self, key: str, rows: Sequence[Row], draw: Callable[[], Any]) -> Any:
-        """What `draw` gives, made once for this list of rows and this key."""
+        """The result of `draw`, made once for this list of rows and this key."""
         place = f"{id(rows)} {key}"
         if place not in self.draws:
             self.draws[place] = rows, draw()  # the rows are held, so that no other list gets their id
@@ -54,14 +54,14 @@ class Workbench:
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """What a protocol measures: one way of tuning for one task on one backbone, and the rows it is measured on.
+    """An experiment: one way of tuning for one task on one backbone, and the rows to measure it on.
 
     recipe      how to train; its seed is the experiment's
-    validation  rows to choose the best checkpoint by; None: there are none
-    test        rows to judge the result by; None: the experiment is one that settings are chosen by
-    folder      checkpoints go there, so that an experiment that was killed goes on; None: there are none
-    cache       of what lies below the first trained weight; None: it is computed in every step
-    progress    is told of each training
+    validation  rows that choose the best checkpoint; None: there are none
+    test        rows to test the result on; None for an experiment that chooses settings
+    folder      folder for checkpoints, from which a killed experiment resumes; None: no checkpoints
+    cache       of features below the first trained weight; None: they are computed in every step
+    progress    receives the progress of each training
     """
 
     backbone: Backbone
@@ -79,21 +79,21 @@ class Experiment:
 
 @dataclass(frozen=True, eq=False)
 class ProtocolResult:
-    """What a protocol found.
+    """The result of a protocol.
 
-    main_metric         name of the metric that the experiment is judged by
+    main_metric         name of the metric that decides
     metrics             the metrics by data set: validation, test, or the name of another one
     rows                the rows that were read, by the same names and "train"
-    prompt              what was learned; None: no single prompt, or one that says little outside of the protocol
+    prompt              the tuned prompt; None if there are several, or if it is of little use outside of the protocol
     history             a record per optimizer step
     trained_parameters  how many numbers were trained
     learning_rate       of the prompt
     steps_made          optimizer steps, of all trainings together
-    best_step           after which the prompt was taken; None: after the last, or there were several trainings
+    best_step           step of the chosen checkpoint; None: the last one, or there were several trainings
     seconds             of training
-    test_seconds        that this process spent on judging, after training
-    concerns            what a reader should know, beside what was warned of
-    details             the protocol's own result, where it has one
+    test_seconds        seconds that this process spent on tests, after training
+    concerns            sentences for the reader, in addition to the warnings
+    details             the protocol's own result, if it has one
     """
 
     main_metric: str
@@ -112,22 +112,22 @@ class ProtocolResult:
 
     @property
     def score(self) -> float:
-        """The main metric on the test rows, or on the validation rows where there are no test rows."""
+        """The main metric on the test rows, or on the validation rows if there are no test rows."""
         judged = self.metrics["test"] if "test" in self.metrics else self.metrics["validation"]
         return float(judged[self.main_metric])
 
 
 Judge = Callable[[], ProtocolResult]
-"""Judges what was trained already."""
+"""Evaluates a prompt that is trained already."""
 
 
 class Protocol(ABC):
     """A way of measuring: an immutable value, as a method is. A subclass is a frozen dataclass of settings."""
 
     name: ClassVar[str]
-    """As in protocol: {name: ...} of a study."""
+    """Its name in `protocol: {name: ...}` of a study."""
     together: ClassVar[bool] = False
-    """Whether experiments that differ in method settings and recipe alone can be trained in one batch."""
+    """Whether experiments that differ only in method settings and recipe can be trained in one batch."""
 
     def run(
         self,
@@ -166,33 +166,33 @@ class Protocol(ABC):
 
     @abstractmethod
     def measure(self, experiment: Experiment) -> ProtocolResult:
-        """`run`, on rows that were read."""
+        """Like `run`, on rows that are read already."""
 
     def train_together(self, experiments: Sequence[Experiment]) -> list[Judge | TrainingDiverged]:
-        """Train several in one batch, each as if alone; what is left is to judge each. For protocols that are `together`."""
+        """Train several experiments in one batch, each as if alone; returns a function for each that evaluates it."""
         raise NotImplementedError(f"{self.name} makes its experiments one by one")
 
     def check(self, config: RunConfig) -> None:  # noqa: B027 - most protocols measure everything
         """Raise ValueError for a run of a study that this protocol cannot measure; called before anything is loaded."""
 
     def main_metric(self, task: Task) -> str:
-        """Name of the metric that a result is judged by."""
+        """Name of the metric that decides."""
         return task.main_metric
 
     def for_choosing(self) -> Protocol:
-        """The protocol of runs that settings are chosen by: it reads no test rows."""
+        """The protocol of runs that choose settings; it reads no test rows."""
         return self
 
     def sources(self) -> Mapping[str, SourceConfig]:
-        """Data sets of its own, by name, which are read beside the experiment's."""
+        """Further data sets by name, which the protocol reads in addition to the experiment's."""
         return {}
 
     def draws(self) -> int | None:
-        """How many rows of each class the seed draws to train on; None: all rows are trained on."""
+        """The number of training rows that the seed draws from each class; None: it trains on all rows."""
         return None
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings in plain values, without those at their default. Runs are named by them.
+        """The settings as plain values, without those at their default. They are part of a run's id.
 
         So a setting that is added later changes the name of no run that does not use it.
         """
@@ -207,7 +207,7 @@ class Protocol(ABC):
 
 
 def _written(value: Any, plain: Any) -> Any:
-    """A setting in plain values, by which runs are named; plain: as JSON has it."""
+    """A setting as a plain value, as in JSON, for a run's id."""
     if is_dataclass(value):
         return settings_of(value)
     if isinstance(value, Mapping):
@@ -216,7 +216,7 @@ def _written(value: Any, plain: Any) -> Any:
 
 
 def _source(value: Any) -> Any:
-    """A source of rows that is only a name, written out; unknown keys are refused with the nearest known one."""
+    """A source of rows as a mapping, also if it is only a name. An error about an unknown key names the nearest known one."""
     if isinstance(value, str):
         return {"source": value}
     if isinstance(value, dict):
@@ -225,7 +225,7 @@ def _source(value: Any) -> Any:
 
 
 Source = Annotated[SourceConfig, BeforeValidator(_source)]
-"""A setting that says where rows come from: {source, split, limit ...}, or the name alone."""
+"""A setting that names a source of rows: {source, split, limit ...}, or the name alone."""
 
 
 def rows_of(source: Rows, split: str) -> list[Row]:

@@ -54,7 +54,7 @@ class BaseToNew:
 
     @property
     def new(self) -> float:
-        """Mean accuracy on the others."""
+        """Mean accuracy on the new classes."""
         return statistics.fmean(record["new"] for record in self.records)
 
     @property
@@ -76,7 +76,7 @@ def harmonic_mean(base: float, new: float) -> float:
 
 
 def harmonic_means(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Over (base, new) of several seeds or data sets the two averages that are called H.
+    """The two averages that are called H, over (base, new) of several seeds or data sets.
 
     mean_of_harmonic_means  mean of each pair's H
     harmonic_mean_of_means  H of the mean base and the mean new accuracy: what the papers' "average" rows are
@@ -92,7 +92,7 @@ def harmonic_means(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
 
 
 def base_and_new(labels: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The first half of the labels and the rest, the middle one of an odd number in the first, as in CoOp's release.
+    """The first half of the labels and the rest, as in CoOp's release: of an odd number the first half has one more.
 
     Raises ValueError for fewer than four: each half must be a choice.
     """
@@ -116,7 +116,7 @@ class _Halves:
 
 
 SCORES = ("base", "new", "harmonic_mean")
-"""What a run is judged by, the last of them above all."""
+"""Metrics of a run; the last one decides."""
 
 
 @settings_dataclass(frozen=True, config=STRICT)
@@ -205,9 +205,9 @@ def base_to_new_runs(
     shots   rows per class, drawn with the run's seed; None: all
     recipe  how to train, its seed replaced; the last step is tested, since new classes have no validation rows
     file    JSON file of finished runs, which are not run again
-    folder  checkpoints of the runs go there, a folder for each seed, so that a run that was killed goes on
+    folder  for checkpoints, with a folder for each seed, from which a killed run resumes
     progress  as in `fit`, of each run
-    keep    given the seed and the prompt of each run that is made, say to save it
+    keep    function that is called with the seed and the prompt of each new run, for example to save it
 
     Raises ValueError for a task that does not compare images with texts, fewer than four labels, no seeds, and a half
     without rows, class-specific contexts, which cannot serve new classes; and what `fit` raises.
@@ -291,7 +291,7 @@ def _drawn(rows: Sequence[Row], task: ImageTextClassification, shots: int | None
 
 
 def _accuracies(tuned: TunedPrompt, halves: _Halves) -> dict[str, float]:
-    """Of a prompt for base classes, on each half among its own labels."""
+    """Accuracy of a prompt for base classes on each half, among the labels of that half."""
     return {
         "base": tuned.evaluate(halves.tested["base"])["accuracy"],
         "new": tuned.with_task(halves.tasks["new"]).evaluate(halves.tested["new"])["accuracy"],

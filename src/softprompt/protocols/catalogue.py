@@ -1,4 +1,4 @@
-"""Protocols by name: those that a study can be told to measure by."""
+"""Protocols by name, as studies write them."""
 
 from __future__ import annotations
 

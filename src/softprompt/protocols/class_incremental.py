@@ -44,7 +44,7 @@ Answers = Literal["all", "seen"]
 
 @dataclass(frozen=True, eq=False)
 class ClassIncremental:
-    """How the classes were learned, task after task.
+    """Result of a class-incremental run.
 
     tasks     the labels of each task, in the order of learning
     accuracy  row t: the accuracy on the test rows of each of the tasks 0 to t, after task t
@@ -53,7 +53,7 @@ class ClassIncremental:
               training), test_seconds, trained_parameters, history (a record per optimizer step); of a pool of prompts also
               chosen (how often each was, while the task was learned)
     prompt    after the last task
-    resumed   how many tasks an earlier process had learned: they were read from the folder
+    resumed   number of tasks that an earlier process had learned, which were read from the folder
     """
 
     tasks: tuple[tuple[str, ...], ...]
@@ -94,15 +94,15 @@ class ClassIncrementalProtocol(Protocol):
     name: ClassVar[str] = "class-incremental"
 
     tasks: int = Field(ge=1, strict=True)
-    """How many tasks the classes come in; 1: all at once."""
+    """Number of tasks into which the classes are divided; 1: all at once."""
     logits: Logits = "present"
-    """Which outputs compete in training: of classes with rows in the task, of all classes so far, or all."""
+    """Which outputs compete in training: those of classes with rows in the task, of all classes so far, or all."""
     order: Order = "seed"
-    """The order of the classes: drawn by the recipe's seed, or that of the task's labels."""
+    """Order of the classes: drawn by the recipe's seed, or as in the task's labels."""
     answers: Answers = "all"
     """Which classes a test allows: all, or those seen so far."""
     rehearsal: Rehearsal | None = None
-    """Rows of earlier tasks that are trained on again; none by default."""
+    """Rows of earlier tasks to train on again; none by default."""
 
     def check(self, config: RunConfig) -> None:
         if config.task.labelling is None or config.task.outputs is None:
@@ -155,7 +155,7 @@ class ClassIncrementalProtocol(Protocol):
 
 
 def _about(found: ClassIncremental, task: HeadTask, tested: Sequence[Row]) -> dict[str, Any]:
-    """The metrics of a run, and what they are to be read beside."""
+    """The metrics of a run, and those to compare them with."""
     commonest = max(Counter(map(task.read_label, tested)).values())
     about = {
         **found.metrics,
@@ -187,17 +187,17 @@ def class_incremental_run(
 ) -> ClassIncremental:
     """Learn the task's classes in tasks, and after each evaluate the test rows of every task so far.
 
-    task        its labels are all classes, whatever comes when: the head knows them from the start
+    task        its labels are all classes: the head has an output for each from the start
     train       a name with splits gives its "train" split, `test` its "test" split
     tasks       how many, divided by `class_tasks` with `order_seed`; or the labels of each
-    recipe      of each task. There is no validation: the last step stands, and settings are chosen beforehand
+    recipe      of each task. There is no validation: the last step counts, so choose settings beforehand
     logits      that compete in training. present: of classes with rows in this task, those rehearsed included, which
                 without rehearsal is what L2P's release does; seen: of all classes so far; all
     answers     that are allowed in a test: any class, as in L2P's release, or those seen so far. Which task a row is of is
                 never known. In the end both are the same
-    rehearsal   rows of earlier tasks that are trained on with those of a task; None: none are
-    folder      where the state is kept after each task: a study that was killed goes on with the task it was at, and ends
-                with the same bits; the prompt is saved there in the end
+    rehearsal   rows of earlier tasks to train on with those of a task; None: none
+    folder      for the state after each task and the final prompt: a killed run resumes with the task that it had reached, and
+                its result is bit-identical
     cache_features  as in `fit`; of test rows too
 
     Sequential fine-tuning is this with FullTuning, and `joint_training` the bound from above.
@@ -270,7 +270,7 @@ def _learned(
     cache: FeatureCache | None,
     progress: bool | Progress,
 ) -> TunedPrompt:
-    """One task, from where the one before it ended."""
+    """Train on one task, from the state after the task before it."""
     with warnings.catch_warnings():
         # Of most classes there are no rows yet, or any more.
         warnings.filterwarnings("ignore", "no training row has the labels", SoftpromptWarning)
@@ -314,7 +314,7 @@ def joint_training(
     file: str | Path | None = None,
     progress: bool | Progress = False,
 ) -> Record:
-    """What a method reaches that sees all classes at once: the bound from above of `class_incremental_run`.
+    """The result of training on all classes at once: the upper bound of `class_incremental_run`.
 
     tasks   of which the accuracy is taken, as there. A fair recipe has the steps of all tasks together
     file    JSON file of finished runs, which are not run again
@@ -354,7 +354,7 @@ def _correct(
     allowed: Labels | None,
     cache: FeatureCache | None,
 ) -> list[int]:
-    """Right answers to the rows of each task; allowed: labels among which the likeliest is the answer."""
+    """Number of right answers for each task; the answer is the likeliest of the `allowed` labels."""
     rows = [row for group in tests for row in group]
     if cache is None:
         found = tuned.predict(rows)

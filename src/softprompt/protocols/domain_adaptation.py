@@ -32,12 +32,12 @@ from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt
 
 WEIGHT = "loss weight"
-"""Column of mixed rows with what their loss is multiplied by."""
+"""Column of mixed rows with the weight of their loss."""
 
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Target rows of which the labeller is sure, and how many it was asked about.
+    """Target rows with a sure pseudo-label, and how many were tried.
 
     rows    with the label it gives them, as the task names it, in the label column
     asked   target rows in all
@@ -56,14 +56,14 @@ class PseudoLabels:
 
 @dataclass(frozen=True)
 class DomainAdaptation:
-    """A prompt that was adapted, and how it did on the test rows of the target domain.
+    """An adapted prompt and its metrics on the test rows of the target domain.
 
     prompt        trained on source and pseudo-labelled rows; predicts in the target domain
     pseudo        None: without pseudo-labels
     selected_by   "source validation" or "last step": how the checkpoint, and the recipe of several, was chosen
     recipe        number of the chosen recipe
     metrics       the task's over the test rows, and `mean_class_accuracy` (VisDA's)
-    zero_shot     the same of the backbone without a prompt
+    zero_shot     the same for the backbone without a prompt
     """
 
     prompt: TunedPrompt

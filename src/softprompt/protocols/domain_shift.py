@@ -48,10 +48,10 @@ class Domain:
 
 @dataclass(frozen=True)
 class DomainScores:
-    """What a prompt reached on one data set, and what that is to be read beside, over the same rows.
+    """Metrics of a prompt on one data set, and those to compare them with on the same rows.
 
     metrics    the task's
-    zero_shot  the task's metrics of the backbone without a prompt; None: it was left out, or a head answers
+    zero_shot  the task's metrics of the backbone without a prompt; None: not evaluated, or a head answers
     majority   accuracy of always giving the commonest label of these rows; None: a task without labels
     """
 
@@ -63,7 +63,7 @@ class DomainScores:
 
 @dataclass(frozen=True)
 class DomainShift:
-    """A prompt at home and abroad; `metric` is the task's main one.
+    """Scores of a prompt on its own data set and on others; `metric` is the task's main one.
 
     Of cross-dataset transfer, where each data set has its own classes, read the scores beside `zero_shot`, not `drop`.
     """
@@ -74,7 +74,7 @@ class DomainShift:
 
     @property
     def drop(self) -> float:
-        """In-domain metric less the mean of the others: what the move costs, in the metric's own unit."""
+        """In-domain metric minus the mean of the others, in the metric's own unit."""
         outside = [scores.metrics[self.metric] for scores in self.out_of_domain]
         return float(self.in_domain.metrics[self.metric] - sum(outside) / len(outside))
 
@@ -96,14 +96,14 @@ class DomainShift:
 
 @settings_dataclass(frozen=True, config=STRICT)
 class DomainShiftProtocol(FitAndTest):
-    """Train on one data set, and judge the prompt on others too, whose rows its task reads as they are."""
+    """Train on one data set, and also test the prompt on others, whose rows the same task reads."""
 
     name: ClassVar[str] = "domain-shift"
 
     domains: Mapping[str, Source] = Field(min_length=1)
-    """The other data sets by name; of one with splits the test split, unless it names another."""
+    """The other data sets by name; from a data set with splits, the test split is read unless another is named."""
     shots: int | None = Field(default=None, ge=1, strict=True)
-    """Train on so many rows of each class, drawn by the recipe's seed; null: on all rows."""
+    """Number of training rows of each class, drawn by the recipe's seed; null: all rows."""
 
     def draws(self) -> int | None:
         return self.shots
@@ -127,7 +127,7 @@ def evaluate_domains(
     """Evaluate a tuned prompt on the data set it was tuned on, and on others.
 
     zero_shot  also evaluate the backbone without a prompt; False where it is known from another prompt's run
-    backbone   the frozen one, for zero-shot beside a method that changed its own copy
+    backbone   the frozen backbone, for zero-shot, if the method changed a copy
 
     Raises ValueError for no targets, two domains of one name, a domain whose task is another one, and for zero-shot
     without `backbone` where the method changed its own copy.

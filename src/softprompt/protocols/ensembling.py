@@ -27,9 +27,9 @@ _SMALLEST = 2.0**-150
 
 @dataclass(frozen=True)
 class EnsembleMetrics:
-    """An ensemble beside its members, over the same rows.
+    """Metrics of an ensemble and of its members on the same rows.
 
-    ensemble  rule -> the task's metrics of the members' common answer
+    ensemble  rule -> the task's metrics of the combined answer
     members   the task's metrics of each member, in order
     mean      of each number in the members' metrics
     best      number of the member whose main metric is highest on these very rows, the first of equals: which one that
@@ -120,7 +120,7 @@ class PromptEnsemble:
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[tuple[ClassPrediction, ...]]:
-        """For each input what every prompt answers, in the order of the prompts."""
+        """The answers of all prompts to each input, in the order of the prompts."""
         encoded = [
             carrying([prompt.encoder.encode(as_row(prompt.task, value), answer=False) for value in inputs], n)
             for n, prompt in enumerate(self.prompts)
@@ -141,10 +141,10 @@ class PromptEnsemble:
 
 
 def combine(answers: Sequence[ClassPrediction], rule: Rule = "probability") -> ClassPrediction:
-    """One answer out of several; it does not depend on their order.
+    """Combine several answers into one; their order does not matter.
 
     probability  mean of the probabilities
-    vote         the label that most answers name, and among equals the one of the higher mean probability; the
+    vote         the label of most answers, and among equals the one with the higher mean probability; the
                  probabilities are shares of the votes
     logit        softmax of the mean class scores: the members' geometric mean
 

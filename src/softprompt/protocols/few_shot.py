@@ -60,10 +60,10 @@ def few_shot_runs(
 ) -> list[Record]:
     """Train on k rows per class for every k and seed, choose on validation rows, read the test rows once per run.
 
-    train       the rows that splits are drawn of; a name with splits gives its "train" split, `test` its "test" split
-    source      folder of a prompt to start from: sets the method's init="prompt"
+    train       the rows from which splits are drawn; a name with splits gives its "train" split, `test` its "test" split
+    source      folder of a prompt for the initial values: sets the method's init="prompt"
     recipes     how to train; of several the one with the best validation metric is tested. The run's seed replaces theirs
-    validation  rows to choose by; None: k others per class, drawn with the training rows
+    validation  validation rows; None: k others per class, drawn with the training rows
     splits      JSON file of `few_shot_splits`
     file        JSON file of finished runs, which are not run again
 
@@ -126,7 +126,7 @@ def _run(
     recipes: Sequence[Recipe],
     seed: int,
 ) -> Record:
-    """Fit by every recipe, test the one that validation prefers, the first of equals."""
+    """Fit with every recipe and test the one with the best validation metric, the first of equals."""
     tuned = [
         fit(backbone, task, method, train, validation, recipe=replace(recipe, seed=seed), progress=False)
         for recipe in recipes

@@ -1,4 +1,4 @@
-"""One training, judged on test rows: what the plain run, few-shot learning and domain shift have in common."""
+"""One training and one test: the common part of the plain run, few-shot learning and domain shift."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from softprompt.tuned import TunedPrompt
 
 
 class FitAndTest(Protocol):
-    """Trains once and judges the prompt on every test set; a subclass may draw the training rows and add test sets."""
+    """Trains once and tests the prompt on every test set; a subclass may draw the training rows and add test sets."""
 
     together = True
 
@@ -64,7 +64,7 @@ class FitAndTest(Protocol):
         return judge
 
     def _data(self, experiment: Experiment) -> Data:
-        """The rows to train on and to choose the best checkpoint by."""
+        """The training rows, and the rows that choose the best checkpoint."""
         train, validation, shots = experiment.train, experiment.validation, self.draws()
         if shots is not None:
             train, drawn = drawn_rows(experiment, shots)
@@ -116,7 +116,7 @@ def drawn_rows(experiment: Experiment, shots: int) -> tuple[Sequence[Row], Seque
 
 
 def evaluated(tuned: TunedPrompt, rows: Sequence[Row], experiment: Experiment) -> Mapping[str, Any]:
-    """What `tuned.evaluate` gives, of rows that are encoded once for all experiments on the bench."""
+    """The result of `tuned.evaluate`, with rows that are encoded once for all experiments on the bench."""
     if tuned.task != experiment.task:  # a search wrote words into its template
         return evaluate(tuned.model, tuned.task, tuned.encoder, rows)
     frozen = FrozenPart(

@@ -12,6 +12,6 @@ from softprompt.protocols.fit_and_test import FitAndTest
 
 @dataclass(frozen=True, config=STRICT)
 class PlainProtocol(FitAndTest):
-    """One training, one test: what a study's run is unless its file names another protocol."""
+    """One training and one test: the protocol of a study that names no other."""
 
     name: ClassVar[str] = "plain"

@@ -46,9 +46,9 @@ class GridScore:
 
 @dataclass(frozen=True)
 class ProbeGrid:
-    """What a grid gave.
+    """The result of a grid.
 
-    best    the probe of the setting with the best score, of equals that of the smaller rate
+    best    the probe with the best score; among equals, the one with the smaller rate
     scores  of all settings, rate by rate
     """
 
@@ -70,8 +70,8 @@ def probe_grid(
     """Train a linear probe with every pair of rate and decay, and choose by the validation rows.
 
     train, validation  as in `fit`
-    recipe             of all runs, whose rates and decay the grid replaces; AdamW, without patience
-    cache_features     where states are kept (see `fit`); False is True: without them there is no grid in one pass
+    recipe             of all runs; the grid replaces its rate and decay; AdamW, without patience
+    cache_features     where states are cached (see `fit`); False means True, since a grid in one pass needs the states
 
     Raises ValueError for an empty grid, no rows, a task without a head, and recipes with another optimizer or patience.
     """
@@ -102,7 +102,7 @@ def probe_grid(
 
 
 class _Heads:
-    """M linear heads that start alike, each with its own learning rate and weight decay: AdamW on stacked tensors."""
+    """M linear heads with equal initial values, each with its own learning rate and weight decay: AdamW on stacked tensors."""
 
     def __init__(self, head: nn.Linear, settings: Sequence[tuple[float, float]], recipe: Recipe) -> None:
         count = len(settings)

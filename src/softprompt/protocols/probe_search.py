@@ -47,10 +47,10 @@ class StrengthScore:
 
 @dataclass(frozen=True)
 class ProbeSearch:
-    """What a search gave.
+    """The result of a search.
 
-    best    the probe with the best score, of equals that of the smaller C
-    scores  in the order in which they were tried
+    best    the probe with the best score; among equals, the one with the smaller C
+    scores  of all C, in the order in which they were tried
     """
 
     best: TunedPrompt
@@ -73,10 +73,10 @@ def probe_search(
 
     train, validation  as in `fit`
     inverse_strengths  C: the larger, the less the weights are held back
-    halvings           so many times the decade on either side of the best C is halved; each tries two more
+    halvings           how often the decade on either side of the best C is halved; each time tries two more
     iterations         of L-BFGS at most, from zeros, in float64
     max_tokens         of a row, as in `fit`
-    cache_features     where states are kept (see `fit`); they are in memory in any case
+    cache_features     where states are cached (see `fit`); they are in memory in any case
 
     Raises ValueError for no C, one that is not positive, halvings below 0, iterations below 1, no rows, a task without a head,
     and states that are no finite numbers.

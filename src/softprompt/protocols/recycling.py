@@ -1,4 +1,4 @@
-"""Prompts for one model carried over to another by the two embedding tables, without any training of the prompt.
+"""Conversion of prompts from one model to another by the two embedding tables, without training the prompt.
 
 Lester, Yurtsever, Shakeri, Constant 2022, "Reducing Retraining by Recycling Parameter-Efficient Prompts"
 (arXiv 2208.05577), section 3. Letters: n words in both vocabularies, P virtual tokens, s and t the widths of the source

@@ -1,4 +1,4 @@
-"""Rows of earlier tasks that are trained on again, so that they are not forgotten."""
+"""Rehearsal: rows of earlier tasks are trained on again, so that the model forgets less."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pydantic.dataclasses import dataclass
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class Rehearsal:
-    """A memory of rows. What it holds is a function of the rows so far and the seed."""
+    """A memory of rows. Its content depends only on the rows so far and the seed."""
 
     size: int = Field(gt=0)
-    """Rows of each class, or in all where it is a reservoir."""
+    """Number of rows of each class, or in all for a reservoir."""
     kind: Literal["class", "reservoir"] = "class"
     """class: as many rows of each class, drawn without replacement, all of a class that has fewer; it grows with the
     classes. reservoir: of fixed size, each row so far being in it with the same probability (Vitter 1985)."""
     seed: int = Field(default=0, ge=0)
-    """Decides which rows."""
+    """Seed of the draw."""
 
     def rows(self, so_far: Sequence[int], labels: Sequence[str]) -> list[int]:
-        """Which of the rows so far are kept, as numbers of rows, in their order.
+        """The numbers of the rows in the memory, in their order.
 
         so_far: numbers of the rows in the order of learning. labels: of every row of the data, those to come included.
         """

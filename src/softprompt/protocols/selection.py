@@ -42,7 +42,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was tried, what was chosen, and how it did on the test rows.
+    """The candidates, the chosen one, and its metrics on the test rows.
 
     metric   the task's main one
     choices  a flat record per candidate, in order: method, validation, learning_rate, weight_decay, trained_parameters,
@@ -106,8 +106,8 @@ def select_and_test(
     tried       see `candidates`
     train       a name with splits gives its "train" split, `test` its "test" split
     rows        training rows in all, drawn with `split_seed` where there are more; None: all
-    held_out    share of them that is chosen by
-    seeds       of the final runs; a candidate is tried under its recipe's own
+    held_out    share of them that is held out to choose the settings
+    seeds       of the final runs; a candidate is tried with the seed of its recipe
     file        JSON file of finished runs, which are not run again; a larger grid adds to it
 
     The final runs make as many optimizer steps as the candidates did, over more rows; nothing but them reads test rows.
@@ -146,7 +146,7 @@ def select_and_test(
 
 
 def divided(data: Sequence[Row], held_out: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Rows to train on, and the share `held_out` of all to choose by, drawn without looking at labels, each in order.
+    """Training rows and the share `held_out` of all rows, drawn without regard to labels, each in order.
 
     Raises ValueError if either side would be empty.
     """

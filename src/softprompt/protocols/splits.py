@@ -24,7 +24,7 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class FewShotSplit:
-    """Places of the rows in the data set, from 0: `shots` per class to train on, as many others to choose by."""
+    """Row numbers in the data set, from 0: `shots` per class for training, and as many others for validation."""
 
     shots: int
     seed: int

@@ -1,4 +1,4 @@
-"""How classes are divided into tasks, and what each task trains on and is tested with."""
+"""Division of classes into tasks, and the training and test rows of each task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Logits = Literal["present", "seen", "all"]
 
 @dataclass(frozen=True)
 class Stage:
-    """Row numbers to train on, those rehearsed last, and of the own task's test rows; the labels that compete."""
+    """Numbers of the training rows (rehearsed ones last) and of the task's test rows; the labels that compete."""
 
     train: tuple[int, ...]
     rehearsed: int
@@ -28,7 +28,7 @@ class Stage:
 
 
 def class_tasks(labels: Labels, tasks: int, seed: int | None = None) -> tuple[tuple[str, ...], ...]:
-    """The labels in so many tasks: in their own order, or with a seed in a drawn one. The first tasks may have one more.
+    """The labels divided into tasks, in their own order or, with a seed, in a drawn one. The first tasks may have one more.
 
     Raises ValueError for fewer than one task, or more than labels.
     """
@@ -44,7 +44,7 @@ def class_tasks(labels: Labels, tasks: int, seed: int | None = None) -> tuple[tu
 
 
 def divided(task: HeadTask, tasks: int | Sequence[Labels], seed: int | None) -> tuple[tuple[str, ...], ...]:
-    """The labels of each task: so many tasks by `class_tasks`, or those that were given.
+    """The labels of each task: divided by `class_tasks`, or as given.
 
     Raises ValueError for a task without a head over all classes, and for groups that are no division of its labels.
     """
@@ -72,7 +72,7 @@ def stages_of(
     logits: Logits,
     rehearsal: Rehearsal | None,
 ) -> list[Stage]:
-    """What each task trains on and is tested with, all of it known beforehand.
+    """The training and test rows of each task, all known beforehand.
 
     Raises ValueError for a task without training or test rows, and one with a single class to tell from others.
     """

@@ -1,4 +1,4 @@
-"""Transfer between tasks: how alike tuned prompts are, which one to start from, and sums of several.
+"""Transfer between tasks: similarity of tuned prompts, the choice of one to start from, and weighted sums.
 
 SPoT: Vu et al., ACL 2022 (arXiv 2110.07904), sections 4.1 (similarity) and 4.2 (retrieval, weighted average).
 Letters: P, Q virtual tokens of two prompts, d width, n prompts.
@@ -30,12 +30,12 @@ Source = TunedPrompt | str | Path
 
 @dataclass(frozen=True, eq=False)
 class SourcePrompt:
-    """What one prompt brings to another.
+    """The parts of a prompt that another can start from.
 
     name      of the folder, or of the method where the prompt is in memory
     tokens    (P, d), float32, on the CPU
     backbone  that it was trained on; None: PEFT's files do not say
-    beside    what else the prompt has (the offsets of DePT and ADePT), which no sum and no port carries over
+    beside    other parts of the prompt (offsets of DePT and ADePT), which sums and ports leave out
     """
 
     name: str
@@ -82,7 +82,7 @@ def read_source(source: Source) -> SourcePrompt:
 
 
 def cosine(one: Tensor, other: Tensor, measure: Measure = "per-token") -> float:
-    """How alike two tables of virtual tokens (P, d) and (Q, d) are, from -1 to 1, computed in float64.
+    """Similarity of two tables of virtual tokens (P, d) and (Q, d), from -1 to 1, computed in float64.
 
     per-token  mean over all P x Q pairs of the cosine of two tokens; the paper's better one for retrieval
     pooled     cosine of the two means over tokens
@@ -104,7 +104,7 @@ def cosine(one: Tensor, other: Tensor, measure: Measure = "per-token") -> float:
 
 
 def prompt_similarity(one: Source, other: Source, measure: Measure = "per-token") -> float:
-    """`cosine` of two prompts of one backbone. What stands beside their virtual tokens does not count.
+    """`cosine` of two prompts of one backbone. Only their virtual tokens count.
 
     Raises what `read_source` does, and ValueError for prompts of different backbones.
     """
@@ -125,7 +125,7 @@ def similarity_matrix(prompts: Sequence[Source], measure: Measure = "per-token")
 def rank_sources(
     target: Source, sources: Sequence[Source], *, measure: Measure = "per-token", top: int | None = None
 ) -> list[RankedSource]:
-    """The source prompts that are most like the target's, best first; equal ones in the order given.
+    """The source prompts that are most similar to the target, best first; equal ones in the given order.
 
     target: a prompt tuned shortly on the target task. The paper takes all prompts after the same number of steps,
     10,000, rather than their best checkpoints. top: how many; None: all.
@@ -155,7 +155,7 @@ def proportional_weights(similarities: Sequence[float]) -> list[float]:
 
 
 def softmax_weights(similarities: Sequence[float], temperature: float = 1.0) -> list[float]:
-    """softmax(similarity / temperature): any similarities will do, and a low temperature picks the best one."""
+    """softmax(similarity / temperature), for any similarities; a low temperature chooses the best one."""
     if not similarities or not temperature > 0:
         raise ValueError(
             f"softmax of {list(similarities)} at temperature {temperature}: expected one similarity or more and a "
@@ -198,13 +198,13 @@ def combine_prompts(
 
 
 def untrained_prompt(tokens: Tensor, backbone: Backbone, task: Task, made: Mapping[str, Any]) -> TunedPrompt:
-    """Virtual tokens (P, d) as a prompt that predicts and can be saved; `made` says where they came from."""
+    """Virtual tokens (P, d) as a prompt that predicts and can be saved; `made` describes their origin."""
     module = VirtualTokens(tokens).to(backbone.device).requires_grad_(False)
     return TunedPrompt(backbone, task, PromptTuning(length=len(tokens)), module, recipe=made)
 
 
 def check_tokens_only(source: SourcePrompt) -> None:
-    """Raises ValueError for a prompt that has more than virtual tokens: they mean little without the rest."""
+    """Raise ValueError for a prompt that has more than virtual tokens, which mean little without the rest."""
     if source.beside:
         raise ValueError(
             f"{source.name} has {', '.join(source.beside)} beside its virtual tokens, which would be lost: start from it "
@@ -213,7 +213,7 @@ def check_tokens_only(source: SourcePrompt) -> None:
 
 
 def _check_together(sources: Sequence[SourcePrompt]) -> None:
-    """All of one width; and of one backbone, as far as they say which."""
+    """Check that all have one width and, if they name it, one backbone."""
     first = next((source for source in sources if source.backbone is not None), sources[0])
     for source in sources:
         if differing := _differences(first, source):

@@ -1,4 +1,4 @@
-"""Runs that have ended, on disk, so that what was killed goes on: in one file, stage by stage, or in a folder each."""
+"""Records of finished runs on disk, by which killed work resumes: in one file, stage by stage, or in a folder for each run."""
 
 from softprompt.records.digests import file_digest, folder_digest, object_digest, rows_digest
 from softprompt.records.objects import Record, read_object, write_object

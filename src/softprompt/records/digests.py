@@ -1,4 +1,4 @@
-"""Digests, by which rows, files and results are known again."""
+"""Digests that identify rows, files and results."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from softprompt.data.image_folders import SUFFIXES
 
 
 def rows_digest(rows: Sequence[Mapping[str, Any]]) -> str:
-    """sha256 of rows in their order; of images what they show, wherever their files lie."""
+    """sha256 of rows in their order; images count by their content, not by their path."""
     text = json.dumps([_plain(dict(row)) for row in rows], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:
-    """The same value on every machine and in every process: an image is its bytes, not its path or its address."""
+    """A form of the value that is the same on every machine and in every process: an image becomes its bytes."""
     match value:
         case Mapping():
             return {name: _plain(part) for name, part in value.items()}

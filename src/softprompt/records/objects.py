@@ -1,4 +1,4 @@
-"""JSON objects in files, and whether what a file holds belongs to the same work."""
+"""JSON objects in files, and a check that a file belongs to the same work."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from softprompt.files import parse_json, read_text, write_text
 
 Record = dict[str, Any]
-"""What a run found, as plain JSON."""
+"""The result of a run, as plain JSON."""
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file, empty where there is no file. Raises ValueError if it holds anything else."""
+    """The JSON object in a file; empty if there is no file. Raises ValueError if the file holds anything else."""
     if not file.exists():
         return {}
     try:
@@ -33,6 +33,6 @@ def write_object(file: Path, value: Mapping[str, Any]) -> None:
 
 
 def differing(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Names of the wanted settings that are others in what was found; both as JSON has them."""
+    """Names of the wanted settings that differ from those found; both are compared as JSON."""
     plain = json.loads(json.dumps(wanted))
     return [name for name in plain if plain[name] != found.get(name)]

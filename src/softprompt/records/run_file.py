@@ -1,4 +1,4 @@
-"""Finished runs by name in one JSON file, so that a study that was killed goes on where it was. One process writes a file."""
+"""Finished runs by name in one JSON file, so that a killed study resumes. One process writes a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from softprompt.records.objects import Record, differing, read_object, write_obj
 def once(
     file: str | Path | None, key: str, settings: Mapping[str, Any], work: Callable[[], Record]
 ) -> Record:
-    """What `work` gives, from the file if it has the run `key` already, else written there; None: no file.
+    """The result of `work`: read from the file if it has the run `key`, otherwise computed and written there; None: no file.
 
     settings: plain JSON, everything that the result depends on.
     Raises ValueError for a file that holds no runs, or a run of that name with other settings.

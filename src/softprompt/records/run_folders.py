@@ -1,4 +1,4 @@
-"""Runs in a folder each: who is at which, how each ended, and what is whole.
+"""Runs with a folder each: which are claimed, how each ended, and whether its files are whole.
 
 runs/ID/       a run
   config.yaml    the run's settings, every default filled in
@@ -29,7 +29,7 @@ from softprompt.records.digests import file_digest, object_digest
 
 Status = Literal["finished", "pruned", "diverged", "failed"]
 
-# What a run's result does not depend on, or only in its last bits.
+# Settings that change a run's result by rounding at most.
 _FREE = {
     "backbone": ("device",),
     "recipe": ("trackers", "checkpoint_every", "gradient_checkpointing"),
@@ -37,7 +37,7 @@ _FREE = {
 
 
 class NamedRun(Protocol):
-    """A run that is to be made: its name, which ends in `run_hash`, and its settings in plain values."""
+    """A run to make: its name, which ends in `run_hash`, and its settings as plain values."""
 
     @property
     def id(self) -> str: ...
@@ -48,21 +48,21 @@ class NamedRun(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `facts` is what its folder says."""
+    """How a run ended. `facts` is the content of its result.json."""
 
     status: Status
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def validation(self) -> float | None:
-        """The main metric on validation rows; None: it has none."""
+        """The main metric on validation rows; None if there is none."""
         metrics = self.facts.get("metrics", {}).get("validation", {})
         value = metrics.get(self.facts.get("main_metric"))
         return None if value is None else float(value)
 
 
 def run_hash(values: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits of the sha256 of all that a run's result depends on."""
+    """Twelve hexadecimal digits of the sha256 of all settings that a run's result depends on."""
     kept = {
         key: {k: v for k, v in value.items() if k not in _FREE[key]} if key in _FREE else value
         for key, value in values.items()
@@ -71,12 +71,12 @@ def run_hash(values: Mapping[str, Any]) -> str:
 
 
 class DamagedRun(ValueError):  # noqa: N818 - it reads as the statement it is
-    """A run folder whose files cannot be what a run left there."""
+    """A run folder with damaged files."""
 
 
 @dataclass(frozen=True)
 class RunFolders:
-    """The folders of runs, below `path`. Results that were read are kept: they never change."""
+    """The folders of runs, below `path`. Results never change, so those that were read are cached."""
 
     path: Path
     _ended: dict[str, Outcome] = field(default_factory=dict, repr=False)
@@ -85,7 +85,7 @@ class RunFolders:
         return self.path / "runs" / run_id
 
     def outcome(self, run_id: str) -> Outcome | None:
-        """How a run ended; None: it has not, or its folder is damaged (then `check` says how)."""
+        """How a run ended; None if it has not, or if its folder is damaged (`check` says how)."""
         if run_id not in self._ended:
             try:
                 found = self.check(run_id)
@@ -97,7 +97,7 @@ class RunFolders:
         return self._ended[run_id]
 
     def check(self, run_id: str) -> Outcome | None:
-        """The same. Raises DamagedRun, saying what is wrong with the folder."""
+        """The same as `outcome`, but raises DamagedRun, which says what is wrong, for a damaged folder."""
         folder = self.run(run_id)
         if not folder.exists():
             return None
@@ -116,7 +116,7 @@ class RunFolders:
         return Outcome(facts["status"], facts)
 
     def begin_run(self, run: NamedRun) -> None:
-        """Write down what the run is."""
+        """Write the settings of the run."""
         folder = self.run(run.id)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", as_yaml(run.values))
@@ -124,7 +124,7 @@ class RunFolders:
     def end(
         self, run_id: str, facts: Mapping[str, Any], history: Sequence[Mapping[str, Any]] = ()
     ) -> Outcome:
-        """Write how a run ended, after its prompt if it keeps one; facts: plain JSON with "status"."""
+        """Write how a run ended, after its prompt if it keeps one. `facts` is plain JSON with "status"."""
         folder = self.run(run_id)
         lines = "".join(json.dumps(finite(record)) + "\n" for record in history)
         write_text(folder / "history.jsonl", lines)
@@ -135,7 +135,7 @@ class RunFolders:
         return self._ended[run_id]
 
     def take_in(self, run_id: str, files: Mapping[str, bytes]) -> Outcome:
-        """A run that ended elsewhere: its files by path in its folder, in place of what is there.
+        """Write a run that ended elsewhere, given its files by path in its folder; replaces the existing files.
 
         Raises DamagedRun if they are not the files of this run, whole.
         """
@@ -160,12 +160,12 @@ class RunFolders:
         )
 
     def forget(self, run_id: str) -> None:
-        """A failed run is to be made again: what says that it ended goes away."""
+        """Delete the result of a failed run, so that it is made again."""
         self._ended.pop(run_id, None)
         (self.run(run_id) / "result.json").unlink(missing_ok=True)
 
     def set_aside(self, run_id: str) -> Path:
-        """Move a damaged run folder out of the way, whole; returns where to."""
+        """Move a damaged run folder to set-aside/; returns the new path."""
         place = self.path / "set-aside"
         place.mkdir(exist_ok=True)
         target = next(t for i in range(10**6) if not (t := place / f"{run_id}.{i}").exists())
@@ -174,7 +174,7 @@ class RunFolders:
 
     @contextmanager
     def claim(self, run_id: str, *, wait: bool = False) -> Iterator[bool]:
-        """Be the one that is at a run: True; False if another living process is, unless `wait` waits for its end."""
+        """Claim a run. Returns False if another living process has claimed it, unless `wait` waits for that to end."""
         lock = FileLock(self.path / "claims" / f"{run_id}.lock")
         try:
             lock.acquire(blocking=wait)
@@ -187,7 +187,7 @@ class RunFolders:
             lock.release()
 
     def others_at_work(self, runs: Sequence[NamedRun]) -> int:
-        """How many of the runs another process is at."""
+        """The number of runs that another process has claimed."""
         count = 0
         for run_id in {run.id for run in runs}:
             if (self.path / "claims" / f"{run_id}.lock").exists():
@@ -202,7 +202,7 @@ def as_yaml(values: Mapping[str, Any]) -> str:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether an error, or what it came from, is a disk without room."""
+    """Whether an error, or its cause, is a full disk."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -211,7 +211,7 @@ def disk_is_full(error: BaseException) -> bool:
     return False
 
 
-# What a file of any content may bring about before it is known to be of the right shape: YAML has dates, JSON has lists
+# Errors that a file of any content may cause before its shape is checked: YAML has dates, JSON has lists
 # where a mapping is expected, and either can be nested too deeply.
 _UNREADABLE = (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError)
 
@@ -227,7 +227,7 @@ def _check_config(config: Path, run_id: str) -> None:
 
 
 def _check_evaluations(file: Path) -> None:
-    """Of an unfinished run, which goes on from them."""
+    """Check the evaluations of an unfinished run, which resumes from them."""
     try:
         known = parse_json(read_text(file))
         sound = all(isinstance(entry["step"], int) and "value" in entry for entry in known)
@@ -251,7 +251,7 @@ def _checked_facts(file: Path) -> dict[str, Any]:
 
 
 def _digests(folder: Path) -> dict[str, Any]:
-    """Of what a run leaves beside its result."""
+    """Check the checksums of the files that a run leaves beside its result."""
     # Not of the model card: it is for people, who may write in it, and nothing reads it.
     prompt = {file.name: file_digest(file) for file in sorted((folder / "prompt").glob("prompt.*"))}
     return {
@@ -261,7 +261,7 @@ def _digests(folder: Path) -> dict[str, Any]:
 
 
 def _written(facts: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """The sha256 of each file that a result names, by its path in the run's folder. Results of older versions name fewer.
+    """The sha256 of each file that a result names, by path in the run's folder. Results of older versions name fewer files.
 
     A prompt that was taken away as a whole, to make room, is no damage.
     """

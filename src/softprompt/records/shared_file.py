@@ -14,7 +14,7 @@ from softprompt.records.objects import Record, read_object
 
 
 class SharedFile:
-    """Runs by name. Each process reads what the others have put there before it makes a run or writes one."""
+    """Runs by name. Each process reads the runs of the others before it makes a run or writes one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -23,12 +23,12 @@ class SharedFile:
         self.read()
 
     def read(self) -> None:
-        """Take what the file holds by now."""
+        """Read the current content of the file."""
         self.runs = read_object(self.path) or self.runs
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
-        """Be the one that makes a run: True; False if it is in the file, or another living process makes it."""
+        """Claim a run. Returns False if it is in the file or another living process has claimed it."""
         claims = self.path.with_suffix(".claims")
         claims.mkdir(exist_ok=True)
         # The kernel frees the lock when this process ends, however it ends.
@@ -45,7 +45,7 @@ class SharedFile:
             lock.release()
 
     def keep(self, name: str, value: Record) -> None:
-        """Put a run into the file, beside what others have put there."""
+        """Add a run to the file, beside those of other processes."""
         with FileLock(self.path.with_suffix(".lock")):
             self.read()
             self.runs[name] = value

@@ -1,7 +1,7 @@
-"""Finished stages of a study that learns one task after the other, in a folder: it goes on behind the last of them.
+"""Finished stages of a study that learns one task after the other, in a folder; it resumes after the last of them.
 
 stages.json holds the settings and a record per stage, state-N.safetensors the tensors after stage N. The JSON is written
-last: what it does not name has not happened.
+last: a stage that it does not name is not finished.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FILE = "stages.json"
 def write_stage(
     folder: Path, settings: Mapping[str, Any], records: Sequence[Record], state: Mapping[str, Tensor]
 ) -> None:
-    """Write the records of all stages so far and the tensors after the last, in the place of those before."""
+    """Write the records of all stages so far and the tensors after the last, in place of the earlier ones."""
     # A copy each: safetensors refuses tensors that share memory.
     content = safetensors.torch.save({name: t.to("cpu", copy=True).contiguous() for name, t in state.items()})
     path = _state_file(folder, len(records))
@@ -38,7 +38,7 @@ def write_stage(
 
 
 def read_stages(folder: Path, settings: Mapping[str, Any]) -> tuple[list[Record], dict[str, Tensor] | None]:
-    """The records of the finished stages and the tensors after the last; none of either before the first.
+    """The records of the finished stages and the tensors after the last; both are empty before the first.
 
     Raises ValueError for a study with other settings, CheckpointError for damaged tensors.
     """

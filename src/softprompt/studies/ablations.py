@@ -27,7 +27,7 @@ class _Panel:
 
 
 def ablations(results: StudyResults) -> list[Plot]:
-    """A plot for each axis whose values are numbers or backbones of known size, and for what is compared if it has names."""
+    """One plot for each axis of numbers or of backbones of known size, and one for the compared options if they have names."""
     found = []
     for axis, options in results.study.axes.items():
         panels = _panels(results, axis)
@@ -42,7 +42,7 @@ def ablations(results: StudyResults) -> list[Plot]:
 
 
 def _panels(results: StudyResults, axis: str) -> list[_Panel]:
-    """One for each other condition: pooled, their differences would pass for those between seeds."""
+    """One panel for each other condition: if they were pooled, their differences would look like differences between seeds."""
     is_compared = axis == results.study.compare
     scores: dict[tuple[str, str, str], dict[str, dict[str, list[float]]]] = defaultdict(dict)
     for result in results.finals:

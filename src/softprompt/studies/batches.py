@@ -10,8 +10,7 @@ from softprompt.studies.runs import PlannedRun
 
 
 def batches_of(runs: Sequence[PlannedRun], most: int) -> list[list[PlannedRun]]:
-    """Runs of one method and protocol on the same rows, which differ in seed and settings, at most so many together; others
-    alone.
+    """Batches of at most `together` runs of one method and protocol on the same rows; other runs are alone.
 
     In the order of the first run of each.
     """
@@ -30,7 +29,7 @@ def batches_of(runs: Sequence[PlannedRun], most: int) -> list[list[PlannedRun]]:
 
 
 def _common(run: PlannedRun) -> str | None:
-    """What runs of a batch have in common; None: it is to be made alone."""
+    """The settings that all runs of a batch share; None for a run that is made alone."""
     values = run.values
     recipe, data = values["recipe"], values["data"]
     protocol = run.settings().protocol

@@ -1,4 +1,4 @@
-"""What is compared in pairs: lines of a study over the seeds that both have."""
+"""Paired comparisons of a study's lines over the seeds that both have."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from softprompt.studies.statistics import Summary, holm, sign_flip_p, summarize
 class Comparison:
     """Two lines over the seeds that both have.
 
-    difference  first less second
+    difference  mean score of `first` minus that of `second`
     p, holm     of the paired sign-flip test, alone and corrected for the number of comparisons
     """
 
@@ -30,8 +30,8 @@ class Comparison:
 def comparisons(results: StudyResults) -> list[Comparison]:
     """Every pair of lines that have runs in common, for each metric by itself.
 
-    A pair is a seed on one task and its training rows: differences over other conditions (steps, say) and over data sets that
-    one prompt is judged on are averaged within it, as they are no independent trials.
+    A pair is a seed on one task and its training rows: differences over other conditions (such as steps) and over data sets on
+    which the same prompt is tested are averaged within it, since they are not independent.
     """
     pairs = []
     for metric, (first, second) in itertools.product(
@@ -59,7 +59,7 @@ def comparisons(results: StudyResults) -> list[Comparison]:
 def _for_each_seed(
     results: StudyResults, first: str, second: str, condition: str, data: str
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """Scores by seed. What trains nothing and was run with one seed stands beside every seed of the other."""
+    """Scores by seed. A method that trains nothing and has one seed is paired with every seed of the other."""
     ours, theirs = results.scores(first, condition, data), results.scores(second, condition, data)
     if len(ours) == 1 and not results.trains(first):
         ours = dict.fromkeys(theirs, *ours.values()) if theirs else ours

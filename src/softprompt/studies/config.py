@@ -1,16 +1,17 @@
-"""The file that describes a study: what all runs share, the axes that they differ in, what is chosen on validation.
+"""The file that describes a study: settings of all runs, axes in which runs differ, settings chosen on validation.
 
 title: Methods on reviews
-backbone: smollm2-135m-instruct                 # the words of `softprompt train`: what all runs share
+backbone: smollm2-135m-instruct                 # the keys of `softprompt train`, for all runs
 task: {name: text-classification, template: "{text}\\nMood:", labels: {neg: " bad", pos: " good"}}
 data: {train: multiemo-products, validation: multiemo-products, test: multiemo-products}
 recipe: {steps: 100}
-protocol: {name: few-shot, shots: 16}           # how a run is measured; left out: one training, one test
+protocol: {name: few-shot, shots: 16}           # how a run is measured; by default, one training and one test
 axes:                                           # every combination is run
   method: [zero-shot, prompt-tuning, {name: lora, rank: 4}]     # values of one key
   domain: {hotels: {data.test: multiemo-hotels}, ...}           # or options by name: what each of them changes
 seeds: [0, 1, 2]
-select: {recipe.learning_rate: [0.01, 0.03]}    # chosen on validation, for each combination by itself
+select: {recipe.learning_rate: [0.01, 0.03]}    # chosen on validation rows, for each combination
+
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class SearchConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class Range:
-    """Numbers between two ends, both included; whole ones where both ends are."""
+    """Numbers from `low` to `high`, both included; integers if both ends are integers."""
 
     low: int | float
     high: int | float
@@ -103,10 +104,7 @@ Select = Mapping[str, Choices]
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One value of an axis: what it changes, and what it has of its own in place of the study's.
-
-    select, seeds: None: the study's.
-    """
+    """One value of an axis: the settings that it changes, and its own `select` and `seeds` (None: those of the study)."""
 
     changes: Mapping[str, Any]
     select: Select | None = None
@@ -117,14 +115,14 @@ class Option:
 class Study:
     """A study as it was read; see the top of this file.
 
-    shared        what all runs have in common
+    shared        settings of all runs
     axes          axis -> label -> option, in the file's order
-    runs          named runs beside the grid, as options
-    compare       the axis whose options are the lines of the tables: what is compared
-    keep_prompts  whether final runs leave their prompt in their folder
-    ensembles     whether the prompts of a combination's seeds are judged together too
-    together      so many runs of one method are trained in one batch
-    cache_features  what lies below the first trained weight is computed once for each row; or a folder where it is kept
+    runs          named runs in addition to the grid, as options
+    compare       the axis whose options are compared, as lines of the tables
+    keep_prompts  whether final runs save their prompt
+    ensembles     whether the prompts of a combination's seeds are also evaluated as an ensemble
+    together      how many runs of one method are trained in one batch
+    cache_features  whether features below the first trained weight are computed once for each row; or a folder that keeps them
     """
 
     title: str
@@ -145,8 +143,8 @@ class Study:
 def read_study(path: Path, *, full: bool = False) -> Study:
     """The study that a YAML file describes; full: with its key `full` merged over it.
 
-    Raises FileNotFoundError, and ValueError for what is no YAML, an unknown key and a value that does not fit. Warns with
-    SoftpromptWarning of the keys that studies had before `protocol`.
+    Raises FileNotFoundError, and ValueError for invalid YAML, an unknown key and an invalid value. Warns with
+    SoftpromptWarning about the keys that studies had before `protocol`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no study {path}; expected a YAML file that describes one")
@@ -202,7 +200,7 @@ def _of_older_keys(path: Path, keys: Sequence[str]) -> str:
 
 
 def parse_study(values: Mapping[str, Any]) -> Study:
-    """Raises ValueError for an unknown key and a value that does not fit; the runs themselves are checked by `plan`."""
+    """Raises ValueError for an unknown key and an invalid value. `plan` checks the runs themselves."""
     check_keys({key: None for key in values if key not in FLAT_KEYS}, [*RUN_KEYS, *_OWN_KEYS], "")
     for key in ("backbone", "task", "method", "protocol"):
         if isinstance(values.get(key), list):
@@ -253,9 +251,9 @@ def parse_study(values: Mapping[str, Any]) -> Study:
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with the changes put in: "dotted.key" or nested, key by key.
+    """Values with changes merged in, key by key; a change is a "dotted.key" or nested.
 
-    A new task, method, protocol or data source takes the place of the old one as a whole; what is no mapping does so anywhere.
+    A new task, method, protocol or data source replaces the old one as a whole, and so does any value that is not a mapping.
     """
     result = _written_out(values)
     for dotted, value in changes.items():
@@ -352,7 +350,7 @@ def _select(value: Any, place: str) -> Select:
 
 
 def cells(study: Study) -> list[tuple[dict[str, str], Sequence[Option]]]:
-    """The combinations of the axes, then the named runs: labels by axis, and the options that make them up."""
+    """The combinations of the axes, then the named runs: labels by axis, and the options that they consist of."""
     found: list[tuple[dict[str, str], Sequence[Option]]] = [({}, ())] if study.axes or not study.runs else []
     for axis, options in study.axes.items():
         found = [

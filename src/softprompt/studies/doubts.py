@@ -1,4 +1,4 @@
-"""What a reader should know of a study before believing its tables."""
+"""What a reader should know about a study before trusting its tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FEW = 3  # seeds, below which a spread says little
 
 
 def doubts(results: StudyResults) -> list[str]:
-    """What is missing, few or mixed in what the tables are made of, and what the runs themselves warned of."""
+    """Sentences about missing, few or mixed runs in the tables, and the warnings of the runs themselves."""
     found = list(results.plan.stuck)
     if results.missing:
         found.append(f"{results.missing} runs have not been made yet: the tables are not whole.")
@@ -27,7 +27,7 @@ def doubts(results: StudyResults) -> list[str]:
 
 
 def _concerns(results: StudyResults) -> list[str]:
-    """What most runs warned of. Sentences that differ in their numbers alone count as one."""
+    """Warnings of most runs. Sentences that differ only in their numbers count as one."""
     alike: dict[str, list[str]] = defaultdict(list)
     for result in results.finals:
         for concern in result.outcome.facts.get("concerns", ()):
@@ -37,7 +37,7 @@ def _concerns(results: StudyResults) -> list[str]:
 
 
 def _lost(results: StudyResults) -> list[str]:
-    """Final runs that went wrong, by how."""
+    """Final runs that failed, grouped by how."""
     seeds: dict[tuple[str, str], set[int]] = defaultdict(set)
     for result in results.failed:
         if result.run.stage == "final":

@@ -1,4 +1,4 @@
-"""How a study's plots are drawn: what a plot is, panels and legends in a page's own ink, colours and marks."""
+"""How a study's plots are drawn: the class of a plot, panels and legends in the page's text colour, colours and markers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INK = "#010203"  # stands for the page's own text colour, which an SVG in a pag
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture: its file name, what it is called, what it shows in a sentence, and how it is drawn in a given ink."""
+    """A plot: its file name, its title, a sentence that describes it, and the function that draws it in a given text colour."""
 
     name: str
     title: str
@@ -29,7 +29,7 @@ class Plot:
     draw: Callable[[str], Figure]
 
     def svg(self) -> str:
-        """For the middle of a page: no declarations, no addresses, text in the page's own colour."""
+        """The SVG for use inside a page: without declarations and addresses, with text in the page's own colour."""
         text = self._saved("svg", _INK).decode()
         text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
         text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
@@ -40,7 +40,7 @@ class Plot:
         return text.replace("<svg", f'<svg role="img" aria-label="{escape(self.alternative)}"', 1)
 
     def file(self) -> str:
-        """The same as a file of its own."""
+        """The SVG as a file of its own."""
         return self._saved("svg", "black").decode()
 
     def png(self) -> bytes:
@@ -58,7 +58,7 @@ class Plot:
 
 
 def panels_of(count: int, ink: str, *, columns: int = 2, height: float = 3.6) -> tuple[Figure, list[Any]]:
-    """A figure with so many panels in rows of up to `columns`, each of this height in inches."""
+    """A figure with a number of panels in rows of up to `columns`, each of the given height in inches."""
     columns = min(count, columns)
     rows = -(-count // columns)
     figure = Figure(figsize=(6.4 if columns == 1 else 4 * columns, height * rows), layout="constrained")
@@ -77,7 +77,7 @@ def panels_of(count: int, ink: str, *, columns: int = 2, height: float = 3.6) ->
 
 
 def legend(figure: Figure, panels: Sequence[Any], ink: str) -> None:
-    """What any of the panels shows, below them; the figure grows by it: among the lines it would lie on some."""
+    """A legend for all panels, below them so that it covers no line; the figure grows by its height."""
     shown = {
         label: handle
         for axes in panels
@@ -100,10 +100,10 @@ def legend(figure: Figure, panels: Sequence[Any], ink: str) -> None:
 
 
 def style(i: int) -> tuple[str, str]:
-    """Colour and mark of the i-th of what is compared, the same in every plot."""
+    """Colour and marker of the i-th compared option, the same in every plot."""
     return _COLOURS[i % len(_COLOURS)], _MARKS[i % len(_MARKS)]
 
 
 def plain(text: str) -> str:
-    """No formula, and nothing that a legend would leave out."""
+    """The text without characters that matplotlib reads as a formula or that a legend would leave out."""
     return text.replace("$", r"\$").lstrip("_")

@@ -1,4 +1,4 @@
-"""A study from its plan to its last result. An engine is handed runs and a function that does one."""
+"""A study from its plan to its last result. An engine gets runs and a function that makes one."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ returns how many were done."""
 
 
 class Show(Protocol):
-    """Is told how a study goes on."""
+    """Receives the progress of a study."""
 
     def planned(self, found: Plan, folder: StudyFolder) -> None:
-        """What is known of the study by now: called before the first run, and after each."""
+        """Called with the current plan before the first run and after each run."""
         ...
 
     def begins(self, runs: Sequence[PlannedRun]) -> Progress:
-        """A run begins, or several in one batch; returns what is told of their steps."""
+        """Called when a run, or a batch of runs, begins; returns the object that receives their steps."""
         ...
 
     def ended(self, run: PlannedRun, outcome: Outcome) -> None: ...
@@ -50,7 +50,7 @@ class Show(Protocol):
 
 
 class Quiet:
-    """Shows nothing."""
+    """Shows no progress."""
 
     def planned(self, found: Plan, folder: StudyFolder) -> None:
         pass
@@ -66,7 +66,7 @@ class Quiet:
 
 
 def in_process(batches: Sequence[Sequence[PlannedRun]], do: Do) -> int:
-    """This process does them, one batch after the other."""
+    """The engine that makes runs in this process, one batch after the other."""
     return sum(do(batch) for batch in batches)
 
 
@@ -81,11 +81,11 @@ def conduct(
 ) -> Plan:
     """Make every run of a study that has not ended yet, and return them all.
 
-    Any number of processes may do this on one folder at the same time. A run that goes wrong is left with its traceback
-    and does not stop the others. retry_failed: runs that went wrong before are made again.
+    Any number of processes may do this on one folder at the same time. A run that fails keeps its traceback and
+    does not stop the others. With retry_failed, runs that failed before are made again.
 
-    Raises ValueError for runs whose settings do not fit together, before the first of them, and OSError for a disk that is
-    full: what had ended is there, and the same call goes on.
+    Raises ValueError before the first run if settings of any run do not fit together, and OSError if the disk is full; then
+    the finished runs are kept, and the same call resumes.
     """
     try:
         return _conduct(study, folder, worker, engine, show or Quiet(), retry_failed)
@@ -93,7 +93,7 @@ def conduct(
         if not disk_is_full(error):
             raise
         raise OSError(
-            f"the disk is full ({error}). Every run of {folder.path} that had ended is there, the others go on from their"
+            f"the disk is full ({error}). Every finished run of {folder.path} is kept, the others resume from their"
             " checkpoints: make room and give the same command again"
         ) from error
 
@@ -129,8 +129,9 @@ def _conduct(
 
 
 def make(study: Study, runs: Sequence[PlannedRun], folder: StudyFolder, worker: Worker, show: Show) -> int:
-    """Make runs, several in one batch, and write down how they ended; returns how many were free: what another living process
-    is at is left to it. Raises what a full disk raises.
+    """Make a batch of runs and record how they ended; returns the number of runs that no other living process has claimed.
+
+    Raises OSError if the disk is full.
     """
     with ExitStack() as claims:
         free = [run for run in runs if claims.enter_context(folder.claim(run.id))]
@@ -149,8 +150,8 @@ def make(study: Study, runs: Sequence[PlannedRun], folder: StudyFolder, worker: 
 def _attempt_together(
     study: Study, runs: Sequence[PlannedRun], folder: StudyFolder, worker: Worker, show: Show
 ) -> None:
-    """Make runs that nobody else is at in one batch. Whatever goes wrong but divergence leaves them to be made alone, from
-    their checkpoints: the one that cannot be made is then told from the others. Raises what a full disk raises.
+    """Make claimed runs in one batch. Any failure except divergence leaves them to be made alone, from their checkpoints, so
+    that the failing run is found. Raises OSError if the disk is full.
     """
     started = time.perf_counter()
     for run in runs:
@@ -178,9 +179,9 @@ def _attempt_together(
 
 
 def attempt(study: Study, run: PlannedRun, folder: StudyFolder, worker: Worker, show: Show) -> Outcome:
-    """Make a run that nobody else is at. What goes wrong becomes its outcome; a damaged folder is set aside first.
+    """Make a claimed run. A failure becomes its outcome; a damaged folder is set aside first.
 
-    Raises what a full disk raises.
+    Raises OSError if the disk is full.
     """
     set_damage_aside(run, folder, show)
     started = time.perf_counter()
@@ -213,7 +214,7 @@ def _went_wrong(run: PlannedRun, folder: StudyFolder, error: Exception, seconds:
 
 
 def set_damage_aside(run: PlannedRun, folder: StudyFolder, show: Show) -> None:
-    """Move the folder of a run that nobody is at out of the way if its files cannot be what a run left there."""
+    """Move the folder of an unclaimed run to set-aside/ if its files are damaged."""
     try:
         folder.check(run.id)
     except DamagedRun as error:

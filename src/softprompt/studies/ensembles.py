@@ -1,4 +1,4 @@
-"""What the kept prompts of a line's seeds answer together: made once when they are all there, a file in DIR/ensembles each."""
+"""Ensembles of the prompts of a line's seeds: each is evaluated once, when all have finished. DIR/ensembles has the results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Judge = Callable[[Sequence[PlannedRun]], Mapping[str, Any]]
 
 
 def members_of(plan: Plan, folder: StudyFolder) -> list[list[PlannedRun]]:
-    """The final runs of each combination that has trained with two seeds or more, all of which have finished."""
+    """The final runs of each combination with two or more seeds, if all of them have finished."""
     groups: dict[str, list[PlannedRun]] = defaultdict(list)
     for run in plan.runs:
         if run.stage == "final" and run.values["data"].get("test"):
@@ -31,7 +31,7 @@ def members_of(plan: Plan, folder: StudyFolder) -> list[list[PlannedRun]]:
 
 
 def make_ensembles(plan: Plan, folder: StudyFolder, judge: Judge, note: Callable[[str], None]) -> None:
-    """Judge each ensemble that is not recorded yet. One that cannot be built is noted and left out."""
+    """Evaluate each ensemble that is not recorded yet. One that cannot be built is logged and left out."""
     for members in members_of(plan, folder):
         name = _name(members)
         with folder.claim(name, wait=True):  # another process may be at it
@@ -52,7 +52,7 @@ def make_ensembles(plan: Plan, folder: StudyFolder, judge: Judge, note: Callable
 
 
 def recorded(members: Sequence[PlannedRun], folder: StudyFolder) -> dict[str, Any] | None:
-    """What was found of these members: metric, each of RULES, mean, best, and the members; None: nothing yet."""
+    """The recorded result of these members: metric, each of RULES, mean, best, and the members; None if there is none yet."""
     try:
         facts = json.loads(read_text(_file(members, folder)))
     except (FileNotFoundError, ValueError):

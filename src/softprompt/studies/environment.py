@@ -1,4 +1,4 @@
-"""What a run was made with and what it took: software, device, memory."""
+"""The software and device that a run was made with, and the memory that it took."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from softprompt.version import __version__
 
 
 def peak_memory(device: torch.device) -> dict[str, Any]:
-    """Bytes at the highest, of this process in main memory and of its tensors on a GPU."""
+    """Peak bytes of this process in main memory and of its tensors on a GPU."""
     found: dict[str, Any] = {"host": _host_peak()}
     if device.type == "cuda":
         found["device"] = torch.cuda.max_memory_allocated(device)
@@ -28,7 +28,7 @@ def peak_memory(device: torch.device) -> dict[str, Any]:
 
 
 def environment(backbone: Backbone) -> dict[str, Any]:
-    """What a result was made with."""
+    """Versions and device that a result was made with."""
     device = backbone.device
     return {
         "softprompt": __version__,
@@ -45,9 +45,9 @@ def environment(backbone: Backbone) -> dict[str, Any]:
 
 
 def reset_peak(device: torch.device) -> dict[str, int]:
-    """Let the highest use of memory start anew, at what is in use now: bytes, as host_before and device_before.
+    """Reset the peak of memory; returns the bytes in use now, as host_before and device_before.
 
-    Without host_before where the system keeps the peak of the whole process, over which a run may not rise.
+    host_before is missing on systems that keep the peak of the whole process, which a run may not exceed.
     """
     before = {}
     if device.type == "cuda":
@@ -89,6 +89,6 @@ def commit() -> str | None:
 
 
 def free_kept_memory() -> None:
-    """After a run that failed for want of GPU memory: give back what torch's allocator keeps."""
+    """Free the GPU memory that torch's allocator keeps, after a run that ran out of it."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -28,7 +28,7 @@ _TRADED = {  # what scores are held against, and the name of the picture
 
 
 def plots(results: StudyResults) -> list[Plot]:
-    """Those that the study has something for."""
+    """The plots for which the study has data."""
     found: list[Plot | None] = [*ablations(results), *(_trade_off(results, name) for name in _TRADED)]
     found += [_curves(results), _losses(results), _after_each_task(results), _prompt_selection(results)]
     return [plot for plot in found if plot is not None]
@@ -108,7 +108,7 @@ def _curves(results: StudyResults) -> Plot | None:
 
 
 def _losses(results: StudyResults) -> Plot | None:
-    """Of runs without evaluations on the way, as where classes come in tasks or are named: nothing else tells how they went."""
+    """Losses of runs without evaluations during training, such as class-incremental and base-to-new runs."""
 
     def curve(found: Sequence[Result]) -> list[tuple[int, float]]:
         steps = min((len(result.losses) for result in found), default=0)
@@ -137,7 +137,7 @@ def _losses(results: StudyResults) -> Plot | None:
 
 
 def _after_each_task(results: StudyResults) -> Plot | None:
-    """Classes that come in tasks: how the accuracy falls with their number."""
+    """Class-incremental runs: accuracy after each task."""
 
     def draw(axes: Any, condition: str, ink: str) -> None:
         axes.set_xlabel("tasks learned")
@@ -160,7 +160,7 @@ def _after_each_task(results: StudyResults) -> Plot | None:
 
 
 def _prompt_selection(results: StudyResults) -> Plot | None:
-    """Pools of prompts where classes come in tasks: which prompt was chosen for which task (L2P, Figure 3)."""
+    """Class-incremental runs with pools: which prompt was chosen for which task (L2P, figure 3)."""
     found: dict[str, list[list[int]]] = {}
     for condition, data, line in itertools.product(results.conditions, results.data, results.lines):
         tables = [
@@ -211,7 +211,7 @@ def _over_time(
     curves: Curves,
     finish: Callable[[Any, str, str], None],
 ) -> Plot | None:
-    """A panel for each condition and data set; `finish` is given its axes, its condition and the ink. None: no curves."""
+    """A panel for each condition and data set; `finish` gets axes, condition and text colour. None if there are no curves."""
     places = list(dict.fromkeys((condition, data) for _, condition, data in curves))
     if not curves:
         return None

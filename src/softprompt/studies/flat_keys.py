@@ -1,6 +1,6 @@
 """Protocols as runs are written on disk: by keys beside `data` and `recipe`, as study files had them before `protocol`.
 
-A run's id is a hash of what is written, so that runs of the older protocols are written in these keys for good. Studies are
+A run's id is a hash of what is written, so runs of the older protocols keep these keys permanently. Studies are
 written with `protocol: {name: ..., setting: ...}`; the keys in a study's file are read for one more version.
 """
 
@@ -37,7 +37,7 @@ FLAT_KEYS = (*dict.fromkeys(key for keys in SETTINGS.values() for key in keys), 
 
 
 def as_flat(protocol: Protocol) -> dict[str, Any]:
-    """The keys that say this protocol; of one that never had any, and of settings that came later, `protocol` itself."""
+    """The flat keys of this protocol; `protocol` itself for a protocol without such keys and for settings that came later."""
     values = protocol.as_dict()
     keys = SETTINGS.get(protocol.name)
     if keys is None:
@@ -51,7 +51,7 @@ def as_flat(protocol: Protocol) -> dict[str, Any]:
 
 
 def from_flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The run without these keys, and with the `protocol` that they say.
+    """The run with `protocol` in place of the flat keys that describe it.
 
     Raises ValueError for keys of two protocols, and for keys beside a protocol of another name.
     """
@@ -73,19 +73,19 @@ def from_flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described(protocol: Any) -> dict[str, Any]:
-    """A protocol of a study, written out where it is only a name. Raises ValueError for what is neither."""
+    """A study's protocol as a mapping, also if it is only a name. Raises ValueError for anything else."""
     return {"name": protocol} if isinstance(protocol, str) else as_mapping(protocol, "protocol")
 
 
 def _says_nothing(key: str, value: Any) -> bool:
-    """Whether a key is as good as missing."""
+    """Whether a key has the same meaning as a missing one."""
     if key == _HALVES and not isinstance(value, bool):
         raise ValueError(f"{key} is {value!r}, expected true or false")
     return value is None or (key == _HALVES and value is False) or (key == "domains" and value == {})
 
 
 def _name(given: Mapping[str, Any]) -> str:
-    """The protocol that all of these keys belong to."""
+    """The name of the protocol that all of these keys belong to."""
     if _HALVES in given:
         name, leading = "base-to-new", _HALVES
     else:
@@ -104,14 +104,14 @@ def _name(given: Mapping[str, Any]) -> str:
 
 
 def flat_name(text: str, name: str) -> str:
-    """An error about `protocol` in the words of the keys that the file has."""
+    """An error about `protocol`, worded with the flat keys that the file has."""
     for key, setting in SETTINGS.get(name, {}).items():
         text = text.replace(f"protocol.{setting}", key)
     return text
 
 
 def new_words(key: str) -> Iterator[str]:
-    """What takes the place of a key: a protocol's name and the setting."""
+    """The replacement of a flat key: a protocol's name and the setting."""
     if key == _HALVES:
         yield "protocol: {name: base-to-new}"
     for name, keys in SETTINGS.items():

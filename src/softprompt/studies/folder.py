@@ -2,10 +2,10 @@
 
 study.yaml     the study as it was read
 runs/ID/       a run, see `softprompt.records.run_folders`
-  checkpoint/    where training stands; gone when the run has ended
+  checkpoint/    the state of training; deleted when the run has ended
   prompt/        the saved prompt, of final runs
 claims/, set-aside/
-ensembles/     what the prompts of several seeds answer together
+ensembles/     evaluations of the prompts of several seeds together
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class StudyFolder(RunFolders):
     """A study's files, below `path`."""
 
     def begin(self, study: Study) -> None:
-        """Write down what is studied. Raises OSError if nothing can be written there."""
+        """Write study.yaml. Raises OSError if the folder cannot be written to."""
         for name in ("runs", "claims"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         with self.claim("study", wait=True):  # two processes may begin at once
             write_text(self.path / "study.yaml", as_yaml(study.values))
 
     def study(self) -> Study:
-        """The study that was run here. Raises FileNotFoundError if none was, ValueError for a file that is none."""
+        """The study of this folder. Raises FileNotFoundError if there is none, ValueError if the file is invalid."""
         file = self.path / "study.yaml"
         if not file.is_file():
             raise FileNotFoundError(f"{self.path} holds no study: there is no {file.name} in it")

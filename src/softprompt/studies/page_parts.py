@@ -1,4 +1,4 @@
-"""What a study's page is put together from, as HTML: tables, heat maps, pictures. Every text is escaped here."""
+"""The parts of a study's HTML page: tables, heat maps, pictures. Every text is escaped here."""
 
 from __future__ import annotations
 
@@ -39,9 +39,11 @@ summary { cursor: pointer; overflow-wrap: anywhere; } details { margin: .4rem 0;
 
 
 def table(content: Table, name: str, told: str = "", best: str = "") -> str:
-    """name: for screen readers; told: what a reader should know of it; best: the row that stands out, by its first cell.
+    """An HTML table, which scrolls by itself if it is wider than the window.
 
-    Wider than the window it is scrolled by itself.
+    name  for screen readers
+    told  a sentence for the reader
+    best  the first cell of the row to highlight
     """
     heads, rows = content
     is_text = [not all(_NUMBER.match(cell) for cell in column) for column in zip(*rows, strict=True)]

@@ -1,4 +1,4 @@
-"""From a study and the results there are so far to the runs that can be made now."""
+"""The runs that can be made now, from a study and its results so far."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from softprompt.studies.search import trials
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs that are known by now, finished ones included, and how many will follow from their results.
+    """The runs known so far, including finished ones, and the number that will follow from their results.
 
-    stuck: combinations whose final runs cannot be made, in words
+    stuck  combinations whose final runs cannot be made, in words
     """
 
     runs: Sequence[PlannedRun]
@@ -78,7 +78,7 @@ def _cell_plan(study: Study, cell: dict[str, str], options: Sequence[Option], ou
 def choose(runs: Sequence[PlannedRun], outcomes: Sequence[Outcome]) -> Mapping[str, Any] | None:
     """The settings with the best validation metric, averaged over the search's seeds; the first of equals.
 
-    A setting of which a run failed or diverged is not chosen; None if that leaves none.
+    Settings with a failed or diverged run are not chosen; None if no others are left.
     """
     scores: dict[str, list[float]] = {}
     settings: dict[str, Mapping[str, Any]] = {}
@@ -86,7 +86,7 @@ def choose(runs: Sequence[PlannedRun], outcomes: Sequence[Outcome]) -> Mapping[s
         key = json.dumps(run.chosen, sort_keys=True)
         settings.setdefault(key, run.chosen)
         value = outcome.validation if outcome.status == "finished" else None
-        # A pruned trial was given up: it must not win by a lucky early evaluation.
+        # A pruned trial must not win by a lucky early evaluation.
         scores.setdefault(key, []).append(float("-inf") if value is None or value != value else value)
     means = {key: sum(found) / len(found) for key, found in scores.items()}
     best = max(means, key=means.__getitem__, default=None)
@@ -94,7 +94,7 @@ def choose(runs: Sequence[PlannedRun], outcomes: Sequence[Outcome]) -> Mapping[s
 
 
 def grid(select: Select, place: str) -> list[dict[str, Any]]:
-    """Every combination. Raises ValueError for a range, which has no end of values."""
+    """Every combination. Raises ValueError for a range, which has infinitely many values."""
     for key, choices in select.items():
         if isinstance(choices, Range):
             raise ValueError(

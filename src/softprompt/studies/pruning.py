@@ -1,4 +1,4 @@
-"""Trials that are given up, as Optuna's median pruner does."""
+"""Early pruning of trials, as in Optuna's median pruner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from softprompt.studies.watching import Prune
 
 
 def pruner(study: Study, run: PlannedRun, folder: StudyFolder) -> Prune:
-    """Whether a trial is worse than the median of those that it was drawn after, at the same step."""
+    """A function that says whether a trial is worse, at the same step, than the median of the trials before it."""
     assert run.trial is not None
     block = run.trial - run.trial % study.search.at_once
     runs = [

@@ -1,7 +1,7 @@
 """The runs of a study spread over a Ray cluster.
 
-The process that conducts the study hands out the runs and writes down what comes back: workers make a run in a folder of
-their own and send its files. So no lock has to hold between machines, and what a worker does that was taken for dead is lost.
+The process that conducts the study distributes the runs and writes the results. Workers make a run in a folder of their own
+and send its files. So locks need not work between machines, and a worker that was wrongly taken for dead does no harm.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def over_ray(
     The cluster is the one that is connected to, else that of RAY_ADDRESS, else one that was started on this machine, else one
     that is started here and ends with the engine. Each machine needs this version of softprompt, and backbones and rows under
     the paths that the study has, from the same working directory; only this one writes in the study's folder. Machines may
-    come and go. A run whose worker is lost is made again from its start by another.
+    come and go. If a worker is lost, another makes its run again from the start.
 
     Raises ValueError without the package ray, RuntimeError if no worker can be had.
     """
@@ -62,7 +62,7 @@ def over_ray(
 
 @dataclass
 class _Hand:
-    """A worker: where it is, what it is at (None: it is still arriving), and the backbone that it has loaded."""
+    """A worker: its node, its current run (None while it starts), and the backbone that it has loaded."""
 
     actor: Any
     node: str
@@ -73,7 +73,7 @@ class _Hand:
 
 @dataclass
 class _Crew:
-    """Who there is to do something."""
+    """All workers, idle and busy."""
 
     ray: Any
     settings: tuple[Any, ...]  # of a _RunMaker
@@ -83,7 +83,7 @@ class _Crew:
     why: BaseException | None = None
 
     def hire(self) -> None:
-        """A worker wherever one is missing."""
+        """Start a worker wherever one is missing."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = Counter(hand.node for hand in (*self.idle, *self.busy.values()))
@@ -117,7 +117,7 @@ class _Crew:
     def _end(self, hand: _Hand) -> None:
         hand.claim.close()
         with contextlib.suppress(self.ray.exceptions.RayError):
-            self.ray.kill(hand.actor)  # one that only could not be reached would go on for nothing
+            self.ray.kill(hand.actor)  # one that was only out of reach would continue for nothing
 
 
 def _spread(runs: Sequence[PlannedRun], study: Study, folder: StudyFolder, crew: _Crew, show: Show) -> int:
@@ -131,7 +131,7 @@ def _spread(runs: Sequence[PlannedRun], study: Study, folder: StudyFolder, crew:
             if not todo:
                 break
             raise RuntimeError(
-                f"the Ray cluster has no worker left for the {len(todo)} runs that remain; what had ended is there: {crew.why}"
+                f"the Ray cluster has no worker left for the {len(todo)} runs that remain; finished runs are kept: {crew.why}"
             ) from crew.why
         ready, _ = crew.ray.wait(list(crew.busy), num_returns=1, timeout=5)  # then looks for new nodes
         for reference in ready:
@@ -167,7 +167,7 @@ def _spread(runs: Sequence[PlannedRun], study: Study, folder: StudyFolder, crew:
 
 
 def _hand_out(todo: list[PlannedRun], study: Study, folder: StudyFolder, crew: _Crew, show: Show) -> None:
-    """Give one of the runs to one of the idle: on the backbone that it has, else on one that nobody has."""
+    """Give a run to an idle worker: on the backbone that it has loaded, or else on one that no worker has loaded."""
     hand = crew.idle[0]
     loaded = [other.backbone for other in (*crew.idle, *crew.busy.values())]
     run = min(todo, key=lambda r: (r.values["backbone"] != hand.backbone, r.values["backbone"] in loaded))
@@ -195,7 +195,7 @@ def _fatal(run: PlannedRun, folder: StudyFolder, error: BaseException) -> Outcom
 
 
 class _RunMaker:
-    """What a worker is: a process that keeps its backbone and its rows from run to run."""
+    """The worker process, which keeps its backbone and its rows from run to run."""
 
     def __init__(
         self, study: Mapping[str, Any], open_backbone: OpenBackbone, directory: str, threads: int
@@ -205,10 +205,10 @@ class _RunMaker:
         self._study, self._worker = parse_study(study), Worker(open_backbone)
 
     def ready(self) -> None:
-        """Answers once all of the above has been done."""
+        """Returns when the worker is ready."""
 
     def make(self, run: PlannedRun, known: Mapping[str, Outcome]) -> dict[str, bytes]:
-        """The files of the run's folder, by path in it."""
+        """Make a run; returns the files of its folder by relative path."""
         with tempfile.TemporaryDirectory() as place:
             folder = StudyFolder(Path(place), dict(known))
             attempt(self._study, run, folder, self._worker, Quiet())

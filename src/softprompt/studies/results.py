@@ -1,4 +1,4 @@
-"""What a study found: scores by what is compared, by condition and by seed."""
+"""Results of a study: scores by compared option, condition and seed."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ Average = Callable[[Sequence[float]], float]
 
 @dataclass(frozen=True)
 class Result:
-    """A run that has ended. `line` is what is compared, `condition` the rest of its cell in words.
+    """A run that has ended. `line` is the compared option, `condition` the rest of its cell in words.
 
-    losses: of each step, of a final run without evaluations on the way
+    losses  of each step, for a final run without evaluations during training
     """
 
     run: PlannedRun
@@ -71,9 +71,9 @@ class Result:
 
 @dataclass(frozen=True)
 class TimeSpent:
-    """Seconds of processes that made runs: in all, in training steps, in evaluations on validation and test rows.
+    """Seconds of the processes that made runs: in total, in training steps, and in evaluations on validation and test rows.
 
-    Of a run that was killed what the process spent that brought it to its end.
+    For a run that was killed and resumed, the seconds of the process that finished it.
     """
 
     total: float
@@ -82,17 +82,17 @@ class TimeSpent:
 
     @property
     def share(self) -> float | None:
-        """Of what is no evaluation the share in steps; None where nothing was trained."""
+        """The share of training steps in the non-evaluation time; None if nothing was trained."""
         trained = self.total - self.evaluation
         return self.steps / trained if self.steps and trained > 0 else None
 
 
 @dataclass(frozen=True)
 class StudyResults:
-    """Everything that tables and pictures are made of.
+    """The data of all tables and plots.
 
-    data  the data sets that final runs were scored on: "test" and the domains, or "validation" where there is no test
-    ensembles  line and condition in words, and what the line's prompts score together
+    data  the data sets of the final scores: "test" and the domains, or "validation" if there is no test
+    ensembles  line and condition in words, and the scores of the line's prompts as an ensemble
     """
 
     study: Study
@@ -184,7 +184,7 @@ class StudyResults:
 
 
 def read_results(folder: StudyFolder) -> StudyResults:
-    """What there is by now. Raises FileNotFoundError for a folder without a study, ValueError for one without a result."""
+    """The results so far. Raises FileNotFoundError for a folder without a study, ValueError for one without a result."""
     study = folder.study()
     found = plan(study, folder.outcome)
     ended = [

@@ -37,7 +37,7 @@ def score_table(results: StudyResults) -> Table:
 
 def comparison_table(results: StudyResults) -> Table:
     """Every pair of lines, see `comparisons`."""
-    heads = ["first less second", "metric", "difference", "pairs", "p", "p, Holm"]
+    heads = ["compared (A − B)", "metric", "difference", "pairs", "p", "p, Holm"]
     return heads, [
         [
             f"{c.first} − {c.second}",

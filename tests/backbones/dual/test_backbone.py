@@ -1,4 +1,4 @@
-"""Dual encoders: what is run once, what is kept for backward, how they are loaded, and what does not go together."""
+"""Dual encoders: what is run once, what is kept for backward, how they are loaded, and parts that do not match."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts that nothing changes are run once, however many steps are trained; those that anything changes, in each."""
+"""Texts that neither prompt nor training changes are run once; the others are run in each step."""
 
 from __future__ import annotations
 

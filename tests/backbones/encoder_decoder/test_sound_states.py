@@ -1,4 +1,4 @@
-"""A sound's encoder states are kept from epoch to epoch, wherever no prompt and no training changes them."""
+"""Encoder states of a sound are cached across epochs unless a prompt or training changes them."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_changed_weight_or_sound_is_heard_anew() -> None:
 
 
 @pytest.mark.parametrize("room", [0, 1, 2, 4])
-def test_no_more_is_kept_than_there_is_room_for(room: int) -> None:
+def test_the_cache_keeps_no_more_than_fits(room: int) -> None:
     backbone = backbone_of("whisper")
     calls = Calls(backbone)
     backbone.sounds.limit = room * (FRAMES // 2) * 48 * 8 + 7  # float64

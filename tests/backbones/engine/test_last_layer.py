@@ -1,4 +1,4 @@
-"""The end of the last layer runs where somebody reads, and nowhere else."""
+"""The end of the last layer runs only at the positions that are read."""
 
 import pytest
 import torch
