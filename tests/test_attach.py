@@ -298,6 +298,22 @@ def test_what_cannot_be_attached_is_refused_with_what_to_do_instead() -> None:
         pass
 
 
+@pytest.mark.parametrize("new", [1, 4])
+def test_a_second_turn_from_the_cache_of_the_first_is_refused_and_from_the_text_it_is_right(new: int) -> None:
+    backbone = backbone_of("llama")
+    model, ids = backbone.model, torch.tensor([[5, 6, 7]])
+    options: Any = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    with sp.attach(model, tuned_prompt(backbone)):
+        first = model.generate(
+            ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **options
+        )
+        text = torch.cat([first.sequences, torch.arange(10, 10 + new)[None]], 1)
+        mask = torch.ones_like(text)
+        assert model.generate(text, attention_mask=mask, **options).shape[1] > text.shape[1]
+        with pytest.raises(ValueError, match="past_key_values of earlier calls"):
+            model.generate(text, attention_mask=mask, past_key_values=first.past_key_values, **options)
+
+
 def test_calls_that_would_not_be_exact_are_refused() -> None:
     backbone = backbone_of("llama")
     model = backbone.model

@@ -103,7 +103,8 @@ def test_threads_that_predict_fit_and_generate_find_what_each_finds_alone(case: 
 
 def test_predictions_overlap_and_the_user_s_own_call_runs_between_them() -> None:
     backbone = tiny_backbone(dtype=FLOAT)
-    tuned, model, ids = fitted("causal", backbone), backbone.model, torch.tensor([[5, 6, 7]])
+    tuned, ids = fitted("causal", backbone), torch.tensor([[5, 6, 7]])
+    model: Any = backbone.model
     alone, own = tuned.predict(["film"]), model(input_ids=ids).logits
     between: list[Tensor] = []
     # Both are inside the attention of the last layer when the user's own call runs.
@@ -161,16 +162,18 @@ def test_a_model_in_training_mode_predicts_without_dropout_and_stays_in_it() -> 
 def test_a_model_that_was_cast_or_changed_after_loading_is_run_as_it_is_now() -> None:
     row, prompt = EncodedRow((5, 6, 7), ((8,), (9,))), PromptOutput()
     backbone = tiny_backbone(dtype=FLOAT)
+    model: Any = backbone.model
+    other: Any = tiny_causal_lm("llama", seed=3).requires_grad_(False)
     backbone.score([row], prompt)
-    backbone.model.to(torch.float64)
+    model.to(torch.float64)
     for change in (
         lambda: None,
-        lambda: nn.init.normal_(backbone.model.lm_head.weight),
-        lambda: setattr(backbone.model.model.layers[0], "self_attn", copy.deepcopy(LAYER.self_attn)),
-        lambda: backbone.model.set_attn_implementation("eager"),
+        lambda: nn.init.normal_(model.lm_head.weight),
+        lambda: setattr(model.model.layers[0], "self_attn", other.model.layers[0].self_attn),
+        lambda: model.set_attn_implementation("eager"),
     ):
         change()
-        expected = padded_logits(backbone.model, [row], prompt).token_log_likelihoods()
+        expected = padded_logits(model, [row], prompt).token_log_likelihoods()
         found = backbone.score([row], prompt).token_log_likelihoods()
         assert found.dtype == torch.float64
         torch.testing.assert_close(
@@ -178,14 +181,12 @@ def test_a_model_that_was_cast_or_changed_after_loading_is_run_as_it_is_now() ->
         )  # eager attention has a float32 softmax
 
 
-LAYER = tiny_causal_lm("llama", seed=3).requires_grad_(False).model.layers[0]
-
-
 def test_hooks_of_the_user_see_softprompt_s_calls_too() -> None:
     backbone = tiny_backbone(dtype=FLOAT)
+    model: Any = backbone.model
     backbone.score([EncodedRow((5, 6), ((8,),))], PromptOutput())
     seen: list[Any] = []
-    handle = backbone.model.lm_head.register_forward_hook(lambda *_: seen.append(1))
+    handle = model.lm_head.register_forward_hook(lambda *_: seen.append(1))
     backbone.score([EncodedRow((5, 6), ((8,),))], PromptOutput())
     handle.remove()
     backbone.score([EncodedRow((5, 6), ((8,),))], PromptOutput())

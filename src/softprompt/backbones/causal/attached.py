@@ -175,7 +175,13 @@ class Attached:
                 f"past_key_values holds {cache.get_seq_length()} positions without this prompt: inside attach(), pass the"
                 " cache that the model returned there (or an empty one), not a copy"
             )
-        mask = values.get("attention_mask")
+        mask, positions = values.get("attention_mask"), values.get("position_ids")
+        if mask is None and positions is not None and bool((positions[..., 0] != held).any()):
+            # generate() drops a mask of ones, and leaves out as many tokens as the cache holds, the prompt's included.
+            raise ValueError(
+                f"the new tokens begin at position {int(positions.flatten()[0])} behind {held} others, so that some are left"
+                " out. Behind an attached prompt, generate() takes no past_key_values of earlier calls: give it the whole text"
+            )
         mask = ids.new_ones(len(ids), held + ids.shape[1]) if mask is None else mask.long()
         if mask.shape != (len(ids), held + ids.shape[1]):
             raise ValueError(
