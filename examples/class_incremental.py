@@ -1,9 +1,9 @@
-"""Kinds of emoji that come a few at a time: what methods remember, with and without rehearsal.
+"""Class-incremental learning on kinds of emoji: how much methods forget, with and without rehearsal.
 
     python examples/class_incremental.py                  # or: --methods vpt bitfit --steps 50 --rehearse 5
 
-A frozen ViT-S/14 sees subcategories of emoji ("animal-bird", "food-fruit" ...) in tasks, one after the other, and is asked
-about all of them after each. A study that was stopped goes on with the task it was at.
+A frozen ViT-S/14 sees subcategories of emoji ("animal-bird", "food-fruit" ...) in tasks, one after the other, and is
+tested on all tasks so far after each. A stopped run resumes with the task that it had reached.
 """
 
 from __future__ import annotations

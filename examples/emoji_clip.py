@@ -1,8 +1,8 @@
-"""A dual encoder that is trained on demand, and what it knows of emoji that it has never seen, without any prompt.
+"""Zero-shot accuracy of a dual encoder that is trained on demand, on emoji that it has never seen.
 
     python examples/emoji_clip.py                  # or: --styles emoji-google --rows 100
 
-The first run trains the projections of `emoji-clip`, which takes minutes, and keeps the model in the cache.
+The first run trains the projections of `emoji-clip`, which takes minutes, and caches the model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
         description="Zero-shot accuracy of emoji-clip on emoji of the test split."
     )
     parser.add_argument("--styles", nargs="+", default=list(STYLES), help="built-in data sets")
-    parser.add_argument("--rows", type=int, help="so many test images of each style; all by default")
+    parser.add_argument("--rows", type=int, help="number of test images of each style; all by default")
     arguments = parser.parse_args()
 
     backbone = sp.load_backbone("emoji-clip", dtype="float32")

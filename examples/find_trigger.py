@@ -5,7 +5,7 @@
 
 A frozen SmolLM2-135M-Instruct reads sentences from hotel reviews (MultiEmo, machine translated from Polish) and says
 negative, positive, neutral or mixed. Words between the review and the answer are exchanged one at a time, where the gradient
-promises most (AutoPrompt). All figures are on validation rows, which also choose the prompt: the test rows stay unread.
+predicts the largest gain (AutoPrompt). All figures are on validation rows, which also choose the prompt: the test rows stay unread.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ PLAIN = sp.TextClassification(
     "Review: {text}\nSentiment:",
     labels={"negative": " negative", "positive": " positive", "neutral": " neutral", "ambivalent": " mixed"},
 )
-# Behind the text: it is run once for all candidates.
+# The slot stands after the text, which is then run once for all candidates.
 TASK = replace(PLAIN, template="Review: {text}\n{soft}\nSentiment:")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Search for a prompt of words.")
-    parser.add_argument("--steps", type=int, default=20, help="exchanges of a word that are looked for")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="number of steps, each of which may exchange one word"
+    )
     parser.add_argument("--candidates", type=int, default=8, help="words tried in a step")
     parser.add_argument("--rows", type=int, default=100, help="validation rows")
     parser.add_argument("--batch-size", type=int, default=16)
