@@ -5,7 +5,7 @@
 
 A frozen SmolLM2-135M-Instruct reads sentences from hotel reviews (MultiEmo, machine translated from Polish) and says
 negative, positive, neutral or mixed. Words between the review and the answer are exchanged one at a time, where the gradient
-predicts the largest gain (AutoPrompt). All figures are on validation rows, which also choose the prompt: the test rows stay unread.
+predicts the largest gain (AutoPrompt). All figures are on validation rows, which also choose the prompt; no test row is read.
 """
 
 from __future__ import annotations
