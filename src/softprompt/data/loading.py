@@ -24,15 +24,15 @@ def load_rows(
     """Rows of a data set.
 
     source    rows themselves: a list of dictionaries, a Dataset or DatasetDict of the library datasets, a pandas or polars
-              frame; a .csv, .tsv, .jsonl, .json or .parquet file, also packed (.csv.gz ...); a folder that
+              frame; a .csv, .tsv, .jsonl, .json or .parquet file, also compressed (.csv.gz ...); a folder that
               `Dataset.save_to_disk` wrote; a folder with a folder of images for each class, or with such folders for each
               split; the name of a built-in data set (`softprompt.zoo.names()`); or the id of a data set on the hub,
               "owner/name" or "owner/name:configuration"
-    split     "train", "test" ...; rows and files have none
-    limit     at most so many rows, drawn with `seed`
+    split     which split to read, e.g. "test"; rows and files have none
+    limit     the largest number of rows, which are drawn with `seed`
     encoding  of text files
 
-    How files are read is told by `softprompt.data.files.read_file`.
+    `softprompt.data.files.read_file` describes how files are read.
     Raises ValueError for a file that is empty, ragged, damaged or not in `encoding`, for data without rows, and for an
     unknown split; TypeError for rows that are no mappings; FileNotFoundError; ConnectionError if the hub is out of reach.
     """
@@ -49,7 +49,7 @@ def read_rows(source: Rows, split: str | None = None) -> list[Row]:
 
 
 def names_file(source: str | Path) -> bool:
-    """Whether `load_rows` takes this for a file or folder without splits, not for a built-in or a hub data set."""
+    """Whether `load_rows` reads this as a file or folder without splits, and not as a built-in or a hub data set."""
     path = Path(source)
     if path.is_dir():
         return not (has_splits(path) or (path / _SAVED_SPLITS).is_file())
