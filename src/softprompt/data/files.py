@@ -65,7 +65,7 @@ def read_file(path: Path, encoding: str = "utf-8") -> list[dict[str, Any]]:
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is no whole gzip file: {error}") from error
+            raise ValueError(f"{path} is not a complete gzip file: {error}") from error
     if not content:
         raise ValueError(
             f"{path} is empty (0 bytes), expected rows with named columns: write it again, or name another file"
@@ -93,7 +93,7 @@ def _decoded(path: Path, content: bytes, encoding: str) -> str:
     except LookupError as error:
         near = difflib.get_close_matches(encoding, ["utf-8", "utf-16", "cp1252", "latin-1", "ascii"], n=1)
         raise ValueError(
-            f"{path}: {encoding!r} is no encoding that Python knows"
+            f"{path}: {encoding!r} is not an encoding that Python knows"
             + (f"; did you mean {near[0]!r}?" if near else "")
         ) from error
     if name == "utf-8":
@@ -103,11 +103,11 @@ def _decoded(path: Path, content: bytes, encoding: str) -> str:
     try:
         return content.decode(name)
     except LookupError as error:
-        raise ValueError(f"{path}: {encoding!r} is no encoding of text") from error
+        raise ValueError(f"{path}: {encoding!r} is not a text encoding") from error
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not {encoding}: byte 0x{content[error.start]:02x} at position {error.start}, line"
-            f" {content.count(10, 0, error.start) + 1}; save it as UTF-8, or say what it is, for example cp1252 (Western"
+            f" {content.count(10, 0, error.start) + 1}; save it as UTF-8, or name its encoding, for example cp1252 (Western"
             " Windows): load_rows(file, encoding=...) in Python, `encoding:` beside `source:` in a YAML file, --encoding on"
             " the command line"
         ) from error
@@ -162,7 +162,7 @@ def _cells(
                 raise ValueError(
                     f"{path}, line {reader.line_num + skipped}: {len(cells)} cells under {len(header)} columns"
                     f" {header}, separated by {separator!r}; in a .csv file quote cells that hold the separator, a quote or"
-                    " a line end, and let no cell of a .tsv file hold a tab"
+                    " a line end, and no cell of a .tsv file may hold a tab"
                 )
             lines.append((reader.line_num + skipped, cells))
     except csv.Error as error:
@@ -285,7 +285,7 @@ def _read_parquet(path: Path, content: bytes, encoding: str) -> list[dict[str, A
     try:
         rows: list[dict[str, Any]] = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is no readable parquet file: {error}") from error
+        raise ValueError(f"{path} is not a readable parquet file: {error}") from error
     return rows
 
 

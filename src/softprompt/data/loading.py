@@ -89,7 +89,7 @@ def _from_saved(path: Path, split: str | None) -> list[dict[str, Any]]:
     try:
         return rows_from(datasets.load_from_disk(str(path)), split)
     except OSError as error:
-        raise ValueError(f"{path} is no whole folder of Dataset.save_to_disk: {error}") from error
+        raise ValueError(f"{path} is not a complete folder of Dataset.save_to_disk: {error}") from error
 
 
 def _from_hub(source: str, split: str | None, builtin: Sequence[str]) -> list[dict[str, Any]]:
@@ -106,11 +106,11 @@ def _from_hub(source: str, split: str | None, builtin: Sequence[str]) -> list[di
         loaded = datasets.load_dataset(name, configuration or None, split=split)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise ValueError(
-            f"{source!r} is no file, not built in, and no data set on the hub; {remedy}"
+            f"{source!r} is not a file, not built in, and not a data set on the hub; {remedy}"
         ) from error
     except OSError as error:  # requests' and the hub's connection errors are OSErrors
         raise ConnectionError(
-            f"{source!r} is no file and not built in, and the hub was not reached for it"
+            f"{source!r} is not a file and not built in, and the hub was not reached"
             f" ({type(error).__name__}: {error}); check the connection or HF_HUB_OFFLINE; {remedy}"
         ) from error
     if not isinstance(loaded, datasets.DatasetDict):

@@ -67,7 +67,7 @@ def _files_of_deb(path: Path) -> IO[bytes]:
                 if name.startswith("data.tar"):
                     return io.BytesIO(file.read(size))
                 file.seek(size + size % 2, io.SEEK_CUR)  # members begin at even places
-    raise KeyError(f"{path.name} holds no data.tar: it is no Debian package")
+    raise KeyError(f"{path.name} holds no data.tar: it is not a Debian package")
 
 
 def read_members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:

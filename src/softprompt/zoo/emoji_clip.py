@@ -81,7 +81,7 @@ def train_projections(
     Raises ValueError for a style of fewer than two images.
     """
     if small := [len(images) for images, _ in styles if len(images) < 2]:
-        raise ValueError(f"a style has {small[0]} images: two are needed, for each to be told from the other")
+        raise ValueError(f"a style has {small[0]} images: at least two are needed")
     generator = torch.Generator().manual_seed(how.seed)
 
     def start(width: int) -> nn.Parameter:

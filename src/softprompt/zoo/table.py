@@ -116,7 +116,7 @@ def _news_lm(name: str, weights: str, size: Size) -> BuiltIn:
         name=name,
         kind="model",
         description=f"A decoder pretrained here on the train split of bbc-news, without its labels ({weights}; minutes,"
-        " the smallest 4 of one core): a step of a ladder of sizes, no language model to use.",
+        " the smallest 4 of one core): for studies of size, not for use as a language model.",
         licence="trained on text of the BBC, for research use; package MIT",
         archive=packages.BBC,
         convert=partial(convert_news_lm, size=size),
