@@ -37,7 +37,7 @@ METHODS = {
     "side-tuning": "softprompt.baselines.side_tuning:SideTuning",
     "zero-shot": "softprompt.baselines.untrained:ZeroShot",
 }
-"""Name of a method -> module:class. `python -m docs.tools.method_stubs` writes the lines of the stubs from it."""
+"""Name of a method -> module:class. `python -m docs.tools.method_stubs` writes the stubs from it."""
 
 
 @cache

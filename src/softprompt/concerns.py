@@ -1,7 +1,7 @@
-"""What makes a result doubtful. All such sentences are written here.
+"""Sentences about doubtful results. All of them are written here.
 
 `fit`, `fit_many` and `TunedPrompt.evaluate` warn of them, the command line shows these warnings, and a study writes them into
-the facts of each run. Each function takes what was found and returns sentences, usually none.
+the facts of each run. Each function takes results and returns sentences, usually none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Paths that the documentation named before files moved into rooms still import, with a DeprecationWarning.
+"""Old import paths that the documentation named still work, with a DeprecationWarning.
 
-All of this goes away with the next version: this file, the call of `install`, and what calls `moved_names`.
+The next version removes this file, the call of `install`, and the calls of `moved_names`.
 """
 
 import importlib
@@ -17,7 +17,7 @@ MODULES = {
     "softprompt.nearest": "softprompt.inspection.nearest",
     "softprompt.plots": "softprompt.inspection.plots",
 }
-"""Old module -> new module; the modules of a package have moved with it."""
+"""Old module -> new module; the modules of a package moved with it."""
 
 NAMES = {
     "softprompt.inspection.PromptReport": "softprompt.inspection.virtual_tokens.PromptReport",
@@ -38,7 +38,7 @@ NAMES = {
     "softprompt.zoo.CarrierError": "softprompt.zoo.FetchError",
     "softprompt.zoo.fetch_carrier": "softprompt.zoo.fetch_built_in",
 }
-"""Old name -> new name, of packages that are still there. softprompt.carriers is softprompt.zoo, old names included."""
+"""Old name -> new name, for packages that still exist. softprompt.carriers is softprompt.zoo, including its old names."""
 
 
 def moved_names(package: str, load: Callable[[str], Any] | None = None) -> Callable[[str], Any]:
@@ -58,7 +58,7 @@ def moved_names(package: str, load: Callable[[str], Any] | None = None) -> Calla
 
 
 class MovedModules:
-    """A finder and loader for sys.meta_path: an old path gives the module of the new one, not a copy of it."""
+    """A finder and loader for sys.meta_path, by which an old path gives the same module as the new one."""
 
     @staticmethod
     def find_spec(
@@ -82,13 +82,13 @@ class MovedModules:
 
 
 def install() -> None:
-    """Put the finder in front: Python's own would find the modules of a moved package and load them twice."""
+    """Install the finder in front: Python's own would find the modules of a moved package and load them twice."""
     if MovedModules not in sys.meta_path:
         sys.meta_path.insert(0, MovedModules)
 
 
 def _warn(old: str, new: str) -> None:
-    """Point at the user's line, two calls up: Python passes over the frames of its import system."""
+    """Warn at the user's line, two calls up; Python skips the frames of its import system."""
     warnings.warn(
         f"{old} is {new} now; the old path goes away with the next version", DeprecationWarning, stacklevel=3
     )

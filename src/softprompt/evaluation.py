@@ -1,4 +1,4 @@
-"""Measuring a prompted model: the task's metrics over rows with answers."""
+"""Evaluation of a prompted model: the task's metrics over rows with answers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def evaluate(
     """The task's metrics of a model over rows with answers.
 
     model       the backbone with its prompt
-    task        says what is measured
-    encoder     the task's, joined to the model's backbone
+    task        defines the metrics
+    encoder     of the task, on the model's backbone
     rows        with answers
-    batch_size  rows that are run together
+    batch_size  number of rows that are run together
     on_batch    is called after each batch with the number of rows done so far
-    encoded     the same rows, if they have been encoded already
+    encoded     the same rows, if they are encoded already
     """
     encoded = [encoder.encode(row) for row in rows] if encoded is None else encoded
     predictions = encoder.predict(model, encoded, batch_size=batch_size, on_batch=on_batch)

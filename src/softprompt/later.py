@@ -1,13 +1,13 @@
-"""Settings that came after runs had been named without them.
+"""Settings that were added after runs had got ids without them.
 
-Run ids, checkpoints, begun studies and files of results know a method, a task, a recipe or a backbone by all of its
-fields. One that is added to it is marked, and is left out of these while it has its default:
+Run ids, checkpoints, begun studies and files of results identify a method, a task, a recipe or a backbone by all of its
+fields. A field that is added later is marked, and is left out of the id while it has its default:
 
     width: Annotated[int, LATER] = 4
     rate: Annotated[float | None, LATER] = Field(default=None, gt=0)
 
-Runs that were written before it are then still the same runs. The default must be what was done before the field was
-there, and stay so for good. A field that was never marked stays in.
+So earlier runs keep their ids. The default must be the behaviour before the field existed, and must never change. A field
+that was never marked is always part of the id.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LATER: Final = _Later()
 
 
 def without_later(value: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass without those that came later and have their default.
+    """The fields of a dataclass, without those that were added later and have their default.
 
     plain: all fields by name, as JSON or as they are
     """
@@ -42,7 +42,7 @@ def without_later(value: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def later_fields(kind: type) -> Mapping[str, Any]:
-    """The fields of a dataclass that came later, with their defaults. Raises TypeError for one without a default."""
+    """The fields of a dataclass that were added later, with their defaults. Raises TypeError for one without a default."""
     hints = get_type_hints(kind, include_extras=True)
     return {
         field.name: _default(kind, field)

@@ -1,4 +1,4 @@
-"""A tuned prompt: backbone, task and what was learned, as one value that predicts, evaluates and can be saved."""
+"""TunedPrompt: backbone, task and the learned prompt, as one value that predicts, evaluates and can be saved."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class TunedPrompt:
     """The result of `fit`.
 
     backbone    the frozen model; for methods that change weights, their own copy
-    module      what was learned, in the form in which it is used
+    module      the learned prompt, in the form that predictions use
     max_tokens  longest row in tokens, virtual tokens and answer included
-    recipe      how it was trained, as plain JSON; empty if it was not trained
-    metrics     results by data set ("validation" after `fit`), with the scores that they should be compared with
+    recipe      the settings of its training, as plain JSON; empty if it was not trained
+    metrics     by data set ("validation" after `fit`), with the scores to compare them with
     history     one record per optimizer step
     identity    of the backbone before the method changed its weights; None: the method changed none
     head        answers a task that is not answered by words, (n, d) -> (n, outputs); None: words answer
@@ -78,9 +78,9 @@ class TunedPrompt:
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[Any]:
-        """A prediction for each input, in order: see the task for what it is.
+        """A prediction for each input, in order; its type depends on the task.
 
-        inputs: rows with the template's columns, or plain strings where the template has one column only; for a task about
+        inputs: rows with the template's columns, or plain strings if the template has only one column; for a task about
         images these as paths, bytes, Pillow images or arrays.
         Raises TypeError for a single text or row, ValueError for a string where several columns are needed, and what the
         task's `encode` raises.
@@ -111,16 +111,16 @@ class TunedPrompt:
         return metrics
 
     def with_labels(self, labels: Sequence[str], **settings: Any) -> TunedPrompt:
-        """The same prompt for other classes of images, by their names; for tasks that compare images with texts.
+        """The same prompt for other classes, by their names; for tasks that compare images with texts.
 
-        settings: what the task's own `with_labels` takes. Metrics and history are those of the run before.
+        settings: keyword arguments of the task's own `with_labels`. Metrics and history stay those of the training.
         Raises ValueError for a task whose labels are outputs of a head or words of a verbalizer, for class-specific contexts,
         and what the task raises.
         """
         return self.with_task(self.task.with_labels(labels, **settings))
 
     def with_task(self, task: Task) -> TunedPrompt:
-        """The same prompt asked through another task: where rows come from, or other classes by their names.
+        """The same prompt with another task, for other columns or for other classes by their names.
 
         Raises ValueError for contexts of single classes and other labels, or the same ones in another order.
         """
@@ -133,7 +133,7 @@ class TunedPrompt:
         return replace(self, task=task)
 
     def trained(self) -> dict[str, Tensor]:
-        """Every trained tensor by name: the module's, the head's, and the backbone's where the method changed it."""
+        """Every trained tensor by name: those of the module, of the head, and of the backbone if the method changed it."""
         module = {f"prompt.{name}": p for name, p in self.module.named_parameters()}
         return module | self._head() | self._changed()
 
@@ -150,7 +150,7 @@ class TunedPrompt:
         return {f"head.{name}": tensor for name, tensor in tensors.items()}
 
     def _changed(self) -> dict[str, Tensor]:
-        """Weights of the backbone that were trained: they, and no others, still require a gradient."""
+        """The trained weights of the backbone, which are those that require a gradient."""
         return dict(changed_weights(self.backbone.model))
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -217,7 +217,7 @@ def from_peft(
     max_tokens: int | None = None,
     peft_task: int | None = None,
 ) -> TunedPrompt:
-    """A prompt that PEFT wrote, for a task of ours.
+    """Load a prompt that PEFT wrote, for a task of softprompt.
 
     peft_task: which of a multitask prompt's tasks, from 0; found alone if there is just one.
 
@@ -297,7 +297,7 @@ def _checked_max_tokens(found: Any, folder: str | Path) -> int | None:
 def _with_changed_weights(
     method: Method, backbone: Backbone, changed: Mapping[str, Tensor], folder: str | Path
 ) -> Backbone:
-    """The method's copy of the backbone with the saved weights; these, and no others, require a gradient."""
+    """The method's copy of the backbone with the saved weights, which are those that require a gradient."""
     own = method.prepare(backbone, torch.Generator())
     parameters = {plain_name(name): p for name, p in own.model.named_parameters()}
     saved = {plain_name(name): tensor for name, tensor in changed.items()}

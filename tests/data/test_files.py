@@ -49,7 +49,7 @@ def test_files_that_are_packed(tmp_path: Path) -> None:
         ("a.jsonl.gz", "\n".join(map(json.dumps, ROWS)).encode()),
     ):
         assert load_rows(written(tmp_path / name, gzip.compress(content))) == ROWS
-    with pytest.raises(ValueError, match="no whole gzip file"):
+    with pytest.raises(ValueError, match="not a complete gzip file"):
         load_rows(written(tmp_path / "cut.csv.gz", gzip.compress(table)[:20]))
 
 
@@ -84,5 +84,5 @@ def test_what_cannot_be_read_is_said_with_its_line(
 
 @pytest.mark.parametrize("encoding", ["utf-99", "rot13", "base64", ""])
 def test_an_encoding_that_is_none_is_said(tmp_path: Path, encoding: str) -> None:
-    with pytest.raises(ValueError, match="no encoding"):
+    with pytest.raises(ValueError, match=r"not an? (text )?encoding"):
         load_rows(written(tmp_path / "a.csv", "text\na\n"), encoding=encoding)

@@ -71,7 +71,7 @@ def test_a_very_long_cell_is_read(tmp_path):
         ("a.json", '{"a": 1}', "expected a list of objects"),
         ("a.json", "[]", "has no rows"),
         ("a.json", "[1", "no valid JSON"),
-        ("a.parquet", "no parquet", "no readable parquet"),
+        ("a.parquet", "no parquet", "not a readable parquet"),
         ("a.xlsx", "x", "workbooks are not read: save it as CSV"),
     ],
 )

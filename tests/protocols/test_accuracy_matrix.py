@@ -53,7 +53,7 @@ def test_percent_stay_percent() -> None:
 def test_a_single_task_has_nothing_to_forget() -> None:
     assert final_average([[0.5]]) == incremental_average([[0.5]]) == learning_accuracy([[0.5]]) == 0.5
     for metric in (forgetting, backward_transfer):
-        with pytest.raises(ValueError, match="one task only"):
+        with pytest.raises(ValueError, match="only one task"):
             metric([[0.5]])
 
 

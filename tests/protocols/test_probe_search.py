@@ -98,5 +98,5 @@ def test_mistakes_are_named() -> None:
         probe_search(encoder_backbone(), words, TEXTS, TEXTS)
     with torch.no_grad():
         next(backbone.model.parameters()).fill_(float("nan"))
-    with pytest.raises(ValueError, match="no finite numbers: load it with dtype"):
+    with pytest.raises(ValueError, match="not finite for some training rows: load it with dtype"):
         probe_search(backbone, TASK, ROWS, ROWS)

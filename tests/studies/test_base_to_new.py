@@ -120,7 +120,7 @@ def test_a_killed_run_resumes_from_its_checkpoint(tmp_path: Path, monkeypatch: p
         ({"data.validation": "rows.csv"}, "new classes have no validation rows"),
         ({"data.test": None}, "data.test is missing"),
         ({"protocol.domains": {"other": "rows.csv"}}, "unknown key 'protocol.domains'"),
-        ({"task": {"name": "image-classification", "labels": list(COLOURS)}}, "told by their names"),
+        ({"task": {"name": "image-classification", "labels": list(COLOURS)}}, "described by their names"),
     ],
 )
 def test_what_does_not_fit_two_halves_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:

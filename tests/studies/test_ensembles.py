@@ -58,5 +58,5 @@ def test_the_prompts_of_all_seeds_are_judged_together_once(
 
 
 def test_ensembles_need_kept_prompts() -> None:
-    with pytest.raises(ValueError, match="kept prompts are what answers together"):
+    with pytest.raises(ValueError, match="an ensemble needs the saved prompts"):
         parse_study({"ensembles": True, "keep_prompts": False})

@@ -166,7 +166,7 @@ def test_an_option_has_a_search_of_its_own() -> None:
         ({"method": ["zero-shot", "lora"]}, r"put it under axes, as in axes: \{method: \[...\]\}"),
         ({"axes": {"methd": ["zero-shot"]}}, "unknown key 'axes.methd'; did you mean 'method'"),
         ({"axes": {"method": "lora"}}, "expected a list of values or options by name"),
-        ({"axes": {"method": ["lora", "lora"]}}, "two values that read alike"),
+        ({"axes": {"method": ["lora", "lora"]}}, "two values with the same name"),
         ({"axes": {"method": {"a": {"metod": "lora"}}}}, "unknown key 'axes.method.a.metod'"),
         ({"method": "lora", "seeds": 3}, "seeds is 3, expected a list"),
         ({"method": "lora", "seeds": [1, 1]}, "different whole numbers"),

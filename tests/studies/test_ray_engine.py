@@ -98,7 +98,7 @@ def test_a_study_outlives_a_node_of_the_cluster(
         assert results(undisturbed, tmp_path / "spread") == results(undisturbed, tmp_path / "out")
         assert sorted(show.made) == sorted(run.id for run in plan(study, folder.outcome).runs)
         [note] = show.notes
-        assert "is lost: the run is given out again" in note
+        assert "is lost: another makes the run again" in note
         assert (tmp_path / "opened").read_text() == "opened\n"  # one backbone for four runs
         assert not (tmp_path / "spread" / "set-aside").exists()
     finally:

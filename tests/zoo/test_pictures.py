@@ -178,7 +178,7 @@ def test_a_cut_array_and_a_file_that_is_no_debian_package_are_errors(tmp_path: P
         with pytest.raises(ValueError, match=message):
             list(read_fashion_mnist(deb_of(tmp_path / "x.deb", members)))
     (tmp_path / "x.deb").write_bytes(b"no archive at all")
-    with pytest.raises(KeyError, match="no Debian package"):
+    with pytest.raises(KeyError, match="not a Debian package"):
         list(read_members(tmp_path / "x.deb", "*"))
 
 

@@ -1,4 +1,4 @@
-"""Rows drawn from a data set: a subsample, a few of each class, the parts of rows that have no splits."""
+"""Random draws from a data set: a subsample, a few rows of each class, or the parts of rows without splits."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _draw(
 
 
 def permutation(n: int, seed: int) -> list[int]:
-    """The numbers from 0 to n - 1 in an order that depends on the seed alone."""
+    """The numbers from 0 to n - 1 in an order that depends only on the seed."""
     import torch  # it takes seconds, which the command line's --help should not wait for
 
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Rows of a file: .csv, .tsv, .jsonl, .json and .parquet, each also packed with gzip (.csv.gz ...)."""
+"""Rows of a file: .csv, .tsv, .jsonl, .json and .parquet, each also compressed with gzip (.csv.gz ...)."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _SPREADSHEETS = (".xls", ".xlsx", ".xlsm", ".ods")
 
 
 def suffix_of(path: Path) -> str:
-    """What says how a file is read, in small letters: `.csv` of REVIEWS.CSV and of reviews.csv.gz."""
+    """The suffix that decides how a file is read, in lower case: `.csv` for REVIEWS.CSV and for reviews.csv.gz."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file of this name is read, by its suffix."""
+    """Whether `read_file` reads a file with this suffix."""
     return suffix_of(path) in _READERS
 
 
@@ -44,10 +44,10 @@ def read_file(path: Path, encoding: str = "utf-8") -> list[dict[str, Any]]:
 
     encoding: of text files; one that begins with a byte-order mark of UTF-16 or UTF-32 is read as that.
 
-    Values of .csv and .tsv files are strings. Cells are separated by commas (.csv) or tabs (.tsv), or by what a first line
-    `sep=;` says, or by the semicolon, tab or bar that makes several columns of a header that commas leave whole. A column
-    without a name is left out where it numbers the rows, as pandas writes it, or is empty throughout. In a .tsv file a
-    quote is a character like any other, unless a whole column is quoted.
+    Values of .csv and .tsv files are strings. Cells are separated by commas (.csv) or tabs (.tsv), or by the
+    separator in a first line such as `sep=;`. If commas leave the header in one piece, a semicolon, tab or bar that divides it
+    is the separator. A column without a name is left out if it numbers the rows, as in pandas, or is empty. In a .tsv file a
+    quote is an ordinary character, unless a whole column is quoted.
 
     Raises FileNotFoundError; ValueError for a file that is empty, ragged, damaged, not in `encoding` or of another kind,
     with its line.
@@ -65,7 +65,7 @@ def read_file(path: Path, encoding: str = "utf-8") -> list[dict[str, Any]]:
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is no whole gzip file: {error}") from error
+            raise ValueError(f"{path} is not a complete gzip file: {error}") from error
     if not content:
         raise ValueError(
             f"{path} is empty (0 bytes), expected rows with named columns: write it again, or name another file"
@@ -93,7 +93,7 @@ def _decoded(path: Path, content: bytes, encoding: str) -> str:
     except LookupError as error:
         near = difflib.get_close_matches(encoding, ["utf-8", "utf-16", "cp1252", "latin-1", "ascii"], n=1)
         raise ValueError(
-            f"{path}: {encoding!r} is no encoding that Python knows"
+            f"{path}: {encoding!r} is not an encoding that Python knows"
             + (f"; did you mean {near[0]!r}?" if near else "")
         ) from error
     if name == "utf-8":
@@ -103,11 +103,11 @@ def _decoded(path: Path, content: bytes, encoding: str) -> str:
     try:
         return content.decode(name)
     except LookupError as error:
-        raise ValueError(f"{path}: {encoding!r} is no encoding of text") from error
+        raise ValueError(f"{path}: {encoding!r} is not a text encoding") from error
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not {encoding}: byte 0x{content[error.start]:02x} at position {error.start}, line"
-            f" {content.count(10, 0, error.start) + 1}; save it as UTF-8, or say what it is, for example cp1252 (Western"
+            f" {content.count(10, 0, error.start) + 1}; save it as UTF-8, or name its encoding, for example cp1252 (Western"
             " Windows): load_rows(file, encoding=...) in Python, `encoding:` beside `source:` in a YAML file, --encoding on"
             " the command line"
         ) from error
@@ -131,7 +131,7 @@ def _read_csv(path: Path, content: bytes, encoding: str) -> list[dict[str, Any]]
 
 
 def _other_separator(path: Path, text: str) -> str | None:
-    """What separates the columns of a file whose header commas leave whole; None: commas, or nothing."""
+    """The separator of a file if commas do not divide its header; None: commas, or a single column."""
     first = text.splitlines()[0] if text.splitlines() else ""
     if len(next(csv.reader([first]), [])) > 1:
         return None
@@ -143,7 +143,7 @@ def _other_separator(path: Path, text: str) -> str | None:
 def _cells(
     path: Path, text: str, separator: str, skipped: int
 ) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and of each line that is not blank its number and its cells, as many as the header has."""
+    """The header, and for each line that is not blank its number and its cells, as many as the header has."""
     if separator == "\t" and suffix_of(path) == ".tsv" and not _is_quoted(text):
         # GLUE's files have lone quotes; read as quoting they would swallow the rows up to the next quote.
         reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -162,7 +162,7 @@ def _cells(
                 raise ValueError(
                     f"{path}, line {reader.line_num + skipped}: {len(cells)} cells under {len(header)} columns"
                     f" {header}, separated by {separator!r}; in a .csv file quote cells that hold the separator, a quote or"
-                    " a line end, and let no cell of a .tsv file hold a tab"
+                    " a line end, and no cell of a .tsv file may hold a tab"
                 )
             lines.append((reader.line_num + skipped, cells))
     except csv.Error as error:
@@ -285,7 +285,7 @@ def _read_parquet(path: Path, content: bytes, encoding: str) -> list[dict[str, A
     try:
         rows: list[dict[str, Any]] = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is no readable parquet file: {error}") from error
+        raise ValueError(f"{path} is not a readable parquet file: {error}") from error
     return rows
 
 

@@ -31,16 +31,16 @@ SUFFIXES = frozenset(
         ".webp",
     }
 )
-"""Of files that are images. Which of them can be read, Pillow decides."""
+"""Suffixes of image files. Pillow decides which of them can be read."""
 
-_NOT_DATA = ("__MACOSX",)  # what archives of a Mac hold beside the files
+_NOT_DATA = ("__MACOSX",)  # an additional folder in archives made on a Mac
 
 
 def has_splits(folder: Path) -> bool:
-    """Whether a folder holds a folder for each split, and these the classes.
+    """Whether a folder has a folder for each split, which have a folder for each class.
 
-    It does where all its folders are called like splits, or the others hold no image and those no image beside folders: a
-    class may be called `test`.
+    True if all its folders have names of splits, or if the other folders hold no image and those with names of splits hold no
+    image beside folders. So a class may be called `test`.
     """
     inside = _folders_in(folder)
     splits = [path for path in inside if path.name in SPLITS]
@@ -65,9 +65,9 @@ def _entries(folder: Path) -> list[Path]:
 def read_image_folder(folder: Path, split: str | None = None) -> list[dict[str, Any]]:
     """Rows {"image": path, "label": class} of FOLDER/CLASS/**/FILE or FOLDER/SPLIT/CLASS/**/FILE, in order of name.
 
-    Splits are called train, validation, val or test, see `has_splits`. Files that are no images by their
-    suffix, names that begin with a dot and `__MACOSX` are skipped; images of a kind that the installed Pillow does not read
-    (.heic) too, with a warning in the log that counts them.
+    Splits are called train, validation, val or test, see `has_splits`. Files without the
+    suffix of an image, names that begin with a dot and `__MACOSX` are skipped. So are images that the installed Pillow cannot
+    read (.heic), with a warning in the log that counts them.
     Raises ValueError for a missing split, for a folder with splits if none is named, for a folder without classes, for a
     class without images, and for images beside the class folders.
     """
@@ -106,7 +106,7 @@ def read_image_folder(folder: Path, split: str | None = None) -> list[dict[str, 
 
 
 def image_files(place: Path) -> list[Path]:
-    """All images under a folder, sorted by name; a file gives itself.
+    """All images under a folder, sorted by name; for a file, the file itself.
 
     Raises FileNotFoundError, and ValueError for a folder without images.
     """

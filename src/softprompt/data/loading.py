@@ -24,15 +24,15 @@ def load_rows(
     """Rows of a data set.
 
     source    rows themselves: a list of dictionaries, a Dataset or DatasetDict of the library datasets, a pandas or polars
-              frame; a .csv, .tsv, .jsonl, .json or .parquet file, also packed (.csv.gz ...); a folder that
+              frame; a .csv, .tsv, .jsonl, .json or .parquet file, also compressed (.csv.gz ...); a folder that
               `Dataset.save_to_disk` wrote; a folder with a folder of images for each class, or with such folders for each
               split; the name of a built-in data set (`softprompt.zoo.names()`); or the id of a data set on the hub,
               "owner/name" or "owner/name:configuration"
-    split     "train", "test" ...; rows and files have none
-    limit     at most so many rows, drawn with `seed`
+    split     which split to read, e.g. "test"; rows and files have none
+    limit     the largest number of rows, which are drawn with `seed`
     encoding  of text files
 
-    How files are read is told by `softprompt.data.files.read_file`.
+    `softprompt.data.files.read_file` describes how files are read.
     Raises ValueError for a file that is empty, ragged, damaged or not in `encoding`, for data without rows, and for an
     unknown split; TypeError for rows that are no mappings; FileNotFoundError; ConnectionError if the hub is out of reach.
     """
@@ -49,7 +49,7 @@ def read_rows(source: Rows, split: str | None = None) -> list[Row]:
 
 
 def names_file(source: str | Path) -> bool:
-    """Whether `load_rows` takes this for a file or folder without splits, not for a built-in or a hub data set."""
+    """Whether `load_rows` reads this as a file or folder without splits, and not as a built-in or a hub data set."""
     path = Path(source)
     if path.is_dir():
         return not (has_splits(path) or (path / _SAVED_SPLITS).is_file())
@@ -89,7 +89,7 @@ def _from_saved(path: Path, split: str | None) -> list[dict[str, Any]]:
     try:
         return rows_from(datasets.load_from_disk(str(path)), split)
     except OSError as error:
-        raise ValueError(f"{path} is no whole folder of Dataset.save_to_disk: {error}") from error
+        raise ValueError(f"{path} is not a complete folder of Dataset.save_to_disk: {error}") from error
 
 
 def _from_hub(source: str, split: str | None, builtin: Sequence[str]) -> list[dict[str, Any]]:
@@ -106,11 +106,11 @@ def _from_hub(source: str, split: str | None, builtin: Sequence[str]) -> list[di
         loaded = datasets.load_dataset(name, configuration or None, split=split)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise ValueError(
-            f"{source!r} is no file, not built in, and no data set on the hub; {remedy}"
+            f"{source!r} is not a file, not built in, and not a data set on the hub; {remedy}"
         ) from error
     except OSError as error:  # requests' and the hub's connection errors are OSErrors
         raise ConnectionError(
-            f"{source!r} is no file and not built in, and the hub was not reached for it"
+            f"{source!r} is not a file and not built in, and the hub was not reached"
             f" ({type(error).__name__}: {error}); check the connection or HF_HUB_OFFLINE; {remedy}"
         ) from error
     if not isinstance(loaded, datasets.DatasetDict):

@@ -1,4 +1,4 @@
-"""What a row is, and rows out of the containers that people have them in."""
+"""The type of a row, and conversion of other containers to rows."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 Row = Mapping[str, Any]
 
 Rows = Sequence[Row] | str | Path
-"""What `fit` and its kin take: rows, or the name of a data set that `load_rows` reads."""
+"""The argument of `fit` and related functions: rows, or the name of a data set that `load_rows` reads."""
 
 
 def rows_from(source: Any, split: str | None = None) -> list[dict[str, Any]]:
-    """Rows out of a list of dictionaries, a Dataset or DatasetDict of the library datasets, a pandas or polars frame.
+    """Rows from a list of dictionaries, a Dataset or DatasetDict of the library datasets, a pandas or polars frame.
 
-    split: which one of a DatasetDict.
+    split: which split of a DatasetDict to read.
 
     Column names become text, and scalars of torch and NumPy become Python's. Images of a Dataset stay files.
     Raises ValueError for a split that is not there or not named, TypeError for anything else.
@@ -46,7 +46,7 @@ def rows_from(source: Any, split: str | None = None) -> list[dict[str, Any]]:
 
 
 def _is_split_up(source: Any) -> bool:
-    """Whether it is a DatasetDict, or a dictionary of data sets that is used as one."""
+    """Whether this is a DatasetDict, or a dictionary of data sets."""
     return (
         isinstance(source, Mapping)
         and bool(source)
@@ -73,12 +73,12 @@ def _plain(index: int, row: Any) -> dict[str, Any]:
 
 
 def scalar(value: Any) -> Any:
-    """A tensor or array that holds one number without a dimension, as Python's number; anything else as it is."""
+    """A tensor or array without dimensions as a Python number; anything else unchanged."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def _with_undecoded_images(data: Any) -> Any:
-    """A Dataset whose images stay files: smaller, and one that is damaged is named when it is read."""
+    """A Dataset whose images are not decoded: it is smaller, and an error when one is read names it."""
     import datasets
 
     if not isinstance(data, datasets.Dataset):

@@ -76,5 +76,5 @@ def _checked(matrix: Matrix) -> Matrix:
 
 def _several(matrix: Matrix) -> Matrix:
     if len(_checked(matrix)) < 2:
-        raise ValueError("there is one task only: nothing came after it that it could be forgotten for")
+        raise ValueError("there is only one task, so nothing could be forgotten")
     return matrix

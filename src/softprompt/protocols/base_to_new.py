@@ -97,7 +97,7 @@ def base_and_new(labels: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...
     Raises ValueError for fewer than four: each half must be a choice.
     """
     if len(labels) < 4:
-        raise ValueError(f"labels are {list(labels)}: four are needed, two to learn and two others")
+        raise ValueError(f"labels are {list(labels)}: four are needed, two to learn and two new ones")
     middle = -(-len(labels) // 2)
     return tuple(labels[:middle]), tuple(labels[middle:])
 
@@ -134,7 +134,7 @@ class BaseToNewProtocol(Protocol):
     def check(self, config: RunConfig) -> None:
         if config.task.labelling is None or not config.task.compares_texts:
             raise ValueError(
-                f"{self.name} needs classes that are told by their names: task image-text-classification, "
+                f"{self.name} needs classes that are described by their names: task image-text-classification, "
                 f"not {config.task.name}"
             )
         base_and_new(config.task.labelling.labels)
@@ -266,7 +266,7 @@ def _halved(
 ) -> _Halves:
     if not task.compares_texts:
         raise ValueError(
-            f"{task.name} answers with the labels that it was trained for alone: base-to-new takes ImageTextClassification"
+            f"{task.name} answers only with the labels that it was trained for: base-to-new takes ImageTextClassification"
         )
     if method.class_specific:
         raise ValueError(

@@ -93,7 +93,7 @@ class DomainAdaptationProtocol(Protocol):
     def check(self, config: RunConfig) -> None:
         if not config.task.compares_texts:
             raise ValueError(
-                f"{self.name} needs classes that are told by texts: task image-text-classification, not {config.task.name}"
+                f"{self.name} needs classes that are described by texts: task image-text-classification, not {config.task.name}"
             )
 
     def sources(self) -> Mapping[str, SourceConfig]:
@@ -149,7 +149,7 @@ def pseudo_labels(
     task: Any = labeller.task
     if not task.compares_texts:
         raise ValueError(
-            f"the labeller's task is {task.name}: pseudo-labels are for images told by texts, ImageTextClassification"
+            f"the labeller's task is {task.name}: pseudo-labels are for images compared with texts, ImageTextClassification"
         )
     if not rows:
         raise ValueError("there are no target rows to label")
@@ -218,7 +218,7 @@ def adapt(
     """
     if not task.compares_texts:
         raise ValueError(
-            f"{task.name} tells no classes by texts: domain adaptation takes ImageTextClassification"
+            f"{task.name} does not describe classes by texts: domain adaptation takes ImageTextClassification"
         )
     if not recipes or (len(recipes) > 1 and validation is None):
         raise ValueError(

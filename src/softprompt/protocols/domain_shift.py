@@ -173,7 +173,7 @@ def _without_prompt(tuned: TunedPrompt, backbone: Backbone | None) -> TunedPromp
         return None
     if backbone is None and tuned.identity is not None:
         raise ValueError(
-            f"{tuned.method.name} changed its copy of the backbone, which is no zero-shot model any more: pass the frozen "
+            f"{tuned.method.name} changed its copy of the backbone, which is not a zero-shot model any more: pass the frozen "
             "one as backbone=, or zero_shot=False"
         )
     backbone = backbone or tuned.backbone

@@ -133,7 +133,7 @@ class _Heads:
         norm = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()  # (M,)
         if not norm.isfinite().all():
             raise ValueError(
-                f"the gradient is no finite number at step {self.steps + 1}: lower the largest learning rate"
+                f"the gradient is not finite at step {self.steps + 1}: lower the largest learning rate"
             )
         if self.recipe.clip_norm is not None:
             scale = (self.recipe.clip_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch clips

@@ -92,7 +92,7 @@ def probe_search(
     data = read_for_probes(backbone, task, train, validation, Recipe(max_tokens=max_tokens), cache_features)
     if not data.train.states.isfinite().all():
         raise ValueError(
-            f"{backbone.name} says of some training rows what are no finite numbers: load it with dtype='float32'"
+            f"{backbone.name} gives states that are not finite for some training rows: load it with dtype='float32'"
         )
     tried: dict[float, tuple[StrengthScore, dict[str, Any], dict[str, Tensor]]] = {}
 

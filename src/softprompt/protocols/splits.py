@@ -76,7 +76,7 @@ def _labelled(rows: Sequence[Row], task: Task) -> list[dict[str, Any]]:
         task, TextClassification | SequenceClassification | ImageClassification | ImageTextClassification
     ):
         raise ValueError(
-            f"{task.name} has no classes to draw rows of: few-shot splits are for classification"
+            f"{task.name} has no classes to draw rows from: few-shot splits are for classification"
         )
     return [{"row": i, "label": task.read_label(row)} for i, row in enumerate(rows)]
 
@@ -119,5 +119,5 @@ def _others(
 ) -> list[int]:
     missing = {row["label"] for row in labelled} - {row["label"] for row in rest}
     if missing:
-        raise ValueError(f"k={k}: no row is left to choose by for the labels {sorted(missing)}; lower k")
+        raise ValueError(f"k={k}: no row is left for validation for the labels {sorted(missing)}; lower k")
     return [row["row"] for row in few_shot(rest, k, "label", seed)]

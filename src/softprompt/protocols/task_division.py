@@ -56,7 +56,7 @@ def divided(task: HeadTask, tasks: int | Sequence[Labels], seed: int | None) -> 
         return class_tasks(task.labels, tasks, seed)
     groups = tuple(tuple(str(label) for label in group) for group in tasks)
     if seed is not None:
-        raise ValueError("order_seed draws an order, and tasks says it already: give one of the two")
+        raise ValueError("order_seed draws an order, and tasks gives one already: give only one of the two")
     if sorted(label for group in groups for label in group) != sorted(task.labels):
         raise ValueError(
             f"tasks are {[list(group) for group in groups]}: each of the labels {list(task.labels)} must be in exactly one"
@@ -93,7 +93,7 @@ def stages_of(
         competing = tuple(label for label in task.labels if label in wanted)
         if len(competing) < 2:
             raise ValueError(
-                f"in task {t} only {list(competing)} is there to be told from others, and nothing would be learned: make "
+                f"in task {t} only {list(competing)} competes, so nothing would be learned: make "
                 'larger tasks, or let more logits compete (logits="all")'
             )
         stages.append(Stage((*own, *kept), len(kept), tuple(tested), competing))

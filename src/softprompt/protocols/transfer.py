@@ -94,7 +94,7 @@ def cosine(one: Tensor, other: Tensor, measure: Measure = "per-token") -> float:
     if one.ndim != 2 or other.ndim != 2 or one.shape[1] != other.shape[1]:
         raise ValueError(
             f"virtual tokens of shapes {tuple(one.shape)} and {tuple(other.shape)} cannot be compared: both must be (P, d) "
-            "of the same width d; port_prompt takes a prompt to the width of another model"
+            "of the same width d; port_prompt converts a prompt to the width of another model"
         )
     one, other = one.double(), other.double()
     if measure == "pooled":
@@ -219,7 +219,7 @@ def _check_together(sources: Sequence[SourcePrompt]) -> None:
         if differing := _differences(first, source):
             raise ValueError(
                 f"the prompts are of different backbones, where numbers mean different things: {_told(first)}, "
-                f"{_told(source)} (they differ in {', '.join(differing)}); port_prompt takes a prompt to another model"
+                f"{_told(source)} (they differ in {', '.join(differing)}); port_prompt converts a prompt to another model"
             )
 
 

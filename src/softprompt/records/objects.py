@@ -20,7 +20,7 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         value = parse_json(read_text(file))
     except ValueError as error:
-        raise ValueError(f"{file} is no readable JSON ({error}): delete it or name another file") from error
+        raise ValueError(f"{file} is not readable JSON ({error}): delete it or name another file") from error
     if not isinstance(value, dict):
         raise ValueError(f"{file} holds a JSON {type(value).__name__}, expected an object: name another file")
     return value

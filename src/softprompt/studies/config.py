@@ -222,7 +222,7 @@ def parse_study(values: Mapping[str, Any]) -> Study:
         if both := used & set(search.seeds):
             raise ValueError(
                 f"the seeds {sorted(both)} are in seeds and in search.seeds: a final run needs a fresh seed, "
-                "or its score is one that it was chosen by"
+                "or its score is one by which it was chosen"
             )
     compare = values.get("compare") or ("method" if "method" in axes else next(iter(axes), "method"))
     if axes and compare not in axes:
@@ -231,7 +231,7 @@ def parse_study(values: Mapping[str, Any]) -> Study:
     together = count(values.get("together"), "together", "of runs in one batch") or 1
     ensembles = flag(values, "ensembles", False)
     if ensembles and not keep:
-        raise ValueError("ensembles is true and keep_prompts false: kept prompts are what answers together")
+        raise ValueError("ensembles is true and keep_prompts false: an ensemble needs the saved prompts")
     shared = {key: value for key, value in values.items() if key in (*RUN_KEYS, *FLAT_KEYS)}
     return Study(
         title=str(values.get("title") or "A study"),
@@ -303,7 +303,7 @@ def _axis(name: str, axis: Any) -> dict[str, Option]:
     labelled = {_label(name, value): Option({name: value}) for value in axis}
     if len(labelled) < len(axis):
         raise ValueError(
-            f"{place} has two values that read alike, {list(labelled)}: give them names of their own"
+            f"{place} has two values with the same name, {list(labelled)}: give them names of their own"
         )
     return labelled
 

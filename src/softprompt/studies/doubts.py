@@ -16,11 +16,11 @@ def doubts(results: StudyResults) -> list[str]:
     """Sentences about missing, few or mixed runs in the tables, and the warnings of the runs themselves."""
     found = list(results.plan.stuck)
     if results.missing:
-        found.append(f"{results.missing} runs have not been made yet: the tables are not whole.")
+        found.append(f"{results.missing} runs have not been made yet: the tables are incomplete.")
     found += [*_lost(results), *_few_seeds(results)]
     if results.data == ["validation"]:
         found.append(
-            "There are no test data: these are scores on the rows that checkpoints and settings were chosen by."
+            "There are no test data: these are scores on the rows by which checkpoints and settings were chosen."
         )
     found += [*_mixed_software(results), *_changed_rows([*results.searched, *results.finals])]
     return [*found, *_concerns(results)]

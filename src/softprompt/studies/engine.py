@@ -122,7 +122,7 @@ def _conduct(
                 make_ensembles(found, folder, lambda runs: worker.as_ensemble(runs, folder), show.note)
             return found
         if not engine(batches_of(todo, study.together), do):
-            show.note("the runs that are left are with other processes: waiting for the first of them")
+            show.note("other processes are making the remaining runs: waiting for the first of them")
             with folder.claim(todo[0].id, wait=True):
                 pass
         found = plan(study, folder.outcome)

@@ -126,7 +126,7 @@ def _losses(results: StudyResults) -> Plot | None:
         results,
         "training-loss",
         "Training loss",
-        "Loss on the batches before each step, mean over seeds and up to a fortieth of the steps",
+        "Loss on the batches before each step, mean over seeds and over up to a fortieth of the steps",
         {
             (line, condition, ""): points
             for condition, line in itertools.product(results.conditions, results.lines)

@@ -148,7 +148,7 @@ def _spread(runs: Sequence[PlannedRun], study: Study, folder: StudyFolder, crew:
                     continue
                 lost[run.id] += 1
                 if lost[run.id] < _TRIES:
-                    show.note(f"the worker that was at {run.id} is lost: the run is given out again")
+                    show.note(f"the worker that was at {run.id} is lost: another makes the run again")
                     todo.insert(0, run)
                 else:
                     show.ended(run, _fatal(run, folder, error))

@@ -168,7 +168,7 @@ def _scores(results: StudyResults) -> str:
     read = "Test rows were read once for each final run. " if results.data != ["validation"] else ""
     note = (
         "Mean over seeds ± sample standard deviation [95 % interval of the mean by Student's t] (number of seeds). "
-        f"{chosen}{read}The line with the best mean is in bold; whether it is better, the paired test says."
+        f"{chosen}{read}The line with the best mean is in bold; the paired test says whether it is better."
     )
     return "<h2>Scores</h2>" + table(score_table(results), "Scores", note, best)
 
@@ -189,9 +189,9 @@ def _comparisons(results: StudyResults) -> str:
 
 def _costs(results: StudyResults) -> str:
     note = (
-        "Means over a line's runs under a condition, then medians, which one run on a busy machine does not move. Peak memory "
-        "is how far the process rose above where it stood before the run, with its backbone loaded; that of the process is all "
-        "that it held."
+        "Means over a line's runs under a condition, then medians, which a single run on a busy machine does not change. "
+        "Peak memory is the rise of the process's memory above its level before the run, with its backbone loaded; that of the "
+        "process is all that it held."
     )
     means, medians = cost_table(results), cost_table(results, statistics.median)
     return f"<h2>Costs</h2>{table(means, 'Costs, means', note)}{table(medians, 'Costs, medians', 'Medians:')}"
@@ -227,7 +227,7 @@ def _halves(results: StudyResults) -> str:
     about = (
         "Accuracy on the classes that were learned and on the others, each among its own half: mean over seeds ± sample "
         "standard deviation. Mean of H: of each seed's harmonic mean, the score above. H of means: of mean base and mean new, "
-        "which papers print; it is never the lower one."
+        "which papers print; it is never the lower of the two."
     )
     return "<h2>Base and new classes</h2>" + table(found, "Base and new classes", about)
 
@@ -235,8 +235,8 @@ def _halves(results: StudyResults) -> str:
 def _ensembles(results: StudyResults) -> str:
     found = ensemble_table(results)
     about = (
-        "The prompts of a line's seeds answer test rows together: by mean probability, by majority vote, by mean class score "
-        "(logit). The best member is the best on these very rows: which one that is nobody knows beforehand."
+        "The prompts of a line's seeds answer test rows as an ensemble: by mean probability, by majority vote, by mean class "
+        "score (logit). The best member is the best on these very rows: you cannot know it beforehand."
     )
     return "<h2>Ensembles of seeds</h2>" + table(found, "Ensembles of seeds", about) if found[1] else ""
 

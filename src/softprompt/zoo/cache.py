@@ -16,12 +16,12 @@ from softprompt.zoo.download import download
 from softprompt.zoo.rows import SPLITS, read_rows
 from softprompt.zoo.table import BUILT_INS, BuiltIn
 
-# Names in the caches of users, from a time when a built-in was called a carrier.
+# Names in existing caches, from versions that called a built-in a carrier.
 _FOLDER, _MARKER, _NAME = "carriers", "carrier.json", "carrier"
 
 
 def cache_dir() -> Path:
-    """The folder of all that softprompt caches: $SOFTPROMPT_CACHE, else one in the user's cache folder."""
+    """The folder of softprompt's caches: $SOFTPROMPT_CACHE, or else one in the user's cache folder."""
     if place := os.environ.get("SOFTPROMPT_CACHE"):
         return Path(place).expanduser()
     if sys.platform == "win32":
@@ -69,7 +69,7 @@ def _lock_path(name: str) -> Path:
 
 
 def _obtain(archive: Archive, *, needed_by: str, progress: bool, keep_archive: bool) -> Path:
-    """The checked archive in the cache, or the zip file with the members of it that are kept."""
+    """The checked archive in the cache, or the zip file with its `keep_only` members."""
     folder = cache_dir() / "archives"
     folder.mkdir(parents=True, exist_ok=True)
     target, lock = folder / archive.filename, _lock_path(archive.filename)
@@ -86,7 +86,7 @@ def _obtain(archive: Archive, *, needed_by: str, progress: bool, keep_archive: b
 
 
 def fetch_built_in(entry: BuiltIn, *, progress: bool = True, keep_archive: bool = False) -> Path:
-    """`fetch` for a built-in that need not stand in the table."""
+    """`fetch` for a built-in that need not be in the table."""
     folder = cache_dir() / _FOLDER / entry.name
     if _is_current(entry, folder):
         return folder
@@ -114,7 +114,7 @@ def fetch_built_in(entry: BuiltIn, *, progress: bool = True, keep_archive: bool 
 
 
 def find_built_in(name: str) -> BuiltIn:
-    """The built-in of a name. Raises ValueError with the nearest name and all names if there is none."""
+    """The built-in with this name. Raises ValueError with the nearest name and all names if there is none."""
     if name in BUILT_INS:
         return BUILT_INS[name]
     near = difflib.get_close_matches(name, BUILT_INS, n=1)

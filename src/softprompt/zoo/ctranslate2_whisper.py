@@ -55,7 +55,9 @@ def read_variables(file: BinaryIO) -> Iterator[tuple[str, np.ndarray]]:
     def take(count: int) -> bytes:
         found = file.read(count)
         if len(found) < count:
-            raise ValueError(f"the CTranslate2 file is cut off: {count} bytes are due, {len(found)} are left")
+            raise ValueError(
+                f"the CTranslate2 file is cut off: {count} bytes are expected, {len(found)} are left"
+            )
         return found
 
     def number(form: str) -> int:

@@ -1,4 +1,4 @@
-"""Downloads: streamed, resumed, checked by sha256, renamed when whole, safe among several processes."""
+"""Downloads: streamed, resumed, checked by sha256, renamed when complete, safe with several processes."""
 
 import hashlib
 from http import HTTPStatus
@@ -44,7 +44,7 @@ def _is_whole(archive: Archive, path: Path) -> bool:
 
 
 def _open_from(address: str, connection: Connection, start: int) -> tuple[Any, bool]:
-    """An open answer, and whether it begins at byte `start`; else it begins at the first byte."""
+    """An open response, and whether it begins at byte `start`; otherwise it begins at the first byte."""
     if start:
         try:
             answer = open_address(address, connection, {"Range": f"bytes={start}-"})
@@ -62,7 +62,7 @@ def _open_from(address: str, connection: Connection, start: int) -> tuple[Any, b
 
 
 def _stream(address: str, connection: Connection, archive: Archive, part: Path, bar: Progress) -> None:
-    """Add to `part` what is missing of it, or start it anew where the server cannot resume."""
+    """Append the missing bytes to `part`, or start it again if the server cannot resume."""
     start = _size(part)
     task = bar.add_task(archive.filename, total=archive.size, completed=start)
     try:
@@ -78,7 +78,7 @@ def _stream(address: str, connection: Connection, archive: Archive, part: Path, 
 def _download_from(
     address: str, connection: Connection, archive: Archive, part: Path, bar: Progress, reasons: list[str]
 ) -> bool:
-    """Whether `part` is the whole archive after downloading from one address; says why not in `reasons`."""
+    """Download from one address; returns whether `part` is the whole archive, and adds the reason to `reasons` if not."""
     for _ in range(_ATTEMPTS):
         before = _size(part)
         trouble = "the connection ended early"
@@ -103,7 +103,7 @@ def _download_from(
 
 
 def download(archive: Archive, target: Path, lock: Path, *, needed_by: str, progress: bool = True) -> Path:
-    """The archive at `target`: as it lies there if its sum is right, else downloaded. Returns `target`.
+    """Download the archive to `target`, unless a file with the right sha256 is there. Returns `target`.
 
     A file with a wrong sum is replaced; what an earlier try left in `target` + ".part" is continued. `lock`
     is a file that makes several processes wait for one download. Uses no network if the file is there.

@@ -1,9 +1,9 @@
-"""A small dual encoder out of two built-in models: frozen towers, two projections and a temperature that are trained here.
+"""A small dual encoder from two built-in models: frozen towers, two projections and a temperature that are trained here.
 
-No registry package carries both of CLIP's towers. The loss is CLIP's (Radford et al. 2021, section 2.3): in a batch of n
+No registry package contains both of CLIP's towers. The loss is CLIP's (Radford et al. 2021, section 2.3): in a batch of n
 pairs of an image and its text each image chooses among the n texts and each text among the n images. Pairs are emoji and
-their names in three styles, of the train split alone: emoji of the validation and test splits are seen in no style. Neither
-are categories, so these can be asked about as zero-shot classes.
+their names in three styles, of the train split only: emoji of the validation and test splits are seen in no style. Categories
+are not seen either, so they can serve as zero-shot classes.
 
 Letters: n pairs, d width of a tower, e width of an embedding.
 """
@@ -40,8 +40,8 @@ class ContrastiveTraining:
     """How the projections are trained: AdamW over features that are computed once.
 
     batch      pairs of one style a step, each of another emoji
-    dropouts   share of the numbers of image and text features that a step drops
-    log_scale  that the logarithm of the inverse temperature starts from, CLIP's; it is kept below log 100, as there
+    dropouts   share of the image and text features that a step drops
+    log_scale  initial logarithm of the inverse temperature, as in CLIP; it is limited to log 100, as there
     """
 
     width: int = 256
@@ -56,7 +56,7 @@ class ContrastiveTraining:
 
 @dataclass(frozen=True)
 class Projections:
-    """What is trained: image (e, d_image), text (e, d_text), log_scale ()."""
+    """The trained tensors: image (e, d_image), text (e, d_text), log_scale ()."""
 
     image: Tensor
     text: Tensor
@@ -81,7 +81,7 @@ def train_projections(
     Raises ValueError for a style of fewer than two images.
     """
     if small := [len(images) for images, _ in styles if len(images) < 2]:
-        raise ValueError(f"a style has {small[0]} images: two are needed, for each to be told from the other")
+        raise ValueError(f"a style has {small[0]} images: at least two are needed")
     generator = torch.Generator().manual_seed(how.seed)
 
     def start(width: int) -> nn.Parameter:
@@ -117,7 +117,7 @@ def train_projections(
 
 @torch.no_grad()
 def image_features(model: PreTrainedModel, images: Sequence[Any], rule: ImageRule) -> Tensor:
-    """What the model's own pooling says of images in whatever form, (n, d), without a projection."""
+    """Features of images in any form by the model's own pooling, (n, d), without a projection."""
     parts = []
     for start in range(0, len(images), 64):
         pixels = torch.stack([to_pixels(image, rule) for image in images[start : start + 64]])
@@ -127,7 +127,7 @@ def image_features(model: PreTrainedModel, images: Sequence[Any], rule: ImageRul
 
 @torch.no_grad()
 def text_features(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
-    """What the model's own pooler says of texts, (n, d), without a projection."""
+    """Features of texts by the model's own pooler, (n, d), without a projection."""
     parts = []
     for start in range(0, len(texts), 64):
         batch = tokenizer(list(texts[start : start + 64]), padding=True, return_tensors="pt")

@@ -1,7 +1,7 @@
-"""Decoders of one family and growing size, pretrained here: small enough for minutes on a CPU, to see what size does.
+"""Decoders of one family in growing sizes, pretrained here in minutes on a CPU, for studies of the backbone's size.
 
-They read the articles of bbc-news' train split, never their topics, three times: next-token loss over windows of the articles
-one after the other, each ended by a token of its own. Not for any figure beside that of a real language model.
+They read the articles of bbc-news' train split, never their topics, three times: next-token loss over windows of the
+concatenated articles, each ended by a special token. Do not compare their figures with those of a real language model.
 
 Letters: B windows, T tokens of a window, V vocabulary.
 """
@@ -29,7 +29,7 @@ END = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Size:
-    """Of a Llama whose output layer is its embedding table."""
+    """Size of a Llama whose output layer is its embedding table."""
 
     width: int
     layers: int
@@ -41,7 +41,7 @@ XS, S, M = Size(64, 2, 2), Size(128, 4, 4), Size(192, 6, 3)
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How a decoder learns: AdamW, a tenth of the steps of warm-up, then the cosine's way to zero.
+    """How a decoder is pretrained: AdamW, warm-up for a tenth of the steps, then a cosine to zero.
 
     batch   windows a step
     window  T, tokens of each
@@ -57,7 +57,7 @@ class Pretraining:
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of these texts with at most so many tokens, one of them the end of a text."""
+    """A byte-level BPE of these texts with a limited number of tokens, one of which ends a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -131,7 +131,7 @@ def pretrain(
 
 
 def _windows(ids: Tensor, how: Pretraining, generator: torch.Generator) -> Iterator[Tensor]:
-    """Batches of windows (B, T + 1), those of an epoch cut at another place and in another order each time."""
+    """Batches of windows (B, T + 1); each epoch cuts at other places and has another order."""
     for _ in range(how.epochs):
         start = int(torch.randint(min(how.window, len(ids) - how.window), (), generator=generator))
         count = (len(ids) - start - 1) // how.window
@@ -142,7 +142,7 @@ def _windows(ids: Tensor, how: Pretraining, generator: torch.Generator) -> Itera
 
 
 def _share(step: int, steps: int) -> float:
-    """Of the peak learning rate."""
+    """Share of the peak learning rate."""
     warmup = max(1, steps // 10)
     if step < warmup:
         return (step + 1) / warmup

@@ -33,7 +33,7 @@ _OUR_NAMES = {
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the graph: its name, what it does, and the names of what it reads."""
+    """A node of the graph: its name, its operation, and the names of its inputs."""
 
     name: str
     operation: str

@@ -1,4 +1,4 @@
-"""Archives of package registries that the built-in models and data sets are read from, each pinned by its sha256."""
+"""The archives with the built-in models and data sets, each pinned by its sha256."""
 
 from softprompt.zoo import rows
 from softprompt.zoo.archives import Archive

@@ -27,13 +27,13 @@ FOLDER = "images"
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as it lies in an archive.
+    """An image in an archive.
 
-    name     of its file, unlike any other's
-    content  the bytes of that file, as they are
-    key      images with the same key never fall into different splits
-    facts    the columns of its row beside `image`, `label` last
-    split    that it is in, where the data set says so; None: the key decides
+    name     unique name of its file
+    content  the bytes of that file, unchanged
+    key      images with the same key are in the same split
+    facts    the other columns of its row, `label` last
+    split    its split, if the data set has one; None: the key decides
     """
 
     name: str
@@ -48,7 +48,7 @@ def write_pictures(
 ) -> None:
     """Write the images that `read` finds in an archive and train, validation and test .jsonl into `target`.
 
-    beside: other archives that `read` takes too. Raises ValueError for two images of one name, and if a split would be empty.
+    beside: further archives for `read`. Raises ValueError for two images of one name, and if a split would be empty.
     """
     splits: dict[Split, list[Row]] = {split: [] for split in SPLITS}
     folder = target / FOLDER
@@ -85,7 +85,7 @@ def read_emoji(archive: Path, *, vendor: str) -> Iterator[Picture]:
 
 
 def read_fluent_emoji(archive: Path, listed: Path) -> Iterator[Picture]:
-    """Fluent's emoji at 256 pixels; what they are is said by the listing in another vendor's archive, `listed`.
+    """Fluent's emoji at 256 pixels; their names come from the listing in another vendor's archive, `listed`.
 
     Columns and split are those of `read_emoji`. The package also holds flags, which look like Noto's.
     """
@@ -140,12 +140,12 @@ def _facts(entry: Mapping[str, Any]) -> Row:
 
 
 def _code(code: str) -> str:
-    """Code points as vendors agree on them: without the sign for coloured drawing, and without zeros in front."""
+    """Code points in a form common to all vendors: without the variation selector for colour, and without leading zeros."""
     return "-".join(part.lstrip("0") for part in code.lower().split("-") if part != "fe0f")
 
 
 def read_cifar10(archive: Path) -> Iterator[Picture]:
-    """The 10,000 images of CIFAR-10's test set, 32 x 32 pixels, as BIG-bench carries them.
+    """The 10,000 images of CIFAR-10's test set, 32 x 32 pixels, from BIG-bench.
 
     The split is by the bytes of the image, so that equal ones never cross it.
     """

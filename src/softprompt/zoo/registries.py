@@ -1,4 +1,4 @@
-"""Where the file of a package can be downloaded from, asked of those that know their registry: pip, npm and apt.
+"""Addresses to download a package's file from, according to the configuration of pip, npm and apt.
 
 No address is written here, so mirrors, private indexes, proxies and certificates that are configured for pip,
 npm and apt hold here too.
@@ -44,7 +44,7 @@ print(json.dumps({"index-url": PyPI.simple_url, "settings": list(configuration.i
 
 @dataclass(frozen=True)
 class PipSettings:
-    """What pip is configured with, as far as it matters for a download."""
+    """The part of pip's configuration that matters for a download."""
 
     indexes: tuple[str, ...]
     """Addresses of the simple indexes, the main one first; none with pip's no-index."""
@@ -55,7 +55,7 @@ class PipSettings:
 
 
 def _output_of(command: list[str]) -> str:
-    """Standard output of a command. Raises OSError with what it said if it fails."""
+    """Standard output of a command. Raises OSError with its message if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TOOL_TIMEOUT, check=True)
     except subprocess.CalledProcessError as error:
@@ -192,7 +192,7 @@ def _npm_addresses(archive: Archive, reasons: list[str]) -> Iterator[tuple[str, 
 
 
 def _apt_setting(name: str) -> str | None:
-    """An option of apt's configuration; None where it is not set."""
+    """An option of apt's configuration; None if it is not set."""
     words = shlex.split(_output_of(["apt-config", "shell", "VALUE", name]))  # VALUE='...', or nothing
     return words[0].removeprefix("VALUE=") or None if words else None
 

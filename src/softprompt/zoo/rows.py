@@ -31,7 +31,7 @@ def split_of(text: str) -> Split:
 
 
 def distinct(rows: Iterable[Row]) -> list[Row]:
-    """Rows without repeats, in their first order. Inputs that occur with two labels are left out altogether.
+    """Rows without repeats, in their first order. Inputs that occur with two labels are left out.
 
     Surrounding white space does not count; rows with an empty first column are left out.
     """
@@ -94,12 +94,12 @@ def read_bigbench(archive: Path, *, task: str, inputs: Callable[[str], Row]) -> 
 
 
 def plain_text(text: str) -> Row:
-    """The input as it is, in the column `text`."""
+    """The unchanged input, in the column `text`."""
     return {"text": text}
 
 
 def vitaminc_inputs(text: str) -> Row:
-    """`TITLE: EVIDENCE\\nClaim: CLAIM` as columns `claim` and `evidence`, the title staying in the latter."""
+    """`TITLE: EVIDENCE\\nClaim: CLAIM` as columns `claim` and `evidence`, the title stays in the latter."""
     evidence, separator, claim = text.rpartition("\nClaim: ")
     if not separator:
         raise ValueError("a VitaminC example has no line that starts with 'Claim: '; is this bigbench 1.0.0?")

@@ -34,28 +34,28 @@ from softprompt.zoo.text_encoder import convert_text_encoder
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A real model or data set inside a package, and how it becomes a folder that we can read."""
+    """A real model or data set inside a package, and its conversion to a folder that softprompt reads."""
 
     name: str
-    """What `fetch` and `load_backbone` call it."""
+    """Its name for `fetch` and `load_backbone`."""
     kind: Literal["model", "data"]
     """`model`: a folder for from_pretrained. `data`: a folder of train, validation and test .jsonl files, whose column
-    `image`, where they have one, names files in it."""
+    `image`, if they have one, names files in it."""
     description: str
-    """What it really is, with what must be said beside any figure made with it."""
+    """A description, with the remarks that any published figure needs."""
     licence: str
-    """Licence of the content, and of the package where that differs."""
+    """Licence of the content, and of the package if it differs."""
     archive: Archive
-    """The file that it lies in."""
+    """The archive with its files."""
     convert: Callable[..., None]
     """Reads the archive at the first path and writes files into the empty folder at the second; the paths of `beside`
     follow."""
     version: int = 1
-    """Version of the conversion. Raise it when `convert` writes something else: folders are then rebuilt."""
+    """Version of the conversion. Increase it when the output of `convert` changes: folders are then rebuilt."""
     columns: tuple[str, ...] = ()
     """Columns of the rows of a data set, the label last."""
     beside: tuple[Archive, ...] = ()
-    """Other archives that the content is put together from."""
+    """Further archives that the conversion reads."""
 
 
 def _data(
@@ -116,7 +116,7 @@ def _news_lm(name: str, weights: str, size: Size) -> BuiltIn:
         name=name,
         kind="model",
         description=f"A decoder pretrained here on the train split of bbc-news, without its labels ({weights}; minutes,"
-        " the smallest 4 of one core): a step of a ladder of sizes, no language model to use.",
+        " the smallest 4 of one core): for studies of size, not for use as a language model.",
         licence="trained on text of the BBC, for research use; package MIT",
         archive=packages.BBC,
         convert=partial(convert_news_lm, size=size),

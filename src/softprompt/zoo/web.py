@@ -22,16 +22,16 @@ class Connection:
     certificate: str | None = None
     """File or folder of certificates to trust beside the system's."""
     proxy: str | None = None
-    """Address of a proxy; None takes it from the environment (HTTPS_PROXY and its kin)."""
+    """Address of a proxy; None takes it from the environment (HTTPS_PROXY and related variables)."""
     timeout: float = 60.0
-    """Seconds without a byte after which a server counts as gone."""
+    """Seconds without data after which a request fails."""
 
 
 _PAGE = 256 * 2**20  # bytes; the lists of the largest packages of npm have some tens of millions
 
 
 def _without_credentials(address: str) -> tuple[str, str | None]:
-    """The address without `user:password@`, and the header that says the same."""
+    """The address without `user:password@`, and the header with these credentials."""
     parts = urlsplit(address)
     if "@" not in parts.netloc:
         return address, None
@@ -42,7 +42,7 @@ def _without_credentials(address: str) -> tuple[str, str | None]:
 
 
 def shown(address: str) -> str:
-    """The address as it may stand in a message: without credentials and without a query."""
+    """The address for messages: without credentials and without a query."""
     return urlunsplit(urlsplit(_without_credentials(address)[0])._replace(query="", fragment=""))
 
 
@@ -63,7 +63,7 @@ def _trust(connection: Connection) -> ssl.SSLContext:
 
 
 def open_address(address: str, connection: Connection, headers: dict[str, str]) -> Any:
-    """The open answer to a GET request, to be closed; also for file: addresses. Raises one of WEB_ERRORS."""
+    """The open response to a GET request, which the caller closes; also for file: addresses. Raises one of WEB_ERRORS."""
     bare, authorization = _without_credentials(address)
     # identity: a compressed answer would break both ranges and sums.
     request = urllib.request.Request(bare, headers={"Accept-Encoding": "identity", **headers})
