@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src"
 
 ROOMS = (
+    "__main__",
     "cli",
     "serving",
     "studies",
@@ -38,7 +39,7 @@ ROOMS = (
     "data",
     "zoo",
     ("outputs", "images", "concerns"),
-    ("errors", "files", "state", "surroundings", "later", "version", "deprecated"),
+    ("errors", "files", "state", "surroundings", "later", "truth_values", "version", "deprecated"),
 )
 """From the top to the bottom, in DESIGN.md's order; rooms of one floor import nothing from each other."""
 

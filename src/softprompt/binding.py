@@ -58,6 +58,7 @@ def bind(backbone: Backbone, task: Task, room: Room) -> TaskEncoder:
         closed=spec.closed,
         family=spec.family,
         read_media=spec.read_media,
+        rows=spec.vocabulary if len(backbone.tokenizer) > spec.vocabulary else None,
     )
     return task.bind(text if image is None else ImageTextSetting(image, text))
 

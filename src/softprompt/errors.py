@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,12 +36,47 @@ class TrainingDiverged(RuntimeError):  # noqa: N818 - it reads as the statement 
 
 
 def explain(error: ValidationError, place: str = "") -> str:
-    """pydantic's errors, one line each: where, what, and what was found there."""
-    lines = []
+    """pydantic's errors, one line for each place: where, what was expected, and what was found there."""
+    expected: dict[tuple[str, ...], list[str]] = {}
+    found: dict[tuple[str, ...], str] = {}
     for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in (*([place] if place else []), *item["loc"]))
+        where = tuple(str(part) for part in (*([place] if place else []), *_keys(item["loc"])))
         message = item["msg"].removeprefix("Value error, ")
+        others = expected.setdefault(where, [])
+        # What a value may be of several kinds gets an error for each.
+        told = message.removeprefix("Input should be ") if others else message
+        if told not in others:
+            others.append(told)
         # The message of a check over several fields already says what it found.
-        found = "" if item["type"] in ("value_error", "missing") else f"; found {item['input']!r}"
-        lines.append(f"{where}: {message}{found}" if where else f"{message}{found}")
+        if item["type"] not in ("value_error", "missing"):
+            found[where] = f"; found {shown(item['input'])}"
+    lines = []
+    for where, messages in list(expected.items())[:_MOST_ERRORS]:
+        told = " or ".join(messages) + found.get(where, "")
+        lines.append(f"{'.'.join(where)}: {told}" if where else told)
+    if len(expected) > _MOST_ERRORS:
+        lines.append(f"and {len(expected) - _MOST_ERRORS} more")
     return "\n".join(lines)
+
+
+_MOST_ERRORS = 10
+_KINDS = frozenset({"str", "int", "float", "bool", "bytes", "none", "nullable", "date"})
+
+
+def _keys(loc: Sequence[int | str]) -> list[int | str]:
+    """The keys of a place, without the names that pydantic has for the kinds of value that may stand there."""
+    keys = [part for part in loc if not (isinstance(part, str) and re.search(r"[\[\](]", part))]
+    while len(keys) > 1 and keys[-1] in _KINDS:
+        keys.pop()
+    return keys
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, cut where it is long or deep."""
+    text = _CUT.repr(value)
+    return text if len(text) <= 300 else text[:300] + "..."
+
+
+_CUT = reprlib.Repr()
+_CUT.maxlevel, _CUT.maxlist, _CUT.maxtuple, _CUT.maxdict = 4, 8, 8, 8
+_CUT.maxstring = _CUT.maxother = 120

@@ -11,6 +11,7 @@ from softprompt.data import Row
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Task, TaskEncoder
+from softprompt.tasks.reading import encode_rows
 
 
 def evaluate(
@@ -33,7 +34,7 @@ def evaluate(
     on_batch    is called after each batch with the number of rows done so far
     encoded     the same rows, if they are encoded already
     """
-    encoded = [encoder.encode(row) for row in rows] if encoded is None else encoded
+    encoded = encode_rows(encoder, rows) if encoded is None else encoded
     predictions = encoder.predict(model, encoded, batch_size=batch_size, on_batch=on_batch)
     metrics = task.judge(encoder, predictions, rows)
     with torch.no_grad():

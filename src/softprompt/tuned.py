@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -27,11 +27,12 @@ from softprompt.model import PromptedModel
 from softprompt.prompts import Method, PromptModule
 from softprompt.prompts.restoring import restore
 from softprompt.state import changed_weights, copy_tensors, named_state, plain_name
-from softprompt.store.identity import identity_of, reading_as_before, settings_of
+from softprompt.store.identity import identity_of, reading_as_before, recognised, settings_of
 from softprompt.surroundings import undisturbed
 from softprompt.tasks import TASKS
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.tasks.inputs import as_rows
+from softprompt.tasks.reading import encode_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,12 @@ class TunedPrompt:
     encoder: TaskEncoder = field(init=False, repr=False)
     model: PromptedModel = field(init=False, repr=False)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a TunedPrompt stands on a loaded backbone and is not pickled: save it with tuned.save(folder), and read it with"
+            " sp.load(folder) in the other process"
+        )
+
     @undisturbed
     def predict(
         self,
@@ -86,7 +93,7 @@ class TunedPrompt:
         task's `encode` raises.
         """
         rows = as_rows(self.task, inputs)
-        encoded = [self.encoder.encode(row, answer=False) for row in rows]
+        encoded = encode_rows(self.encoder, rows, answer=False)
         return self.encoder.predict(self.model, encoded, batch_size=batch_size, on_batch=on_batch)
 
     @undisturbed
@@ -161,7 +168,7 @@ class TunedPrompt:
         module = {f"prompt.{name}": tensor for name, tensor in self.module.bake().state_dict().items()}
         saved = store.SavedPrompt(
             method={"name": self.method.name, **settings_of(self.method)},
-            task={"name": self.task.name, **settings_of(self.task)},
+            task={"name": self.task.name, **settings_of(self.task), **_said_by_every_file(self.task)},
             backbone=self.identity or identity_of(self.backbone),
             tensors=module | self._head() | {name: t.float() for name, t in self._changed().items()},
             recipe=dict(self.recipe),
@@ -248,19 +255,23 @@ def from_peft(
 
 @undisturbed
 def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
-    """A prompt that `save` wrote, on its backbone, which is loaded by its name unless it is given.
+    """A prompt that `save` wrote, or that of a run's folder, on its backbone, which is loaded by its name unless it is given.
 
-    Raises PromptFileError for a damaged or foreign folder, WrongBackboneError if the backbone is another one.
+    Raises FileNotFoundError if there is no backbone of this name, PromptFileError for a damaged or foreign folder,
+    WrongBackboneError if the backbone is another one.
     """
+    folder = Path(folder)
+    if not (folder / "prompt.json").exists() and (folder / "prompt" / "prompt.json").exists():
+        folder = folder / "prompt"  # of a run
     saved = store.load(folder)
-    trained = saved.backbone
-    backbone = backbone or load_backbone(
-        trained.name, revision=trained.revision, prefix_lm=trained.family == "prefix-lm"
-    )
-    backbone = reading_as_before(backbone, trained.tokenizer_digest, "the prompt was trained")
-    store.check_backbone(saved, identity_of(backbone))
+    if backbone is None:
+        backbone = _trained_on(saved.backbone)
+    backbone = reading_as_before(backbone, saved.backbone.tokenizer_digest, "the prompt was trained")
+    store.check_backbone(saved, recognised(saved.backbone, backbone))
     method = _from_settings(methods(), saved.method, folder, "method")
-    task = _from_settings(TASKS, saved.task, folder, "task")
+    # A file that says nothing of control tokens was written before there was a choice.
+    before = {"control_tokens": "tokens"} if _has_control_tokens(TASKS.get(saved.task["name"])) else {}
+    task = _from_settings(TASKS, {**before, **saved.task}, folder, "task")
     of_prompt, of_head, changed = (_named(saved.tensors, part) for part in ("prompt.", "head.", "backbone."))
     if changed:
         backbone = _with_changed_weights(method, backbone, changed, folder)
@@ -292,6 +303,27 @@ def _checked_max_tokens(found: Any, folder: str | Path) -> int | None:
             f"{folder}: max_tokens is {found!r}, expected a number of tokens or null: the file was edited by hand"
         )
     return found
+
+
+def _trained_on(identity: store.BackboneIdentity) -> Backbone:
+    """The backbone of this name. Raises FileNotFoundError, saying who needs it, where it is not found."""
+    try:
+        return load_backbone(
+            identity.name, revision=identity.revision, prefix_lm=identity.family == "prefix-lm"
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"the prompt was trained on {identity.name!r}, which was not found from this folder: give the backbone, as in"
+            f" sp.load(folder, sp.load_backbone(...)), or --backbone on the command line. {error}"
+        ) from error
+
+
+def _has_control_tokens(kind: type[Task] | None) -> bool:
+    return kind is not None and any(entry.name == "control_tokens" for entry in fields(kind))  # type: ignore[arg-type]
+
+
+def _said_by_every_file(task: Task) -> dict[str, Any]:
+    return {"control_tokens": task.control_tokens} if _has_control_tokens(type(task)) else {}
 
 
 def _with_changed_weights(

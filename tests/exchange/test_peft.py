@@ -214,7 +214,7 @@ def test_folders_that_hold_no_peft_prompt_are_told_apart(tmp_path: Path, folder:
     with pytest.raises(PromptFileError, match=r"no adapter_config\.json.*found nothing"):
         read_peft(tmp_path / "empty")
     save(tmp_path / "mood", sample())
-    with pytest.raises(PromptFileError, match=r"softprompt\.store\.load"):
+    with pytest.raises(PromptFileError, match=r"read it with sp\.load"):
         read_peft(tmp_path / "mood")
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(PromptFileError, match=r"no adapter_model\.safetensors"):

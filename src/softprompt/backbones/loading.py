@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -160,14 +163,17 @@ def load_backbone(
                let Python code that lies beside the weights run; without it such a model is refused. Nothing but this
                argument allows it: no saved prompt, no question in the terminal
 
+    Raises TypeError for an object that is none of these, such as a compiled model or one of PEFT.
     Raises ValueError for a model of no known family, for missing or damaged weights, and for a model that does more with
     its tokens than to look them up in its table (a short trial finds out). Raises FileNotFoundError for a source that is
     neither a built-in name, nor a folder, nor available from the hub.
     """
+    _check_source(source)
     if isinstance(source, PreTrainedModel):
         return _from_object(source, tokenizer, processor, packed=packed, prefix_lm=prefix_lm)
     name = str(source)
     folder = str(zoo.fetch(name)) if name in zoo.names() else name
+    _check_place(folder, name, revision)
     where = torch.device(device or _own_device())
     wanted = resolve_dtype(dtype, where)
     try:
@@ -199,14 +205,67 @@ def load_backbone(
             f"{name}: the weights cannot be read ({error}): the file is damaged or cut off, copy it again"
         ) from error
     except OSError as error:
-        near = difflib.get_close_matches(str(name), zoo.names(), n=1)
-        known = ", ".join(zoo.names()) + (f"; did you mean {near[0]!r}?" if near else "")
-        raise FileNotFoundError(
-            f"{name!r} is no built-in name ({known}), and loading it as a local folder or hub id failed: {error}"
-        ) from error
+        raise _not_found(name, str(error)) from error
     _check_weights(report, name, family)
     log.info("%s: %s on %s", name, str(wanted).removeprefix("torch."), where)
     return _built(family, model.to(where), readers, name=name, packed=packed)
+
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")  # "name" or "owner/name"
+
+
+def _not_found(name: str, why: str) -> FileNotFoundError:
+    near = difflib.get_close_matches(name, zoo.names(), n=1)
+    known = ", ".join(zoo.names()) + (f"; did you mean {near[0]!r}?" if near else "")
+    return FileNotFoundError(
+        f"{name!r} is no built-in name ({known}), and loading it as a local folder or hub id failed: {why}"
+    )
+
+
+def _check_place(folder: str, name: str, revision: str | None) -> None:
+    """Raise FileNotFoundError at once for what is no folder and cannot be a hub id, and after two tries for a hub out of reach.
+
+    transformers would ask for each of its files several times, which takes half a minute.
+    """
+    if folder and Path(folder).is_dir():
+        return
+    if Path(folder).is_file():
+        raise _not_found(name, "it is a file: give the folder that holds config.json and the weights")
+    if not _HUB_ID.fullmatch(folder):
+        raise _not_found(name, "there is no such folder, and it cannot be a hub id, which is owner/name")
+    cached = try_to_load_from_cache(folder, "config.json", revision=revision)
+    if isinstance(cached, str) or is_offline_mode():
+        return
+    for left in (1, 0):
+        try:
+            get_hf_file_metadata(hf_hub_url(folder, "config.json", revision=revision), timeout=10)
+            return
+        except HfHubHTTPError:
+            return  # the hub answered: transformers says what it has to say about gated and missing models
+        except Exception as error:  # the HTTP client has a kind of error for each way of not reaching a host
+            if not left:
+                raise _not_found(name, f"the hub was not reached for it ({error})") from error
+
+
+def _check_source(source: Any) -> None:
+    """Raise TypeError for an object that is neither a name nor a model of transformers, and say what to pass instead."""
+    kind = type(source).__name__
+    if hasattr(source, "_orig_mod"):
+        raise TypeError(
+            "the model was wrapped by torch.compile: pass the model itself, model._orig_mod; a recipe with compile=True"
+            " compiles what training runs"
+        )
+    if hasattr(source, "peft_config") and hasattr(source, "merge_and_unload"):
+        raise TypeError(
+            f"the model is a {kind} of PEFT: merge its weights with model.merge_and_unload() and pass the result, or pass"
+            " model.unload() for the model without them"
+        )
+    if hasattr(source, "spec") and hasattr(source, "tokenizer"):
+        raise TypeError(f"a {kind} is a backbone already: use it as it is")
+    if not isinstance(source, str | Path | PreTrainedModel):
+        raise TypeError(
+            f"source is a {kind}, expected a built-in name, a folder, a hub id, or a model of transformers with its tokenizer"
+        )
 
 
 def _from_object(

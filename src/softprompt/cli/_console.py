@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -57,6 +59,18 @@ class Report:
         """Print a line to stderr as it is, without reading brackets as mark-up."""
         self.notes.print(Text(message, style=style), soft_wrap=True)
 
+    @contextlib.contextmanager
+    def progress(self, done: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show on a terminal how many of `total` rows are done; the result is told the number so far."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(
+            *columns, console=self.notes, transient=True, disable=not self.notes.is_terminal
+        ) as progress:
+            bar = progress.add_task(done, total=total)
+            yield lambda count: progress.update(bar, completed=count)
+
     def warn(self, message: str) -> None:
         """Print a warning to stderr, and list it under "warnings"."""
         self.note(f"warning: {message}", "yellow")
@@ -72,6 +86,10 @@ def reporting(as_json: bool, debug: bool) -> Iterator[Report]:
     debug    errors keep their traceback. Unforeseen errors always do
     """
     stdout = sys.stdout
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a locale cannot show must not end the command.
+            stream.reconfigure(errors="backslashreplace")
     notes = SafeConsole(stderr=True)
     report = Report(notes if as_json else SafeConsole(), notes)
     try:
@@ -91,14 +109,32 @@ def reporting(as_json: bool, debug: bool) -> Iterator[Report]:
         message = _message(error)
         report.note(f"error: {message}", "bold red")
         if as_json:
-            _write_json(stdout, {"error": {"type": type(error).__name__, "message": message}})
+            _write_json(report, stdout, {"error": {"type": type(error).__name__, "message": message}})
+        _give_up_if_full(stdout)
         raise typer.Exit(1) from None
     if as_json:
-        _write_json(stdout, report.values)
+        _write_json(report, stdout, report.values)
 
 
-def _write_json(stream: TextIO, values: Mapping[str, Any]) -> None:
-    stream.write(json.dumps(finite(values), allow_nan=False) + "\n")
+def _write_json(report: Report, stream: TextIO, values: Mapping[str, Any]) -> None:
+    try:
+        stream.write(json.dumps(finite(values), allow_nan=False) + "\n")
+        stream.flush()
+    except OSError as error:
+        report.note(
+            f"error: the result could not be written to stdout: {error.strerror or error}", "bold red"
+        )
+        _give_up_if_full(stream)
+        raise typer.Exit(1) from None
+
+
+def _give_up_if_full(stream: TextIO) -> None:
+    """Drop what a full disk or a closed pipe did not take: Python would try it again at exit, and say so in its own words."""
+    try:
+        stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError):  # a stream without a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager

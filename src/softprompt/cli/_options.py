@@ -53,6 +53,10 @@ Labels = Annotated[
 ]
 
 
+Encoding = Annotated[str, typer.Option(help="Encoding of a text file with rows, e.g. cp1252.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows that are run together.")]
+
+
 def open_backbone(
     name: str,
     dtype: str | None,
@@ -134,9 +138,17 @@ def open_prompt(
         folder = folder / "prompt"
     saved = store.load(folder).backbone
     revision = None if backbone else saved.revision
-    opened = open_backbone(
-        backbone or saved.name, dtype, device, revision=revision, prefix_lm=saved.family == "prefix-lm"
-    )
+    try:
+        opened = open_backbone(
+            backbone or saved.name, dtype, device, revision=revision, prefix_lm=saved.family == "prefix-lm"
+        )
+    except OSError as error:
+        if backbone is not None:
+            raise
+        raise FileNotFoundError(
+            f"the prompt was trained on {saved.name!r}, which was not found from this folder: give --backbone, with the"
+            f" folder or the name that it has here. {error}"
+        ) from error
     tuned = load(folder, opened)
     return _asked_about(tuned, labels) if labels else tuned
 

@@ -15,18 +15,21 @@ from softprompt.data import load_rows
 FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
-def read_source(source: str, split: str | None, usual: str, limit: int | None) -> list[dict[str, Any]]:
+def read_source(
+    source: str, split: str | None, usual: str, limit: int | None, encoding: str = "utf-8"
+) -> list[dict[str, Any]]:
     """Rows of a source.
 
     source  a built-in name, a file or a hub data set
     split   which split to read; None: `usual`, or the whole of a file
     usual   the split that is read by default
     limit   at most this many rows
+    encoding  of a text file
 
     Raises whatever `load_rows` raises.
     """
     is_file = Path(source).suffix in FILES or Path(source).is_file()
-    return load_rows(source, split or (None if is_file else usual), limit)
+    return load_rows(source, split or (None if is_file else usual), limit, encoding=encoding)
 
 
 def scores(main_metric: str, metrics: Mapping[str, Any]) -> str:

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from softprompt.cli._console import reporting
-from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, Labels, PromptDir, open_prompt
+from softprompt.cli._options import (
+    AsJson,
+    BackboneName,
+    BatchSize,
+    Debug,
+    Device,
+    Dtype,
+    Encoding,
+    Labels,
+    PromptDir,
+    open_prompt,
+)
 
 
 def evaluate(
@@ -26,6 +37,8 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Evaluate at most this many rows.", show_default=False)
     ] = None,
+    encoding: Encoding = "utf-8",
+    batch_size: BatchSize = 16,
     labels: Labels = None,
     backbone: BackboneName = None,
     dtype: Dtype = None,
@@ -37,9 +50,10 @@ def evaluate(
     with reporting(as_json, debug) as report:
         from softprompt.cli._results import metrics_table, read_source, scores
 
-        rows = read_source(data, split, "test", limit)
+        rows = read_source(data, split, "test", limit, encoding)
         tuned = open_prompt(prompt, backbone, dtype, device, labels)
-        metrics = tuned.evaluate(rows)
+        with report.progress("evaluated", len(rows)) as on_batch:
+            metrics = tuned.evaluate(rows, batch_size=batch_size, on_batch=on_batch)
         report.values.update(
             {
                 "prompt": str(Path(prompt)),

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softprompt.cli._console import Report, reporting
-from softprompt.cli._options import AsJson, BackboneName, Debug, Device, Dtype, Labels, PromptDir, open_prompt
+from softprompt.cli._options import (
+    AsJson,
+    BackboneName,
+    BatchSize,
+    Debug,
+    Device,
+    Dtype,
+    Encoding,
+    Labels,
+    PromptDir,
+    open_prompt,
+)
+from softprompt.cli._prediction_files import check_suffix, write_predictions
 from softprompt.data.image_folders import image_paths
 
 if TYPE_CHECKING:
@@ -36,6 +48,15 @@ def predict(
             help="Read rows from a file instead: .csv, .tsv, .jsonl, .json or .parquet.", show_default=False
         ),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the rows of --file with their predictions here: .csv, .jsonl or .parquet.",
+            show_default=False,
+        ),
+    ] = None,
+    encoding: Encoding = "utf-8",
+    batch_size: BatchSize = 16,
     labels: Labels = None,
     backbone: BackboneName = None,
     dtype: Dtype = None,
@@ -47,8 +68,12 @@ def predict(
     with reporting(as_json, debug) as report:
         if texts and file is not None:
             raise ValueError("give either texts or --file, not both")
+        if output is not None:
+            if file is None:
+                raise ValueError("--output needs rows: give them with --file")
+            check_suffix(output)
         words = [] if file is not None else _lines() if not texts or texts == ["-"] else texts
-        inputs: Sequence[Any] = words if file is None else _rows(file)
+        inputs: Sequence[Any] = words if file is None else _rows(file, encoding)
         tuned = open_prompt(prompt, backbone, dtype, device, labels)
         if file is None and len(tuned.task.fields) != 1:
             raise ValueError(
@@ -57,13 +82,22 @@ def predict(
             )
         if file is None and tuned.task.about_images:
             inputs = image_paths(words)
-        _show(report, tuned.task, inputs, tuned.predict(inputs))
+        with report.progress("predicted", len(inputs)) as on_batch:
+            if output is None:
+                predictions = tuned.predict(inputs, batch_size=batch_size, on_batch=on_batch)
+            else:
+                write_predictions(output, tuned, inputs, batch_size=batch_size, on_batch=on_batch)
+        if output is None:
+            _show(report, tuned.task, inputs, predictions)
+            return
+        report.values.update({"output": str(output), "rows": len(inputs)})
+        report.human.print(f"{len(inputs)} rows are in {output}", highlight=False, markup=False)
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
+def _rows(file: Path, encoding: str) -> list[dict[str, Any]]:
     from softprompt.data import load_rows
 
-    return load_rows(file)
+    return load_rows(file, encoding=encoding)
 
 
 def _lines() -> list[str]:

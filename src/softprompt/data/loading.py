@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,25 @@ def _from_name(source: str | Path, split: str | None, encoding: str) -> list[dic
                 f'the built-in data set {str(source)!r} has splits: say which, as in split="train"'
             )
         return [dict(row) for row in zoo.load_rows(str(source), split)]
+    if not _HUB_ID.fullmatch(str(source)):
+        raise FileNotFoundError(
+            f"there is no file or folder {str(source)!r}"
+            + (f" (looked for from {Path.cwd().name}/)" if not path.is_absolute() else "")
+            + _beside(path)
+        )
     return _from_hub(str(source), split, zoo.names())
+
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:.+)?")  # "owner/name:configuration"
+
+
+def _beside(path: Path) -> str:
+    """What stands beside a path that is not there, if something has nearly its name."""
+    try:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+    except OSError:
+        return ""
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _from_saved(path: Path, split: str | None) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 from softprompt.data import Row
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import TaskEncoder
+from softprompt.tasks.reading import encode_rows
 from softprompt.tasks.room import Room
 
 
@@ -31,9 +32,7 @@ class Encodings:
         room    that the encoder was bound to
         answer  whether the rows hold the right answers, and these are encoded too
         """
-        return self.kept(
-            ("rows", room, answer), rows, lambda: [encoder.encode(row, answer=answer) for row in rows]
-        )
+        return self.kept(("rows", room, answer), rows, lambda: encode_rows(encoder, rows, answer=answer))
 
     def kept(
         self, key: Hashable, rows: Sequence[Any], made: Callable[[], list[EncodedRow]]

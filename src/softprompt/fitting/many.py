@@ -14,7 +14,7 @@ from softprompt.backbones.row_features import RowFeatures
 from softprompt.concerns import warn_of
 from softprompt.data import Rows
 from softprompt.errors import TrainingDiverged
-from softprompt.fitting.preparation import Data, PreparedRun, prepare
+from softprompt.fitting.preparation import Data, PreparedRun, check_arguments, prepare
 from softprompt.fitting.resuming import as_begun
 from softprompt.model import PromptedModel, carrying, join_prompts
 from softprompt.outputs import EncodedRow, Penalized, PromptOutput
@@ -63,7 +63,10 @@ def fit_many(
     Raises ValueError for runs that cannot share a pass, such as methods that change the backbone's weights, and whatever
     `fit` raises.
     """
-    runs, data = list(runs), Data.read(train, validation)
+    runs = list(runs)
+    for method, _ in runs:
+        check_arguments(backbone, task, method)
+    data = Data.read(train, validation)
     watchers, folders = _watchers(progress, len(runs)), _folders(folder, len(runs))
     found = fit_many_data(backbone, task, runs, data, watchers, folders, resume=resume)
     for number, learned in enumerate(found):

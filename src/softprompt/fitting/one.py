@@ -14,9 +14,9 @@ from softprompt.backbones.row_features import RowFeatures
 from softprompt.binding import bind
 from softprompt.concerns import warn_of
 from softprompt.data import Rows
-from softprompt.errors import TrainingDiverged
+from softprompt.errors import TrainingDiverged, shown
 from softprompt.features.cache import FeatureCache
-from softprompt.fitting.preparation import Data, PreparedRun, prepare
+from softprompt.fitting.preparation import Data, PreparedRun, check_arguments, prepare
 from softprompt.fitting.resuming import as_begun
 from softprompt.model import HeadModel, WordModel
 from softprompt.prompts import Method
@@ -61,10 +61,16 @@ def fit(
                        the frozen layers for PartialTuning and VPT(last_layers=...). True: cached in memory; or a folder
     progress           True: a bar; False: silence; or your own
 
-    Raises ValueError for data, templates and settings that do not fit together, TrainingDiverged when the loss becomes
+    It trains inside `torch.no_grad()` too. Raises TypeError for a model, a name or a class where an object is expected,
+    ValueError for data, templates and settings that do not fit together, TrainingDiverged when the loss becomes
     NaN (its `last_good` is the TunedPrompt before that). Warns with SoftpromptWarning when the prompt seems to have
     learned nothing, or no more than the commonest label.
     """
+    check_arguments(backbone, task, method)
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise TypeError(
+            f"recipe is {shown(recipe)}, expected sp.Recipe(...), or its fields as keywords of fit"
+        )
     if recipe is not None and settings:
         raise ValueError(f"give either recipe or its fields, not both: {sorted(settings)}")
     known = [entry.name for entry in fields(Recipe)]

@@ -15,6 +15,7 @@ from softprompt.backbones.base import Backbone
 from softprompt.backbones.row_features import RowFeatures
 from softprompt.binding import bind, new_head, room_of
 from softprompt.data import Row, Rows, names_file, read_rows
+from softprompt.errors import shown
 from softprompt.evaluation import evaluate
 from softprompt.features.cache import FeatureCache
 from softprompt.features.encoded import FrozenPart, encoded_rows
@@ -243,6 +244,34 @@ class PreparedRun:
         )
 
 
+def check_arguments(backbone: Any, task: Any, method: Any) -> None:
+    """Raise TypeError for a name, a model or a class where a backbone, a task or a method is expected."""
+    if isinstance(backbone, str | Path):
+        raise TypeError(
+            f"backbone is the name {str(backbone)!r}: load it with sp.load_backbone({str(backbone)!r})"
+        )
+    if isinstance(backbone, nn.Module) or not hasattr(backbone, "spec"):
+        raise TypeError(
+            f"backbone is a {type(backbone).__name__}, expected what sp.load_backbone returns: a model of transformers becomes"
+            " a backbone by sp.load_backbone(model, tokenizer=tokenizer)"
+        )
+    for name, found, kind, example in (
+        (
+            "task",
+            task,
+            Task,
+            'sp.TextClassification("{text}\\nMood:", labels={"bad": " bad", "good": " good"})',
+        ),
+        ("method", method, Method, "sp.PromptTuning(length=20)"),
+    ):
+        if isinstance(found, type):
+            raise TypeError(
+                f"{name} is the class {found.__name__}, expected its settings: {found.__name__}(...)"
+            )
+        if not isinstance(found, kind):
+            raise TypeError(f"{name} is {shown(found)}, expected an object such as {example}")
+
+
 def prepare(
     backbone: Backbone,
     task: Task,
@@ -265,6 +294,7 @@ def prepare(
         raise ValueError(
             f"{method.name} cannot be used on {backbone.name} ({backbone.spec.family}): {reason}"
         )
+    check_arguments(backbone, task, method)
     generator = torch.Generator().manual_seed(recipe.seed)
     own = method.prepare(backbone, generator)
     prepared = own.with_settings(

@@ -17,17 +17,17 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from softprompt.catalogue import methods
 from softprompt.data import load_rows, names_file, rows_of_part, subsample
-from softprompt.errors import explain
-from softprompt.files import read_text
+from softprompt.errors import explain, shown
+from softprompt.fitting.yaml_file import parse_document, read_yaml
 from softprompt.later import LATER
 from softprompt.prompts import Method
 from softprompt.store.identity import settings_of
@@ -35,8 +35,17 @@ from softprompt.tasks import TASKS
 from softprompt.tasks.base import Task
 from softprompt.tasks.columns import guess
 from softprompt.training.recipe import Recipe
+from softprompt.truth_values import numbers_apart
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class SettingError(ValueError):
+    """A setting that is unknown or does not fit. key: where it stands, as in "recipe.steps"."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -62,6 +71,8 @@ class BackboneConfig:
 @dataclass(frozen=True, config=_STRICT)
 class SourceConfig:
     """Where rows come from."""
+
+    __get_pydantic_core_schema__: ClassVar[Any] = classmethod(numbers_apart)
 
     source: str
     """A built-in data set, a .csv, .tsv, .jsonl, .json or .parquet file, or a data set on the hub."""
@@ -143,11 +154,16 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no config {path}; expected a YAML file that describes a run")
-    values = parse_yaml(read_text(path), str(path))
+    document = read_yaml(path)
+    values = document.values
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {values!r}, expected keys such as backbone, task, method, data")
+        raise ValueError(f"{path} holds {shown(values)}, expected keys such as backbone, task, method, data")
     try:
         return parse_config(override(values, overrides))
+    except SettingError as error:
+        given = any(error.key.startswith(text.partition("=")[0]) for text in overrides)
+        line = None if given else document.line(error.key)
+        raise ValueError(f"{path}{'' if line is None else f', line {line}'}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -161,7 +177,7 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     for text in overrides:
         dotted, equals, value = text.partition("=")
         if not equals or not dotted:
-            raise ValueError(f"override {text!r}: expected key=value, as in recipe.steps=500")
+            raise ValueError(f"override {shown(text)}: expected key=value, as in recipe.steps=500")
         changed = written_out(changed)
         *parents, last = dotted.split(".")
         place: Any = changed
@@ -170,9 +186,17 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
                 place[parent] = {}
             place = place[parent]
             if not isinstance(place, dict):
-                raise ValueError(f"override {text!r}: {parent!r} is {place!r}, which has no keys to set")
-        place[last] = parse_yaml(value, f"override {text!r}")
+                raise ValueError(
+                    f"override {shown(text)}: {parent!r} is {shown(place)}, which has no keys to set"
+                )
+        place[last] = _overriding(value, f"override {shown(text)}")
     return changed
+
+
+def _overriding(text: str, name: str) -> Any:
+    """The value of an override. A text keeps the blanks around it: the words of labels begin with one."""
+    value = parse_yaml(text, name)
+    return text if value == text.strip() else value
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
@@ -189,7 +213,7 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
             check_keys(as_mapping(source, f"data.{name}"), field_names(SourceConfig), f"data.{name}")
     if isinstance(template := as_mapping(values["task"], "task").get("template"), dict):
         raise ValueError(
-            f"task.template is read as {template!r}: put quotes around a text that begins with a brace"
+            f"task.template is read as {shown(template)}: put quotes around a text that begins with a brace"
         )
     return RunConfig(
         parsed(BackboneConfig, as_mapping(values["backbone"], "backbone"), "backbone"),
@@ -206,7 +230,7 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
 def parse_cache(value: Any) -> bool | str:
     """Raises ValueError for what is neither true, false nor a folder."""
     if not isinstance(value, bool | str) or value == "":
-        raise ValueError(f"cache_features is {value!r}, expected true, false or a folder")
+        raise ValueError(f"cache_features is {shown(value)}, expected true, false or a folder")
     return value
 
 
@@ -266,16 +290,19 @@ def _with_seed(recipe: Mapping[str, Any], seed: Any) -> dict[str, Any]:
     if seed is None:
         return dict(recipe)
     if recipe.get("seed", seed) != seed:
-        raise ValueError(f"seed is {seed!r} and recipe.seed is {recipe['seed']!r}: give one of them")
+        raise SettingError(
+            f"seed is {shown(seed)} and recipe.seed is {shown(recipe['seed'])}: give one of them", "seed"
+        )
     return {**recipe, "seed": seed}
 
 
 def _by_name(known: Mapping[str, type], values: Mapping[str, Any], place: str) -> Any:
     name = values.get("name")
     if name is None:
-        raise ValueError(f"{place}.name is missing; known are {sorted(known)}")
-    if name not in known:
-        raise ValueError(f"{place}.name is {name!r}, which is not known{guess(str(name), sorted(known))}")
+        raise SettingError(f"{place}.name is missing; known are {sorted(known)}", place)
+    if not isinstance(name, str) or name not in known:
+        told = guess(name, sorted(known)) if isinstance(name, str) else f"; known are {sorted(known)}"
+        raise SettingError(f"{place}.name is {shown(name)}, which is not known{told}", f"{place}.name")
     settings = {key: value for key, value in values.items() if key != "name"}
     check_keys(settings, field_names(known[name]), place)
     return parsed(known[name], settings, place)
@@ -286,7 +313,23 @@ def parsed(kind: type, values: Mapping[str, Any], place: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
-        raise ValueError(explain(error, place)) from error
+        first = ".".join(map(str, (place, *error.errors(include_url=False)[0]["loc"])))
+        raise SettingError(explain(error, place) + _quotes(error), first) from error
+
+
+def _quotes(error: ValidationError) -> str:
+    """What to do about a word that YAML did not read as text."""
+    for item in error.errors(include_url=False):
+        found = item.get("input")
+        if "string" in item["type"] and isinstance(found, bool | int | float | date):
+            kind = (
+                "yes, no, on, off, true and false as truth values"
+                if isinstance(found, bool)
+                else "it as a number"
+            )
+            kind = "it as a date" if isinstance(found, date) else kind
+            return f"; YAML reads {kind}: put quotes around a text"
+    return ""
 
 
 def field_names(kind: type) -> list[str]:
@@ -297,33 +340,15 @@ def check_keys(values: Mapping[str, Any], known: Sequence[str], place: str) -> N
     for key in values:
         if key not in known:
             where = f"{place}.{key}" if place else key
-            raise ValueError(f"unknown key {where!r}{guess(str(key), known)}")
+            raise SettingError(f"unknown key {shown(where)}{guess(str(key), known)}", str(where))
 
 
 def as_mapping(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{place} is {value!r}, expected keys and values")
+        raise SettingError(f"{place} is {shown(value)}, expected keys and values", place)
     return value
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} is no valid YAML: {error}") from error
-    _refuse_boolean_keys(value, name)
-    return value
-
-
-def _refuse_boolean_keys(value: Any, name: str) -> None:
-    """YAML reads the label no as False; the data would then never hold it."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if isinstance(key, bool):
-                raise ValueError(
-                    f"{name}: YAML reads a key as {key}: put quotes around a key like yes, no, on or off"
-                )
-            _refuse_boolean_keys(item, name)
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_boolean_keys(item, name)
+    """The values of a YAML text. Raises ValueError as `parse_document` does."""
+    return parse_document(text, name).values

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.images import ImagePooling
 from softprompt.outputs import EncodedRow, PromptOutput
+from softprompt.truth_values import numbers_apart
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class PromptModule(nn.Module):
 
 class Method(ABC):
     """The settings of a method: an immutable (pydantic) dataclass that depends neither on the backbone nor on the task."""
+
+    __get_pydantic_core_schema__: ClassVar[Any] = classmethod(numbers_apart)
 
     name: ClassVar[str]
     """The name of the method in configs, files and on the command line, such as `prompt-tuning`."""

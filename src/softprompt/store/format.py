@@ -138,7 +138,10 @@ def _why_unreadable(folder: Path, name: str, error: OSError) -> str:
     if not folder.is_dir():
         return f"{folder} is a file; pass the folder of a saved prompt, which holds {_JSON} and {_TENSORS}"
     if (folder / _PEFT_CONFIG).exists():
-        return f"{folder} is in PEFT's format ({_PEFT_CONFIG}); read it with softprompt.exchange.read_peft"
+        return (
+            f"{folder} is in PEFT's format ({_PEFT_CONFIG}); read it with sp.from_peft(folder, backbone, task); for its tensors"
+            " alone read it with softprompt.exchange.read_peft"
+        )
     if (folder / name).exists():
         return f"{folder / name} cannot be read: {error.strerror}"
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from pydantic import TypeAdapter
@@ -32,6 +33,30 @@ def identity_of(backbone: Backbone) -> BackboneIdentity:
         family=backbone.spec.family,
         vocabulary=_read_by(backbone, None if image is None else image.rule),
     )
+
+
+def recognised(trained: BackboneIdentity, backbone: Backbone) -> BackboneIdentity:
+    """The fingerprint of a backbone; its tokenizer counts as the one of `trained` if only tokens were added to that.
+
+    Added tokens come behind all others and leave their ids as they were, so that a prompt reads every text as before that
+    holds none of them.
+    """
+    found = identity_of(backbone)
+    if trained.tokenizer_digest in (None, found.tokenizer_digest) or not backbone.spec.reads_text:
+        return found
+    image = backbone.spec.image
+    vocabulary = _read_by(backbone, None if image is None else image.rule)
+    ids = backbone.tokenizer.get_vocab()
+    for _, token in sorted(((i, token) for token, i in ids.items()), reverse=True)[:_MOST_ADDED]:
+        if token not in backbone.tokenizer.get_added_vocab():
+            break
+        del vocabulary[token]
+        if tokenizer_digest(vocabulary) == trained.tokenizer_digest:
+            return replace(found, tokenizer_digest=trained.tokenizer_digest)
+    return found
+
+
+_MOST_ADDED = 16  # each costs a digest of the whole vocabulary
 
 
 def reading_as_before(backbone: Backbone, remembered: str | None, began: str) -> Backbone:

@@ -253,7 +253,7 @@ def _adapter_folder(folder: Path, adapter: str | None) -> Path:
     if named:
         raise PromptFileError(f"{folder} holds several adapters; pass adapter= one of: {', '.join(named)}")
     if (folder / "prompt.json").exists():
-        raise PromptFileError(f"{folder} is in softprompt's own format; read it with softprompt.store.load")
+        raise PromptFileError(f"{folder} is in softprompt's own format; read it with sp.load")
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     raise PromptFileError(f"{folder} holds no {CONFIG}, so it is no PEFT folder; found {found}")
 

@@ -20,24 +20,24 @@ import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from softprompt.errors import SoftpromptWarning
-from softprompt.files import read_text
 from softprompt.fitting.run_config import (
     as_mapping,
     check_keys,
     field_names,
     parse_cache,
-    parse_yaml,
     parsed,
     written_out,
 )
+from softprompt.fitting.yaml_file import read_yaml
 from softprompt.studies.flat_keys import FLAT_KEYS, described, new_words
 from softprompt.studies.run_settings import RUN_KEYS, count, flag
+from softprompt.truth_values import numbers_apart
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 _OWN_KEYS = (
@@ -59,6 +59,8 @@ _OWN_KEYS = (
 @dataclass(frozen=True, config=_STRICT)
 class SearchConfig:
     """How settings are chosen on validation."""
+
+    __get_pydantic_core_schema__: ClassVar[Any] = classmethod(numbers_apart)
 
     by: Literal["grid", "optuna"] = "grid"
     """Every combination of the settings, or Optuna's tree-structured Parzen estimator."""
@@ -85,6 +87,8 @@ class SearchConfig:
 @dataclass(frozen=True, config=_STRICT)
 class Range:
     """Numbers from `low` to `high`, both included; integers if both ends are integers."""
+
+    __get_pydantic_core_schema__: ClassVar[Any] = classmethod(numbers_apart)
 
     low: int | float
     high: int | float
@@ -148,7 +152,7 @@ def read_study(path: Path, *, full: bool = False) -> Study:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no study {path}; expected a YAML file that describes one")
-    values = parse_yaml(read_text(path), str(path))
+    values = read_yaml(path).values
     try:
         values = as_mapping(values, "a study")
         if older := _flat_keys(values):

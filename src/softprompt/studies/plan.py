@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from softprompt.fitting.run_config import as_mapping
 from softprompt.records.run_folders import Outcome
 from softprompt.studies.config import Choices, Option, Range, Select, Study, cells, merged
 from softprompt.studies.runs import Outcomes, PlannedRun, in_words, planned
@@ -52,7 +53,7 @@ def _cell_plan(study: Study, cell: dict[str, str], options: Sequence[Option], ou
         select = select if option.select is None else option.select
     if not select:
         return Plan([planned(values, cell, seed, "final") for seed in seeds])
-    if not (values.get("data") or {}).get("validation"):
+    if not as_mapping(values.get("data") or {}, f"{in_words(cell)}: data").get("validation"):
         raise ValueError(f"{in_words(cell)}: select chooses on validation, and data.validation is missing")
     if study.search.by == "optuna":
         searched, remaining = trials(study.search, values, cell, select, outcomes)

@@ -126,10 +126,7 @@ def _align(template: BoundTemplate, values: Mapping[str, str], field: str) -> Al
                 text += part.text if isinstance(part, Literal) else values[part.name]
         if not text:
             continue
-        encoding = template.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        for token, (first, behind) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
+        for token, (first, behind) in template.spans(piece, values):
             if max(first, start) < min(behind, stop):
                 positions.append(len(context))
                 spans.append((max(first, start) - start, min(behind, stop) - start))

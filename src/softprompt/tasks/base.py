@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +14,7 @@ from softprompt.concerns import class_concerns
 from softprompt.data import Row
 from softprompt.images import ImageSetting
 from softprompt.outputs import EncodedRow
+from softprompt.truth_values import numbers_apart
 
 if TYPE_CHECKING:
     from softprompt.tasks.labels import Labelling
@@ -38,6 +39,7 @@ class TextSetting:
                     follow such a text, and no room is reserved for it
     family          the family of the backbone, as in BackboneSpec
     read_media      turns the value of a row's media column into what the backbone reads; None: the backbone reads text only
+    rows            rows of the embedding table, where the tokenizer has tokens beyond it; None: it has none
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -46,6 +48,7 @@ class TextSetting:
     closed: bool = False
     family: str = "causal-lm"
     read_media: Callable[[Any], Tensor] | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class TaskEncoder(Protocol):
 class Task(ABC):
     """The settings of a task: an immutable (pydantic) dataclass that can be written to a file."""
 
+    __get_pydantic_core_schema__: ClassVar[Any] = classmethod(numbers_apart)
+
     name: ClassVar[str]
     main_metric: ClassVar[str]
     """The metric that decides which checkpoint is best; higher is better."""
@@ -105,6 +110,9 @@ class Task(ABC):
     left_out_of_runs: ClassVar[tuple[str, ...]] = ()
     """Settings that the config of a run leaves out while they are None, because the first runs were written without them.
     Checkpoints and saved prompts hold them, so that they are not marked LATER."""
+
+    control_tokens: Literal["text", "tokens"] = "tokens"
+    """What a control token of the tokenizer is in the text of a row; tasks with a template have it as a setting."""
 
     columns: Mapping[str, str]
     """Name in the template -> column of the data, where the two differ."""

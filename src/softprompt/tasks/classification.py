@@ -21,7 +21,13 @@ from softprompt.tasks.columns import check_columns, read_fields
 from softprompt.tasks.inputs import read_media
 from softprompt.tasks.labels import Labelling, Values, check_labels, label_names
 from softprompt.tasks.reading import in_batches
-from softprompt.tasks.template import BoundTemplate, Template, slot_in_front
+from softprompt.tasks.template import (
+    BoundTemplate,
+    Template,
+    ValuesWithControlTokens,
+    check_fields,
+    slot_in_front,
+)
 from softprompt.tasks.verbalizer import Verbalizer, bind_verbalizer, calibrate
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
@@ -62,6 +68,9 @@ class TextClassification(Task):
     """Divide a word's log-likelihood by its length in tokens."""
     calibrated: bool = False
     """Whether predictions are calibrated, see `softprompt.tasks.verbalizer.calibrate`; training does not change."""
+    control_tokens: ValuesWithControlTokens = dataclasses.field(default="text", compare=False)
+    """What a control token of the tokenizer ("</s>", "[MASK]") is in the text of a row: text, or that token. Prompts that were
+    saved before there was a choice have tokens, and answer as they did."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -78,6 +87,7 @@ class TextClassification(Task):
     @model_validator(mode="after")
     def _check(self) -> TextClassification:
         template = Template.parse(self.template, self.cut)
+        check_fields(template, self.media)
         check_columns(self.columns, [*template.fields, self.label_column, *filter(None, [self.media])])
         if self.calibrated and self.media is not None:
             raise ValueError(
@@ -115,12 +125,13 @@ class TextClassification(Task):
 
     def bind(self, setting: TextSetting) -> TextClassificationEncoder:
         """Return the encoder. Raises ValueError if the template or the label words do not suit the tokenizer or P."""
-        template = Template.parse(self.template, self.cut).bind(setting)
+        template = Template.parse(self.template, self.cut).bind(setting, self.control_tokens)
         verbalizer = bind_verbalizer(
             self.label_words,
             setting.tokenizer,
             length_normalised=self.length_normalised,
             masked=template.template.masks > 0,
+            calibrated=self.calibrated,
         )
         return TextClassificationEncoder(self, setting, template, verbalizer)
 
@@ -208,7 +219,9 @@ class TextClassificationEncoder(TaskEncoder):
         template = self.template.template
         # In a template with {mask}, the text "[MASK]" would be a second gap to fill.
         texts = [t for t in CONTENT_FREE if not template.masks or t != self.setting.tokenizer.mask_token]
-        contexts = [self._context(dict.fromkeys(template.fields, text)) for text in texts]
+        # Without virtual tokens and literals the empty text has no tokens, and nothing could be predicted from it.
+        filled = [dict.fromkeys(template.fields, text) for text in texts]
+        contexts = [self._context(values) for values in filled if not self.template.is_empty(values)]
         return self.verbalizer.class_scores(
             model.score([EncodedRow(context, self.verbalizer.words, prompt=prompt) for context in contexts])
         )

@@ -21,7 +21,16 @@ from softprompt.tasks.columns import check_columns, read_fields
 from softprompt.tasks.inputs import read_media
 from softprompt.tasks.metrics import generation_metrics
 from softprompt.tasks.reading import in_batches
-from softprompt.tasks.template import Bos, BoundTemplate, Soft, Template, slot_in_front, tokenize
+from softprompt.tasks.template import (
+    Bos,
+    BoundTemplate,
+    Soft,
+    Template,
+    ValuesWithControlTokens,
+    check_fields,
+    slot_in_front,
+    tokenize,
+)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -50,6 +59,9 @@ class TextGeneration(Task):
     """Length of the longest generated answer in tokens, end mark included; this much room is kept when a row is cut."""
     end: str = Field(default="eos", min_length=1)
     """What ends an answer: "eos", the tokenizer's end-of-sequence token; "newline"; or any other text."""
+    control_tokens: ValuesWithControlTokens = dataclasses.field(default="text", compare=False)
+    """What a control token of the tokenizer ("</s>", "[MASK]") is in the text of a row: text, or that token. Prompts that were
+    saved before there was a choice have tokens, and answer as they did."""
 
     @model_validator(mode="after")
     def _check(self) -> TextGeneration:
@@ -60,6 +72,7 @@ class TextGeneration(Task):
             )
         if not target.fields:
             raise ValueError(f"target {self.target!r} has no field: every row would have the same answer")
+        check_fields(template, self.media)
         check_columns(self.columns, [*template.fields, *target.fields, *filter(None, [self.media])])
         return self
 
@@ -80,7 +93,7 @@ class TextGeneration(Task):
             raise ValueError(
                 'end="eos", but the tokenizer has no EOS token; use end="newline" or another text'
             )
-        template = Template.parse(self.template, self.cut).bind(setting)
+        template = Template.parse(self.template, self.cut).bind(setting, self.control_tokens)
         return TextGenerationEncoder(self, setting, template, Template.parse(self.target))
 
     def evaluate(self, predictions: Sequence[str], rows: Sequence[Row]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from softprompt.data import by_length
+from softprompt.data import Row, by_length
 from softprompt.outputs import EncodedRow
-from softprompt.tasks.base import Scorer, TextSetting
+from softprompt.tasks.base import Scorer, TaskEncoder, TextSetting
 
 Pooling = Literal["first", "last", "mean"]
 T = TypeVar("T")
@@ -54,6 +54,17 @@ def pooled_positions(context: Sequence[int], pooling: Pooling) -> tuple[int, ...
             return (text[-1],)
         case "mean":
             return tuple(text)
+
+
+def encode_rows(encoder: TaskEncoder, rows: Sequence[Row], *, answer: bool = True) -> list[EncodedRow]:
+    """Return rows as tokens, in order; see `TaskEncoder.encode`. A ValueError says which row it is about, counted from 0."""
+    encoded = []
+    for number, row in enumerate(rows):
+        try:
+            encoded.append(encoder.encode(row, answer=answer))
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from error
+    return encoded
 
 
 def split_outputs(outputs: Tensor, rows: Sequence[EncodedRow]) -> tuple[Tensor, ...]:

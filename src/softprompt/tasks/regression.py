@@ -26,7 +26,7 @@ from softprompt.tasks.reading import (
     pooled_positions,
     read_outputs,
 )
-from softprompt.tasks.template import BoundTemplate, Template
+from softprompt.tasks.template import BoundTemplate, Template, ValuesWithControlTokens, check_fields
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False))
@@ -55,10 +55,14 @@ class Regression(Task):
     """Field that is shortened from its end where a row is too long; by default the only field."""
     pooling: Pooling | None = None
     """As in SequenceClassification."""
+    control_tokens: ValuesWithControlTokens = dataclasses.field(default="text", compare=False)
+    """What a control token of the tokenizer ("</s>", "[MASK]") is in the text of a row: text, or that token. Prompts that were
+    saved before there was a choice have tokens, and answer as they did."""
 
     @model_validator(mode="after")
     def _check(self) -> Regression:
         template = Template.parse(self.template, self.cut)
+        check_fields(template)
         check_columns(self.columns, [*template.fields, self.value_column])
         if not self.low < self.high:
             raise ValueError(f"low is {self.low} and high is {self.high}: low must be below high")
@@ -79,7 +83,7 @@ class Regression(Task):
         pooling = self.pooling or default_pooling(setting)
         check_pooling(pooling, setting)
         return RegressionEncoder(
-            self, setting, Template.parse(self.template, self.cut).bind(setting), pooling
+            self, setting, Template.parse(self.template, self.cut).bind(setting, self.control_tokens), pooling
         )
 
     def read_value(self, row: Row) -> float:

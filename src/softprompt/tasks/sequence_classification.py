@@ -23,7 +23,7 @@ from softprompt.tasks.reading import (
     default_pooling,
     pooled_positions,
 )
-from softprompt.tasks.template import BoundTemplate, Template
+from softprompt.tasks.template import BoundTemplate, Template, ValuesWithControlTokens, check_fields
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -57,10 +57,14 @@ class SequenceClassification(Task):
     pooling: Pooling | None = None
     """Which of the last hidden states the head reads: that of the first or the last token, or the mean of all. Virtual tokens
     never count. The default is the first in an encoder, the last in a decoder, and the mean in an encoder-decoder."""
+    control_tokens: ValuesWithControlTokens = dataclasses.field(default="text", compare=False)
+    """What a control token of the tokenizer ("</s>", "[MASK]") is in the text of a row: text, or that token. Prompts that were
+    saved before there was a choice have tokens, and answer as they did."""
 
     @model_validator(mode="after")
     def _check(self) -> SequenceClassification:
         template = Template.parse(self.template, self.cut)
+        check_fields(template, self.media)
         check_columns(self.columns, [*template.fields, self.label_column, *filter(None, [self.media])])
         check_labels(self.labels, loss_labels=self.loss_labels or (), label_values=self.label_values.values())
         return self
@@ -86,7 +90,7 @@ class SequenceClassification(Task):
         """Raises ValueError where the template does not suit the tokenizer or P, or `pooling` the family."""
         pooling = self.pooling or default_pooling(setting)
         check_pooling(pooling, setting)
-        template = Template.parse(self.template, self.cut).bind(setting)
+        template = Template.parse(self.template, self.cut).bind(setting, self.control_tokens)
         return SequenceClassificationEncoder(self, setting, template, pooling)
 
     def evaluate(self, predictions: Sequence[ClassPrediction], rows: Sequence[Row]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.columns import check_columns, read_column, read_fields
 from softprompt.tasks.metrics import span_metrics
 from softprompt.tasks.reading import check_answered, read_outputs, split_outputs
-from softprompt.tasks.template import BoundTemplate, Template
+from softprompt.tasks.template import BoundTemplate, Template, ValuesWithControlTokens
 
 CONTEXT = "context"
 """The template's field that answers are taken from."""
@@ -73,6 +73,9 @@ class SpanExtraction(Task):
     stride: int | None = Field(default=None, gt=0)
     """The distance between the beginnings of two windows, in tokens, where a context is too long for one (128 in BERT's SQuAD
     runs, with windows of 384). None: the context is cut at its end. Answers longer than the overlap may be missed."""
+    control_tokens: ValuesWithControlTokens = dataclasses.field(default="text", compare=False)
+    """What a control token of the tokenizer ("</s>", "[MASK]") is in the text of a row: text, or that token. Prompts that were
+    saved before there was a choice have tokens, and answer as they did."""
 
     @model_validator(mode="after")
     def _check(self) -> SpanExtraction:
@@ -95,7 +98,7 @@ class SpanExtraction(Task):
 
         Raises ValueError if the template does not suit the tokenizer or P, or the tokenizer reports no character offsets.
         """
-        template = Template.parse(self.template, CONTEXT).bind(setting)
+        template = Template.parse(self.template, CONTEXT).bind(setting, self.control_tokens)
         check_alignable(template, CONTEXT)
         return SpanExtractionEncoder(self, setting, template)
 

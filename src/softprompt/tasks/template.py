@@ -8,8 +8,9 @@
 
 Everything else is literal, even a space next to a slot: "{soft:3} {text}" is three virtual tokens, then the text with a
 space in front. All that stands between two slots is tokenised as one string, so that literals and values merge as they do
-in running text, and special tokens that are written out ("<|im_start|>", "[SEP]") are read as special tokens. The mask is
-part of such a string too: a tokenizer that drops the space before it also drops it here.
+in running text, and special tokens that the template writes out ("<|im_start|>", "[SEP]") are read as special tokens; those in
+a value are text like any other. The mask is part of such a string too: a tokenizer that drops the space before it also drops
+it here.
 """
 
 from __future__ import annotations
@@ -19,11 +20,18 @@ import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
+from typing import Literal as OneOf
 
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.later import LATER
 from softprompt.tasks.base import TextSetting
 from softprompt.tasks.columns import guess
+from softprompt.tasks.control_tokens import ControlTokens
+
+ValuesWithControlTokens = Annotated[OneOf["text", "tokens"], LATER]
+"""What the control tokens of a tokenizer are in the values of a row. Prompts that were saved before have tokens."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +157,10 @@ class Template:
         """Return the text of a row without slots, with literals exactly as written and `mask` in place of each mask."""
         return _fill(_with_masks(self.parts, mask), values)
 
-    def bind(self, setting: TextSetting) -> BoundTemplate:
+    def bind(self, setting: TextSetting, control_tokens: OneOf["text", "tokens"] = "tokens") -> BoundTemplate:
         """Return the template in its normal form, for one tokenizer and P virtual tokens.
+
+        control_tokens: whether what looks like a control token in a value is text, or that token
 
         In a template without a slot, the virtual tokens stand at the front, after the BOS. Without `{bos}`, the tokens that
         the tokenizer itself adds in front of a text (many add none) go to the very front. In a closed setting, the tokens
@@ -196,7 +206,9 @@ class Template:
                     pieces.append(bos)
         if setting.closed and (suffix := automatic_suffix(setting.tokenizer)):
             pieces.append(suffix)
-        return BoundTemplate(self, setting.tokenizer, tuple(pieces), setting.closed)
+        return BoundTemplate(
+            self, setting.tokenizer, tuple(pieces), setting.closed, control_tokens, setting.rows
+        )
 
 
 @dataclass(frozen=True)
@@ -217,6 +229,9 @@ class BoundTemplate:
     tokenizer: PreTrainedTokenizerBase
     pieces: tuple[tuple[int, ...] | Run, ...]
     closed: bool = False
+    control_tokens: OneOf["text", "tokens"] = "tokens"
+    rows: int | None = None
+    """Rows of the embedding table, where the tokenizer has tokens beyond it."""
 
     def encode(
         self, values: Mapping[str, str], *, max_tokens: int | None = None, reserved: int = 0
@@ -244,12 +259,67 @@ class BoundTemplate:
     def _ids(self, values: Mapping[str, str]) -> tuple[int, ...]:
         ids: list[int] = []
         for piece in self.pieces:
-            ids += tokenize(self.tokenizer, _fill(piece.parts, values)) if isinstance(piece, Run) else piece
+            ids += self.tokens(piece, values) if isinstance(piece, Run) else piece
         return tuple(ids)
+
+    def is_empty(self, values: Mapping[str, str]) -> bool:
+        """Return whether a row has no tokens at all."""
+        return not self._ids(values)
+
+    def tokens(self, run: Run, values: Mapping[str, str]) -> list[int]:
+        """Return the token ids of a run of text."""
+        parts = self._divided(run, values)
+        if parts is None:
+            return self._in_table(tokenize(self.tokenizer, _fill(run.parts, values)))
+        plain = ControlTokens.of(self.tokenizer, self.rows).plain(self.tokenizer)
+        return [i for _, part in parts for i in ([part] if isinstance(part, int) else tokenize(plain, part))]
+
+    def spans(self, run: Run, values: Mapping[str, str]) -> list[tuple[int, tuple[int, int]]]:
+        """Return the token ids of a run of text, each with the characters that it covers; the tokenizer must be a fast one."""
+        text = _fill(run.parts, values)
+        parts = self._divided(run, values)
+        if parts is None:
+            found = offsets(self.tokenizer, text)
+            self._in_table([i for i, _ in found])
+            return found
+        plain = ControlTokens.of(self.tokenizer, self.rows).plain(self.tokenizer)
+        found = []
+        for start, part in parts:
+            if isinstance(part, int):
+                found.append((part, (start, start)))  # of the template: it covers no character of a value
+            else:
+                found += [(i, (start + a, start + b)) for i, (a, b) in offsets(plain, part)]
+        return found
+
+    def _in_table(self, ids: list[int]) -> list[int]:
+        """The ids. Raises ValueError for one that the backbone's embedding table has no row for."""
+        if self.rows is not None and ids and (largest := max(ids)) >= self.rows:
+            raise ValueError(
+                f"the token {self.tokenizer.convert_ids_to_tokens(largest)!r} has the id {largest}, and the backbone's"
+                f" embedding table has {self.rows} rows: call model.resize_token_embeddings(len(tokenizer)) before"
+                " load_backbone, or leave tokens that were added later out of the tokenizer"
+            )
+        return ids
+
+    def _divided(self, run: Run, values: Mapping[str, str]) -> list[tuple[int, str | int]] | None:
+        """The run cut at the template's own control tokens; None where no value has one, and it is read as one string."""
+        if self.control_tokens == "tokens":
+            return None
+        texts = [
+            (part.text, True) if isinstance(part, Literal) else (values[part.name], False)
+            for part in run.parts
+            if isinstance(part, Literal | Field)
+        ]
+        return ControlTokens.of(self.tokenizer, self.rows).divided(texts)
 
     def _cut(self, values: Mapping[str, str], length: int, max_tokens: int, reserved: int) -> tuple[int, ...]:
         room = max_tokens - reserved
         name = self.template.cut
+        if room <= 0:
+            raise ValueError(
+                f"a row may have max_tokens={max_tokens} tokens, and {reserved} are kept for its answer: lower"
+                " max_new_tokens, or shorten the answers"
+            )
         found = f"a row takes {length} tokens; max_tokens={max_tokens} less {reserved} (answer) is {room}"
         if name is None:
             raise ValueError(
@@ -270,8 +340,12 @@ class BoundTemplate:
     def _cut_by_offsets(
         self, values: Mapping[str, str], name: str, value: str, excess: int, room: int
     ) -> tuple[int, ...] | None:
-        encoding = self.tokenizer(value, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ends = [end for _, end in encoding["offset_mapping"]]
+        control = ControlTokens.of(self.tokenizer, self.rows)
+        as_text = self.control_tokens == "text" and control.are_in(value)
+        ends = [
+            end
+            for _, (_, end) in offsets(control.plain(self.tokenizer) if as_text else self.tokenizer, value)
+        ]
         times = sum(isinstance(part, Field) and part.name == name for part in self.template.parts)
         keep = len(ends)
         # Tokens merge differently at the new end, so one step may not be enough; each removes one or more.
@@ -311,6 +385,24 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         return []
     # verbose=False: the tokenizer would warn of texts longer than its model, which are cut later.
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, tuple[int, int]]]:
+    """Return the token ids of a text, each with the characters that it covers; no special tokens are added."""
+    if not text:
+        return []
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return list(zip(encoding["input_ids"], encoding["offset_mapping"], strict=True))
+
+
+def check_fields(template: Template, media: str | None = None) -> None:
+    """Raise ValueError for a template without a column, unless a media column says what differs from row to row."""
+    if template.fields or media is not None:
+        return
+    hint = "write {column} where its text stands"
+    if "{{" in template.source:
+        hint = "double braces are braces of the text, so write {column} with single ones"
+    raise ValueError(f"template {template.source!r} has no column, and every row would read the same: {hint}")
 
 
 def automatic_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

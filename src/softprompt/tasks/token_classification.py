@@ -24,7 +24,7 @@ from softprompt.tasks.columns import check_columns, read_column, read_fields
 from softprompt.tasks.labels import Names
 from softprompt.tasks.metrics import ENTITY_MARKS, OUTSIDE, tag_metrics
 from softprompt.tasks.reading import check_answered, read_outputs, split_outputs
-from softprompt.tasks.template import BoundTemplate, Template
+from softprompt.tasks.template import BoundTemplate, Template, ValuesWithControlTokens
 
 WORDS = "words"
 """The template's field that holds the words."""
@@ -52,6 +52,9 @@ class TokenClassification(Task):
     """Column that holds a tag for each word: a name, or a number counting from 0 in `tags`."""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name in the template -> column of the data, where the two differ, as in {"words": "tokens"}."""
+    control_tokens: ValuesWithControlTokens = dataclasses.field(default="text", compare=False)
+    """What a control token of the tokenizer ("</s>", "[MASK]") is in the text of a row: text, or that token. Prompts that were
+    saved before there was a choice have tokens, and answer as they did."""
 
     @model_validator(mode="after")
     def _check(self) -> TokenClassification:
@@ -92,7 +95,7 @@ class TokenClassification(Task):
 
         Raises ValueError if the template does not suit the tokenizer or P, or the tokenizer reports no character offsets.
         """
-        template = Template.parse(self.template, WORDS).bind(setting)
+        template = Template.parse(self.template, WORDS).bind(setting, self.control_tokens)
         check_alignable(template, WORDS)
         return TokenClassificationEncoder(self, setting, template)
 

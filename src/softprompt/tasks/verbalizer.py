@@ -56,6 +56,7 @@ def bind_verbalizer(
     *,
     length_normalised: bool = False,
     masked: bool = False,
+    calibrated: bool = False,
 ) -> Verbalizer:
     """Tokenise label words exactly as they are written, with a leading space if they have one.
 
@@ -65,11 +66,12 @@ def bind_verbalizer(
         length_normalised: whether a word's log-likelihood is divided by its length in tokens
         masked: whether the words stand where masks are. Each token is then predicted from the text alone, not from the
             tokens before it, so that a word may be likelier than another word that it begins with
+        calibrated: whether predictions are calibrated, which also lifts a word above another that it begins with
 
     Raises:
         ValueError: for a word without tokens or with unknown ones; for two words of the same tokens (some tokenizers drop a
-            leading space or fold case); and, unless length-normalised or masked, for a label whose only word begins with
-            the tokens of another label's word, because it could never score higher
+            leading space or fold case); and, unless length-normalised, masked or calibrated, for a label whose only word
+            begins with the tokens of another label's word, because it could never score higher
     """
     labels = tuple(label_words)
     words: dict[tuple[int, ...], tuple[int, str]] = {}
@@ -88,7 +90,7 @@ def bind_verbalizer(
                     f" same tokens {ids} for this tokenizer; take different words"
                 )
             words[ids] = (k, word)
-    if not length_normalised and not masked:
+    if not length_normalised and not masked and not calibrated:
         _check_reachable(words, labels)
     return Verbalizer(labels, tuple(words), tuple(k for k, _ in words.values()), length_normalised)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
+
+from softprompt.truth_values import numbers_apart
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
@@ -20,6 +22,8 @@ ADAMW_BETAS = (0.9, 0.999)
 )
 class Recipe:
     """Settings of a training run. Values that do not fit raise pydantic's ValidationError, a ValueError."""
+
+    __get_pydantic_core_schema__: ClassVar[Any] = classmethod(numbers_apart)
 
     steps: int = Field(default=300, ge=1)
     """Optimizer steps."""

@@ -120,9 +120,17 @@ class _Links(HTMLParser):
 
 
 def _links(page: str) -> list[str]:
-    """Addresses in a page of a simple index, in its JSON form (PEP 691) or its HTML form (PEP 503)."""
+    """Addresses in a page of a simple index, in its JSON form (PEP 691) or its HTML form (PEP 503).
+
+    Raises ValueError for JSON of another kind.
+    """
     if page.lstrip().startswith("{"):
-        return [file["url"] for file in json.loads(page)["files"]]
+        try:
+            return [str(file["url"]) for file in json.loads(page)["files"]]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"this is no page of a package index: {type(error).__name__}: {error}"
+            ) from error
     parser = _Links()
     parser.feed(page)
     return parser.links
