@@ -11,7 +11,7 @@ import pandas
 import pytest
 import torch
 
-from softprompt import TextClassification
+from softprompt import Regression, TextClassification
 
 TASK = TextClassification("{text} it was", labels={"neg": " bad", "pos": " good"})
 
@@ -81,3 +81,9 @@ def test_accents_that_are_written_otherwise_are_said() -> None:
     task = TextClassification("{text}", labels={one: " good", "the": " bad"})
     with pytest.raises(ValueError, match="normalise both to NFC"):
         task.read_label({"text": "x", "label": other})
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "none", float("inf")])
+def test_a_value_that_is_no_finite_number_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="expected a"):
+        Regression("{text}").read_value({"text": "a", "value": value})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -90,11 +91,16 @@ class Regression(Task):
         """Return the right value of a row. Raises ValueError if its column is missing or does not hold a number."""
         found = read_column(row, self.value_column, self.columns)
         try:
-            return float(found)
+            value = float(found)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"the value of row {reprlib.repr(dict(row))} is {found!r}, expected a number"
             ) from error
+        if not math.isfinite(value):
+            raise ValueError(
+                f"the value of row {reprlib.repr(dict(row))} is {found!r}, expected a finite number: fill or drop such rows"
+            )
+        return value
 
     def evaluate(self, predictions: Sequence[float], rows: Sequence[Row]) -> dict[str, Any]:
         """See `regression_metrics`."""

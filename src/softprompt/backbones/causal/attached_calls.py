@@ -24,7 +24,8 @@ def check_arguments(model: PreTrainedModel, values: dict[str, Any]) -> None:
     mask = values.get("attention_mask")
     if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
         raise ValueError("inside attach() attention_mask is (rows, tokens), 1 for a token and 0 for padding")
-    if mask is None and values.get("position_ids") is not None and cache is None:
+    positions = values.get("position_ids")
+    if mask is None and cache is None and positions is not None and bool((positions.diff(dim=-1) != 1).any()):
         raise ValueError(
             "position_ids without an attention_mask may mean texts packed into one row; inside attach() give each text a"
             " row of its own, and an attention_mask"
