@@ -1,12 +1,12 @@
-"""Arithmetic as another CPU may do it: the same sums in another order, and a batch split elsewhere.
+"""Disturbed arithmetic, as on another CPU: the same sums in another order, and batches that are split elsewhere.
 
-    pytest --disturb 1              # any whole number: another one disturbs otherwise
+    pytest --disturb 1              # any whole number; each disturbs differently
     pytest --disturb 1 --threads 4
 
 Kernels of the whole process, forward and backward, are replaced by ones that sum in reverse or in two halves, and that
-compute the first rows of a batch otherwise than the last. What they do depends on the shapes and the number alone: the same
-call gives the same bits again, as on one machine, and another batch around a row gives that row other last bits, as some
-CPUs do and others do not. A test that fails under it asks for more than arithmetic promises.
+compute the first rows of a batch differently from the last. Their results depend only on the shapes and the number: the same
+call is bit-identical, as on one machine, and a row in another batch differs by rounding, as on some CPUs. A test that fails
+under it asks for more than arithmetic promises.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How near two computations of the same thing come to each other.
+"""Tolerances: how close two computations of the same value are to each other.
 
-The same call on the same machine, for the same batch and with the same number of threads, gives the same bits: a test of
-that asks for `==` or `torch.equal`. Computations that differ in any of these, or in the order of their sums, are equal up
-to rounding: a test of that asks for `assert_equal_up_to_rounding`. `pytest --disturb N` shows which is which.
+The same call on the same machine, for the same batch and with the same number of threads, is bit-identical: test it with `==`
+or `torch.equal`. Computations that differ in any of these, or in the order of their sums, are equal up to rounding: test them
+with `assert_equal_up_to_rounding`. `pytest --disturb N` shows which is which.
 """
 
 from __future__ import annotations

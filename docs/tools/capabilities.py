@@ -1,4 +1,4 @@
-"""Which method is defined on which kind of backbone, asked of the methods themselves.
+"""Writes which method works on which kind of backbone, as the methods themselves say.
 
 python -m docs.tools.capabilities > docs/reference/capabilities.md
 """

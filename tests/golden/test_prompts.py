@@ -1,4 +1,4 @@
-"""Prompts that were saved at commit 3cfa151 load and answer as they did."""
+"""Prompts that were saved at commit 3cfa151 load and give the same answers."""
 
 from __future__ import annotations
 
