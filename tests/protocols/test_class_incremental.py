@@ -265,8 +265,8 @@ def test_texts_come_in_tasks_too() -> None:
         ({"tasks": [["red", "blue"], ["green"]]}, "must be in exactly one"),
         ({"tasks": [["red", "blue"], ["green", "grey", "red"]]}, "must be in exactly one"),
         ({"tasks": [["red", "blue"], ["green", "grey"]], "order_seed": 1}, "give only one of the two"),
-        ({"tasks": 4}, r"in task 0 only \['red'\] is there to be told from others"),
-        ({"tasks": 4, "logits": "seen"}, r"in task 0 only \['red'\] is there to be told from others"),
+        ({"tasks": 4}, r"in task 0 only \['red'\] competes"),
+        ({"tasks": 4, "logits": "seen"}, r"in task 0 only \['red'\] competes"),
     ],
 )
 def test_tasks_that_cannot_be_learned_are_refused(settings: dict[str, Any], said: str) -> None:
