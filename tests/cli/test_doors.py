@@ -101,6 +101,7 @@ def not_found(*arguments: Any, **settings: Any) -> None:
     raise FileNotFoundError("nothing is there")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device of a full disk is Linux's")
 @pytest.mark.parametrize(
     "arguments", [["fetch", "--list", "--json"], ["fetch", "--list"], ["fetch", "nonsense", "--json"]]
@@ -120,6 +121,7 @@ def test_a_stream_that_takes_nothing_is_one_message_and_exit_code_1(arguments: l
     assert "error: " in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}])
 def test_letters_that_the_locale_lacks_do_not_end_a_command(locale: dict[str, str]) -> None:
     done = subprocess.run(
