@@ -27,7 +27,7 @@ from softprompt.model import PromptedModel
 from softprompt.prompts import Method, PromptModule
 from softprompt.prompts.restoring import restore
 from softprompt.state import changed_weights, copy_tensors, named_state, plain_name
-from softprompt.store.identity import identity_of, reading_as_before, recognised, settings_of
+from softprompt.store.identity import identity_of, named_settings, reading_as_before, recognised
 from softprompt.surroundings import undisturbed
 from softprompt.tasks import TASKS
 from softprompt.tasks.base import Task, TaskEncoder
@@ -167,8 +167,8 @@ class TunedPrompt:
         """
         module = {f"prompt.{name}": tensor for name, tensor in self.module.bake().state_dict().items()}
         saved = store.SavedPrompt(
-            method={"name": self.method.name, **settings_of(self.method)},
-            task={"name": self.task.name, **settings_of(self.task), **_said_by_every_file(self.task)},
+            method=named_settings(self.method),
+            task={**named_settings(self.task), **_said_by_every_file(self.task)},
             backbone=self.identity or identity_of(self.backbone),
             tensors=module | self._head() | {name: t.float() for name, t in self._changed().items()},
             recipe=dict(self.recipe),

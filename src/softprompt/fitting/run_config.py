@@ -30,7 +30,7 @@ from softprompt.errors import explain, shown
 from softprompt.fitting.yaml_file import parse_document, read_yaml
 from softprompt.later import LATER
 from softprompt.prompts import Method
-from softprompt.store.identity import settings_of
+from softprompt.store.identity import named_settings, settings_of
 from softprompt.tasks import TASKS
 from softprompt.tasks.base import Task
 from softprompt.tasks.columns import guess
@@ -132,14 +132,14 @@ class RunConfig:
         data = {name: source.as_dict() for name, source in sources.items() if source is not None}
         recipe = settings_of(self.recipe)
         seed = recipe.pop("seed")
-        task = {"name": self.task.name, **settings_of(self.task)}
+        task = named_settings(self.task)
         for key in self.task.left_out_of_runs:
             if task[key] is None:
                 del task[key]
         return {
             "backbone": settings_of(self.backbone),
             "task": task,
-            "method": {"name": self.method.name, **settings_of(self.method)},
+            "method": named_settings(self.method),
             "data": data,
             "recipe": recipe,
             "seed": seed,
