@@ -15,8 +15,9 @@ from softprompt.backbones.vocabulary import table_of
 from softprompt.model import PromptedModel
 from softprompt.prompts import PromptModule
 from softprompt.store.identity import identity_of
-from softprompt.tasks.template import BoundTemplate, Run, tokenize
+from softprompt.tasks.bound_template import BoundTemplate, Run
 from softprompt.tasks.template import Literal as Words
+from softprompt.tasks.tokenizing import tokenize
 from softprompt.tuned import TunedPrompt
 
 _ATTACHED: WeakSet[PreTrainedModel] = WeakSet()

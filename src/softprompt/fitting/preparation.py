@@ -25,7 +25,7 @@ from softprompt.outputs import EncodedRow
 from softprompt.prompts import BuildContext, Method, PromptModule
 from softprompt.prompts.hooks import continue_from_earlier, tallies_of
 from softprompt.state import load_state, named_state, trained_tensors
-from softprompt.store.identity import identity_of, settings_of
+from softprompt.store.identity import identity_of, named_settings, settings_of
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.tasks.room import Room
 from softprompt.training.checkpoint import rows_identity
@@ -189,8 +189,8 @@ class PreparedRun:
         """What the trained tensors depend on besides recipe and training rows, as JSON. It reads the whole embedding table."""
         backbone = settings_of(identity_of(self.given))
         return {
-            "method": {"name": self.method.name, **settings_of(self.method)},
-            "task": {"name": self.task.name, **settings_of(self.task)},
+            "method": named_settings(self.method),
+            "task": named_settings(self.task),
             "backbone": {key: value for key, value in backbone.items() if key not in ("name", "revision")},
             "validation": rows_identity(self.encoded("validation")) if self.data.validation else None,
         }

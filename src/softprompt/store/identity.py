@@ -22,6 +22,11 @@ def settings_of(value: Any) -> dict[str, Any]:
     return without_later(value, TypeAdapter(type(value)).dump_python(value, mode="json"))
 
 
+def named_settings(value: Any) -> dict[str, Any]:
+    """The settings of a method or a task behind its name."""
+    return {"name": value.name, **settings_of(value)}
+
+
 def identity_of(backbone: Backbone) -> BackboneIdentity:
     """The fingerprint of a backbone, which saved prompts are checked against."""
     image = backbone.spec.image

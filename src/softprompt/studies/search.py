@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from softprompt.records.run_folders import Outcome
-from softprompt.studies.config import Range, SearchConfig, Select, merged
+from softprompt.studies.config import Range, SearchConfig, Select
+from softprompt.studies.merging import merged
 from softprompt.studies.runs import Outcomes, PlannedRun, planned
 
 if TYPE_CHECKING:

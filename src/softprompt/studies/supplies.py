@@ -12,7 +12,8 @@ from softprompt.backbones.base import Backbone
 from softprompt.backbones.row_features import RowFeatures
 from softprompt.data import Row
 from softprompt.features.encodings import Encodings
-from softprompt.fitting.run_config import BackboneConfig, SourceConfig, source_rows
+from softprompt.fitting.run_config import BackboneConfig, SourceConfig
+from softprompt.fitting.sources import source_rows
 from softprompt.protocols.base import Workbench
 from softprompt.store import BackboneIdentity
 from softprompt.store.identity import identity_of, settings_of

@@ -60,6 +60,7 @@ class Labelling:
     columns    the task's names -> columns of the data
     values     what the data writes -> label, where the two differ
     competing  the labels among which the loss is computed; None: all
+    fields     what else the task reads of a row; an error suggests none of these columns for a missing label
     """
 
     labels: Sequence[str]
@@ -67,6 +68,7 @@ class Labelling:
     columns: Mapping[str, str]
     values: Mapping[str, str]
     competing: Sequence[str] | None = None
+    fields: Sequence[str] = ()
 
     def is_in(self, row: Row) -> bool:
         """Return whether the row has the column that holds its right label."""
@@ -74,7 +76,7 @@ class Labelling:
 
     def read(self, row: Row) -> str:
         """Return the right label of a row. Raises ValueError if its column is missing or its value is not a label."""
-        value = str(read_column(row, self.column, self.columns))
+        value = str(read_column(row, self.column, self.columns, self.fields))
         label = self.values.get(value, value)
         if label not in self.labels:
             meant = _meant(value, self.labels)
