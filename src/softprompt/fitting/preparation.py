@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.row_features import RowFeatures
 from softprompt.binding import bind, new_head, room_of
-from softprompt.data import Row, Rows, names_file, read_rows
+from softprompt.data import MANY, IndexedRows, Row, Rows, digest_of, names_file, open_rows, read_rows
 from softprompt.errors import shown
 from softprompt.evaluation import evaluate
 from softprompt.features.cache import FeatureCache
 from softprompt.features.encoded import FrozenPart, encoded_rows
 from softprompt.features.encodings import Encodings
+from softprompt.features.lazy import LazilyEncoded
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
 from softprompt.prompts import BuildContext, Method, PromptModule
@@ -43,6 +44,7 @@ Part = Literal["train", "validation"]
 class Data:
     """The rows of one run or of several; they are encoded once for all prompts that take the same room.
 
+    train       many rows, and those of a large file, are read and encoded when a step needs them
     validation  None: nothing is evaluated
     cache       of the frozen layers' features; None: they are computed in every step
     encodings   encoded rows, of the runs' task on their backbone
@@ -57,10 +59,18 @@ class Data:
     def read(cls, train: Rows, validation: Rows | None, cache: FeatureCache | None = None) -> Data:
         """Rows as `fit` takes them; a name with splits gives its "train" and "validation" split."""
         return cls(
-            read_rows(train, _split_of(train, "train")),
+            open_rows(train, _split_of(train, "train")),
             None if validation is None else read_rows(validation, _split_of(validation, "validation")),
             cache,
         )
+
+    def is_long(self, task: Task) -> bool:
+        """Whether so many rows of text are trained on that they are encoded one by one, when a step needs them."""
+        return len(self.train) >= MANY and not (task.about_images or task.in_windows)
+
+    def content(self) -> str | None:
+        """The sha256 of the rows that are trained on, before they are encoded; None: they are more than texts and numbers."""
+        return self.train.digest() if isinstance(self.train, IndexedRows) else digest_of(self.train)
 
     def encoded(self, part: Part, encoder: TaskEncoder, room: Room, frozen: FrozenPart) -> list[EncodedRow]:
         """The encoded rows of a part; those that are trained on with long rows as their windows.
@@ -106,15 +116,17 @@ class PreparedRun:
     peak: float
     start: Mapping[str, Tensor] | None
     _evaluations: list[dict[str, Any]] = field(default_factory=list)
-    _known: dict[Part, list[EncodedRow]] = field(default_factory=dict)
+    _known: dict[Part, Sequence[EncodedRow]] = field(default_factory=dict)
 
     @property
     def is_shared(self) -> bool:
         """Whether the model is the given backbone's own: none of its weights is trained."""
         return self.backbone.model is self.given.model
 
-    def encoded(self, part: Part) -> list[EncodedRow]:
+    def encoded(self, part: Part) -> Sequence[EncodedRow]:
         """The encoded rows that are trained on, or those that are evaluated."""
+        if part == "train" and self.data.cache is None and self.data.is_long(self.task):
+            return LazilyEncoded(self.data.train, self.encoder)
         if part not in self._known:
             frozen = FrozenPart(
                 backbone=self.given,  # what a method puts into its copy is not frozen
@@ -173,6 +185,7 @@ class PreparedRun:
             parameters=self.parameters,
             groups=self.groups(),
             rows=self.encoded("train"),
+            content=self.data.content() if folder is not None and self.data.is_long(self.task) else None,
             recipe=self.recipe,
             evaluate=self.validate if evaluated else None,
             main_metric=self.task.main_metric if evaluated else None,
@@ -302,9 +315,12 @@ def prepare(
     )
     spec = prepared.spec
 
-    def rows_as_text() -> list[EncodedRow]:
+    def rows_as_text() -> Sequence[EncodedRow]:
         room = Room(recipe.max_tokens)
-        return data.encodings.of(data.train, bind(prepared, task, room), room)
+        encoder = bind(prepared, task, room)
+        if data.is_long(task):
+            return LazilyEncoded(data.train, encoder)
+        return data.encodings.of(data.train, encoder, room)
 
     context = BuildContext(
         spec=spec,

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from softprompt.data import load_rows, names_file, rows_of_part, subsample
+from softprompt.data import names_file, open_rows, rows_of_part, subsample
 from softprompt.fitting.run_config import SourceConfig
 
 
-def source_rows(source: SourceConfig, usual: str) -> list[dict[str, Any]]:
+def source_rows(source: SourceConfig, usual: str) -> Sequence[Mapping[str, Any]]:
     """The rows of a source; of one with splits the `usual` one unless it names another.
+
+    A large file is read row by row, when rows are asked for, unless the source says which of its rows are meant.
 
     Raises as `load_rows`, and ValueError for `only` with a column or a value that no row has.
     """
     split = source.split or (None if names_file(source.source) else usual)
-    rows = load_rows(source.source, split, encoding=source.encoding or "utf-8")
+    rows = open_rows(source.source, split, encoding=source.encoding or "utf-8")
     if source.part is not None:
         rows = rows_of_part(rows, source.part)
     for column, values in (source.only or {}).items():
@@ -30,8 +32,8 @@ def _cut(row: Mapping[str, Any], words: int) -> dict[str, Any]:
 
 
 def _with_values(
-    rows: list[dict[str, Any]], column: str, values: Sequence[str], name: str
-) -> list[dict[str, Any]]:
+    rows: Sequence[Mapping[str, Any]], column: str, values: Sequence[str], name: str
+) -> list[Mapping[str, Any]]:
     if column not in rows[0]:
         raise ValueError(f"only: {name} has no column {column!r}, it has {list(rows[0])}")
     if missing := sorted(set(values) - {str(row[column]) for row in rows}):

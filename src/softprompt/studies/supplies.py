@@ -59,7 +59,7 @@ class Supplies:
         """Read once. usual: the split of a source that has splits and names none."""
         key = repr((source, usual))
         if key not in self._rows:
-            self._rows[key] = self._known(source_rows(source, usual))
+            self._rows[key] = self._known([*source_rows(source, usual)])
         return self._rows[key]
 
     def about(self, rows: Sequence[Row]) -> dict[str, Any]:

@@ -131,6 +131,11 @@ class SpanExtraction(Task):
         references = [[text for text, _ in self.read_answers(row)] for row in rows]
         return span_metrics([prediction.text for prediction in predictions], references)
 
+    @property
+    def in_windows(self) -> bool:
+        """Whether long contexts are read in windows."""
+        return self.stride is not None
+
     def concerns_about(
         self, metrics: Mapping[str, Any], part: str = "", *, trained: bool = False
     ) -> list[str]:

@@ -55,15 +55,7 @@ class OngoingRun:
             self._watcher = run.progress
         self._trained = list(run.parameters.values())
         self._peaks: list[float] = [group["lr"] for group in self.optimizer.param_groups]
-        self._identity = run_identity(
-            recipe=run.recipe,
-            groups=run.groups,
-            parameters=run.parameters,
-            rows=run.rows,
-            main_metric=run.main_metric,
-            start=run.start,
-            facts=run.facts,
-        )
+        self._identity: Mapping[str, Any] = {}  # asked for only where there is a checkpoint
         self._order: Iterator[list[int]] = iter(())
         self._resumed_after = 0
         self._saved = (0, 0)  # the steps done and evaluated that the checkpoint in the folder holds
@@ -72,8 +64,19 @@ class OngoingRun:
     def begin(self) -> None:
         """Resume from the checkpoint, if there is one, and tell the watcher. Raises CheckpointError."""
         run = self.run
+        if run.folder is not None:
+            self._identity = run_identity(
+                recipe=run.recipe,
+                groups=run.groups,
+                parameters=run.parameters,
+                rows=run.rows,
+                main_metric=run.main_metric,
+                start=run.start,
+                facts=run.facts,
+                content=run.content,
+            )
         if run.folder is not None and run.resume:
-            found = load_checkpoint(run.folder, run.parameters, self.optimizer, self._identity)
+            found = load_checkpoint(run.folder, run.parameters, self.optimizer, self._identity, run.rows)
             self.state = found or self.state
             copy_tensors(self.state.tallies, into=run.tallies)
         elif run.folder is not None and self.accelerator.is_main_process:
