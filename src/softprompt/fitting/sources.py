@@ -10,7 +10,7 @@ from softprompt.fitting.run_config import SourceConfig
 
 
 def source_rows(source: SourceConfig, usual: str) -> list[dict[str, Any]]:
-    """The rows of a source; of one with splits the `usual` one unless it names another.
+    """Read the rows of a source; if it has splits and names none, those of the split `usual`.
 
     Raises as `load_rows`, and ValueError for `only` with a column or a value that no row has.
     """
