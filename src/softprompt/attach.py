@@ -42,7 +42,7 @@ def attach(model: PreTrainedModel, tuned: TunedPrompt | PromptedModel | PromptMo
 
     If a prompt is longer than a sliding window, the model sees it as far as its window reaches.
 
-    Raises TypeError if `model` is no model of transformers or `tuned` is no prompt; WrongBackboneError if the prompt was
+    Raises TypeError if `model` is not a model of transformers or `tuned` is not a prompt; WrongBackboneError if the prompt was
     trained on another model (its embedding table is read to find out, unless it is the prompt's own object). Raises
     ValueError for a model that has a prompt attached already, for layers without keys and values, for other families, for
     prompts behind a column of the template, with layers of several lengths or as functions of their rows, for tasks

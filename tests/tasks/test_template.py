@@ -73,7 +73,7 @@ def test_only_one_field_may_be_marked_for_cutting():
     with pytest.raises(ValueError, match=r"only one field may be cut"):
         Template.parse("{a:cut} {b}", cut="b")
     assert Template.parse("{a:cut} {b}", cut="a").cut == "a"
-    with pytest.raises(ValueError, match=r"cut='txt' is no field .* did you mean 'text'"):
+    with pytest.raises(ValueError, match=r"cut='txt' is not a field .* did you mean 'text'"):
         Template.parse("{text}", cut="txt")
 
 

@@ -73,7 +73,7 @@ class Data:
         return self.train.digest() if isinstance(self.train, IndexedRows) else digest_of(self.train)
 
     def encoded(self, part: Part, encoder: TaskEncoder, room: Room, frozen: FrozenPart) -> list[EncodedRow]:
-        """The encoded rows of a part; those that are trained on with long rows as their windows.
+        """The encoded rows of a part; for training, long rows become their windows.
 
         encoder  the task's, bound to `room`
         frozen   what is frozen under the prompt, whose features are cached
@@ -89,7 +89,7 @@ def _split_of(source: Rows, split: str) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class PreparedRun:
-    """What `fit` trains; its tensors change in training.
+    """Everything that `fit` trains with; its tensors change in training.
 
     given       the backbone that `fit` was called with
     backbone    the one that is run, with the recipe's settings: `given`, or a copy where the method changes weights

@@ -49,7 +49,7 @@ class BackboneConfig:
     device: str | None = None
     """By default the first GPU, else the CPU."""
     revision: Annotated[str | None, LATER] = None
-    """Of a model on the hub: a branch, a tag or a commit."""
+    """Revision of a model on the hub: a branch, a tag or a commit."""
     prefix_lm: Annotated[bool, LATER] = False
     """Whether prompt and input of a decoder attend to each other in both directions."""
     packed: Annotated[bool | None, LATER] = None
@@ -81,7 +81,7 @@ class SourceConfig:
     only: Annotated[Mapping[str, tuple[str, ...]] | None, LATER] = None
     """The wanted values of each column: other rows are left out before `limit` is applied."""
     encoding: Annotated[str | None, LATER] = None
-    """Of a text file; by default UTF-8."""
+    """Encoding of a text file; by default UTF-8."""
 
     @model_validator(mode="after")
     def _draws_something(self) -> SourceConfig:
@@ -96,7 +96,7 @@ class SourceConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
-    """Rows to train on, to choose the best checkpoint by, and to judge the result by."""
+    """Rows to train on, to choose the best checkpoint, and to test the result."""
 
     train: SourceConfig
     validation: SourceConfig | None = None
@@ -139,7 +139,7 @@ class RunConfig:
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that a YAML file describes, with `key=value` overrides such as "recipe.steps=500".
 
-    Raises ValueError for what is no YAML, an unknown key (naming the nearest known one) and a value that
+    Raises ValueError for invalid YAML, an unknown key (naming the nearest known one) and a value that
     does not fit; FileNotFoundError.
     """
     if not path.is_file():
@@ -218,7 +218,7 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def parse_cache(value: Any) -> bool | str:
-    """Raises ValueError for what is neither true, false nor a folder."""
+    """Return true, false or a folder. Raises ValueError for anything else."""
     if not isinstance(value, bool | str) or value == "":
         raise ValueError(f"cache_features is {shown(value)}, expected true, false or a folder")
     return value
@@ -236,7 +236,7 @@ def differences(found: Any, expected: Any, place: str = "") -> dict[str, tuple[A
 
 
 def written_out(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Short forms in full: a backbone, task or method that is only a name, data that is only a source."""
+    """Write short forms in full: a backbone, task or method that is only a name, data that is only a source."""
     full = dict(values)
     for key in ("backbone", "task", "method"):
         if isinstance(full.get(key), str):

@@ -10,7 +10,7 @@ from softprompt.fitting.run_config import SourceConfig
 
 
 def source_rows(source: SourceConfig, usual: str) -> Sequence[Mapping[str, Any]]:
-    """The rows of a source; of one with splits the `usual` one unless it names another.
+    """Read the rows of a source; if it has splits and names none, those of the split `usual`.
 
     A large file is read row by row, when rows are asked for, unless the source says which of its rows are meant.
 

@@ -151,7 +151,7 @@ class BaseToNewProtocol(Protocol):
     def measure(self, experiment: Experiment) -> ProtocolResult:
         if experiment.test is None:
             raise ValueError(f"{self.name}: test rows are missing, on which both halves are tested")
-        task: Any = experiment.task  # base_to_new_runs refuses what is told by no texts
+        task: Any = experiment.task  # base_to_new_runs refuses tasks that compare no texts
         kept: list[TunedPrompt] = []
         found = base_to_new_runs(
             experiment.backbone,

@@ -87,7 +87,7 @@ class DomainAdaptationProtocol(Protocol):
     threshold: float = Field(default=0.5, gt=0, lt=1)
     """Least probability of a pseudo-label."""
     target_weight: float = Field(default=1.0, ge=0)
-    """Of the pseudo-labelled rows' mean loss; 0: the source alone is trained on."""
+    """Weight of the pseudo-labelled rows' mean loss; 0: train on the source alone."""
 
     def check(self, config: RunConfig) -> None:
         if not config.task.compares_texts:
@@ -99,7 +99,7 @@ class DomainAdaptationProtocol(Protocol):
         return {"target": self.target}
 
     def measure(self, experiment: Experiment) -> ProtocolResult:
-        task: Any = experiment.task  # adapt refuses what is told by no texts
+        task: Any = experiment.task  # adapt refuses tasks that compare no texts
         target = experiment.bench.read(self.target, "train")
         found = adapt(
             experiment.backbone,

@@ -29,7 +29,7 @@ from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt
 
 SEEDS = (42, 44, 82, 100, 800)
-"""Of the final runs, as in VPT's release."""
+"""Seeds of the final runs, as in VPT's release."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Selection:
 
     @property
     def mean(self) -> float:
-        """Of the main test metric over the seeds."""
+        """Mean of the main test metric over the seeds."""
         return statistics.fmean(record["test"] for record in self.finals)
 
     @property

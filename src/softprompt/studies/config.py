@@ -60,7 +60,7 @@ class SearchConfig:
     by: Literal["grid", "optuna"] = "grid"
     """Every combination of the settings, or Optuna's tree-structured Parzen estimator."""
     seeds: tuple[int, ...] = (1000,)
-    """Of the runs that settings are chosen by; the final runs have others. Optuna takes one."""
+    """Seeds of the runs that choose the settings; final runs have others. Optuna takes one."""
     trials: int = Field(default=20, ge=1)
     """Optuna: settings that are tried for each combination of the axes."""
     at_once: int = Field(default=1, ge=1)
@@ -68,7 +68,7 @@ class SearchConfig:
     prune: bool = True
     """Optuna: stop a trial whose validation metric is below the median of the earlier ones at the same step."""
     seed: int = Field(default=0, ge=0)
-    """Of Optuna's own draws."""
+    """Seed of Optuna's own draws."""
 
     @model_validator(mode="after")
     def _a_trial_is_one_run(self) -> SearchConfig:

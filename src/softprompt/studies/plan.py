@@ -18,7 +18,7 @@ from softprompt.studies.search import trials
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs known so far, including finished ones, and the number that will follow from their results.
+    """The runs that are known so far, finished ones included, and how many will follow from their results.
 
     stuck  combinations whose final runs cannot be made, in words
     """

@@ -33,7 +33,7 @@ class PlannedRun:
     trial: int | None = None
 
     def settings(self) -> RunSettings:
-        """The run as it is made."""
+        """The settings that the run is made with."""
         return _parsed(json.dumps(self.values))
 
 

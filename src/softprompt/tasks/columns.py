@@ -65,7 +65,7 @@ def read_fields(
     """Return the text of each field by its name; a text may be empty. Arguments are those of `read_column`.
 
     Numbers, dates and the like are converted with `str`, bytes are decoded as UTF-8.
-    Raises ValueError for a value that is no text, such as a list, and for text that no tokenizer can read.
+    Raises ValueError for a value that is not text, such as a list, and for text that no tokenizer can read.
     """
     return {
         name: _as_text(read_column(row, name, columns, (*names, *others)), columns.get(name, name))
@@ -81,7 +81,7 @@ def _as_text(value: Any, column: str) -> str:
             raise ValueError(f"column {column!r} holds bytes that are not UTF-8: {error}") from error
     if not isinstance(value, str):
         kind = type(value)
-        # What has no words of its own would stand in the prompt as Python writes it.
+        # A value without a text of its own would stand in the prompt as Python writes it.
         if isinstance(value, Mapping | Sequence | Set) or hasattr(value, "ndim") or _is_nameless(kind):
             raise ValueError(
                 f"column {column!r} holds a {kind.__name__} ({reprlib.repr(value)}), expected text: name the column that"

@@ -133,7 +133,9 @@ class Template:
         template = Template(source, parse_template(source))
         marked = list(dict.fromkeys(p.name for p in template.parts if isinstance(p, Field) and p.cut))
         if cut is not None and cut not in template.fields:
-            raise ValueError(f"cut={cut!r} is no field of template {source!r}{guess(cut, template.fields)}")
+            raise ValueError(
+                f"cut={cut!r} is not a field of template {source!r}{guess(cut, template.fields)}"
+            )
         if cut is not None and cut not in marked:
             marked.append(cut)
         if len(marked) > 1:

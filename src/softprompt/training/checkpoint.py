@@ -70,7 +70,7 @@ def run_identity(
     facts: Mapping[str, Any] | None = None,
     content: str | None = None,
 ) -> dict[str, Any]:
-    """What a run must have in common with the checkpoint that it is resumed from, as JSON values.
+    """The facts that a run must share with the checkpoint that it resumes from, as JSON values.
 
     recipe       settings that change no tensor are left out
     groups       optimizer groups over the parameters
@@ -236,7 +236,7 @@ def load_checkpoint(
 
 
 def begun_on(folder: Path) -> dict[str, Any]:
-    """What the run in a folder says of its backbone, see `run_identity`; empty where nothing can be read."""
+    """The facts about the backbone in a folder's checkpoint, see `run_identity`; empty if nothing can be read."""
     try:
         with safe_open(folder / FILE, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["facts"])

@@ -1,4 +1,4 @@
-"""A run while it is trained: what it does by itself before, between and after the steps of the loop."""
+"""A run during training: its own part before, between and after the steps of the loop."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class OngoingRun:
         self._began = True
 
     def next_step(self) -> Step:
-        """The rows of the next step and what it is seeded with; both depend on recipe and step alone."""
+        """The rows and the seed of the next step; both depend on recipe and step alone."""
         recipe, number = self.run.recipe, self.run.number
         batch = [self.run.rows[i] for i in next(self._order)]
         if number is not None:
@@ -184,7 +184,7 @@ class OngoingRun:
             interrupt.add_note(str(error))
 
     def end(self) -> None:
-        """Tell watcher and trackers that the run is over, once, whatever ended it."""
+        """Tell watcher and trackers once that the run is over, for whatever reason."""
         if self._ended:
             return
         self._ended = True
@@ -282,7 +282,7 @@ def _batches_from(step: int, n_rows: int, recipe: Recipe) -> Iterator[list[int]]
 def _metrics(
     evaluate: Callable[[], Mapping[str, float]] | None, accelerator: Accelerator
 ) -> dict[str, float] | None:
-    """What the main process evaluates, on every process; None: nothing is evaluated."""
+    """Evaluate on the main process and give every process the result; None: nothing is evaluated."""
     metrics: dict[str, float] | None = None
     if evaluate is not None and accelerator.is_main_process:
         with torch.no_grad():

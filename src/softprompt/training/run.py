@@ -1,4 +1,4 @@
-"""What the training loop is given for each run, and what it gives back."""
+"""The input of the training loop for each run, and its result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from softprompt.training.recipe import Recipe
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What is trained, on which rows and how.
+    """A run to train: its tensors, rows and recipe.
 
     parameters   everything that is trained, by name; on one device, each requiring a gradient
     groups       optimizer groups over exactly these parameters, each with its `lr`, the peak learning rate

@@ -279,7 +279,7 @@ class Tower:
 
 
 def _every_patch(embeddings: Any, pixels: Tensor, *, interpolate: bool) -> Tensor:
-    """What MAE's embeddings make of images when none of their patches is masked, in order."""
+    """The output of MAE's embeddings with no patch masked, in order."""
     rows: Tensor = embeddings.patch_embeddings(pixels)
     positions = embeddings.position_embeddings
     if interpolate:
@@ -295,7 +295,9 @@ def find_tower(model: PreTrainedModel) -> Tower:
         if isinstance(embeddings, nn.Module):
             break
     else:
-        raise ValueError(f"{type(model).__name__} has no embeddings of patches: it is no vision transformer")
+        raise ValueError(
+            f"{type(model).__name__} has no embeddings of patches: it is not a vision transformer"
+        )
     layers = tuple(m for m in vision.modules() if isinstance(m, GradientCheckpointingLayer))
     convolutions = [m for m in embeddings.modules() if isinstance(m, nn.Conv2d)]
     after = getattr(vision, "layernorm", None) or getattr(vision, "post_layernorm", None)
