@@ -153,11 +153,11 @@ def test_a_setting_of_a_study_that_does_not_fit_is_named_with_its_line(
     rows = {"train": "rows.jsonl"}
     values = {
         "title": "T",
-        "task": {"name": "text-classification", "template": "{text}", "labels": ["a", "b"]},
+        "task": {"name": "text-classification", "template": "{text}", "labels": {"a": " a", "b": " b"}},
     }
     values |= {"backbone": "none", "data": rows, "seeds": [0], "axes": {"method": ["zero-shot"]}}
     study.write_text(yaml.safe_dump(values | changes, sort_keys=False))
     line = study.read_text().splitlines().index(at) + 1
     result = softprompt("compare", study, "--output", tmp_path / "out", "--dry-run")
     assert result.exit_code == 1
-    assert f"study.yaml, line {line}: " in " ".join(result.stderr.split())
+    assert f"study.yaml, line {line}:" in " ".join(result.stderr.split())
