@@ -109,7 +109,9 @@ class Job:
         out, study = self.place / f"train{number}", self.place / f"study{number}"
         train = ("train", self.run, "--output", out, "--quiet")
         compare = ("compare", self.study, "--output", study, "--quiet")
-        self._interrupted([dice.randrange(1, 50) for _ in range(3)], *train)
+        for moment in [dice.randrange(1, 50) for _ in range(3)]:
+            if not (out / "metrics.json").exists():  # else a late moment did not come
+                self._interrupted([moment], *train)
         if not (out / "metrics.json").exists():
             _command(*train)
         if _trained(out) != self.tuned:

@@ -27,7 +27,7 @@ from pydantic.dataclasses import dataclass
 
 from softprompt.errors import SoftpromptWarning
 from softprompt.fitting.run_config import parse_cache
-from softprompt.fitting.settings import as_mapping, check_keys, field_names, parsed
+from softprompt.fitting.settings import SettingError, as_mapping, check_keys, field_names, parsed
 from softprompt.fitting.yaml_file import read_yaml
 from softprompt.studies.flat_keys import FLAT_KEYS, about_older_keys, flat_keys_in
 from softprompt.studies.merging import with_variant
@@ -147,9 +147,9 @@ def read_study(path: Path, *, full: bool = False) -> Study:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no study {path}; expected a YAML file that describes one")
-    values = read_yaml(path).values
+    document = read_yaml(path)
     try:
-        values = as_mapping(values, "a study")
+        values = as_mapping(document.values, "a study")
         if older := flat_keys_in(values):
             warnings.warn(about_older_keys(path, older), SoftpromptWarning, stacklevel=2)
         if full:
@@ -159,7 +159,9 @@ def read_study(path: Path, *, full: bool = False) -> Study:
         values.pop("full", None)
         return parse_study(values)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        key = error.key if isinstance(error, SettingError) and not full else ""
+        line = document.line(key)
+        raise ValueError(f"{path}{'' if line is None else f', line {line}'}: {error}") from error
 
 
 def parse_study(values: Mapping[str, Any]) -> Study:
