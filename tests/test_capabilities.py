@@ -18,7 +18,7 @@ from softprompt.backbones.base import Backbone
 from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.prompts import Method
 from softprompt.tasks.base import Task
-from tests.fitting import test_encoder_decoders as seq2seq
+from tests.fitting import test_one_encoder_decoders as seq2seq
 from tests.test_heads import ROWS, TASKS
 from tests.tiny import dual as tiny_dual
 from tests.tiny import vision as tiny_vision

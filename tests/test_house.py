@@ -148,3 +148,18 @@ def test_the_table_of_contributing_names_every_room_from_the_top_to_the_bottom()
 def test_ready_studies_are_yaml_alone() -> None:
     found = {path.suffix for path in (ROOT / "studies").iterdir() if path.name != "__pycache__"}
     assert found == {".yaml"}
+
+
+def test_a_test_file_has_the_name_of_what_it_tests() -> None:
+    tests = ROOT / "tests"
+    strays = []
+    for path in sorted(tests.rglob("test_*.py")):
+        place = path.parent.relative_to(tests)
+        if place.parts in ((), ("golden",)):  # the whole library, and what earlier versions wrote
+            continue
+        source = SRC / "softprompt" / place
+        modules = {module.stem.strip("_") for module in source.iterdir()} | {source.name}
+        name = path.stem.removeprefix("test_")
+        if not any(name == module or name.startswith(f"{module}_") for module in modules if module):
+            strays.append(str(path.relative_to(ROOT)))
+    assert strays == []

@@ -1,6 +1,6 @@
 """A study killed hundreds of times, by hand: python -m tests.jobs.kills --count 200
 
-The suite kills a dozen times (tests/studies/test_conduct.py); this does the same for as long as is asked. A kill takes
+The suite kills a dozen times (tests/studies/test_studies_conduct.py); this does the same for as long as is asked. A kill takes
 about a second. After each round of kills the study is ended and compared, bit for bit, with one that nobody disturbed.
 """
 

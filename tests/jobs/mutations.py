@@ -87,14 +87,14 @@ MUTATIONS = (
         "backbones/engine/attention.py",
         "above = prefix_grid(prefix_key.to(key.dtype)), prefix_grid(prefix_value.to(value.dtype))",
         "above = prefix_grid(prefix_value.to(value.dtype)), prefix_grid(prefix_key.to(key.dtype))",
-        ("tests/backbones/causal/test_prefix.py",),
+        ("tests/backbones/causal/test_backbone_prefixes.py",),
     ),
     Mutation(
         "a trained prompt is not baked",
         "fitting/preparation.py",
         "baked = self.module.bake()",
         "baked = self.module",
-        ("tests/prompts/test_parametrizations.py", "tests/prompts/test_p_tuning.py"),
+        ("tests/prompts/test_prompts_parametrizations.py", "tests/prompts/test_p_tuning.py"),
     ),
     Mutation(
         "dropout stays in a baked prefix",
@@ -115,7 +115,7 @@ MUTATIONS = (
         "tasks/alignment.py",
         "start += min(stride, room)",
         "start += min(stride, room) + 1",
-        ("tests/tasks/test_windows.py",),
+        ("tests/tasks/test_alignment_windows.py",),
     ),
     Mutation(
         "accumulated gradients are not divided by the whole batch",

@@ -16,7 +16,7 @@ from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
 from softprompt.prompts import BuildContext, PromptModule
 from softprompt.tasks.room import Room
-from tests.backbones.dual.test_prompts import SOFT
+from tests.backbones.dual.test_backbone_prompts import SOFT
 from tests.naive import dual as naive
 from tests.tiny.dual import DUALS, Dual, dual_backbone
 from tests.tiny.vision import ROWS

@@ -28,7 +28,7 @@ from softprompt import (
 from softprompt.backbones.base import Backbone
 from softprompt.prompts.base import Method
 from softprompt.search import candidate_losses, searchable_words
-from tests.fitting import test_encoder_decoders as seq2seq
+from tests.fitting import test_one_encoder_decoders as seq2seq
 from tests.naive import triggers
 from tests.search.problems import BEHIND, FRONT, check_of, tiny_problem
 from tests.tiny.encoders import encoder_backbone

@@ -14,7 +14,7 @@ from softprompt.backbones.base import Backbone
 from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.protocols.ensembling import RULES, combine
 from softprompt.tasks import ClassPrediction
-from tests.fitting.test_encoder_decoders import HEARD, SOUNDS, backbone_of
+from tests.fitting.test_one_encoder_decoders import HEARD, SOUNDS, backbone_of
 from tests.tiny.encoders import ENCODERS, encoder_backbone
 from tests.tiny.language import tiny_causal_lm, tiny_tokenizer
 from tests.tiny.task import ROWS, TASK, tiny_backbone

@@ -151,7 +151,7 @@ def majority(name: str) -> dict[str, Any]:
 def peft_defaults(backbone: Backbone, name: str, *, seed: int) -> dict[str, Any]:
     """PEFT's prompt tuning as it comes: its random start, transformers' Trainer's learning rate, its loss.
 
-    On our engine, whose training steps equal PEFT's (tests/exchange/test_peft_training.py).
+    On our engine, whose training steps equal PEFT's (tests/exchange/test_exchange_peft_training.py).
     """
     task = sp.TextClassification(SETTINGS[name].task.template, SETTINGS[name].task.labels, loss="lm")
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,7 @@ from softprompt import VPT, ImageClassification, LinearProbe, fit, load, load_ba
 from softprompt.backbones.dual import backbone as module
 from softprompt.backbones.dual.backbone import DualBackbone
 from softprompt.outputs import EncodedRow, PromptOutput
-from tests.backbones.dual.test_prompts import noise, rows_of
+from tests.backbones.dual.test_backbone_prompts import noise, rows_of
 from tests.tiny.dual import DUALS, TASK, TEXT_WIDTH, Dual, dual_backbone, dual_tokenizer, tiny_dual
 from tests.tiny.vision import ROWS, RULE, WIDTH, images
 from tests.tolerances import assert_equal_up_to_rounding

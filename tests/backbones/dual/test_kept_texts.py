@@ -10,7 +10,7 @@ from softprompt import VPT, BitFit, CoOp, fit
 from softprompt.backbones.dual.backbone import DualBackbone
 from softprompt.outputs import EncodedRow, PromptOutput
 from softprompt.prompts import Method
-from tests.backbones.dual.test_prompts import noise, rows_of
+from tests.backbones.dual.test_backbone_prompts import noise, rows_of
 from tests.tiny.dual import DUALS, TASK, TEXT_WIDTH, Dual, dual_backbone
 from tests.tiny.vision import ROWS, WIDTH
 from tests.tolerances import assert_equal_up_to_rounding

@@ -14,8 +14,8 @@ import softprompt as sp
 from softprompt.backbones.encoder_decoder.backbone import EncoderDecoderBackbone
 from softprompt.outputs import EncodedRow, PromptOutput
 from tests.backbones.encoder_decoder.test_backbone import FRONT, backbone_of, virtual_tokens
-from tests.fitting.test_encoder_decoders import HEARD, SOUNDS
-from tests.fitting.test_encoder_decoders import backbone_of as float_backbone_of
+from tests.fitting.test_one_encoder_decoders import HEARD, SOUNDS
+from tests.fitting.test_one_encoder_decoders import backbone_of as float_backbone_of
 from tests.tiny.language import FRAMES
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}

@@ -11,7 +11,7 @@ import torch
 
 import softprompt as sp
 from tests.cli.runs import as_json, softprompt
-from tests.cli.test_verbs import Page
+from tests.cli.test_cli_verbs import Page
 from tests.tiny.dual import dual_tokenizer, tiny_dual
 from tests.tiny.vision import ROWS, SIZE
 

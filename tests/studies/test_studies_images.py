@@ -16,7 +16,7 @@ from softprompt.studies import StudyFolder, plan, read_study
 from softprompt.studies.figures import plots
 from softprompt.studies.results import read_results
 from tests.cli.runs import as_json
-from tests.cli.test_images import write_tower
+from tests.cli.test_cli_images import write_tower
 from tests.tiny.vision import picture
 
 COLOURS = {"red": (180, 80, 90), "green": (90, 180, 80), "blue": (80, 90, 180), "grey": (120, 120, 120)}

@@ -9,7 +9,7 @@ import torch
 
 import softprompt as sp
 from docs.tools.capabilities import capabilities
-from tests.fitting.test_encoder_decoders import HEARD, SOUNDS, backbone_of
+from tests.fitting.test_one_encoder_decoders import HEARD, SOUNDS, backbone_of
 from tests.tiny.language import SEQ2SEQ, Seq2Seq
 from tests.tiny.task import ROWS, TASK
 

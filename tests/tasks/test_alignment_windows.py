@@ -16,7 +16,7 @@ from softprompt.prompts.base import linear_head
 from softprompt.prompts.prompt_tuning import VirtualTokens
 from softprompt.tasks.span_extraction import SpanExtractionEncoder, best_span
 from tests.naive import masked as naive
-from tests.tasks.test_head_tasks import TEXT, Outputs, question, setting, words
+from tests.tasks.test_tasks_heads import TEXT, Outputs, question, setting, words
 from tests.tiny.encoders import encoder_backbone
 from tests.tiny.language import tiny_tokenizer
 from tests.tolerances import assert_equal_up_to_rounding

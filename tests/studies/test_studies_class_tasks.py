@@ -12,7 +12,7 @@ from softprompt.records import Outcome, stages
 from softprompt.studies import StudyFolder, Worker, conduct, read_study
 from tests.cli.runs import write_rows
 from tests.studies.small import write_study
-from tests.studies.test_conduct import open_tiny
+from tests.studies.test_studies_conduct import open_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 LABELS = ["good", "bad", "great", "awful"]

@@ -17,7 +17,7 @@ from PIL import Image
 import softprompt as sp
 from softprompt.errors import SoftpromptWarning
 from tests.cli.runs import as_json, softprompt
-from tests.cli.test_verbs import Page
+from tests.cli.test_cli_verbs import Page
 from tests.tiny.vision import LAYERS, ROWS, SIZE, Tower, picture, tiny_tower
 
 CPU = ("--dtype", "float32", "--device", "cpu")

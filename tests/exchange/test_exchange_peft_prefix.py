@@ -220,7 +220,7 @@ def test_what_peft_could_not_read_is_not_written(
 
 
 # What PEFT 0.21.2 gets wrong with prefixes, and is right here. (Resume, checkpointing, generation and shapes are tested
-# beside what they belong to: tests/prompts/test_prefix_tuning.py, tests/backbones/causal/test_prefix.py.)
+# beside what they belong to: tests/prompts/test_prefix_tuning.py, tests/backbones/causal/test_backbone_prefixes.py.)
 
 
 def test_loading_leaves_nothing_to_train_and_a_settings_object_as_it_was(tmp_path: Path) -> None:
