@@ -17,6 +17,7 @@ ROOMS = (
     "__main__",
     "cli",
     "serving",
+    "beginning",
     "studies",
     "protocols",
     "records",
