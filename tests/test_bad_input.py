@@ -225,8 +225,8 @@ def test_a_recipe_and_its_fields_cannot_both_be_given() -> None:
 def test_a_misspelt_setting_is_said_with_the_nearest_known_one() -> None:
     with pytest.raises(ValueError, match=r"learning_rat.*did you mean 'learning_rate'"):
         fit(tiny_backbone(), TASK, METHOD, ROWS, learning_rat=0.1)
-    with pytest.raises(ValueError, match=r"epochs.*known are \[.*'steps'"):
-        fit(tiny_backbone(), TASK, METHOD, ROWS, epochs=3)
+    with pytest.raises(ValueError, match=r"momentum.*known are \[.*'steps'"):
+        fit(tiny_backbone(), TASK, METHOD, ROWS, momentum=3)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ ROOMS = (
     "__main__",
     "cli",
     "serving",
+    "beginning",
     "studies",
     "protocols",
     "records",
@@ -41,6 +42,7 @@ ROOMS = (
     "zoo",
     ("outputs", "images", "concerns"),
     ("errors", "files", "state", "surroundings", "later", "truth_values", "version", "deprecated"),
+    "other_names",
 )
 """From the top to the bottom, in DESIGN.md's order; rooms of one floor import nothing from each other."""
 

@@ -47,7 +47,9 @@ from .store import WrongBackboneError as WrongBackboneError
 from .tasks import ClassPrediction as ClassPrediction
 from .tasks import ImageClassification as ImageClassification
 from .tasks import ImageTextClassification as ImageTextClassification
+from .tasks import LabelsPrediction as LabelsPrediction
 from .tasks import LanguageModeling as LanguageModeling
+from .tasks import MultiLabelClassification as MultiLabelClassification
 from .tasks import Regression as Regression
 from .tasks import SequenceClassification as SequenceClassification
 from .tasks import SpanExtraction as SpanExtraction
@@ -55,6 +57,7 @@ from .tasks import SpanPrediction as SpanPrediction
 from .tasks import TextClassification as TextClassification
 from .tasks import TextGeneration as TextGeneration
 from .tasks import TokenClassification as TokenClassification
+from .training.callbacks import Callback as Callback
 from .training.recipe import Recipe as Recipe
 from .tuned import TunedPrompt as TunedPrompt
 from .tuned import from_peft as from_peft

@@ -99,6 +99,11 @@ def class_concerns(
     return found
 
 
+def guessed_words(words: Mapping[str, str], reason: str) -> str:
+    """Return the sentence about words of labels that may say something else than the labels mean."""
+    return f"the words of the labels are a guess, {dict(words)} ({reason}): give labels with their words, {{label: word}}"
+
+
 def number_concerns(metrics: Mapping[str, Any], part: str = "", *, trained: bool = False) -> list[str]:
     """Return a sentence if predicted numbers are no better than the mean. `class_concerns` explains the arguments."""
     if not metrics or metrics["mse"] < metrics["mean_mse"] or metrics["mean_mse"] == 0:

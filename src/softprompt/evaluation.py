@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.tasks.reading import encode_rows
+
+Metrics = Mapping[str, Callable[[Sequence[Any], Sequence[Row]], float]]
+"""Name -> a function of the predictions, as `TunedPrompt.predict` gives them, and the rows."""
 
 
 def evaluate(
@@ -23,6 +26,7 @@ def evaluate(
     batch_size: int = 16,
     on_batch: Callable[[int], None] | None = None,
     encoded: Sequence[EncodedRow] | None = None,
+    metrics: Metrics | None = None,
 ) -> dict[str, Any]:
     """The task's metrics of a model over rows with answers.
 
@@ -33,9 +37,17 @@ def evaluate(
     batch_size  number of rows that are run together
     on_batch    is called after each batch with the number of rows done so far
     encoded     the same rows, if they are encoded already
+    metrics     further metrics: name -> function of the predictions and the rows, which returns a number
+
+    Raises ValueError for a metric with the name of one of the task's.
     """
     encoded = encode_rows(encoder, rows) if encoded is None else encoded
     predictions = encoder.predict(model, encoded, batch_size=batch_size, on_batch=on_batch)
-    metrics = task.judge(encoder, predictions, rows)
+    found = task.judge(encoder, predictions, rows)
     with torch.no_grad():
-        return metrics | encoder.likelihood_metrics(model, encoded, batch_size=batch_size)
+        found = found | encoder.likelihood_metrics(model, encoded, batch_size=batch_size)
+    for name, function in (metrics or {}).items():
+        if name in found:
+            raise ValueError(f"metrics has {name!r}, which {task.name} has already: give it another name")
+        found[name] = float(function(predictions, rows))
+    return found

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import ArgsKwargs, core_schema
 
+from softprompt.other_names import name_here
+
 
 def numbers_apart(kind: type, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
     """The schema of a pydantic dataclass that refuses a truth value where a number is expected.
@@ -26,6 +28,9 @@ def _checked(kind: type, given: Any) -> Any:
         values = {**dict(zip(names, given.args, strict=False)), **(given.kwargs or {})}
     else:
         values = dict(given) if isinstance(given, Mapping) else {}
+    for name in values:
+        if name not in names and (here := name_here(name, names)) is not None:
+            raise ValueError(f"{kind.__name__} has no setting {name!r}: {here}")
     hints = _hints(kind)
     for name, value in values.items():
         if name in names and _has_truth_value(hints[name], value):

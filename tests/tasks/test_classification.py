@@ -169,7 +169,7 @@ def test_a_label_outside_the_set_is_named_with_the_set_and_the_row():
         ({"labels": {"a": " good", "b": " good"}}, "' good' stands for 'a' and for 'b'"),
         ({"labels": {"a": [" good", " good"], "b": " bad"}}, "' good' stands for 'a' and for 'a'"),
         ({"labels": {1: " good", "1": " bad"}}, "same text"),
-        ({"labels": ["good", "bad"]}, "labels"),
+        ({"labels": [["good"], ["bad"]]}, "labels"),
         ({"label_values": {"0": "negative"}}, r"label_values has \['negative'\]"),
         ({"columns": {"txt": "sentence"}}, "key 'txt'.* did you mean 'text'"),
         ({"template": "{text"}, "lone"),

@@ -23,7 +23,7 @@ from softprompt.training.recipe import Recipe, RecipeSettings, lr_factor
         ({"learning_rate": float("nan")}, ("learning_rate",)),
         ({"learning_rate": 0.0}, ("learning_rate",)),
         ({"steps": 0}, ("steps",)),
-        ({"trackers": ("mlflow",)}, ("trackers", "tensorboard")),
+        ({"trackers": ("nowhere",)}, ("trackers", "tensorboard")),
         ({"step": 10}, ("step", "nexpected")),
     ],
 )

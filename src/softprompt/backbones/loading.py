@@ -211,6 +211,17 @@ def load_backbone(
     return _built(family, model.to(where), readers, name=name, packed=packed)
 
 
+def family_of(name: str) -> str:
+    """The family of a local folder or a hub id, by its configuration alone. Raises as `load_backbone` does."""
+    folder = str(zoo.fetch(name)) if name in zoo.names() else name
+    _check_place(folder, name, None)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except OSError as error:
+        raise _not_found(name, str(error)) from error
+    return _family_of(config, name, prefix_lm=False).name
+
+
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")  # "name" or "owner/name"
 
 

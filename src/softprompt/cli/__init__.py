@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from softprompt.cli import compare, evaluate, fetch, inspect, predict, report, train
+from softprompt.cli import compare, evaluate, fetch, init, inspect, predict, report, train
 from softprompt.version import __version__
 
 __all__ = ["app"]
@@ -17,6 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command("init")(init.init)
 app.command("fetch")(fetch.fetch)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)

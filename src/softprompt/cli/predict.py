@@ -111,7 +111,7 @@ def _show(report: Report, task: Task, inputs: Sequence[Any], predictions: Sequen
     from rich.table import Table
     from rich.text import Text
 
-    from softprompt.tasks import ClassPrediction, SpanPrediction
+    from softprompt.tasks import ClassPrediction, LabelsPrediction, SpanPrediction
 
     answered = "text" if task.outputs is None else "answer"
     table = Table("input", *(["label", "probabilities"] if task.label_words else [answered]))
@@ -131,6 +131,10 @@ def _show(report: Report, task: Task, inputs: Sequence[Any], predictions: Sequen
             more = [f"and {len(ranked) - _SHOWN} more"] if len(ranked) > _SHOWN else []
             shares = [f"{label} {p:.3f}" for label, p in ranked[:_SHOWN]]
             cells = [prediction.label, "  ".join([*shares, *more])]
+        elif isinstance(prediction, LabelsPrediction):
+            row |= {"labels": list(prediction.labels), "probabilities": prediction.probabilities}
+            ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+            cells = [", ".join(prediction.labels), "  ".join(f"{k} {p:.3f}" for k, p in ranked[:_SHOWN])]
         elif isinstance(prediction, str):
             row["text"] = prediction
             cells = [prediction]

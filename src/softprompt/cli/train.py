@@ -31,8 +31,11 @@ def train(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder to write the run to.", show_default=False)
-    ] = ...,  # type: ignore[assignment]
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder to write the run to.", show_default="runs/NAME OF THE CONFIG"
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option(help="Resume from the checkpoint in the folder, if there is one.")
     ] = True,
@@ -47,6 +50,7 @@ def train(
 ) -> None:
     """Train a prompt from a config file."""
     with reporting(as_json, debug) as report:
+        output = output or Path("runs") / config.stem
         changes = [*(overrides or [])]
         changes += [f"backbone.{k}={v}" for k, v in (("dtype", dtype), ("device", device)) if v is not None]
         try:

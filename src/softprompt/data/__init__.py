@@ -1,5 +1,6 @@
 """Data sets become rows, rows become batches. A row is a dictionary from column name to value."""
 
+from softprompt.data.balanced import balanced_part
 from softprompt.data.batching import batches, by_length
 from softprompt.data.drawing import few_shot, rows_of_part, subsample
 from softprompt.data.indexed import MANY, IndexedRows, digest_of
@@ -11,6 +12,7 @@ __all__ = [
     "IndexedRows",
     "Row",
     "Rows",
+    "balanced_part",
     "batches",
     "by_length",
     "digest_of",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,10 +15,12 @@ from softprompt.binding import bind
 from softprompt.concerns import warn_of
 from softprompt.data import Rows
 from softprompt.errors import TrainingDiverged, shown
+from softprompt.evaluation import Metrics
 from softprompt.features.cache import FeatureCache
 from softprompt.fitting.preparation import Data, PreparedRun, check_arguments, prepare
 from softprompt.fitting.resuming import as_begun
 from softprompt.model import HeadModel, WordModel
+from softprompt.other_names import name_here
 from softprompt.prompts import Method
 from softprompt.search import Searches, SearchProblem
 from softprompt.surroundings import undisturbed_training
@@ -26,6 +28,7 @@ from softprompt.tasks.base import Task
 from softprompt.tasks.columns import guess
 from softprompt.tasks.room import Room
 from softprompt.training import loop as training
+from softprompt.training.callbacks import Callback
 from softprompt.training.progress import ConsoleProgress, Progress, Silent
 from softprompt.training.recipe import Recipe, RecipeSettings
 from softprompt.tuned import TunedPrompt
@@ -45,6 +48,8 @@ def fit(
     resume: bool = True,
     cache_features: bool | str | Path | FeatureCache = False,
     progress: bool | Progress = True,
+    metrics: Metrics | None = None,
+    callbacks: Sequence[Callback] = (),
     **settings: Unpack[RecipeSettings],
 ) -> TunedPrompt:
     """Train `method` for `task` on `backbone`, which is left bit-identical.
@@ -60,6 +65,9 @@ def fit(
     cache_features     compute the layers below the first trained weight once for each row: the whole backbone for a probe,
                        the frozen layers for PartialTuning and VPT(last_layers=...). True: cached in memory; or a folder
     progress           True: a bar; False: silence; or your own
+    metrics            further metrics of the validation rows: name -> function of the predictions and the rows. With
+                       main_metric=name it decides which tensors are best
+    callbacks          objects of `Callback`, which are told of steps, evaluations and checkpoints, and may stop the run
 
     It trains inside `torch.no_grad()` too. Raises TypeError for a model, a name or a class where an object is expected,
     ValueError for data, templates and settings that do not fit together, TrainingDiverged when the loss becomes
@@ -76,12 +84,28 @@ def fit(
     known = [entry.name for entry in fields(Recipe)]
     for name in settings:
         if name not in known:
-            raise ValueError(f"a recipe has no setting {name!r}{guess(name, known)}")
+            taken = [*known, "train", "validation", "folder", "resume", "metrics", "recipe", "backbone"]
+            here = name_here(name, taken)
+            raise ValueError(
+                f"a recipe has no setting {name!r}" + (f"; {here}" if here else guess(name, known))
+            )
     recipe = recipe or Recipe(**settings)
     state = start.state() if isinstance(start, TunedPrompt) else start
     data = Data.read(train, validation, FeatureCache.of(cache_features))
     watcher = ConsoleProgress() if progress is True else Silent() if progress is False else progress
-    return fit_data(backbone, task, method, recipe, data, watcher, start=state, folder=folder, resume=resume)
+    return fit_data(
+        backbone,
+        task,
+        method,
+        recipe,
+        data,
+        watcher,
+        start=state,
+        folder=folder,
+        resume=resume,
+        metrics=metrics,
+        callbacks=callbacks,
+    )
 
 
 @undisturbed_training
@@ -97,6 +121,8 @@ def fit_data(
     folder: str | Path | None = None,
     resume: bool = True,
     features: RowFeatures | None = None,
+    metrics: Metrics | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TunedPrompt:
     """`fit` on rows that were read already.
 
@@ -111,7 +137,7 @@ def fit_data(
     given = backbone
     backbone, data = as_begun(given, data, [folder] if resume else [])
     features = features if backbone is given else None
-    prepared = prepare(backbone, task, method, recipe, data, start=start, features=features)
+    prepared = prepare(backbone, task, method, recipe, data, start=start, features=features, metrics=metrics)
     judged: Mapping[str, Any] = {}
     if not prepared.parameters:
         tuned = _searched(prepared, progress)
@@ -122,7 +148,9 @@ def fit_data(
     else:
         model = WordModel(prepared.model) if prepared.head is None else HeadModel(prepared.model)
         try:
-            run = training.train(model, prepared.encoder, prepared.run(progress, folder, resume))
+            run = training.train(
+                model, prepared.encoder, prepared.run(progress, folder, resume, callbacks=callbacks)
+            )
         except TrainingDiverged as error:
             error.last_good = prepared.result([], diverged_at=error.step)
             raise

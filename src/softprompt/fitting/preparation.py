@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from softprompt.backbones.row_features import RowFeatures
 from softprompt.binding import bind, new_head, room_of
 from softprompt.data import MANY, IndexedRows, Row, Rows, digest_of, names_file, open_rows, read_rows
 from softprompt.errors import shown
-from softprompt.evaluation import evaluate
+from softprompt.evaluation import Metrics, evaluate
 from softprompt.features.cache import FeatureCache
 from softprompt.features.encoded import FrozenPart, encoded_rows
 from softprompt.features.encodings import Encodings
@@ -29,6 +29,7 @@ from softprompt.state import load_state, named_state, trained_tensors
 from softprompt.store.identity import identity_of, named_settings, settings_of
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.tasks.room import Room
+from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import rows_identity
 from softprompt.training.progress import Progress
 from softprompt.training.recipe import Recipe
@@ -99,6 +100,7 @@ class PreparedRun:
     changed     those of them that are weights of the backbone
     peak        peak learning rate of the prompt
     start       the initial values, where they are not the method's own
+    metrics     further metrics, see `evaluate`
     """
 
     given: Backbone
@@ -115,6 +117,7 @@ class PreparedRun:
     changed: Sequence[nn.Parameter]
     peak: float
     start: Mapping[str, Tensor] | None
+    metrics: Metrics = field(default_factory=dict)
     _evaluations: list[dict[str, Any]] = field(default_factory=list)
     _known: dict[Part, Sequence[EncodedRow]] = field(default_factory=dict)
 
@@ -145,7 +148,12 @@ class PreparedRun:
         self.model.forget()
         assert self.data.validation is not None
         metrics = evaluate(
-            self.model, self.task, self.encoder, self.data.validation, encoded=self.encoded("validation")
+            self.model,
+            self.task,
+            self.encoder,
+            self.data.validation,
+            encoded=self.encoded("validation"),
+            metrics=self.metrics,
         )
         self.model.forget()
         self._evaluations.append(metrics)
@@ -169,6 +177,7 @@ class PreparedRun:
         folder: str | Path | None = None,
         resume: bool = True,
         number: int | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> Run:
         """The run for the training loop.
 
@@ -176,6 +185,7 @@ class PreparedRun:
         folder    where checkpoints are written; None: nowhere
         resume    whether to resume from a checkpoint in the folder
         number    the number of the prompt that its rows carry, where several runs share a model
+        callbacks  of the user
         """
         log.info(
             "%s: %d trained parameters", self.method.name, sum(p.numel() for p in self.parameters.values())
@@ -188,7 +198,7 @@ class PreparedRun:
             content=self.data.content() if folder is not None and self.data.is_long(self.task) else None,
             recipe=self.recipe,
             evaluate=self.validate if evaluated else None,
-            main_metric=self.task.main_metric if evaluated else None,
+            main_metric=(self.recipe.main_metric or self.task.main_metric) if evaluated else None,
             folder=None if folder is None else Path(folder),
             resume=resume,
             start=self.start,
@@ -196,6 +206,7 @@ class PreparedRun:
             progress=progress,
             tallies={f"prompt.{name}": tally for name, tally in tallies_of(self.module).items()},
             number=number,
+            callbacks=callbacks,
         )
 
     def facts(self) -> dict[str, Any]:
@@ -294,6 +305,7 @@ def prepare(
     *,
     start: Mapping[str, Tensor] | None = None,
     features: RowFeatures | None = None,
+    metrics: Metrics | None = None,
 ) -> PreparedRun:
     """Build everything that a run needs before its first step.
 
@@ -301,6 +313,7 @@ def prepare(
     data      may be shared by the runs of one task on one backbone
     start     initial values by name, instead of the method's own
     features  of the backbone, where runs share them; a run that changes the backbone's weights does not use them
+    metrics   further metrics of the validation rows, see `evaluate`
     Raises ValueError where backbone, task, method, start and rows do not fit together.
     """
     if reason := method.unsupported(backbone.spec):
@@ -308,6 +321,7 @@ def prepare(
             f"{method.name} cannot be used on {backbone.name} ({backbone.spec.family}): {reason}"
         )
     check_arguments(backbone, task, method)
+    task = task.for_rows(data.train)
     generator = torch.Generator().manual_seed(recipe.seed)
     own = method.prepare(backbone, generator)
     prepared = own.with_settings(
@@ -346,7 +360,7 @@ def prepare(
             "the model with model.requires_grad_(False), as load_backbone does"
         )
     shared = features if prepared.model is backbone.model else None
-    return PreparedRun(
+    prepared_run = PreparedRun(
         given=backbone,
         backbone=prepared,
         task=task,
@@ -361,4 +375,9 @@ def prepare(
         changed=changed,
         peak=recipe.learning_rate or method.learning_rate(spec),
         start=start,
+        metrics=metrics or {},
     )
+    if recipe.epochs is None:
+        return prepared_run
+    # Counted over encoded rows: a long row may be trained on as several windows.
+    return replace(prepared_run, recipe=recipe.in_steps(len(prepared_run.encoded("train"))))

@@ -82,9 +82,17 @@ class SourceConfig:
     """The wanted values of each column: other rows are left out before `limit` is applied."""
     encoding: Annotated[str | None, LATER] = None
     """Encoding of a text file; by default UTF-8."""
+    balance: Annotated[str | None, LATER] = None
+    """With `part`: a column, such as the labels, whose values keep their shares in the parts, which are then 70, 15 and
+    15 percent."""
+    together: Annotated[tuple[str, ...], LATER] = ()
+    """With `part`: columns such as the text or a user; rows that are equal in one of them, but for case, punctuation and
+    spaces, are in the same part."""
 
     @model_validator(mode="after")
     def _draws_something(self) -> SourceConfig:
+        if self.part is None and (self.balance or self.together):
+            raise ValueError("balance and together say how `part` divides rows, and part is missing")
         if self.limit is None and (self.draw or self.stratify):
             raise ValueError("draw and stratify say which rows `limit` takes, and limit is missing")
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from softprompt.data import names_file, open_rows, rows_of_part, subsample
+from softprompt.data import balanced_part, names_file, open_rows, rows_of_part, subsample
 from softprompt.fitting.run_config import SourceConfig
 
 
@@ -18,7 +18,9 @@ def source_rows(source: SourceConfig, usual: str) -> Sequence[Mapping[str, Any]]
     """
     split = source.split or (None if names_file(source.source) else usual)
     rows = open_rows(source.source, split, encoding=source.encoding or "utf-8")
-    if source.part is not None:
+    if source.part is not None and (source.balance or source.together):
+        rows = balanced_part(rows, source.part, balance=source.balance, together=source.together)
+    elif source.part is not None:
         rows = rows_of_part(rows, source.part)
     for column, values in (source.only or {}).items():
         rows = _with_values(rows, column, values, source.source)

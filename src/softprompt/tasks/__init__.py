@@ -11,6 +11,7 @@ from softprompt.tasks.image_text_classification import (
     ImageTextClassification,
     ImageTextClassificationEncoder,
 )
+from softprompt.tasks.multi_label import LabelsPrediction, MultiLabelClassification, MultiLabelEncoder
 from softprompt.tasks.regression import Regression, RegressionEncoder
 from softprompt.tasks.sequence_classification import SequenceClassification, SequenceClassificationEncoder
 from softprompt.tasks.span_extraction import SpanExtraction, SpanExtractionEncoder, SpanPrediction
@@ -22,6 +23,7 @@ TASKS: dict[str, type[Task]] = {
         TextClassification,
         TextGeneration,
         SequenceClassification,
+        MultiLabelClassification,
         TokenClassification,
         SpanExtraction,
         Regression,
@@ -39,8 +41,11 @@ __all__ = [
     "ImageClassificationEncoder",
     "ImageTextClassification",
     "ImageTextClassificationEncoder",
+    "LabelsPrediction",
     "LanguageModeling",
     "LanguageModelingEncoder",
+    "MultiLabelClassification",
+    "MultiLabelEncoder",
     "Regression",
     "RegressionEncoder",
     "Row",

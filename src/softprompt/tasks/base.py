@@ -129,6 +129,10 @@ class Task(ABC):
         setting: a TextSetting; an ImageSetting where the task is about images; an ImageTextSetting where it `compares_texts`
         """
 
+    def for_rows(self, train: Sequence[Row]) -> Task:
+        """Return the task with the settings that depend on the training rows in numbers; usually there are none."""
+        return self
+
     @abstractmethod
     def evaluate(self, predictions: Sequence[Any], rows: Sequence[Row]) -> dict[str, Any]:
         """Return metrics of predictions for these rows: numbers by name, and what the task adds (confusion)."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, field_validator, model_validator
@@ -13,17 +14,22 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.concerns import guessed_words, warn_of
 from softprompt.data import Row
+from softprompt.later import LATER
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.bound_template import BoundTemplate, bind_template
-from softprompt.tasks.classes import ClassPrediction, likeliest
+from softprompt.tasks.classes import ClassPrediction, likeliest, row_weights, weighted, with_balance
 from softprompt.tasks.columns import check_columns, read_fields
 from softprompt.tasks.inputs import read_media
+from softprompt.tasks.label_words import infer_words
 from softprompt.tasks.labels import Labelling, Values, check_labels, label_names
 from softprompt.tasks.reading import in_batches
 from softprompt.tasks.template import Template, ValuesWithControlTokens, check_fields, slot_in_front
 from softprompt.tasks.verbalizer import Verbalizer, bind_verbalizer, calibrate
+
+log = logging.getLogger(__name__)
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
 """The content-free inputs of Zhao et al. 2021."""
@@ -45,7 +51,7 @@ class TextClassification(Task):
     `softprompt.tasks.template`."""
     labels: Mapping[str, str | Sequence[str]]
     """Label -> its word or words, exactly as they follow the template or replace its mask; they usually begin with a
-    space."""
+    space. A list of labels alone gets words that are inferred from their names, see `softprompt.tasks.label_words`."""
     label_column: str = "label"
     """Column that holds the right label; its values are compared as text, so 1 is "1" and True is "True"."""
     label_values: Values = dataclasses.field(default_factory=dict)
@@ -63,6 +69,9 @@ class TextClassification(Task):
     """Divide a word's log-likelihood by its length in tokens."""
     calibrated: bool = False
     """Whether predictions are calibrated, see `softprompt.tasks.verbalizer.calibrate`; training does not change."""
+    class_weights: Annotated[Mapping[str, float] | Literal["balanced"] | None, LATER] = None
+    """Label -> the factor of the loss of its rows, 1 for the others. "balanced": rows / (K * rows of the label), over the
+    training rows, so that every label weighs the same and the mean factor is 1."""
     control_tokens: ValuesWithControlTokens = dataclasses.field(default="text", compare=False)
     """What a control token of the tokenizer ("</s>", "[MASK]") is in the text of a row: text, or that token. Prompts that were
     saved before there was a choice have tokens, and answer as they did."""
@@ -70,6 +79,8 @@ class TextClassification(Task):
     @field_validator("labels", mode="before")
     @classmethod
     def _labels_to_text(cls, labels: Any) -> Any:
+        if isinstance(labels, list | tuple) and all(isinstance(label, str | int) for label in labels):
+            return _inferred(label_names(labels))
         if not isinstance(labels, Mapping):
             return labels
         return dict(zip(label_names(list(labels)), labels.values(), strict=True))
@@ -88,7 +99,9 @@ class TextClassification(Task):
             raise ValueError(
                 "calibrated=True needs inputs without content, and there are none except texts: leave media or calibrated out"
             )
-        check_labels(self.labels, label_values=self.label_values.values())
+        check_labels(
+            self.labels, label_values=self.label_values.values(), class_weights=weighted(self.class_weights)
+        )
         owner: dict[str, str] = {}
         for label, words in self.label_words.items():
             if not words or not all(word.strip() for word in words):
@@ -107,6 +120,10 @@ class TextClassification(Task):
     def label_words(self) -> Mapping[str, Sequence[str]]:
         """Label -> its words, always as a sequence."""
         return {label: (words,) if isinstance(words, str) else words for label, words in self.labels.items()}
+
+    def for_rows(self, train: Sequence[Row]) -> Task:
+        """Return the task with its balanced weights of classes in numbers."""
+        return with_balance(self, train)
 
     @property
     def labelling(self) -> Labelling:
@@ -154,6 +171,15 @@ class TextClassification(Task):
         return template.fill(values, mask=word.strip()) if template.masks else template.fill(values) + word
 
 
+def _inferred(labels: Sequence[str]) -> dict[str, str]:
+    """Words for labels that came without; the log says them, and a warning where they are a guess."""
+    found = infer_words(labels)
+    if found.guessed:
+        warn_of([guessed_words(found.words, found.reason)])
+    log.info("label words: %s (%s)", found.words, found.reason)
+    return found.words
+
+
 @dataclasses.dataclass(frozen=True)
 class TextClassificationEncoder(TaskEncoder):
     """A `TextClassification` bound to a tokenizer; see `TaskEncoder`."""
@@ -186,8 +212,10 @@ class TextClassificationEncoder(TaskEncoder):
         scores = self.verbalizer.class_scores(logits)  # (B, K)
         right = torch.tensor([self.verbalizer.owner[g] for g in gold if g is not None], device=scores.device)
         if self.task.loss == "labels":
-            return functional.cross_entropy(scores, right, reduction="none")
-        return -scores.gather(1, right[:, None])[:, 0]  # (B, K) -> (B,)
+            losses = functional.cross_entropy(scores, right, reduction="none")
+        else:
+            losses = -scores.gather(1, right[:, None])[:, 0]  # (B, K) -> (B,)
+        return losses * row_weights(right, self.verbalizer.labels, self.task.class_weights)
 
     @torch.no_grad()
     def predict(

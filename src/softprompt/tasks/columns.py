@@ -11,11 +11,14 @@ from typing import Any
 
 from softprompt.data import Row
 from softprompt.data.rows import scalar
+from softprompt.other_names import name_here
 
 
 def guess(name: str, known: Iterable[str]) -> str:
     """Return the end of an error about an unknown name: it suggests the nearest known name, or lists all of them."""
     known = list(known)
+    if (here := name_here(name, known)) is not None:
+        return f"; {here}"
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known are {known}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from softprompt.data import Row
 from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, to_pixels
+from softprompt.later import LATER
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Scorer, Task, TaskEncoder
-from softprompt.tasks.classes import ClassPrediction, class_losses, predict_classes
+from softprompt.tasks.classes import ClassPrediction, class_losses, predict_classes, weighted, with_balance
 from softprompt.tasks.columns import check_columns, read_column
 from softprompt.tasks.labels import Labelling, Names, Values, check_labels
 
@@ -49,15 +50,27 @@ class ImageClassification(Task):
     """What the head reads: the class token, the mean of the patches after the last norm, the last norm of the mean of
     prompts and patches together (as the released VPT does on MAE), the mean of the prompts alone (L2P), or the tower's own
     pooler. The method may choose the default; otherwise it is the pooler, or the class token of a tower without one."""
+    class_weights: Annotated[Mapping[str, float] | Literal["balanced"] | None, LATER] = None
+    """Label -> the factor of the loss of its rows, 1 for the others. "balanced": rows / (K * rows of the label), over the
+    training rows, so that every label weighs the same and the mean factor is 1."""
 
     @model_validator(mode="after")
     def _check(self) -> ImageClassification:
         check_columns(self.columns, ["image", self.label_column])
-        check_labels(self.labels, loss_labels=self.loss_labels or (), label_values=self.label_values.values())
+        check_labels(
+            self.labels,
+            loss_labels=self.loss_labels or (),
+            label_values=self.label_values.values(),
+            class_weights=weighted(self.class_weights),
+        )
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
         if any(side is not None and side < 1 for side in sides):
             raise ValueError(f"image_size is {self.image_size}: expected pixels, 1 or more")
         return self
+
+    def for_rows(self, train: Sequence[Row]) -> Task:
+        """Return the task with its balanced weights of classes in numbers."""
+        return with_balance(self, train)
 
     @property
     def labelling(self) -> Labelling:
@@ -120,7 +133,7 @@ class ImageClassificationEncoder(TaskEncoder):
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
         """Return the cross-entropy of each row, (B,), in nats. answers: (B, K). See `class_losses`."""
-        return class_losses(answers, rows, self.task.labels, self.task.loss_labels)
+        return class_losses(answers, rows, self.task.labels, self.task.loss_labels, self.task.class_weights)
 
     def predict(
         self,

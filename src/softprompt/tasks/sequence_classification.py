@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from softprompt.data import Row
+from softprompt.later import LATER
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.bound_template import BoundTemplate, bind_template
-from softprompt.tasks.classes import ClassPrediction, class_losses, predict_classes
+from softprompt.tasks.classes import ClassPrediction, class_losses, predict_classes, weighted, with_balance
 from softprompt.tasks.columns import check_columns, read_fields
 from softprompt.tasks.inputs import read_media
 from softprompt.tasks.labels import Labelling, Names, Values, check_labels
@@ -58,6 +59,9 @@ class SequenceClassification(Task):
     pooling: Pooling | None = None
     """Which of the last hidden states the head reads: that of the first or the last token, or the mean of all. Virtual tokens
     never count. The default is the first in an encoder, the last in a decoder, and the mean in an encoder-decoder."""
+    class_weights: Annotated[Mapping[str, float] | Literal["balanced"] | None, LATER] = None
+    """Label -> the factor of the loss of its rows, 1 for the others. "balanced": rows / (K * rows of the label), over the
+    training rows, so that every label weighs the same and the mean factor is 1."""
     control_tokens: ValuesWithControlTokens = dataclasses.field(default="text", compare=False)
     """What a control token of the tokenizer ("</s>", "[MASK]") is in the text of a row: text, or that token. Prompts that were
     saved before there was a choice have tokens, and answer as they did."""
@@ -67,8 +71,17 @@ class SequenceClassification(Task):
         template = Template.parse(self.template, self.cut)
         check_fields(template, self.media)
         check_columns(self.columns, [*template.fields, self.label_column, *filter(None, [self.media])])
-        check_labels(self.labels, loss_labels=self.loss_labels or (), label_values=self.label_values.values())
+        check_labels(
+            self.labels,
+            loss_labels=self.loss_labels or (),
+            label_values=self.label_values.values(),
+            class_weights=weighted(self.class_weights),
+        )
         return self
+
+    def for_rows(self, train: Sequence[Row]) -> Task:
+        """Return the task with its balanced weights of classes in numbers."""
+        return with_balance(self, train)
 
     @property
     def labelling(self) -> Labelling:
@@ -136,7 +149,7 @@ class SequenceClassificationEncoder(TaskEncoder):
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
         """Return the cross-entropy of each row, (B,), in nats. answers: (B, K). See `class_losses`."""
-        return class_losses(answers, rows, self.task.labels, self.task.loss_labels)
+        return class_losses(answers, rows, self.task.labels, self.task.loss_labels, self.task.class_weights)
 
     def predict(
         self,

@@ -19,6 +19,7 @@ from softprompt.data import batches
 from softprompt.errors import CheckpointError, TrainingDiverged
 from softprompt.outputs import EncodedRow
 from softprompt.state import copy_tensors
+from softprompt.training.callbacks import STOP
 from softprompt.training.checkpoint import (
     RunState,
     discard_checkpoint,
@@ -53,6 +54,8 @@ class OngoingRun:
         self._watcher: Progress = Silent()
         if run.progress is not None and accelerator.is_main_process:
             self._watcher = run.progress
+        self._callbacks = run.callbacks if accelerator.is_main_process else ()
+        self._stopping = False
         self._trained = list(run.parameters.values())
         self._peaks: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         self._identity: Mapping[str, Any] = {}  # asked for only where there is a checkpoint
@@ -131,12 +134,13 @@ class OngoingRun:
             )
             state.history.append(record)
         self._watcher.update(record)
+        self._heed([callback.on_step(record) for callback in self._callbacks])
         self.accelerator.log({"loss": record.loss, "lr": record.lr, "gradient_norm": norm}, step=record.step)
 
     def evaluate_if_due(self) -> None:
         """Evaluate after every so many steps and after the last one, and remember the best tensors."""
         state, recipe = self.state, self.run.recipe
-        on_time = state.step % recipe.evaluation_interval == 0 or state.step == recipe.steps
+        on_time = state.step % recipe.evaluation_interval == 0 or state.step == recipe.steps or self._stopping
         # `evaluated` is behind after every step, and also where a run was interrupted in an evaluation.
         if not on_time or state.step <= state.evaluated:
             return
@@ -196,7 +200,7 @@ class OngoingRun:
     def _is_over(self) -> bool:
         recipe = self.run.recipe
         out_of_patience = recipe.patience is not None and self.state.stale >= recipe.patience
-        return self.state.step == recipe.steps or out_of_patience
+        return self.state.step == recipe.steps or out_of_patience or self._stopping
 
     def _progress_made(self) -> tuple[int, int]:
         return self.state.step, self.state.evaluated
@@ -206,7 +210,16 @@ class OngoingRun:
             return
         if self.accelerator.is_main_process:
             save_checkpoint(self.run.folder, self.state, self.run.parameters, self.optimizer, self._identity)
+            for callback in self._callbacks:
+                callback.on_save(self.state.step, self.run.folder)
         self._saved = self._progress_made()
+
+    def _heed(self, answers: Sequence[Any]) -> None:
+        """Note whether a callback wants the run to stop; all processes stop together."""
+        wanted = [any(isinstance(answer, str) and answer == STOP for answer in answers)]
+        if self.run.callbacks and self.accelerator.num_processes > 1:
+            broadcast_object_list(wanted)
+        self._stopping = self._stopping or wanted[0]
 
     def _evaluate(self) -> None:
         """Note and report the metrics of the current tensors, and keep these if they are the best so far."""
@@ -217,7 +230,10 @@ class OngoingRun:
             if main_metric not in metrics:
                 raise ValueError(f"the evaluation has no metric {main_metric!r}; it has {sorted(metrics)}")
             # A metric that is NaN is never best.
-            is_best = metrics[main_metric] > (-math.inf if state.best_metric is None else state.best_metric)
+            sign = 1 if self.run.recipe.greater_is_better else -1
+            is_best = sign * metrics[main_metric] > (
+                -math.inf if state.best_metric is None else sign * state.best_metric
+            )
         # Copied first: what follows is short, so that an interrupt waits for no more than that. The report belongs to it: a
         # resumed run does not evaluate this step again.
         best = {name: p.detach().clone() for name, p in self.run.parameters.items()} if is_best else {}
@@ -231,6 +247,7 @@ class OngoingRun:
             record = state.history[-1]
             self._watcher.report(record, is_best=is_best)
             self.accelerator.log({f"eval/{name}": x for name, x in record.metrics.items()}, step=state.step)
+        self._heed([callback.on_evaluate(record, is_best=is_best) for callback in self._callbacks])
 
 
 def begin_accelerator(run: Run) -> Accelerator:

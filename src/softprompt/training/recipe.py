@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, TypedDict
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from softprompt.later import LATER
 from softprompt.truth_values import numbers_apart
 
-Tracker = Literal["tensorboard", "wandb", "trackio"]
+Tracker = Literal[
+    "tensorboard", "wandb", "trackio", "mlflow", "aim", "clearml", "comet_ml", "dvclive", "swanlab"
+]
 
 ADAMW_BETAS = (0.9, 0.999)
+_STEPS = 300
 
 
 @dataclass(
@@ -25,7 +30,7 @@ class Recipe:
 
     __get_pydantic_core_schema__: ClassVar[Any] = classmethod(numbers_apart)
 
-    steps: int = Field(default=300, ge=1)
+    steps: int = Field(default=_STEPS, ge=1)
     """Optimizer steps."""
 
     batch_size: int = Field(default=16, ge=1)
@@ -79,8 +84,27 @@ class Recipe:
     trackers: tuple[Tracker, ...] = ()
     """Where losses and metrics are logged, in addition to the history."""
 
+    epochs: Annotated[float | None, LATER] = Field(default=None, gt=0)
+    """Times over the training rows, instead of `steps`; a run turns it into steps, and saves these."""
+
+    main_metric: Annotated[str | None, LATER] = None
+    """The validation metric that decides which tensors are best; none: the task's own."""
+
+    greater_is_better: Annotated[bool, LATER] = True
+    """Whether a higher main metric is better; false for an error or a perplexity."""
+
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest row in tokens, virtual tokens and answer included; none: what the backbone can read."""
+
+    def in_steps(self, rows: int) -> Recipe:
+        """The recipe for so many training rows, with `epochs` turned into steps.
+
+        Raises ValueError (pydantic's) where warmup or evaluate_every are longer than that.
+        """
+        if self.epochs is None:
+            return self
+        steps = max(1, round(self.epochs * math.ceil(rows / self.batch_size)))
+        return replace(self, steps=steps, epochs=None)
 
     @property
     def warmup_steps(self) -> int:
@@ -103,7 +127,9 @@ class Recipe:
             raise ValueError(
                 f"warmup is {self.warmup}: give a fraction of the steps below 1, or a whole number of steps"
             )
-        if self.warmup_steps >= self.steps > 1:
+        if self.epochs is not None and self.steps != _STEPS:
+            raise ValueError(f"steps is {self.steps} and epochs is {self.epochs:g}: give one of them")
+        if self.epochs is None and self.warmup_steps >= self.steps > 1:
             raise ValueError(
                 f"warmup takes {self.warmup_steps} steps and steps is {self.steps}: the learning rate would "
                 "never come down; make warmup shorter or steps more"
@@ -113,7 +139,7 @@ class Recipe:
                 f"accumulation is {self.accumulation} and batch_size is {self.batch_size}: a batch cannot be "
                 "split into more micro-batches than it has rows"
             )
-        if self.evaluate_every is not None and self.evaluate_every > self.steps:
+        if self.epochs is None and self.evaluate_every is not None and self.evaluate_every > self.steps:
             raise ValueError(
                 f"evaluate_every is {self.evaluate_every} and steps is {self.steps}: give evaluate_every at "
                 f"most {self.steps}, or leave it out for a tenth of the steps"
@@ -149,6 +175,9 @@ class RecipeSettings(TypedDict, total=False):
     gradient_checkpointing: bool
     compile: bool
     trackers: tuple[Tracker, ...]
+    epochs: float | None
+    main_metric: str | None
+    greater_is_better: bool
     max_tokens: int | None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from softprompt.outputs import EncodedRow
+from softprompt.training.callbacks import Callback
 from softprompt.training.progress import Progress, Record
 from softprompt.training.recipe import Recipe
 
@@ -33,6 +34,7 @@ class Run:
     progress     is told of each step and evaluation
     tallies      counts that grow in place while rows are scored, by name: saved in checkpoints, added up over processes
     number       the number of the prompt that the rows carry, where several runs share a model; None: the rows keep theirs
+    callbacks    are told of each step, evaluation and checkpoint, and may stop the run
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -49,6 +51,7 @@ class Run:
     progress: Progress | None = None
     tallies: Mapping[str, Tensor] = field(default_factory=dict)
     number: int | None = None
+    callbacks: Sequence[Callback] = ()
 
     def check(self) -> None:
         """Raises ValueError where the fields do not fit together."""

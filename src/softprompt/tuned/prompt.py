@@ -15,7 +15,7 @@ from softprompt.baselines.lora import LoRA
 from softprompt.binding import bind, room_of
 from softprompt.concerns import warn_of
 from softprompt.data import Rows, read_rows
-from softprompt.evaluation import evaluate
+from softprompt.evaluation import Metrics, evaluate
 from softprompt.exchange.lora import write_lora
 from softprompt.exchange.prompts import write_peft_folder
 from softprompt.model import PromptedModel
@@ -97,18 +97,25 @@ class TunedPrompt:
         split: str | None = None,
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
+        metrics: Metrics | None = None,
     ) -> dict[str, Any]:
-        """The task's metrics over rows that hold the right answers; `rows` as in `fit`.
+        """The task's metrics over rows that hold the right answers; `rows` and further `metrics` as in `fit`.
 
         Warns with SoftpromptWarning of labels that are never predicted, and of predictions that are no better than always
         giving the commonest label or the mean.
         """
         data = read_rows(rows, split)
-        metrics = evaluate(
-            self.model, self.task, self.encoder, data, batch_size=batch_size, on_batch=on_batch
+        found = evaluate(
+            self.model,
+            self.task,
+            self.encoder,
+            data,
+            batch_size=batch_size,
+            on_batch=on_batch,
+            metrics=metrics,
         )
-        warn_of(self.task.concerns_about(metrics, split or ""))
-        return metrics
+        warn_of(self.task.concerns_about(found, split or ""))
+        return found
 
     def with_labels(self, labels: Sequence[str], **settings: Any) -> TunedPrompt:
         """The same prompt for other classes, by their names; for tasks that compare images with texts.
