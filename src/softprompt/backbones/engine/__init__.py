@@ -37,6 +37,7 @@ from softprompt.backbones.engine.packed import (
     pack,
     prefix_lengths,
     split_prompt,
+    trunk_of,
 )
 from softprompt.backbones.engine.tree import Atoms, PrefixTree, build_tree, continuations, shared_heads
 from softprompt.backbones.engine.trial import TRIAL_ERRORS, disagreement
@@ -74,5 +75,6 @@ __all__ = [
     "split_prompt",
     "to_grid",
     "tree_implementation",
+    "trunk_of",
     "ungroup_queries",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from softprompt.backbones.engine.attention import TreeCall, tree_implementation
@@ -26,10 +26,12 @@ class CompiledPrompt:
 
     heads   per prompt, the atoms that the keys and values replace: rows must begin with them
     prompt  `prefix` and `lengths` hold the heads; `tokens` and offsets serve what a row holds behind its head
+    given   the prompt as it was, for rows that the keys and values do not serve; None: they serve all
     """
 
     heads: tuple[Atoms, ...]
     prompt: PromptOutput
+    given: PromptOutput | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class PackedModel:
             if self.checkpointing and torch.is_grad_enabled():
                 stack.enter_context(checkpointed_layers(self.model))
             # Hooks would be compiled into the model, and are gone when a layer is recomputed.
-            elif forward in (self.model, self.model.base_model):
+            elif forward in (self.model, trunk_of(self.model)):
                 stack.enter_context(last_layer_only_at(self.model, keep, tree.tokens))
                 stack.enter_context(frozen_norms(self.model))
             return forward(
@@ -102,6 +104,15 @@ class PackedModel:
         cache = DynamicCache()
         self.run(tree, prompt, tree.ends[:1], cache)
         return [(layer.keys[0], layer.values[0]) for layer in cache.layers]  # type: ignore[union-attr, index]
+
+
+def trunk_of(model: PreTrainedModel) -> nn.Module:
+    """The model without its output layer. Some classes (Llama 4) take themselves for their base model."""
+    trunk = model.base_model
+    if trunk is model and isinstance(inner := getattr(model, "model", None), nn.Module):
+        return inner
+    assert isinstance(trunk, nn.Module)
+    return trunk
 
 
 def split_prompt(

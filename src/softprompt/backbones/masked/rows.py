@@ -230,7 +230,7 @@ class Encoder:
             embeds = embed_tree(self.model, tree, prompt).view(
                 len(group), length, -1
             )  # (1, N, d) -> (S, T, d)
-            kinds = {name: kind.view(len(group), length) for name, kind in self._types(some).items()}
+            kinds = {name: kind.view(len(group), length) for name, kind in self.kinds_of(some).items()}
             states = self.forward(inputs_embeds=embeds, **kinds).last_hidden_state
             found |= dict(zip(group, states, strict=True))
         if not places:
@@ -289,11 +289,11 @@ class Encoder:
                 inputs_embeds=embed_tree(self.model, tree, prompt),
                 position_ids=tree.positions[None] + self.first,
                 prompt_rows=call,
-                **self._types(rows),
+                **self.kinds_of(rows),
             ).last_hidden_state
         return states
 
-    def _types(self, rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
+    def kinds_of(self, rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
         """`token_type_ids` (1, N), as the tokenizer gives them to a pair of texts: the type grows behind each separator."""
         if self.separator is None:
             return {}
