@@ -134,7 +134,7 @@ FAMILIES: tuple[Family, ...] = (
         check=EncoderDecoderBackbone.check,
     ),
     Family("vision-encoder", _sees, AutoModel, VisionBackbone, images=True, words=False),
-    Family("vision-language", _compares, AutoModel, DualBackbone, images=True),
+    Family("vision-language", _compares, AutoModel, DualBackbone, images=True, check=DualBackbone.check),
 )
 """A model belongs to the first of these that holds its config."""
 

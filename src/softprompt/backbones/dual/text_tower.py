@@ -46,6 +46,10 @@ class TextTower(Protocol):
         """The embeddings of texts, (n, e), not normalised. Differentiable in the prompt."""
         ...
 
+    def whole(self, text: Sequence[int]) -> tuple[int, ...]:
+        """The ids of a text with the padding that the tower sees."""
+        ...
+
     def cost(self, text: EncodedRow) -> int:
         """How many tokens are run for a text, with tokens that it shares with others counted in full."""
         ...
@@ -87,6 +91,9 @@ class CausalTexts:
         projected: Tensor = self.projection(ends)
         return projected
 
+    def whole(self, text: Sequence[int]) -> tuple[int, ...]:
+        return tuple(text)
+
     def cost(self, text: EncodedRow) -> int:
         return len(text.context)
 
@@ -110,10 +117,7 @@ class PaddedTexts:
         return int(self.model.config.max_position_embeddings)
 
     def embed(self, texts: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
-        rows = [
-            replace(text, context=text.context + (self.pad,) * (self.positions - len(text.context)))
-            for text in texts
-        ]
+        rows = [replace(text, context=self.whole(text.context)) for text in texts]
         tree = build_tree(
             rows,
             [()] * prompt.count,
@@ -131,6 +135,9 @@ class PaddedTexts:
         head: Any = self.model.head
         embedded: Tensor = head(self.model.final_layer_norm(states[:, -1]))
         return embedded
+
+    def whole(self, text: Sequence[int]) -> tuple[int, ...]:
+        return (*text, *[self.pad] * (self.positions - len(text)))
 
     def cost(self, text: EncodedRow) -> int:
         return self.positions
@@ -157,6 +164,9 @@ class PooledTexts:
         states = self.encoder.states([replace(text, read=(0,)) for text in texts], prompt)
         projected: Tensor = self.projection(self.pooler(states[:, None]))  # (n, d) -> (n, e)
         return projected
+
+    def whole(self, text: Sequence[int]) -> tuple[int, ...]:
+        return tuple(text)
 
     def cost(self, text: EncodedRow) -> int:
         return len(text.context)
