@@ -21,7 +21,8 @@ def check_embeddings(model: PreTrainedModel, name: str) -> None:
     for each vector in its table (Gemma 4) would fail at the first vector that has been trained.
     """
     config = model.config
-    if getattr(config.get_text_config(), "hidden_size_per_layer_input", None):
+    has_tables = any(hasattr(module, "get_per_layer_inputs") for module in model.modules())
+    if has_tables and getattr(config.get_text_config(), "hidden_size_per_layer_input", None):
         # No trial: a search for vectors in a table of 262,000 rows takes gigabytes.
         raise ValueError(
             f"{name} ({type(model).__name__}) answers otherwise when its tokens come as rows of its embedding table: it has a"
