@@ -70,6 +70,8 @@ def build(kind: str, auto: Any) -> Any:
     """The smallest model of a type that a few settings give, or None."""
     dense = {name: value for name, value in SIZES.items() if "expert" not in name}
     first = SIZES if auto is AutoModelForCausalLM else dense
+    if auto is AutoModelForMaskedLM:
+        first = first | {"vocab_size": len(encoder_tokenizer())}
     for sizes in (first, SIZES | {"num_key_value_heads": 4}, {"num_key_value_heads": 4}):
         for without in ((), ("num_key_value_heads",), ("num_hidden_layers", "num_attention_heads")):
             try:
