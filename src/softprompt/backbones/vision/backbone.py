@@ -97,7 +97,7 @@ class VisionBackbone:
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the images that the positions were trained for, in pixels."""
-        return self._tower.size
+        return self._facts.size
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
