@@ -215,6 +215,27 @@ def test_generation_follows_positions_that_change_on_the_way(mechanism: str) -> 
     forget(backbone)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("mechanism", CHANGING)
+@pytest.mark.parametrize("packed", [None, False])
+def test_positions_that_change_stay_apart_from_those_of_the_users_model(
+    mechanism: str, packed: bool | None
+) -> None:
+    backbone = loaded(CHANGING[mechanism], packed=packed)
+    prompt = PromptOutput(tokens=virtual_tokens(backbone))
+    short, long = ([EncodedRow(tuple(range(60, end)), ((40,),))] for end in (65, 75))
+    forget(backbone)
+    buffers = {name: buffer.clone() for name, buffer in backbone.model.named_buffers()}
+    before = backbone.score(short, prompt).logits
+    beyond = backbone.score(long, prompt).logits
+    assert torch.equal(backbone.score(short, prompt).logits, before)
+    for name, buffer in backbone.model.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+    backbone.model(input_ids=torch.arange(20, 40)[None], use_cache=False)  # longer than both, by the user
+    assert torch.equal(backbone.score(short, prompt).logits, before)
+    assert torch.equal(backbone.score(long, prompt).logits, beyond)
+
+
 MASKED = {
     "longformer": {
         "attention_window": 4,

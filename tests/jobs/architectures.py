@@ -30,6 +30,7 @@ from transformers.models.auto.modeling_auto import (
 
 from softprompt import load_backbone
 from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.masked import MaskedBackbone
 from softprompt.outputs import EncodedRow, PromptOutput
 from tests.backbones.agreement import CHECKS, assert_near
 from tests.naive import masked as naive_masked
@@ -138,6 +139,8 @@ def short(error: BaseException) -> str:
 def masked(model: Any) -> list[str]:
     tokenizer = encoder_tokenizer()
     backbone = load_backbone(model, tokenizer=tokenizer)
+    if not isinstance(backbone, MaskedBackbone):
+        return [f"is of the family {backbone.spec.family}", ""]
     mask = tokenizer.mask_token_id
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
     rows = [
