@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup  ## Tune a prompt on a real model and print what it learned
-	@echo "The demo takes one to three minutes; the first one also fetches a model and its data (450 MB)" >&2
+	@echo "The demo takes one to five minutes; the first one also fetches a model and its data (450 MB)" >&2
 	$(BIN)/python examples/demo.py $(if $(TEXT),"$$TEXT")
 
 test: setup  ## Run the whole suite, real models and the examples included

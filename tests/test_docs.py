@@ -136,6 +136,18 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
         assert result.exit_code == 0, (command, result.output)
 
 
+def test_every_file_of_ours_that_a_document_names_exists() -> None:
+    files = [path.relative_to(ROOT).as_posix() for part in OURS for path in (ROOT / part).rglob("*.py")]
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]:
+        for name in re.findall(r"`([\w/]+\.py)\b", document.read_text(encoding="utf-8")):
+            found = any(f"/{file}".endswith(f"/{name}") for file in files)
+            assert found or name in NOT_OURS, f"{document.relative_to(ROOT)} names {name}"
+
+
+OURS = ("src", "tests", "examples", "benchmarks", "docs")
+NOT_OURS = ("gain.py", "run_squad.py")  # an example's, transformers'
+
+
 def test_every_make_target_of_the_readme_exists() -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text())

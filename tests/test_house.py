@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -131,6 +132,17 @@ def home(module: str, name: str) -> str:
     parts = module.split(".")
     private = next((at for at, part in enumerate(parts) if part.startswith("_")), len(parts) - 1)
     return ".".join(parts[:private])
+
+
+def test_the_table_of_contributing_names_every_room_from_the_top_to_the_bottom() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    _, table, _ = re.split(r"\n\|---\|---\|\n((?:\|.*\n)+)", text, maxsplit=1)
+    cells = [row.split("|")[1] for row in table.splitlines()]
+    named = [re.sub(r"(\.py|/)$", "", name) for cell in cells for name in re.findall(r"`(\S+)`", cell)]
+    there = {room(module) for module in files()} - {""}
+    assert set(named) == there
+    assert len(named) == len(there)
+    assert [FLOORS[name] for name in named] == sorted(FLOORS[name] for name in named)
 
 
 def test_ready_studies_are_yaml_alone() -> None:

@@ -8,7 +8,6 @@ rows are taken off before anything is chosen or trained; only the final test rea
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +19,8 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 
 from softprompt.backbones.base import Backbone
 from softprompt.baselines import ZeroShot
+from softprompt.concerns import warn_of
 from softprompt.data import Row, Rows
-from softprompt.errors import SoftpromptWarning
 from softprompt.fitting.one import fit
 from softprompt.fitting.run_config import RunConfig, SourceConfig
 from softprompt.prompts import Method
@@ -234,12 +233,11 @@ def adapt(
     if target_weight:
         pseudo = pseudo_labels(labeller or plain, target_rows, threshold=threshold)
         if not pseudo.rows:
-            warnings.warn(
+            sentence = (
                 f"none of {pseudo.asked} target rows has a pseudo-label of probability {threshold} or more: the source rows"
-                " alone are trained on; lower threshold",
-                SoftpromptWarning,
-                stacklevel=2,
+                " alone are trained on; lower threshold"
             )
+            warn_of([sentence])
     rows = mixed_rows(task, source_rows, () if pseudo is None else pseudo.rows, target_weight)
     judged = None if chosen_by is None else mixed_rows(task, chosen_by, ())
     tuned = [

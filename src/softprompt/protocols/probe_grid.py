@@ -1,6 +1,6 @@
 """A linear probe over a whole grid of learning rates and weight decays, from one pass through the backbone.
 
-The frozen states of each row are computed once (`feature_cache`), and the heads of all settings are trained side by
+The frozen states of each row are computed once (`features/cache.py`), and the heads of all settings are trained side by
 side as one linear layer. Each is the head that `fit(LinearProbe(), learning_rate=..., weight_decay=...)` trains, up to
 rounding: same start, batches, schedule, clipping and AdamW. Choosing both on validation rows, equal scores to the
 smaller rate, is the protocol of Jia et al., ECCV 2022 (arXiv 2203.12119); their rates are SGD's, ours AdamW's.

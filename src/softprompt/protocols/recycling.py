@@ -8,7 +8,6 @@ and of the target, E_s (n, s) and E_t (n, t) the embeddings of these words.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Literal
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from softprompt.backbones.base import Backbone
-from softprompt.errors import SoftpromptWarning
+from softprompt.concerns import warn_of
 from softprompt.protocols.transfer import check_tokens_only, read_source, untrained_prompt
 from softprompt.tasks.base import Task
 from softprompt.tuned import TunedPrompt
@@ -57,12 +56,11 @@ def port_prompt(
     source_words = source.backbone.spec.embed(pairs[:, 0]).cpu()
     target_words = backbone.spec.embed(pairs[:, 1]).cpu()
     if len(pairs) < source_words.shape[1]:
-        warnings.warn(
+        sentence = (
             f"{source.backbone.name} and {backbone.name} have {len(pairs)} words for a fit of width "
-            f"{source_words.shape[1]}: it is not determined; lower skip (now {skip}) or raise words (now {words})",
-            SoftpromptWarning,
-            stacklevel=2,
+            f"{source_words.shape[1]}: it is not determined; lower skip (now {skip}) or raise words (now {words})"
         )
+        warn_of([sentence])
     match recycler:
         case "v2v-lin":
             tokens = linear_map(source_words, target_words, read.tokens)

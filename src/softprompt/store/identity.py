@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from pydantic import TypeAdapter
 
 from softprompt.backbones.base import Backbone
-from softprompt.errors import SoftpromptWarning
+from softprompt.concerns import warn_of
 from softprompt.images import ImageRule
 from softprompt.later import without_later
 from softprompt.store.fingerprint import BackboneIdentity, fingerprint, tokenizer_digest
@@ -70,12 +69,11 @@ def reading_as_before(backbone: Backbone, remembered: str | None, began: str) ->
         return backbone
     if remembered != tokenizer_digest(_read_by(backbone, image.former)):
         return backbone
-    warnings.warn(
+    sentence = (
         f"{began} on images that an earlier version prepared otherwise than the image processor of {backbone.name} does: it"
-        f" still reads them so, by {image.former}; only what is trained anew has the processor's own pixels",
-        SoftpromptWarning,
-        stacklevel=3,
+        f" still reads them so, by {image.former}; only what is trained anew has the processor's own pixels"
     )
+    warn_of([sentence])
     return backbone.with_rule(image.former)
 
 

@@ -76,12 +76,13 @@ class Watcher:
 
 @contextlib.contextmanager
 def concerns_in(concerns: list[str]) -> Iterator[None]:
-    """The library's warnings go into the list, others where they go anyway."""
+    """The library's warnings go into the list, each once, others where they go anyway."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SoftpromptWarning)
         yield
     for warning in caught:
         if issubclass(warning.category, SoftpromptWarning):
-            concerns.append(str(warning.message))
+            if (sentence := str(warning.message)) not in concerns:  # some are warned of at every batch
+                concerns.append(sentence)
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from softprompt.errors import SoftpromptWarning
+from softprompt.concerns import warn_of
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
 
 
@@ -78,11 +77,7 @@ def warn_of_windows(model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: 
     if said is None and prompt.tokens is not None and windowed == len(kinds):
         said = _lost_tokens(rows, windowed * (window - 1))
     if said is not None:
-        warnings.warn(
-            f"{windowed} of {len(kinds)} layers attend to the last {window} tokens only: {said}",
-            SoftpromptWarning,
-            stacklevel=4,
-        )
+        warn_of([f"{windowed} of {len(kinds)} layers attend to the last {window} tokens only: {said}"])
 
 
 def _cut_off_prefix(rows: Sequence[EncodedRow], prompt: PromptOutput, window: int) -> str | None:
