@@ -28,6 +28,16 @@ def test_the_runs_of_a_study_have_their_ids(file: Path) -> None:
         assert runs.run_ids(file, full=True) == expected["full"]
 
 
+@pytest.mark.parametrize("file", runs.study_files(), ids=lambda file: file.stem)
+def test_the_ready_study_of_today_has_the_same_runs(file: Path) -> None:
+    """The copies beside this file are as they were; the studies that people run have been written in new words."""
+    today = HERE.parents[1] / "studies" / file.name
+    expected = read("run-ids.json")[file.name]
+    assert runs.run_ids(today, full=False) == expected["small"]
+    if "full" in expected:
+        assert runs.run_ids(today, full=True) == expected["full"]
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_config_comes_to_the_same_run(name: str) -> None:
     expected = read("runs.json")[name]

@@ -61,7 +61,9 @@ def test_a_class_with_too_few_rows_is_said() -> None:
         sp.few_shot_splits(ROWS, TASK, shots=(9,), seeds=(0,))
     with pytest.raises(ValueError, match="k=5 rows per class were asked for"):
         sp.few_shot_splits(ROWS, TASK, shots=(5,), seeds=(0,))
-    with pytest.raises(ValueError, match=r"k=8: no row is left to choose by for the labels \['neg', 'pos'\]"):
+    with pytest.raises(
+        ValueError, match=r"k=8: no row is left for validation for the labels \['neg', 'pos'\]"
+    ):
         sp.few_shot_splits(ROWS, TASK, shots=(8,), seeds=(0,))
     with pytest.raises(ValueError, match="text-generation has no classes"):
         sp.few_shot_splits(ROWS, sp.TextGeneration("{text}", target=" {label}"), shots=(1,), seeds=(0,))
