@@ -330,3 +330,19 @@ def test_a_model_that_cannot_be_run_is_refused_when_it_is_loaded(build: Any, rea
         load_backbone(
             build(), tokenizer=tiny_tokenizer() if "perceiver" not in reason.lower() else encoder_tokenizer()
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "mechanism", ["rotary", "linear beside full attention", "decoder of an encoder-decoder"]
+)
+def test_a_16_bit_model_is_run_as_in_float64(mechanism: str, dtype: torch.dtype) -> None:
+    kind = KINDS[mechanism]
+    model = tiny_model(kind.name, without=kind.without, **kind.settings).to(dtype)
+    backbone = load_backbone(model, tokenizer=tiny_tokenizer())
+    assert isinstance(backbone, CausalBackbone)
+    assert backbone.packed == kind.packed
+    answers = backbone.generate(
+        ROWS[:2], PromptOutput(tokens=virtual_tokens(backbone).detach()), max_new_tokens=2
+    )
+    assert len(answers) == 2

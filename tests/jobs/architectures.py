@@ -1,7 +1,10 @@
 """Build every type of model that transformers lists small, and say how softprompt runs it.
 
-    python -m tests.jobs.architectures > docs/reference/architectures.md
-    python -m tests.jobs.architectures --only phi3 deepseek_v3      # these alone, with the whole error
+    python -m tests.jobs.architectures --minutes 5      # again and again, until all are tried
+    python -m tests.jobs.architectures --only phi3      # this type again
+    python -m tests.jobs.architectures --table > docs/reference/architectures.md
+
+What is found is kept in architectures.json beside this file. Each type is tried in a process of its own, for a limited time.
 
 Each causal type is built with random weights and compared with the plain model, one row at a time: scores with gradients,
 states, compiled prompts, key-value prefixes, batched generation. Masked and encoder-decoder types: scores. A type whose
@@ -11,19 +14,28 @@ default config does not build at a small size is left out.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
-import signal
-import sys
+import multiprocessing
+import textwrap
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
@@ -31,16 +43,21 @@ from transformers.models.auto.modeling_auto import (
 from softprompt import load_backbone
 from softprompt.backbones.causal import CausalBackbone
 from softprompt.backbones.masked import MaskedBackbone
+from softprompt.files import write_text
 from softprompt.outputs import EncodedRow, PromptOutput
 from tests.backbones.agreement import CHECKS, assert_near
+from tests.backbones.dual.test_trial import SEES, dual_of
 from tests.naive import masked as naive_masked
 from tests.naive import seq2seq as naive_seq2seq
-from tests.tiny.architectures import VOCABULARY, tiny_model
+from tests.tiny.architectures import SHARED, VOCABULARY, tiny_model
+from tests.tiny.dual import dual_tokenizer
 from tests.tiny.encoders import encoder_tokenizer
 from tests.tiny.language import tiny_tokenizer
+from tests.tiny.vision import RULE
 
 LARGEST = 3_000_000  # parameters
-SECONDS = 25  # for one type
+FOUND = Path(__file__).with_suffix(".json")
+Results = dict[str, Any]
 SIZES: dict[str, Any] = {
     "head_dim": 12, "d_model": 48, "encoder_layers": 2, "decoder_layers": 2, "num_layers": 2,
     "num_decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 64,
@@ -59,15 +76,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-class TooLongError(Exception):
-    """A type took more than SECONDS."""
-
-
-def _too_long(*_: Any) -> None:
-    raise TooLongError
-
-
-def build(kind: str, auto: Any) -> Any:
+def small(kind: str, auto: Any) -> Any:
     """The smallest model of a type that a few settings give, or None."""
     dense = {name: value for name, value in SIZES.items() if "expert" not in name}
     first = SIZES if auto is AutoModelForCausalLM else dense
@@ -87,18 +96,12 @@ def build(kind: str, auto: Any) -> Any:
                         input_ids=ids, **({"decoder_input_ids": ids} if auto is AutoModelForSeq2SeqLM else {})
                     )
                 return model
-            except TooLongError:
-                raise
             except Exception:
                 continue
     return None
 
 
 def tiny_config(kind: str, sizes: dict[str, Any], without: tuple[str, ...]) -> Any:
-    from transformers import AutoConfig
-
-    from tests.tiny.architectures import SHARED
-
     shared = {name: value for name, value in SHARED.items() if name not in without}
     return AutoConfig.for_model(kind, **{**shared, **sizes})
 
@@ -118,18 +121,16 @@ def causal(model: Any) -> list[str]:
     return cells
 
 
-def outcome(check: Callable[[], None]) -> str:
+def outcome(check: Callable[[], Any], right: str = "equal") -> str:
     try:
         check()
-    except TooLongError:
-        raise
     except AssertionError:
         return "**differs**"
     except ValueError as error:
         return f"refused: {short(error)}"
     except Exception as error:
         return f"**{type(error).__name__}**: {short(error)}"
-    return "equal"
+    return right
 
 
 def short(error: BaseException) -> str:
@@ -186,72 +187,138 @@ def seq2seq(model: Any) -> list[str]:
     return [outcome(check)]
 
 
+def tower(kind: str, auto: Any) -> Any:
+    """A small vision tower, or None."""
+    for without in (
+        (),
+        ("num_attention_heads",),
+        ("num_hidden_layers", "num_attention_heads", "hidden_size"),
+    ):
+        try:
+            sees = {name: value for name, value in SEES.items() if name not in without}
+            with torch.device("meta"):
+                probe = auto.from_config(AutoConfig.for_model(kind, **sees))
+            if sum(p.numel() for p in probe.parameters()) < LARGEST:
+                return auto.from_config(AutoConfig.for_model(kind, **sees)).eval()
+        except Exception:
+            continue
+    return None
+
+
+def vision(model: Any) -> list[str]:
+    """Whether it loads by itself, and whether as the tower of a dual encoder; the trials at loading judge."""
+    return [
+        outcome(lambda: load_backbone(model.double(), processor=RULE), "loads"),
+        outcome(
+            lambda: load_backbone(
+                dual_of(model.config), tokenizer=dual_tokenizer("vit-bert"), processor=RULE
+            ),
+            "loads",
+        ),
+    ]
+
+
 TABLES = {
     "Causal language models": (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, AutoModelForCausalLM, causal, ("shares the prompt", *CHECKS),
     ),
     "Masked language models": (MODEL_FOR_MASKED_LM_MAPPING_NAMES, AutoModelForMaskedLM, masked, ("packed", "scores")),
     "Encoder-decoders": (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, AutoModelForSeq2SeqLM, seq2seq, ("scores",)),
+    "Vision encoders": (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, AutoModel, vision, ("alone", "as a tower of VisionTextDualEncoder"),
+    ),
 }  # fmt: skip
 
 
-def row_of(kind: str, auto: Any, check: Callable[[Any], list[str]], columns: int) -> list[str] | None:
+HEAD = """# Architectures
+
+Which models of transformers run, found by trying a tiny random model of each type in float64 against the plain model, one row
+at a time. *Equal*: to 2e-5 of the largest value, gradients of scores too. *Shares the prompt*: rows are packed and the prompt
+is run once for all of them; the others run it for each row, which is slower and as exact. *Refused*: `load_backbone` or the
+call raises ValueError and says why (the text is cut off here).
+"""
+
+
+def row_of(kind: str, title: str) -> list[str] | None:
     """The cells of a type; None: it does not build."""
-    signal.alarm(SECONDS)
+    _, auto, check, columns = TABLES[title]
     try:
-        model = build(kind, auto)
-        if model is None:
-            return None
-        return check(model)
+        model = (tower if check is vision else small)(kind, auto)
+        return None if model is None else check(model)
     except ValueError as error:
-        return [f"refused: {short(error)}", *[""] * (columns - 1)]
-    except TooLongError:
-        return [f"not finished in {SECONDS} s", *[""] * (columns - 1)]
+        cell = f"refused: {short(error)}"
     except Exception as error:
-        return [f"**{type(error).__name__}**: {short(error)}", *[""] * (columns - 1)]
+        cell = f"**{type(error).__name__}**: {short(error)}"
+    return [cell, *[""] * (len(columns) - 1)]
+
+
+def tried(kind: str, title: str, seconds: float) -> list[str] | None:
+    """The cells of a type, found in a forked process that may crash or hang."""
+    here, there = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(
+        target=lambda: there.send(row_of(kind, title)), daemon=True
+    )
+    child.start()
+    there.close()
+    rest = [""] * (len(TABLES[title][3]) - 1)
+    try:
+        if here.poll(seconds):
+            return here.recv()  # type: ignore[no-any-return]
+        return [f"not finished in {seconds:.0f} s", *rest]
+    except EOFError:
+        child.join()
+        return [f"**the process ended** with exit code {child.exitcode}", *rest]
     finally:
-        signal.alarm(0)
+        child.kill()
+        child.join()
+
+
+def write_table(found: Results) -> None:
+    print(HEAD)
+    for title, (kinds, _, _, columns) in TABLES.items():
+        rows = found["types"].get(title, {})
+        print(f"## {title}\n\n| type | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
+        for kind in sorted(kinds):
+            if (cells := rows.get(kind)) is not None:
+                print(f"| {kind} | {' | '.join(cells)} |")
+        unbuilt = [kind for kind in sorted(kinds) if kind in rows and rows[kind] is None]
+        unreached = [kind for kind in sorted(kinds) if kind not in rows]
+        for why, names in (
+            ("Not tried, because no small config was found", unbuilt),
+            ("Not reached", unreached),
+        ):
+            if names:
+                print("\n" + textwrap.fill(f"{why}: {', '.join(names)}.", 120, break_on_hyphens=False))
+        print()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", help="types")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", nargs="*", help="types, tried again")
     parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="for each table; what is left is named"
+        "--minutes", type=float, default=float("inf"), help="stop after them; the next call resumes"
     )
+    parser.add_argument("--seconds", type=float, default=40, help="for one type")
+    parser.add_argument("--table", action="store_true", help="try nothing, print the page of what was found")
     asked = parser.parse_args()
-    only = asked.only
+    found: Results = json.loads(FOUND.read_text()) if FOUND.exists() else {"types": {}}
+    if asked.table:
+        write_table(found)
+        return
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    signal.signal(signal.SIGALRM, _too_long)
-    print("# Architectures\n")
-    print(
-        "Which language models of transformers run, found by trying a tiny random model of each type in float64 against\n"
-        "the plain model, one row at a time. *Equal*: to 2e-5 of the largest value, gradients of scores too. *Shares the\n"
-        "prompt*: rows are packed and the prompt is run once for all of them; the others run it for each row, which is\n"
-        "slower and as exact.\n"
-        "*Refused*: `load_backbone` or the call raises ValueError and says why.\n"
-    )
-    print(f"Made by `python -m tests.jobs.architectures` with transformers {transformers.__version__}.\n")
-    for title, (kinds, auto, check, columns) in TABLES.items():
-        chosen = [kind for kind in sorted(kinds) if not only or kind in only]
-        left: list[str] = []
-        unreached: list[str] = []
-        begun = time.monotonic()
-        print(f"## {title}\n\n| type | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}", flush=True)
-        for kind in chosen:
-            if time.monotonic() - begun > asked.seconds:
-                unreached.append(kind)
+    found["versions"] = {"transformers": transformers.__version__, "torch": torch.__version__}
+    end = time.monotonic() + 60 * asked.minutes
+    for title, (kinds, *_) in TABLES.items():
+        rows = found["types"].setdefault(title, {})
+        for kind in sorted(kinds):
+            if (kind not in asked.only) if asked.only else kind in rows:
                 continue
-            cells = row_of(kind, auto, check, len(columns))
-            print(kind, cells, file=sys.stderr, flush=True)
-            if cells is None:
-                left.append(kind)
-            else:
-                print(f"| {kind} | {' | '.join(cells)} |", flush=True)
-        print(f"\nNot tried, because no small config was found: {', '.join(left) or 'none'}.\n", flush=True)
-        if unreached:
-            print(f"Not reached in {asked.seconds:.0f} s: {', '.join(unreached)}.\n", flush=True)
+            if time.monotonic() > end:
+                return
+            rows[kind] = tried(kind, title, asked.seconds)
+            print(title, kind, rows[kind], flush=True)
+            write_text(FOUND, json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

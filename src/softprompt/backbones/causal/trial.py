@@ -25,6 +25,7 @@ from softprompt.backbones.engine import (
     disagreement,
     pack,
     shared_heads,
+    words_disagree,
 )
 from softprompt.backbones.vocabulary import table_of
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
@@ -125,15 +126,15 @@ def _trial_rows(model: PreTrainedModel) -> tuple[list[EncodedRow], PromptOutput]
 
 
 def _alone(runner: PackedModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
-    """log p of each target token, from one plain pass for each sequence."""
+    """Logits that predict each target token, from one plain pass for each sequence, (n, V)."""
     singles = [replace(row, targets=(target,)) for row in rows for target in row.targets]
-    return torch.cat([padded_logits(runner.plain, [row], prompt).token_log_likelihoods() for row in singles])
+    scored = (padded_logits(runner.plain, [row], prompt) for row in singles)
+    return torch.cat([each.logits[each.position] for each in scored])
 
 
 def _difference(runner: PackedModel, found: TargetLogits, expected: Tensor) -> float | None:
-    # bfloat16 rounds logits of size 20 to 1/16.
     dtype = table_of(runner.model.get_input_embeddings()).dtype
-    return disagreement(found.token_log_likelihoods(), expected, dtype, half=0.5)
+    return words_disagree(found.logits[found.position], expected, dtype, half=0.2)
 
 
 def _reason(why: Callable[[], str | None]) -> str | None:

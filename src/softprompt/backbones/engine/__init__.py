@@ -45,7 +45,7 @@ from softprompt.backbones.engine.packed import (
 )
 from softprompt.backbones.engine.rotary import ChangingRotary, changing_rotaries, make_forgetful
 from softprompt.backbones.engine.tree import Atoms, PrefixTree, build_tree, continuations, shared_heads
-from softprompt.backbones.engine.trial import TRIAL_ERRORS, disagreement
+from softprompt.backbones.engine.trial import TRIAL_ERRORS, disagreement, words_disagree
 from softprompt.backbones.engine.view import View, Views
 
 __all__ = [
@@ -96,4 +96,5 @@ __all__ = [
     "trunk_of",
     "ungroup_queries",
     "use_attention",
+    "words_disagree",
 ]
