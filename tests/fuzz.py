@@ -27,6 +27,7 @@ from softprompt.data.files import read_file
 from softprompt.fitting.run_config import override, parse_config, read_config
 from softprompt.studies import plan, read_study
 from softprompt.tasks.base import TextSetting
+from softprompt.tasks.bound_template import bind_template
 from softprompt.tasks.template import Template
 from softprompt.zoo import FetchError
 from tests.cli.runs import softprompt
@@ -167,7 +168,7 @@ def _override(text: str) -> None:
 def _template(given: tuple[str, str]) -> None:
     source, text = given
     template = Template.parse(source)
-    bound = template.bind(TextSetting(_tokenizer(), 3, 40), "text")
+    bound = bind_template(template, TextSetting(_tokenizer(), 3, 40), "text")
     bound.encode(dict.fromkeys(template.fields, text), reserved=2)
 
 

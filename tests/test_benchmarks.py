@@ -174,6 +174,7 @@ def test_a_fresh_process_is_another_one() -> None:
     assert harness.in_fresh_process(os.getpid) != os.getpid()
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_many_prompts_trains_the_same_prompts_on_both_sides(tmp_path: Path) -> None:
     path = tmp_path / "many.json"
     assert many_prompts.main(["--tiny", "--json", str(path)]) == 0

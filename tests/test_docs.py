@@ -294,6 +294,7 @@ def test_the_protocol_in_contributing_passes_its_tests(
         sys.modules.pop("softprompt.protocols.cross_validation", None)
 
 
+@pytest.mark.slow
 def test_the_comparison_of_the_how_to_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from softprompt.cli import app
     from tests.cli.runs import write_backbone

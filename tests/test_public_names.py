@@ -35,6 +35,7 @@ def printed(code: str) -> str:
     ).stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_name_is_not_hidden_by_the_module_of_the_same_name() -> None:
     code = "import softprompt.attach; import softprompt as sp; print(sp.attach.__name__, callable(sp.attach))"
     assert printed(code) == "attach True"

@@ -166,7 +166,7 @@ def test_a_hub_model_is_loaded_again_from_the_commit_that_the_prompt_was_trained
         asked.append(revision)
         return tiny_backbone()
 
-    monkeypatch.setattr("softprompt.tuned.load_backbone", opened)
+    monkeypatch.setattr("softprompt.tuned.loading.load_backbone", opened)
     monkeypatch.setattr("softprompt.cli._options.open_backbone", lambda name, *_, **kw: opened(name, **kw))
     assert load(folder).predict(["film"]) == open_prompt(folder, None, None, None).predict(["film"])
     open_prompt(folder, "another copy", None, None)

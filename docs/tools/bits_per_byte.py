@@ -14,7 +14,9 @@ import torch
 
 import softprompt as sp
 from softprompt.backbones.base import Backbone
-from softprompt.fitting.run_config import SourceConfig, parsed, source_rows
+from softprompt.fitting.run_config import SourceConfig
+from softprompt.fitting.settings import parsed
+from softprompt.fitting.sources import source_rows
 from softprompt.studies import read_study
 
 STUDY = Path(__file__).parents[2] / "studies" / "scale.yaml"

@@ -17,7 +17,6 @@ from .protocols.base_to_new import BaseToNew as BaseToNew
 from .protocols.base_to_new import base_to_new_runs as base_to_new_runs
 from .protocols.class_incremental import ClassIncremental as ClassIncremental
 from .protocols.class_incremental import class_incremental_run as class_incremental_run
-from .protocols.class_incremental import joint_training as joint_training
 from .protocols.domain_adaptation import DomainAdaptation as DomainAdaptation
 from .protocols.domain_adaptation import adapt as adapt
 from .protocols.domain_shift import Domain as Domain
@@ -26,6 +25,7 @@ from .protocols.domain_shift import evaluate_domains as evaluate_domains
 from .protocols.ensembling import EnsembleMetrics as EnsembleMetrics
 from .protocols.ensembling import PromptEnsemble as PromptEnsemble
 from .protocols.few_shot import few_shot_runs as few_shot_runs
+from .protocols.joint import joint_training as joint_training
 from .protocols.probe_grid import ProbeGrid as ProbeGrid
 from .protocols.probe_grid import probe_grid as probe_grid
 from .protocols.probe_search import ProbeSearch as ProbeSearch

@@ -15,8 +15,9 @@ from softprompt.backbones.vocabulary import table_of
 from softprompt.model import PromptedModel
 from softprompt.prompts import PromptModule
 from softprompt.store.identity import identity_of
-from softprompt.tasks.template import BoundTemplate, Run, tokenize
+from softprompt.tasks.bound_template import BoundTemplate, Run
 from softprompt.tasks.template import Literal as Words
+from softprompt.tasks.tokenizing import tokenize
 from softprompt.tuned import TunedPrompt
 
 _ATTACHED: WeakSet[PreTrainedModel] = WeakSet()
@@ -41,7 +42,7 @@ def attach(model: PreTrainedModel, tuned: TunedPrompt | PromptedModel | PromptMo
 
     If a prompt is longer than a sliding window, the model sees it as far as its window reaches.
 
-    Raises TypeError if `model` is no model of transformers or `tuned` is no prompt; WrongBackboneError if the prompt was
+    Raises TypeError if `model` is not a model of transformers or `tuned` is not a prompt; WrongBackboneError if the prompt was
     trained on another model (its embedding table is read to find out, unless it is the prompt's own object). Raises
     ValueError for a model that has a prompt attached already, for layers without keys and values, for other families, for
     prompts behind a column of the template, with layers of several lengths or as functions of their rows, for tasks

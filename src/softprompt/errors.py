@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class SoftpromptWarning(UserWarning):
-    """Something finished, but its result is probably not what was wanted."""
+    """A result is probably not what the user wanted."""
 
 
 class CheckpointError(RuntimeError):
@@ -36,7 +36,7 @@ class TrainingDiverged(RuntimeError):  # noqa: N818 - it reads as the statement 
 
 
 def explain(error: ValidationError, place: str = "") -> str:
-    """pydantic's errors, one line for each place: where, what was expected, and what was found there."""
+    """pydantic's errors with a line for each place: where it is, what was expected and what was found."""
     expected: dict[tuple[str, ...], list[str]] = {}
     found: dict[tuple[str, ...], str] = {}
     for item in error.errors(include_url=False):

@@ -68,7 +68,7 @@ class ImageRule:
 
 @dataclass(frozen=True)
 class ImageSetting:
-    """What a task's encoder must know to prepare images for a backbone.
+    """The facts that a task's encoder needs to prepare images for a backbone.
 
     rule      how the images are prepared
     patch     (H, W) of a patch in pixels; an image's sides must be multiples of it
@@ -178,7 +178,7 @@ def read_image(value: Any) -> Image.Image:
 
 
 class _OtherKindError(ValueError):
-    """An image that is in order, of a kind that has no pixels of red, green and blue."""
+    """An intact image of a kind that has no RGB pixels."""
 
 
 def _from_file(source: Path | io.BytesIO, name: str, size: int) -> Image.Image:

@@ -85,7 +85,7 @@ class PromptOutput:
 
 @dataclass(frozen=True)
 class Penalized:
-    """What the loss of a training step is computed from if the method adds a penalty.
+    """The input of a training step's loss if the method adds a penalty.
 
     answers  what the task computes its loss from
     penalty  () or (B,), added to the loss of each row

@@ -1,4 +1,4 @@
-"""What a caller has set in torch around a call of ours changes nothing, and global random numbers are drawn in turns."""
+"""Independence from the settings that a caller has made in torch; threads draw global random numbers in turns."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ A = ParamSpec("A")
 R = TypeVar("R")
 
 DRAWING = RLock()
-"""Is held by whoever draws from torch's global generators: dropout in training, initial values, sampled words."""
+"""The lock for drawing from torch's global generators: dropout in training, initial values, sampled words."""
 
 
 @contextmanager
 def own_generators(devices: Sequence[torch.device] = ()) -> Iterator[None]:
-    """Within the block torch's global generators are the caller's of this thread. Behind it they are as they were.
+    """Within the block only this thread draws from torch's global generators; afterwards their state is restored.
 
     devices  whose generators are meant, beside the CPU's
     """

@@ -1,4 +1,4 @@
-"""A truth value is no number: `steps: true`, or yes or on in YAML, is a slip, and pydantic would read it as 1."""
+"""A truth value is not a number: `steps: true`, or yes or on in YAML, is a slip, and pydantic would read it as 1."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+import yaml
 
 from tests.cli.runs import ROWS, as_json, softprompt
 
@@ -101,6 +102,7 @@ def not_found(*arguments: Any, **settings: Any) -> None:
     raise FileNotFoundError("nothing is there")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device of a full disk is Linux's")
 @pytest.mark.parametrize(
     "arguments", [["fetch", "--list", "--json"], ["fetch", "--list"], ["fetch", "nonsense", "--json"]]
@@ -120,6 +122,7 @@ def test_a_stream_that_takes_nothing_is_one_message_and_exit_code_1(arguments: l
     assert "error: " in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}])
 def test_letters_that_the_locale_lacks_do_not_end_a_command(locale: dict[str, str]) -> None:
     done = subprocess.run(
@@ -132,3 +135,29 @@ def test_letters_that_the_locale_lacks_do_not_end_a_command(locale: dict[str, st
     assert b"error: " in done.stderr
     assert b"glich" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "at"),
+    [
+        ({"recipe": {"steps": -1}}, "  steps: -1"),
+        ({"axes": {"method": ["zero-shot", "prompt-tunin"]}}, "  method:"),
+        ({"axes": {"recipe.steps": [4, "many"]}, "method": "zero-shot"}, "  recipe.steps:"),
+        ({"axes": {"methot": ["zero-shot"]}}, "  methot:"),
+    ],
+)
+def test_a_setting_of_a_study_that_does_not_fit_is_named_with_its_line(
+    trained: Path, tmp_path: Path, changes: dict[str, Any], at: str
+) -> None:
+    study = tmp_path / "study.yaml"
+    rows = {"train": "rows.jsonl"}
+    values = {
+        "title": "T",
+        "task": {"name": "text-classification", "template": "{text}", "labels": {"a": " a", "b": " b"}},
+    }
+    values |= {"backbone": "none", "data": rows, "seeds": [0], "axes": {"method": ["zero-shot"]}}
+    study.write_text(yaml.safe_dump(values | changes, sort_keys=False))
+    line = study.read_text().splitlines().index(at) + 1
+    result = softprompt("compare", study, "--output", tmp_path / "out", "--dry-run")
+    assert result.exit_code == 1
+    assert f"study.yaml, line {line}:" in " ".join(result.stderr.split())

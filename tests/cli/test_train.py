@@ -80,6 +80,7 @@ def test_a_finished_run_is_refused_and_left_as_it_is(trained: Path) -> None:
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_overwrite_trains_anew_instead_of_resuming_the_finished_run(config: Path) -> None:
     run = config.parent / "run"
     as_json("train", config, "seed=1", "--output", run, "--quiet")

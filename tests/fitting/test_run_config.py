@@ -8,14 +8,8 @@ from typing import Any
 
 import pytest
 
-from softprompt.fitting.run_config import (
-    SourceConfig,
-    differences,
-    override,
-    parse_config,
-    read_config,
-    source_rows,
-)
+from softprompt.fitting.run_config import SourceConfig, differences, override, parse_config, read_config
+from softprompt.fitting.sources import source_rows
 from softprompt.prompts import PromptTuning
 
 MINIMAL: dict[str, Any] = {

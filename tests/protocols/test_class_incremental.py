@@ -12,12 +12,12 @@ from torch.testing import assert_close
 
 import softprompt as sp
 from softprompt.prompts import Method
-from softprompt.protocols import class_incremental as module
+from softprompt.protocols import class_incremental, joint
 from softprompt.protocols.class_incremental import (
     ClassIncremental,
     class_incremental_run,
-    joint_training,
 )
+from softprompt.protocols.joint import joint_training
 from softprompt.protocols.rehearsal import Rehearsal
 from softprompt.protocols.task_division import class_tasks
 from softprompt.records import stages
@@ -57,7 +57,8 @@ class Fits:
         self.prompts: list[sp.TunedPrompt] = []
         self.starts: list[Any] = []
         self.killed_in = killed_in
-        monkeypatch.setattr(module, "fit", self)
+        for protocol in (class_incremental, joint):
+            monkeypatch.setattr(protocol, "fit", self)
 
     def __call__(self, backbone: Any, task: Any, method: Any, rows: Any, **settings: Any) -> sp.TunedPrompt:
         if len(self.rows) == self.killed_in:

@@ -182,6 +182,7 @@ def killed_save(folder: Path) -> None:
     save(folder, NEW, overwrite=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kills a process")
 def test_temporary_folders_of_killed_saves_are_removed_by_the_next_one(mood: Path) -> None:
     (mood.parent / ".mood.notes.tmp").mkdir()  # not ours

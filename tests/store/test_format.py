@@ -234,6 +234,7 @@ anything = st.recursive(
 )
 
 
+@pytest.mark.slow
 @fuzz
 @given(data=st.data(), resign=st.booleans())
 def test_a_mutated_json_tree_gives_an_error_or_a_prompt_that_saves_again(

@@ -52,6 +52,7 @@ def made(values: dict[str, Any], folder: StudyFolder) -> None:
     conduct(study, folder, Worker(lambda config: dual_backbone()))
 
 
+@pytest.mark.slow
 def test_a_study_finds_what_the_protocol_finds_and_shows_both_averages_of_h(tmp_path: Path) -> None:
     values = half_study(tmp_path, together=4)
     folder = StudyFolder(tmp_path / "out")

@@ -385,6 +385,7 @@ def test_a_run_of_a_living_process_is_left_to_it(undisturbed: Path, tmp_path: Pa
     assert engine.make(study, [run], folder, Worker(open_tiny), Quiet())
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_again_and_again_ends_bit_identical(undisturbed: Path, tmp_path: Path) -> None:
     dice = random.Random(0)
     moments = [dice.randrange(1, 40) for _ in range(6)]
@@ -393,6 +394,7 @@ def test_a_study_that_is_killed_again_and_again_ends_bit_identical(undisturbed: 
     assert not (tmp_path / "out" / "set-aside").exists()
 
 
+@pytest.mark.slow
 def test_kills_of_two_processes_at_once_lose_nothing(undisturbed: Path, tmp_path: Path) -> None:
     """One round of what tests/jobs/kills.py repeats for as long as is asked."""
     assert round_of_kills(undisturbed, tmp_path / "out", random.Random(1)) >= 3

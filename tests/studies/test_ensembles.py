@@ -18,6 +18,7 @@ from tests.studies.small import write_study
 pytestmark = pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 
 
+@pytest.mark.slow
 def test_the_prompts_of_all_seeds_are_judged_together_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ def test_a_folder_of_features_changes_neither_results_nor_names(
     assert set(cache.iterdir()) == files  # other runs compute nothing more
 
 
+@pytest.mark.slow
 def test_the_logits_that_compete_in_tasks_are_a_setting(tmp_path: Path) -> None:
     study = write_image_study(
         tmp_path / "study.yaml",

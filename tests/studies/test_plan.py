@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from softprompt.studies import Outcome, parse_study, plan, read_study
-from softprompt.studies.config import merged
+from softprompt.studies.merging import merged
 from softprompt.studies.runs import run_hash
 
 SHARED: dict[str, Any] = {

@@ -119,6 +119,7 @@ def test_an_interrupted_batch_resumes(alone: Path, tmp_path: Path) -> None:
     assert_same(alone, folder.path, alone.parent / "out")
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_killed_again_and_again_loses_nothing(alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert killed(together(alone), out, "in turn", [9, 23, 31, 14, NEVER]) >= 3

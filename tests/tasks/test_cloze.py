@@ -13,6 +13,7 @@ from softprompt import PromptTuning, TextClassification, TextGeneration, ZeroSho
 from softprompt.backbones.masked.backbone import MaskedBackbone
 from softprompt.mixed import MixedPrompts
 from softprompt.tasks import TextSetting
+from softprompt.tasks.bound_template import bind_template
 from softprompt.tasks.template import Literal, Mask, Template, parse_template
 from tests.naive import masked as naive
 from tests.tiny.encoders import CLS, SEP, Encoder, encoder_backbone, encoder_tokenizer
@@ -29,7 +30,9 @@ def ids(text: str) -> list[int]:
 
 def encode(template: str, P: int = 0, **options: Any) -> list[int]:
     setting = TextSetting(encoder_tokenizer(), P, closed=True)
-    return list(Template.parse(template).bind(setting).encode({"text": "the film", "b": "a dog"}, **options))
+    return list(
+        bind_template(Template.parse(template), setting).encode({"text": "the film", "b": "a dog"}, **options)
+    )
 
 
 def test_a_mask_is_parsed_and_counted() -> None:
@@ -67,9 +70,9 @@ def test_a_mask_that_nobody_fills_is_an_error() -> None:
     with pytest.raises(
         ValueError, match=r"a causal language model predicts what follows a text.*drop \{mask\}"
     ):
-        Template.parse("{text} {mask}").bind(TextSetting(encoder_tokenizer()))
+        bind_template(Template.parse("{text} {mask}"), TextSetting(encoder_tokenizer()))
     with pytest.raises(ValueError, match="the tokenizer has no mask token"):
-        Template.parse("{text} {mask}").bind(TextSetting(tiny_tokenizer(), closed=True))
+        bind_template(Template.parse("{text} {mask}"), TextSetting(tiny_tokenizer(), closed=True))
     with pytest.raises(ValueError, match="a causal language model"):
         fit(tiny_backbone(), TASK, PromptTuning(length=2), ROWS, steps=1, progress=False)
 

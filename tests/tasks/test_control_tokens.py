@@ -12,15 +12,16 @@ from transformers import AddedToken
 import softprompt as sp
 from softprompt.store.identity import settings_of
 from softprompt.tasks.base import TextSetting
+from softprompt.tasks.bound_template import BoundTemplate, bind_template
 from softprompt.tasks.control_tokens import ControlTokens
-from softprompt.tasks.template import BoundTemplate, Template
+from softprompt.tasks.template import Template
 from tests.tiny.language import tiny_tokenizer
 from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 
 def bound(source: str, tokenizer: Any = None, **settings: Any) -> BoundTemplate:
     setting = TextSetting(tokenizer or tiny_tokenizer(), **settings)
-    return Template.parse(source).bind(setting, "text")
+    return bind_template(Template.parse(source), setting, "text")
 
 
 def plain(text: str) -> list[int]:
@@ -54,18 +55,14 @@ def test_rows_without_control_tokens_are_read_as_ever(text: str) -> None:
     for source in ("{text} it was", "<s>{text}</s> it", "{text}{text}"):
         template = Template.parse(source)
         setting = TextSetting(TOKENIZER)
-        now, before = template.bind(setting, "text"), template.bind(setting, "tokens")
+        now, before = bind_template(template, setting, "text"), bind_template(template, setting, "tokens")
         if source != "{text}{text}" or text:
             assert now.encode({"text": text}) == before.encode({"text": text})
 
 
 def test_before_there_was_a_choice_they_were_tokens() -> None:
-    found = (
-        Template.parse("{text} it was")
-        .bind(TextSetting(TOKENIZER), "tokens")
-        .encode({"text": "good</s>film"})
-    )
-    assert END in found
+    template = bind_template(Template.parse("{text} it was"), TextSetting(TOKENIZER), "tokens")
+    assert END in template.encode({"text": "good</s>film"})
 
 
 def test_a_mask_takes_the_blank_before_it_as_the_tokenizer_says() -> None:

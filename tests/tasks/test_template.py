@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from tokenizers import processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from softprompt.tasks import TextSetting
+from softprompt.tasks import TextClassification, TextSetting
+from softprompt.tasks.bound_template import BoundTemplate, bind_template
 from softprompt.tasks.columns import read_fields
-from softprompt.tasks.template import Bos, BoundTemplate, Field, Literal, Soft, Template, parse_template
+from softprompt.tasks.template import Bos, Field, Literal, Soft, Template, parse_template
 from tests.tiny.language import tiny_tokenizer
 
 BOS = 1
 
 
 def bound(source: str, *, P: int = 0, cut: str | None = None, bos: bool = False) -> BoundTemplate:
-    return Template.parse(source, cut).bind(TextSetting(tiny_tokenizer(bos=bos), P))
+    return bind_template(Template.parse(source, cut), TextSetting(tiny_tokenizer(bos=bos), P))
 
 
 def ids(text: str) -> list[int]:
@@ -70,7 +73,7 @@ def test_only_one_field_may_be_marked_for_cutting():
     with pytest.raises(ValueError, match=r"only one field may be cut"):
         Template.parse("{a:cut} {b}", cut="b")
     assert Template.parse("{a:cut} {b}", cut="a").cut == "a"
-    with pytest.raises(ValueError, match=r"cut='txt' is no field .* did you mean 'text'"):
+    with pytest.raises(ValueError, match=r"cut='txt' is not a field .* did you mean 'text'"):
         Template.parse("{text}", cut="txt")
 
 
@@ -116,7 +119,7 @@ def test_a_written_bos_is_all_that_the_tokenizer_puts_in_front_of_a_text():
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> <unk> $A </s>", special_tokens=[("<s>", 1), ("<unk>", 3), ("</s>", 2)]
     )
-    encoded = Template.parse("{soft}{bos}a").bind(TextSetting(tokenizer, 1)).encode({})
+    encoded = bind_template(Template.parse("{soft}{bos}a"), TextSetting(tokenizer, 1)).encode({})
     assert list(encoded) == [-1, 1, 3, *ids("a")]
 
 
@@ -131,23 +134,23 @@ def closing_tokenizer():
 @pytest.mark.parametrize("source", ["{text}", "{text}{soft}", "{soft}{bos}{text}"])
 def test_a_closed_text_ends_with_the_tokens_that_the_tokenizer_puts_behind_it(source):
     setting = TextSetting(closing_tokenizer(), 2, closed=True)
-    encoded = Template.parse(source).bind(setting).encode({"text": "the film"})
+    encoded = bind_template(Template.parse(source), setting).encode({"text": "the film"})
     assert encoded[-1] == 2
     assert encoded.count(2) == encoded.count(1) == 1
     opened = TextSetting(closing_tokenizer(), 2)
-    assert Template.parse(source).bind(opened).encode({"text": "the film"}) == encoded[:-1]
+    assert bind_template(Template.parse(source), opened).encode({"text": "the film"}) == encoded[:-1]
 
 
 def test_cutting_counts_the_closing_tokens_and_keeps_no_room_for_an_answer_elsewhere():
     setting = TextSetting(closing_tokenizer(), 2, closed=True)
-    template = Template.parse("{text}").bind(setting)
+    template = bind_template(Template.parse("{text}"), setting)
     encoded = template.encode({"text": "the film was good was bad"}, max_tokens=7, reserved=5)
     assert encoded == (1, -1, -2, *ids("the film was"), 2)
 
 
 def test_bos_that_the_tokenizer_lacks_is_an_error():
     with pytest.raises(ValueError, match="neither a BOS nor a CLS"):
-        Template.parse("{bos}{text}").bind(TextSetting(ByT5Tokenizer()))
+        bind_template(Template.parse("{bos}{text}"), TextSetting(ByT5Tokenizer()))
 
 
 def test_a_row_without_any_token_is_an_error():
@@ -191,7 +194,7 @@ def test_a_field_that_occurs_twice_is_cut_in_both_places(room):
 
 
 def test_a_tokenizer_without_offsets_is_cut_to_the_same_limit():
-    template = Template.parse("a {text}!").bind(TextSetting(ByT5Tokenizer(), 2))
+    template = bind_template(Template.parse("a {text}!"), TextSetting(ByT5Tokenizer(), 2))
     cut = template.encode({"text": "x" * 50}, max_tokens=20, reserved=3)
     assert len(cut) == 17
     assert cut == template.encode({"text": "x" * 12})
@@ -219,10 +222,23 @@ def test_a_column_that_the_row_lacks_is_named_with_a_remedy():
     with pytest.raises(
         ValueError, match=r"columns are \['sentence', 'label'\], 'text' .*columns=\{'text': 'sentence'\}"
     ):
-        read_fields({"sentence": "a", "label": 1}, ["text"], {})
+        read_fields({"sentence": "a", "label": 1}, ["text"], {}, ["label"])
+    with pytest.raises(ValueError, match=r"columns=\{'text': '...'\} with the column that holds it"):
+        read_fields({"sentence": "a", "sort": 1}, ["text"], {}, ["label"])  # either may be meant
     with pytest.raises(ValueError, match=r"columns=\{'text': 'texts'\}"):
         read_fields({"label": 1, "texts": "a"}, ["text"], {})
     assert read_fields({"sentence": "a"}, ["text"], {"text": "sentence"}) == {"text": "a"}
+
+
+@pytest.mark.parametrize(
+    ("row", "likely"),
+    [({"text": "a"}, "..."), ({"text": "a", "sort": "x"}, "sort"), ({"text": "a", "Labels": "x"}, "Labels")],
+)
+def test_no_column_that_the_template_reads_is_suggested_for_a_missing_label(row, likely):
+    with pytest.raises(
+        ValueError, match=rf"'label' is needed: pass columns=\{{'label': '{re.escape(likely)}'\}}"
+    ):
+        TextClassification("{text}", {"x": " good", "y": " bad"}).read_label(row)
 
 
 @pytest.mark.parametrize("value", [None, float("nan")])
@@ -240,5 +256,5 @@ def test_a_missing_value_is_an_error_and_other_values_become_text(value):
 def test_a_text_longer_than_the_tokenizers_model_gives_no_warning(caplog):
     tokenizer: PreTrainedTokenizerFast = tiny_tokenizer()
     tokenizer.model_max_length = 4
-    Template.parse("{text}").bind(TextSetting(tokenizer)).encode({"text": LONG})
+    bind_template(Template.parse("{text}"), TextSetting(tokenizer)).encode({"text": LONG})
     assert not caplog.records

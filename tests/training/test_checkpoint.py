@@ -56,6 +56,7 @@ def interrupted(folder: Path, after: int = 5, recipe: Recipe = RECIPE) -> Keyboa
     return raised.value
 
 
+@pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_bit_identical(tmp_path: Path) -> None:
     context = fork_server()
     draw = random.Random(0)

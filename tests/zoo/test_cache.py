@@ -250,6 +250,7 @@ print(target.stat().st_size, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_fetch_at_once_download_once(registry: Registry, tmp_path: Path) -> None:
     archive = archive_of(WHEEL)
     registry.offer(archive, WHEEL)
@@ -303,6 +304,7 @@ def test_every_entry_of_the_table_is_pinned_and_named_after_its_key() -> None:
         assert (entry.kind == "data") == (entry.columns[-1:] == ("label",))
 
 
+@pytest.mark.slow
 def test_importing_the_zoo_asks_no_one(tmp_path: Path) -> None:
     environment = {**os.environ, "SOFTPROMPT_CACHE": str(tmp_path / "none"), "PATH": ""}
     subprocess.run([sys.executable, "-c", "import softprompt.zoo"], env=environment, check=True)

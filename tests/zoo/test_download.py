@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from softprompt.zoo import Archive, FetchError
+from softprompt.zoo import Archive, FetchError, web
 from softprompt.zoo.download import download
 from tests.zoo.registry_server import Registry, archive_of
 
@@ -25,6 +25,26 @@ def test_an_archive_is_found_in_the_index_that_pip_is_configured_with(
     archive = archive_of(CONTENT)
     registry.offer(archive, CONTENT, html=html)
     assert fetch(archive, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_server_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dripping:
+        def __init__(self, size: int) -> None:
+            self.size = size
+
+        def read1(self, most: int) -> bytes:
+            nonlocal clock
+            clock += 10
+            return b"x" * self.size
+
+    clock = 0.0
+    monkeypatch.setattr(web.time, "monotonic", lambda: clock)
+    connection = web.Connection(timeout=60, slowest=1024)
+    with pytest.raises(OSError, match="sent 6 bytes in 60 s, which is too slow"):
+        list(web.chunks(Dripping(1), "https://example.org/a?token=1", connection, 100))
+    assert clock == 60
+    fast = web.chunks(Dripping(20_000), "https://example.org/a", connection, 100)
+    assert sum(len(next(fast)) for _ in range(50)) == 1_000_000
 
 
 def test_an_archive_that_is_there_needs_no_network(registry: Registry, tmp_path: Path) -> None:

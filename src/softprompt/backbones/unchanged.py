@@ -1,4 +1,4 @@
-"""Whether a tensor, or the weights of a model, are what they were: what was computed from them then still holds.
+"""Detection of changed tensors and weights, so that values computed from unchanged ones stay valid.
 
 Changes that torch does not see (through NumPy) are not noticed.
 """
@@ -15,7 +15,7 @@ V = TypeVar("V")
 
 
 class PerTensor(Generic[V]):
-    """A value for each tensor, kept while the tensor is there and unchanged.
+    """A cache with a value for each tensor, valid while the tensor exists and is unchanged.
 
     Nothing is kept for tensors of inference mode, which do not say when they change.
     """
@@ -27,18 +27,18 @@ class PerTensor(Generic[V]):
         return len(self._kept)
 
     def __iter__(self) -> Iterator[V]:
-        """The values, of tensors that are there."""
+        """The cached values of tensors that still exist."""
         return (value for _, _, value in [*self._kept.values()])
 
     def get(self, tensor: Tensor) -> V | None:
-        """The tensor's value; None where there is none, or the tensor has changed since."""
+        """The tensor's value; None if there is none, or if the tensor has changed since."""
         entry = self._kept.get(id(tensor))
         if entry is None or entry[0]() is not tensor or entry[1] != tensor._version:
             return None
         return entry[2]
 
     def put(self, tensor: Tensor, value: V) -> None:
-        """Keep a value for the tensor as it is now."""
+        """Cache a value for the tensor in its present state."""
         if tensor.is_inference():
             return
         key = id(tensor)
@@ -51,16 +51,16 @@ class PerTensor(Generic[V]):
         self._kept[key] = (ref(tensor, forget), tensor._version, value)
 
     def drop(self, tensor: Tensor) -> None:
-        """Keep nothing for this tensor."""
+        """Evict the value of this tensor."""
         self._kept.pop(id(tensor), None)
 
     def clear(self) -> None:
-        """Keep nothing."""
+        """Evict all values."""
         self._kept.clear()
 
 
 def weights_mark(parameters: Iterable[Tensor]) -> Hashable:
-    """A mark that is another one once weights were changed in place, moved or cast. It says nothing beyond this process."""
+    """A mark that differs after weights were changed in place, moved or cast. It is valid only in this process."""
     weights = [*parameters]
     places = {(weight.device, weight.dtype) for weight in weights}
     return sum(1 + weight._version for weight in weights), frozenset(places)

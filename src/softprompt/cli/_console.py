@@ -1,4 +1,4 @@
-"""What a command prints and where, and how it ends: results, warnings, errors, Ctrl-C."""
+"""Output and end of a command: results, warnings, errors, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _write_json(report: Report, stream: TextIO, values: Mapping[str, Any]) -> No
 
 
 def _give_up_if_full(stream: TextIO) -> None:
-    """Drop what a full disk or a closed pipe did not take: Python would try it again at exit, and say so in its own words."""
+    """Drop output that a full disk or a closed pipe refused: Python would try again at exit and print its own error."""
     try:
         stream.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""An inspection of a prompt for images: printed, as JSON values, and as one self-contained HTML page."""
+"""Shows the inspection of a prompt for images: as text, as JSON values and as one self-contained HTML page."""
 
 from __future__ import annotations
 

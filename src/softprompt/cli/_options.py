@@ -1,4 +1,4 @@
-"""Options that several verbs share, and what they mean."""
+"""Options that several verbs share, and functions that act on them."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def open_configured(config: BackboneConfig) -> Backbone:
 
 @contextlib.contextmanager
 def _bars_for_terminals_only() -> Iterator[None]:
-    """Within the block transformers shows no progress bar where it would end up in a log."""
+    """Within the block transformers shows no progress bar if stderr is not a terminal."""
     from transformers.utils import logging
 
     if sys.stderr.isatty() or not logging.is_progress_bar_enabled():

@@ -122,7 +122,10 @@ def _parquet(file: BinaryIO, names: Sequence[str], rows: Sequence[Mapping[str, A
     import pyarrow
     import pyarrow.parquet
 
-    kinds = {name: {type(row.get(name)) for row in rows} & set(_SIMPLE) for name in names}
+    kinds: dict[str, set[type]] = {name: set() for name in names}
+    for row in rows:
+        for name, seen in kinds.items():
+            seen.update([kind for kind in _SIMPLE if isinstance(row.get(name), kind)][:1])
     arrow = {bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
     types = {name: arrow[kind.copy().pop()] if len(kind) == 1 else arrow[str] for name, kind in kinds.items()}
     types |= {name: arrow[float] for name, kind in kinds.items() if kind == {int, float}}

@@ -14,6 +14,7 @@ from softprompt.cli._console import Report, reporting
 from softprompt.cli._options import AsJson, Debug, open_configured
 
 if TYPE_CHECKING:
+    from softprompt.fitting.yaml_file import Document
     from softprompt.studies import Outcome, Plan, PlannedRun, StudyFolder
 
 
@@ -71,12 +72,18 @@ def _compare(
 ) -> int:
     from softprompt import studies
     from softprompt.cli._study_progress import StudyProgress
+    from softprompt.fitting.settings import SettingError
+    from softprompt.fitting.yaml_file import read_yaml
     from softprompt.studies.engine import Quiet
 
     study = studies.read_study(path, full=full)
     folder = studies.StudyFolder(output)
-    if dry_run:
+    try:
         found = studies.plan(study, folder.outcome)
+    except SettingError as error:
+        line = _line_of(read_yaml(path), error.key)
+        raise ValueError(f"{path}{'' if line is None or full else f', line {line}'}: {error}") from error
+    if dry_run:
         for run in found.runs:
             report.human.print(run.id, highlight=False, markup=False)
         report.values.update({"runs": len({run.id for run in found.runs}), "later": found.later})
@@ -115,3 +122,11 @@ def _tell(report: Report, found: Plan, folder: StudyFolder, output: Path) -> int
 def _went_wrong(run: PlannedRun, outcome: Outcome) -> bool:
     # In a search a learning rate that is too high is a result like any other.
     return outcome.status == "failed" or (outcome.status == "diverged" and run.stage == "final")
+
+
+def _line_of(document: Document, key: str) -> int | None:
+    """The line of a study's file that gives its runs a setting: that of the axis which varies it, else its own."""
+    for place, line in document.lines.items():
+        if place[:1] == ("axes",) and len(place) == 2 and f"{key}.".startswith(f"{place[1]}."):
+            return line
+    return document.line(key)

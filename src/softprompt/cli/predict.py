@@ -94,10 +94,10 @@ def predict(
         report.human.print(f"{len(inputs)} rows are in {output}", highlight=False, markup=False)
 
 
-def _rows(file: Path, encoding: str) -> list[dict[str, Any]]:
-    from softprompt.data import load_rows
+def _rows(file: Path, encoding: str) -> Sequence[Any]:
+    from softprompt.data import open_rows
 
-    return load_rows(file, encoding=encoding)
+    return open_rows(file, encoding=encoding)
 
 
 def _lines() -> list[str]:

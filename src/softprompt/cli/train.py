@@ -75,7 +75,8 @@ def _train(
     from softprompt.errors import TrainingDiverged
     from softprompt.evaluation import evaluate
     from softprompt.fitting import one as fitting
-    from softprompt.fitting.run_config import read_config, source_rows
+    from softprompt.fitting.run_config import read_config
+    from softprompt.fitting.sources import source_rows
 
     config = read_config(path, changes)
     folder = _run_folder.RunFolder(output)

@@ -12,7 +12,8 @@ import logging
 import reprlib
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,15 +123,15 @@ def _read_csv(path: Path, content: bytes, encoding: str) -> list[dict[str, Any]]
     if text.startswith("sep=") and text[4:5] and text[5:6] in ("\n", "\r"):  # Excel's
         separator, skipped = text[4], 1
         text = text[5:].removeprefix("\r").removeprefix("\n")
-    elif separator == "," and (other := _other_separator(path, text)) is not None:
+    elif separator == "," and (other := other_separator(path, text)) is not None:
         log.info("%s: columns are separated by %r", path, other)
         separator = other
     header, lines = _cells(path, text, separator, skipped)
-    named = _named_columns(path, header, lines)
+    named = named_columns(path, header, lines)
     return [{header[i]: cells[i] for i in named} for _, cells in lines]
 
 
-def _other_separator(path: Path, text: str) -> str | None:
+def other_separator(path: Path, text: str) -> str | None:
     """The separator of a file if commas do not divide its header; None: commas, or a single column."""
     first = text.splitlines()[0] if text.splitlines() else ""
     if len(next(csv.reader([first]), [])) > 1:
@@ -149,10 +150,32 @@ def _cells(
         reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    field_limit = csv.field_size_limit(sys.maxsize)  # 131,072 characters otherwise: some documents are longer
+    with any_cell_length():
+        try:
+            header = next(reader, [])
+        except csv.Error as error:
+            raise _unreadable(path, reader.line_num + skipped, error) from error
+        return header, list(records(path, reader, header, separator, skipped))
+
+
+@contextmanager
+def any_cell_length() -> Iterator[None]:
+    """Within the block the csv module reads cells of any length: some documents are longer than 131,072 characters."""
+    field_limit = csv.field_size_limit(sys.maxsize)
     try:
-        header = next(reader, [])
-        lines = []
+        yield
+    finally:
+        csv.field_size_limit(field_limit)
+
+
+def records(
+    path: Path, reader: Any, header: Sequence[str], separator: str, skipped: int
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield for each line of a csv reader that is not blank its number and its cells, as many as the header has.
+
+    skipped: lines before the header. Raises ValueError, with the line.
+    """
+    try:
         for cells in reader:
             if not cells:  # a blank line
                 continue
@@ -161,17 +184,16 @@ def _cells(
             if len(cells) != len(header):
                 raise ValueError(
                     f"{path}, line {reader.line_num + skipped}: {len(cells)} cells under {len(header)} columns"
-                    f" {header}, separated by {separator!r}; in a .csv file quote cells that hold the separator, a quote or"
-                    " a line end, and no cell of a .tsv file may hold a tab"
+                    f" {list(header)}, separated by {separator!r}; in a .csv file quote cells that hold the separator, a"
+                    " quote or a line end, and no cell of a .tsv file may hold a tab"
                 )
-            lines.append((reader.line_num + skipped, cells))
+            yield reader.line_num + skipped, cells
     except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {reader.line_num + skipped}: {error}; is a quote missing or doubled?"
-        ) from error
-    finally:
-        csv.field_size_limit(field_limit)
-    return header, lines
+        raise _unreadable(path, reader.line_num + skipped, error) from error
+
+
+def _unreadable(path: Path, line: int, error: csv.Error) -> ValueError:
+    return ValueError(f"{path}, line {line}: {error}; is a quote missing or doubled?")
 
 
 def _is_quoted(text: str) -> bool:
@@ -186,9 +208,7 @@ def _is_quoted(text: str) -> bool:
     return any(all(quoted(cells[i]) for cells in lines) for i in range(len(lines[0])))
 
 
-def _named_columns(
-    path: Path, header: Sequence[str], lines: Sequence[tuple[int, Sequence[str]]]
-) -> list[int]:
+def named_columns(path: Path, header: Sequence[str], lines: Sequence[tuple[int, Sequence[str]]]) -> list[int]:
     """Indices of the columns that have a name. Raises ValueError for a nameless one that holds data, and for equal names."""
     unnamed = [i for i, name in enumerate(header) if not name.strip()]
     for i in unnamed:
@@ -228,11 +248,16 @@ def _json_lines(path: Path, text: str) -> list[dict[str, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        row = _json(f"{path}, line {number}", line)
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: expected an object {{...}}, found {reprlib.repr(row)}")
-        rows.append(row)
+        rows.append(json_row(f"{path}, line {number}", line))
     return rows
+
+
+def json_row(where: str, line: str) -> dict[str, Any]:
+    """The row that a line of JSON holds. Raises ValueError, which begins with `where`."""
+    row = _json(where, line)
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected an object {{...}}, found {reprlib.repr(row)}")
+    return row
 
 
 def _read_json(path: Path, content: bytes, encoding: str) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ from typing import Any
 from softprompt.data.drawing import subsample
 from softprompt.data.files import is_table, read_file
 from softprompt.data.image_folders import has_splits, read_image_folder
-from softprompt.data.rows import Row, Rows, rows_from
+from softprompt.data.indexed import MANY, IndexedRows, indexed_file
+from softprompt.data.rows import Row, Rows, rows_from, viewed
 
 
 def load_rows(
@@ -49,6 +50,21 @@ def read_rows(source: Rows, split: str | None = None) -> list[Row]:
     return list(load_rows(source, split))
 
 
+def open_rows(source: Rows, split: str | None = None, *, encoding: str = "utf-8") -> Sequence[Row]:
+    """The rows that `load_rows` reads. Those of a large file, a Dataset or a long list are read when they are asked for.
+
+    Of an IterableDataset, whose rows have no numbers, and of a compressed file all rows are read at once.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        found = indexed_file(path, encoding) if split is None else None
+        if found is None and _is_saved(path):
+            found = _from_saved(path, split)
+        return load_rows(source, split, encoding=encoding) if found is None else found
+    rows = viewed(source, split)
+    return rows if len(rows) >= MANY else load_rows(source, split)
+
+
 def names_file(source: str | Path) -> bool:
     """Whether `load_rows` reads this as a file or folder without splits, and not as a built-in or a hub data set."""
     path = Path(source)
@@ -63,8 +79,8 @@ _SAVED, _SAVED_SPLITS = "dataset_info.json", "dataset_dict.json"  # in folders t
 def _from_name(source: str | Path, split: str | None, encoding: str) -> list[dict[str, Any]]:
     path = Path(source)
     if path.is_dir():
-        if (path / _SAVED).is_file() or (path / _SAVED_SPLITS).is_file():
-            return _from_saved(path, split)
+        if _is_saved(path):
+            return [*_from_saved(path, split)]
         return read_image_folder(path, split)
     if names_file(path):
         if split is not None:
@@ -102,11 +118,15 @@ def _beside(path: Path) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _from_saved(path: Path, split: str | None) -> list[dict[str, Any]]:
+def _is_saved(path: Path) -> bool:
+    return (path / _SAVED).is_file() or (path / _SAVED_SPLITS).is_file()
+
+
+def _from_saved(path: Path, split: str | None) -> IndexedRows:
     import datasets
 
     try:
-        return rows_from(datasets.load_from_disk(str(path)), split)
+        return viewed(datasets.load_from_disk(str(path)), split)
     except OSError as error:
         raise ValueError(f"{path} is not a complete folder of Dataset.save_to_disk: {error}") from error
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from softprompt.data.indexed import IndexedRows, ViewedRows
 
 Row = Mapping[str, Any]
 
@@ -13,14 +16,35 @@ Rows = Sequence[Row] | str | Path
 """The argument of `fit` and related functions: rows, or the name of a data set that `load_rows` reads."""
 
 
+class NamedNumber(int):
+    """The number of a class in a column of a Dataset that has names for its classes.
+
+    name  of the class
+    """
+
+    name: str
+
+    def __new__(cls, number: int, name: str) -> NamedNumber:
+        """A number that is equal to the number."""
+        found = super().__new__(cls, number)
+        found.name = name
+        return found
+
+
 def rows_from(source: Any, split: str | None = None) -> list[dict[str, Any]]:
     """Rows from a list of dictionaries, a Dataset or DatasetDict of the library datasets, a pandas or polars frame.
 
     split: which split of a DatasetDict to read.
 
-    Column names become text, and scalars of torch and NumPy become Python's. Images of a Dataset stay files.
+    Column names become text, and scalars of torch and NumPy become Python's. Images of a Dataset stay files, and numbers of
+    classes that have names (ClassLabel) are given as `NamedNumber`.
     Raises ValueError for a split that is not there or not named, TypeError for anything else.
     """
+    return list(viewed(source, split))
+
+
+def viewed(source: Any, split: str | None = None) -> IndexedRows:
+    """The rows of `rows_from`, each made when it is asked for. A list and a Dataset are not copied."""
     if _is_split_up(source):
         if split is None or split not in source:
             asked = "say which" if split is None else f"there is no {split!r}"
@@ -28,7 +52,7 @@ def rows_from(source: Any, split: str | None = None) -> list[dict[str, Any]]:
                 f"a {type(source).__name__} has the splits {list(source)}: {asked}, as in"
                 f" data[{next(iter(source), 'train')!r}]"
             )
-        return rows_from(source[split])
+        return viewed(source[split])
     if split is not None:
         raise ValueError(f"split={split!r} was asked for, but a list of rows has no splits: leave split out")
     if isinstance(source, Mapping):
@@ -36,13 +60,32 @@ def rows_from(source: Any, split: str | None = None) -> list[dict[str, Any]]:
             f"rows are a dictionary with the keys {list(source)[:5]}, expected a list of dictionaries, one for each row:"
             " pass [row] for a single row"
         )
+    names: dict[str, Sequence[str]] = {}
     if hasattr(source, "to_dicts"):  # polars
         source = source.to_dicts()
     elif hasattr(source, "to_dict") and hasattr(source, "columns"):  # pandas
         source = source.to_dict("records")
     elif hasattr(source, "features"):  # datasets
         source = _with_undecoded_images(source)
-    return [_plain(index, row) for index, row in enumerate(_iterated(source))]
+        names = _class_names(source)
+    listed = source if _is_indexed(source) else list(_iterated(source))
+    if isinstance(listed, list | tuple):
+        for index, row in enumerate(listed):
+            _check(index, row)
+    return ViewedRows(listed, partial(_plain, names))
+
+
+def _is_indexed(source: Any) -> bool:
+    """Whether a row can be asked for by its number."""
+    return isinstance(source, Sequence) or (hasattr(source, "features") and hasattr(source, "__len__"))
+
+
+def _class_names(data: Any) -> dict[str, Sequence[str]]:
+    """The names of the classes, by column."""
+    import datasets
+
+    features = data.features or {}
+    return {name: kind.names for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
 
 
 def _is_split_up(source: Any) -> bool:
@@ -64,12 +107,21 @@ def _iterated(source: Any) -> Iterable[Any]:
         ) from None
 
 
-def _plain(index: int, row: Any) -> dict[str, Any]:
+def _check(index: int, row: Any) -> None:
     if not isinstance(row, Mapping):
         raise TypeError(
             f"row {index} is a {type(row).__name__} ({reprlib.repr(row)}), expected a dictionary from column to value"
         )
-    return {str(name): scalar(value) for name, value in row.items()}
+
+
+def _plain(names: Mapping[str, Sequence[str]], index: int, row: Any) -> dict[str, Any]:
+    _check(index, row)
+    plain = {str(name): scalar(value) for name, value in row.items()}
+    for column, known in names.items():
+        number = plain.get(column)
+        if isinstance(number, int) and 0 <= number < len(known):
+            plain[column] = NamedNumber(number, known[number])
+    return plain
 
 
 def scalar(value: Any) -> Any:

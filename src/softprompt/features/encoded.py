@@ -1,4 +1,4 @@
-"""Rows as a prompt reads them: encoded, and with the features of what is frozen under it."""
+"""Encoded rows with cached features of the layers that stay frozen under a prompt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from softprompt.tasks.room import Room
 
 @dataclass(frozen=True, eq=False)
 class FrozenPart:
-    """What stays frozen under a prompt, and where its features are cached.
+    """The layers that stay frozen under a prompt, and the cache of their features.
 
     backbone      the frozen model as it was before the method changed its weights
     cache         None: nothing is looked up or cached, features are computed whenever they are needed
@@ -46,7 +46,7 @@ def encoded_rows(
     windows: bool = False,
     answer: bool = True,
 ) -> list[EncodedRow]:
-    """The rows in order, encoded and with the cached features of what is frozen.
+    """The rows in order, encoded and with the cached features of the frozen layers.
 
     encoder    the task's, bound to `room`
     encodings  of this task on this backbone: lists of rows that were encoded before are not encoded again

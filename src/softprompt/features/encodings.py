@@ -37,7 +37,7 @@ class Encodings:
     def kept(
         self, key: Hashable, rows: Sequence[Any], made: Callable[[], list[EncodedRow]]
     ) -> list[EncodedRow]:
-        """What was made of this list of rows, the same object, under this key; else `made()`, which is then cached."""
+        """The cached value of this list of rows (the same object) under this key; else `made()`, which is then cached."""
         place = (id(rows), key)
         entry = self._kept.pop(place, None)
         if entry is None:

@@ -1,4 +1,4 @@
-"""fit_many: train several prompts at once on one frozen backbone, each as it is trained alone, up to rounding."""
+"""fit_many: train several prompts at once on one frozen backbone, each as if it were trained alone, up to rounding."""
 
 from __future__ import annotations
 

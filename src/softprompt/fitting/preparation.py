@@ -14,18 +14,19 @@ from torch import Tensor, nn
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.row_features import RowFeatures
 from softprompt.binding import bind, new_head, room_of
-from softprompt.data import Row, Rows, names_file, read_rows
+from softprompt.data import MANY, IndexedRows, Row, Rows, digest_of, names_file, open_rows, read_rows
 from softprompt.errors import shown
 from softprompt.evaluation import evaluate
 from softprompt.features.cache import FeatureCache
 from softprompt.features.encoded import FrozenPart, encoded_rows
 from softprompt.features.encodings import Encodings
+from softprompt.features.lazy import LazilyEncoded
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
 from softprompt.prompts import BuildContext, Method, PromptModule
 from softprompt.prompts.hooks import continue_from_earlier, tallies_of
 from softprompt.state import load_state, named_state, trained_tensors
-from softprompt.store.identity import identity_of, settings_of
+from softprompt.store.identity import identity_of, named_settings, settings_of
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.tasks.room import Room
 from softprompt.training.checkpoint import rows_identity
@@ -43,6 +44,7 @@ Part = Literal["train", "validation"]
 class Data:
     """The rows of one run or of several; they are encoded once for all prompts that take the same room.
 
+    train       many rows, and those of a large file, are read and encoded when a step needs them
     validation  None: nothing is evaluated
     cache       of the frozen layers' features; None: they are computed in every step
     encodings   encoded rows, of the runs' task on their backbone
@@ -57,13 +59,21 @@ class Data:
     def read(cls, train: Rows, validation: Rows | None, cache: FeatureCache | None = None) -> Data:
         """Rows as `fit` takes them; a name with splits gives its "train" and "validation" split."""
         return cls(
-            read_rows(train, _split_of(train, "train")),
+            open_rows(train, _split_of(train, "train")),
             None if validation is None else read_rows(validation, _split_of(validation, "validation")),
             cache,
         )
 
+    def is_long(self, task: Task) -> bool:
+        """Whether so many rows of text are trained on that they are encoded one by one, when a step needs them."""
+        return len(self.train) >= MANY and not (task.about_images or task.in_windows)
+
+    def content(self) -> str | None:
+        """The sha256 of the rows that are trained on, before they are encoded; None: they are more than texts and numbers."""
+        return self.train.digest() if isinstance(self.train, IndexedRows) else digest_of(self.train)
+
     def encoded(self, part: Part, encoder: TaskEncoder, room: Room, frozen: FrozenPart) -> list[EncodedRow]:
-        """The encoded rows of a part; those that are trained on with long rows as their windows.
+        """The encoded rows of a part; for training, long rows become their windows.
 
         encoder  the task's, bound to `room`
         frozen   what is frozen under the prompt, whose features are cached
@@ -79,7 +89,7 @@ def _split_of(source: Rows, split: str) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class PreparedRun:
-    """What `fit` trains; its tensors change in training.
+    """Everything that `fit` trains with; its tensors change in training.
 
     given       the backbone that `fit` was called with
     backbone    the one that is run, with the recipe's settings: `given`, or a copy where the method changes weights
@@ -106,15 +116,17 @@ class PreparedRun:
     peak: float
     start: Mapping[str, Tensor] | None
     _evaluations: list[dict[str, Any]] = field(default_factory=list)
-    _known: dict[Part, list[EncodedRow]] = field(default_factory=dict)
+    _known: dict[Part, Sequence[EncodedRow]] = field(default_factory=dict)
 
     @property
     def is_shared(self) -> bool:
         """Whether the model is the given backbone's own: none of its weights is trained."""
         return self.backbone.model is self.given.model
 
-    def encoded(self, part: Part) -> list[EncodedRow]:
+    def encoded(self, part: Part) -> Sequence[EncodedRow]:
         """The encoded rows that are trained on, or those that are evaluated."""
+        if part == "train" and self.data.cache is None and self.data.is_long(self.task):
+            return LazilyEncoded(self.data.train, self.encoder)
         if part not in self._known:
             frozen = FrozenPart(
                 backbone=self.given,  # what a method puts into its copy is not frozen
@@ -173,6 +185,7 @@ class PreparedRun:
             parameters=self.parameters,
             groups=self.groups(),
             rows=self.encoded("train"),
+            content=self.data.content() if folder is not None and self.data.is_long(self.task) else None,
             recipe=self.recipe,
             evaluate=self.validate if evaluated else None,
             main_metric=self.task.main_metric if evaluated else None,
@@ -189,8 +202,8 @@ class PreparedRun:
         """What the trained tensors depend on besides recipe and training rows, as JSON. It reads the whole embedding table."""
         backbone = settings_of(identity_of(self.given))
         return {
-            "method": {"name": self.method.name, **settings_of(self.method)},
-            "task": {"name": self.task.name, **settings_of(self.task)},
+            "method": named_settings(self.method),
+            "task": named_settings(self.task),
             "backbone": {key: value for key, value in backbone.items() if key not in ("name", "revision")},
             "validation": rows_identity(self.encoded("validation")) if self.data.validation else None,
         }
@@ -302,9 +315,12 @@ def prepare(
     )
     spec = prepared.spec
 
-    def rows_as_text() -> list[EncodedRow]:
+    def rows_as_text() -> Sequence[EncodedRow]:
         room = Room(recipe.max_tokens)
-        return data.encodings.of(data.train, bind(prepared, task, room), room)
+        encoder = bind(prepared, task, room)
+        if data.is_long(task):
+            return LazilyEncoded(data.train, encoder)
+        return data.encodings.of(data.train, encoder, room)
 
     context = BuildContext(
         spec=spec,

@@ -1,4 +1,4 @@
-"""Runs that were begun by an earlier version, which prepared some processors' images otherwise."""
+"""Resuming runs of an earlier version, which prepared the images of some processors in another way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from softprompt.training.checkpoint import begun_on
 
 
 def as_begun(backbone: Backbone, data: Data, folders: Sequence[str | Path | None]) -> tuple[Backbone, Data]:
-    """Backbone and rows for runs that go on in these folders: with the pixels that the first of them was begun on.
+    """Backbone and rows for runs that resume in these folders, with the pixels that the first of them began with.
 
     Warns with SoftpromptWarning where these are not the pixels of a new run.
     """

@@ -17,35 +17,25 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from softprompt.catalogue import methods
-from softprompt.data import load_rows, names_file, rows_of_part, subsample
-from softprompt.errors import explain, shown
+from softprompt.errors import shown
+from softprompt.fitting.settings import SettingError, as_mapping, by_name, check_keys, field_names, parsed
 from softprompt.fitting.yaml_file import parse_document, read_yaml
 from softprompt.later import LATER
 from softprompt.prompts import Method
-from softprompt.store.identity import settings_of
+from softprompt.store.identity import named_settings, settings_of
 from softprompt.tasks import TASKS
 from softprompt.tasks.base import Task
-from softprompt.tasks.columns import guess
 from softprompt.training.recipe import Recipe
 from softprompt.truth_values import numbers_apart
 
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-class SettingError(ValueError):
-    """A setting that is unknown or does not fit. key: where it stands, as in "recipe.steps"."""
-
-    def __init__(self, message: str, key: str) -> None:
-        super().__init__(message)
-        self.key = key
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -59,7 +49,7 @@ class BackboneConfig:
     device: str | None = None
     """By default the first GPU, else the CPU."""
     revision: Annotated[str | None, LATER] = None
-    """Of a model on the hub: a branch, a tag or a commit."""
+    """Revision of a model on the hub: a branch, a tag or a commit."""
     prefix_lm: Annotated[bool, LATER] = False
     """Whether prompt and input of a decoder attend to each other in both directions."""
     packed: Annotated[bool | None, LATER] = None
@@ -91,7 +81,7 @@ class SourceConfig:
     only: Annotated[Mapping[str, tuple[str, ...]] | None, LATER] = None
     """The wanted values of each column: other rows are left out before `limit` is applied."""
     encoding: Annotated[str | None, LATER] = None
-    """Of a text file; by default UTF-8."""
+    """Encoding of a text file; by default UTF-8."""
 
     @model_validator(mode="after")
     def _draws_something(self) -> SourceConfig:
@@ -106,7 +96,7 @@ class SourceConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
-    """Rows to train on, to choose the best checkpoint by, and to judge the result by."""
+    """Rows to train on, to choose the best checkpoint, and to test the result."""
 
     train: SourceConfig
     validation: SourceConfig | None = None
@@ -132,14 +122,14 @@ class RunConfig:
         data = {name: source.as_dict() for name, source in sources.items() if source is not None}
         recipe = settings_of(self.recipe)
         seed = recipe.pop("seed")
-        task = {"name": self.task.name, **settings_of(self.task)}
+        task = named_settings(self.task)
         for key in self.task.left_out_of_runs:
             if task[key] is None:
                 del task[key]
         return {
             "backbone": settings_of(self.backbone),
             "task": task,
-            "method": {"name": self.method.name, **settings_of(self.method)},
+            "method": named_settings(self.method),
             "data": data,
             "recipe": recipe,
             "seed": seed,
@@ -149,7 +139,7 @@ class RunConfig:
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that a YAML file describes, with `key=value` overrides such as "recipe.steps=500".
 
-    Raises ValueError for what is no YAML, an unknown key (naming the nearest known one) and a value that
+    Raises ValueError for invalid YAML, an unknown key (naming the nearest known one) and a value that
     does not fit; FileNotFoundError.
     """
     if not path.is_file():
@@ -217,8 +207,8 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
         )
     return RunConfig(
         parsed(BackboneConfig, as_mapping(values["backbone"], "backbone"), "backbone"),
-        _by_name(TASKS, as_mapping(values["task"], "task"), "task"),
-        _by_name(methods(), as_mapping(values["method"], "method"), "method"),
+        by_name(TASKS, as_mapping(values["task"], "task"), "task"),
+        by_name(methods(), as_mapping(values["method"], "method"), "method"),
         parsed(DataConfig, data, "data"),
         parsed(
             Recipe, _with_seed(as_mapping(values.get("recipe") or {}, "recipe"), values.get("seed")), "recipe"
@@ -228,40 +218,10 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def parse_cache(value: Any) -> bool | str:
-    """Raises ValueError for what is neither true, false nor a folder."""
+    """Return true, false or a folder. Raises ValueError for anything else."""
     if not isinstance(value, bool | str) or value == "":
         raise ValueError(f"cache_features is {shown(value)}, expected true, false or a folder")
     return value
-
-
-def source_rows(source: SourceConfig, usual: str) -> list[dict[str, Any]]:
-    """The rows of a source; of one with splits the `usual` one unless it names another.
-
-    Raises as `load_rows`, and ValueError for `only` with a column or a value that no row has.
-    """
-    split = source.split or (None if names_file(source.source) else usual)
-    rows = load_rows(source.source, split, encoding=source.encoding or "utf-8")
-    if source.part is not None:
-        rows = rows_of_part(rows, source.part)
-    for column, values in (source.only or {}).items():
-        rows = _with_values(rows, column, values, source.source)
-    if source.limit is not None:
-        rows = subsample(rows, source.limit, seed=source.draw, stratify=source.stratify)
-    return rows if source.words is None else [_cut(row, source.words) for row in rows]
-
-
-def _cut(row: Mapping[str, Any], words: int) -> dict[str, Any]:
-    return {k: " ".join(v.split()[:words]) if isinstance(v, str) else v for k, v in row.items()}
-
-
-def _with_values(
-    rows: list[dict[str, Any]], column: str, values: Sequence[str], name: str
-) -> list[dict[str, Any]]:
-    if column not in rows[0]:
-        raise ValueError(f"only: {name} has no column {column!r}, it has {list(rows[0])}")
-    if missing := sorted(set(values) - {str(row[column]) for row in rows}):
-        raise ValueError(f"only: no row of {name} has {missing[0]!r} in its column {column!r}")
-    return [row for row in rows if str(row[column]) in values]
 
 
 def differences(found: Any, expected: Any, place: str = "") -> dict[str, tuple[Any, Any]]:
@@ -276,7 +236,7 @@ def differences(found: Any, expected: Any, place: str = "") -> dict[str, tuple[A
 
 
 def written_out(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Short forms in full: a backbone, task or method that is only a name, data that is only a source."""
+    """Write short forms in full: a backbone, task or method that is only a name, data that is only a source."""
     full = dict(values)
     for key in ("backbone", "task", "method"):
         if isinstance(full.get(key), str):
@@ -294,59 +254,6 @@ def _with_seed(recipe: Mapping[str, Any], seed: Any) -> dict[str, Any]:
             f"seed is {shown(seed)} and recipe.seed is {shown(recipe['seed'])}: give one of them", "seed"
         )
     return {**recipe, "seed": seed}
-
-
-def _by_name(known: Mapping[str, type], values: Mapping[str, Any], place: str) -> Any:
-    name = values.get("name")
-    if name is None:
-        raise SettingError(f"{place}.name is missing; known are {sorted(known)}", place)
-    if not isinstance(name, str) or name not in known:
-        told = guess(name, sorted(known)) if isinstance(name, str) else f"; known are {sorted(known)}"
-        raise SettingError(f"{place}.name is {shown(name)}, which is not known{told}", f"{place}.name")
-    settings = {key: value for key, value in values.items() if key != "name"}
-    check_keys(settings, field_names(known[name]), place)
-    return parsed(known[name], settings, place)
-
-
-def parsed(kind: type, values: Mapping[str, Any], place: str) -> Any:
-    check_keys(values, field_names(kind), place)
-    try:
-        return TypeAdapter(kind).validate_python(dict(values))
-    except ValidationError as error:
-        first = ".".join(map(str, (place, *error.errors(include_url=False)[0]["loc"])))
-        raise SettingError(explain(error, place) + _quotes(error), first) from error
-
-
-def _quotes(error: ValidationError) -> str:
-    """What to do about a word that YAML did not read as text."""
-    for item in error.errors(include_url=False):
-        found = item.get("input")
-        if "string" in item["type"] and isinstance(found, bool | int | float | date):
-            kind = (
-                "yes, no, on, off, true and false as truth values"
-                if isinstance(found, bool)
-                else "it as a number"
-            )
-            kind = "it as a date" if isinstance(found, date) else kind
-            return f"; YAML reads {kind}: put quotes around a text"
-    return ""
-
-
-def field_names(kind: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]
-
-
-def check_keys(values: Mapping[str, Any], known: Sequence[str], place: str) -> None:
-    for key in values:
-        if key not in known:
-            where = f"{place}.{key}" if place else key
-            raise SettingError(f"unknown key {shown(where)}{guess(str(key), known)}", str(where))
-
-
-def as_mapping(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise SettingError(f"{place} is {shown(value)}, expected keys and values", place)
-    return value
 
 
 def parse_yaml(text: str, name: str) -> Any:

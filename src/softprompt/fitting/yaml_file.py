@@ -1,4 +1,4 @@
-"""YAML as people write it by hand: what would be lost or misread without a word is an error that names its line."""
+"""YAML as people write it by hand: whatever would silently be lost or misread is an error that names its line."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def parse_document(text: str, name: str) -> Document:
 
     name: of the file, for errors
 
-    Raises ValueError, with the line, for what is no YAML or no single document; a key that stands twice in one mapping, or
+    Raises ValueError, with the line, for invalid YAML and several documents; a key that stands twice in one mapping, or
     that YAML reads as a truth value; values other than mappings, lists, texts, numbers, dates and truth values; aliases
     that lead back to themselves; and documents that are too long or too deep.
     """
@@ -199,7 +199,7 @@ class _Reader:
         return {**merged, **found}
 
     def _merged(self, node: yaml.Node, path: tuple[str, ...]) -> dict[Any, Any]:
-        """What `<<: *other` brings; of several the first counts."""
+        """The values that `<<: *other` adds; of several the first counts."""
         parts: Sequence[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else [node]
         values = [self.read(part, path) for part in parts]
         if not all(isinstance(value, dict) for value in values):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from softprompt.backbones.base import Backbone
-from softprompt.backbones.vision.backbone import VisionBackbone
 from softprompt.backbones.vision.class_attention import ClassAttention
 from softprompt.data import Row
 from softprompt.images import ImageRule
@@ -22,6 +21,13 @@ from softprompt.tasks.inputs import as_row, as_rows
 
 if TYPE_CHECKING:
     from softprompt.tuned import TunedPrompt
+
+
+@runtime_checkable
+class ShowsAttention(Protocol):
+    """A backbone that shows what the class token of an image attends to."""
+
+    def class_attention(self, row: EncodedRow, run: Callable[[EncodedRow], object]) -> ClassAttention: ...
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,7 @@ def class_attention(tuned: TunedPrompt, image: Any) -> ClassAttention:
     Raises ValueError for a backbone that is not a plain vision transformer, has no class token, or does not expose its
     attention, and for a value that is not an image.
     """
-    if not isinstance(tuned.backbone, VisionBackbone):
-        raise ValueError(_no_attention(tuned.backbone))
-    return _class_attention(tuned, tuned.backbone, _encoded(tuned, image))
+    return _class_attention(tuned, tuned.encoder.encode(as_row(tuned.task, image), answer=False))
 
 
 def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = (), *, top: int = 5) -> ImagePromptReport:
@@ -101,9 +105,7 @@ def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = (), *, top: int =
     backbone, task = tuned.backbone, tuned.task
     if not task.about_images:
         raise ValueError(f"{task.name} on {backbone.name} asks about no images: inspect it without them")
-    no_attention = ""
-    if not isinstance(backbone, VisionBackbone):
-        no_attention = _no_attention(backbone)
+    no_attention = "" if isinstance(backbone, ShowsAttention) else _no_attention(backbone)
     rows = as_rows(task, images)
     right = [_right(tuned, row) for row in rows]
     predictions = tuned.predict(rows) if rows else []
@@ -112,8 +114,7 @@ def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = (), *, top: int =
         encoded, attention = tuned.encoder.encode(row, answer=False), None
         assert encoded.media is not None
         try:
-            if isinstance(backbone, VisionBackbone):
-                attention = _class_attention(tuned, backbone, encoded)
+            attention = _class_attention(tuned, encoded)
         except ValueError as error:
             no_attention = str(error)
         reports.append(ImageReport(_source(tuned, row), encoded.media, prediction, attention, label))
@@ -148,14 +149,12 @@ def _source(tuned: TunedPrompt, row: Row) -> str:
 
 def _no_attention(backbone: Backbone) -> str:
     return (
-        f"attention is shown of plain vision transformers; {backbone.name} is of the family {backbone.spec.family} here, or has"
-        " a network at its side"
+        f"attention is shown for plain vision transformers; {backbone.name} is of the family {backbone.spec.family}, or has a"
+        " network at its side"
     )
 
 
-def _encoded(tuned: TunedPrompt, image: Any) -> EncodedRow:
-    return tuned.encoder.encode(as_row(tuned.task, image), answer=False)
-
-
-def _class_attention(tuned: TunedPrompt, backbone: VisionBackbone, row: EncodedRow) -> ClassAttention:
-    return backbone.class_attention(row, lambda watched: tuned.model.states([watched]))
+def _class_attention(tuned: TunedPrompt, row: EncodedRow) -> ClassAttention:
+    if not isinstance(tuned.backbone, ShowsAttention):
+        raise ValueError(_no_attention(tuned.backbone))
+    return tuned.backbone.class_attention(row, lambda watched: tuned.model.states([watched]))

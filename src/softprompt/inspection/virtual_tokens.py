@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from softprompt.backbones.base import Backbone
 from softprompt.binding import new_head
 from softprompt.inspection.nearest import (
     MEASURES,
@@ -131,29 +132,20 @@ def inspect_prompt(tuned: TunedPrompt, k: int = 5, inputs: Sequence[Any] = ()) -
     """
     if k < 1:
         raise ValueError(f"k is {k}, expected 1 or more words for each token")
-    spec, model, tokenizer = tuned.backbone.spec, tuned.backbone.model, tuned.backbone.tokenizer
-    output, beside = _output(tuned, inputs)
-    if output.prefix is not None:
-        beside.append(
-            f"keys and values of {output.prefix[0][0].shape[2]} positions in {len(output.prefix)} layers"
-        )
-    if output.layers is not None:
-        beside.append(f"prompts of {len(output.layers)} layers")
-    if output.offset is not None:
-        beside.append(f"an offset on the first {output.offset.shape[1]} text tokens")
-    if output.token_offset is not None:
-        beside.append("an offset on each text token, a function of its embedding")
+    spec, tokenizer = tuned.backbone.spec, tuned.backbone.tokenizer
+    output, said = _output(tuned, inputs)
+    beside = (*said, *_other_parts(output))
     norms = table_norms(table_chunks(spec))
     vocabulary_norm = norms.mean().item(), norms.std().item()
     if output.tokens is None:
         return PromptReport(
-            tuned.method.name,
-            tuned.backbone.name,
-            "no virtual tokens",
-            None,
-            vocabulary_norm,
-            tuple(beside),
-            (),
+            method=tuned.method.name,
+            backbone=tuned.backbone.name,
+            init="no virtual tokens",
+            lens=None,
+            vocabulary_norm=vocabulary_norm,
+            beside=beside,
+            tokens=(),
         )
 
     names = prompt_names(tuned.task, output)
@@ -164,11 +156,7 @@ def inspect_prompt(tuned: TunedPrompt, k: int = 5, inputs: Sequence[Any] = ()) -
         start, init = None, "init unknown: built again, it has another shape"
     found = nearest_words(tokens, table_chunks(spec), k)
     began = None if start is None else nearest_words(start, table_chunks(spec), 1)["cosine"]
-    head, norm = model.get_output_embeddings(), final_norm(model)
-    lens = None
-    if isinstance(head, nn.Linear) and head.in_features == spec.width:
-        lens = logit_lens(tokens, norm[1] if norm else None, head, k)
-    head_name = next((name for name, module in model.named_modules() if module is head), "")
+    lens, lens_path = _lens(tokens, tuned.backbone, k)
 
     def words(nearest: Nearest, token: int) -> tuple[Word, ...]:
         pairs = zip(nearest.ids[token].tolist(), nearest.scores[token].tolist(), strict=True)
@@ -191,15 +179,14 @@ def inspect_prompt(tuned: TunedPrompt, k: int = 5, inputs: Sequence[Any] = ()) -
                 strip=tuple((part.abs().mean().item() / spec.embedding_std) for part in token.chunk(_STRIP)),
             )
         )
-    lens_path = None if lens is None else ", ".join([*([norm[0]] if norm else []), head_name])
     return PromptReport(
-        tuned.method.name,
-        tuned.backbone.name,
-        init,
-        lens_path,
-        vocabulary_norm,
-        tuple(beside),
-        tuple(reports),
+        method=tuned.method.name,
+        backbone=tuned.backbone.name,
+        init=init,
+        lens=lens_path,
+        vocabulary_norm=vocabulary_norm,
+        beside=beside,
+        tokens=tuple(reports),
     )
 
 
@@ -233,6 +220,32 @@ def _output(tuned: TunedPrompt, inputs: Sequence[Any]) -> tuple[PromptOutput, li
     mean = output.tokens.mean(dim=0, keepdim=True)  # (G, P, d) -> (1, P, d)
     said = f"a function of the row: the virtual tokens shown are the mean over {len(rows)} rows"
     return replace(output, tokens=mean, rows=None), [said]
+
+
+def _other_parts(output: PromptOutput) -> list[str]:
+    """What a prompt has learned besides virtual tokens, in words."""
+    found = []
+    if output.prefix is not None:
+        found.append(
+            f"keys and values of {output.prefix[0][0].shape[2]} positions in {len(output.prefix)} layers"
+        )
+    if output.layers is not None:
+        found.append(f"prompts of {len(output.layers)} layers")
+    if output.offset is not None:
+        found.append(f"an offset on the first {output.offset.shape[1]} text tokens")
+    if output.token_offset is not None:
+        found.append("an offset on each text token, a function of its embedding")
+    return found
+
+
+def _lens(tokens: Tensor, backbone: Backbone, k: int) -> tuple[Nearest | None, str | None]:
+    """The words that final norm and output head give for each token, and the names of both; None without such a head."""
+    head, norm = backbone.model.get_output_embeddings(), final_norm(backbone.model)
+    if not isinstance(head, nn.Linear) or head.in_features != backbone.spec.width:
+        return None, None
+    head_name = next((name for name, module in backbone.model.named_modules() if module is head), "")
+    path = ", ".join([*([norm[0]] if norm else []), head_name])
+    return logit_lens(tokens, norm[1] if norm else None, head, k), path
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:

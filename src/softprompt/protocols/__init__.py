@@ -22,7 +22,6 @@ from softprompt.protocols.class_incremental import (
     ClassIncremental,
     ClassIncrementalProtocol,
     class_incremental_run,
-    joint_training,
 )
 from softprompt.protocols.domain_adaptation import (
     DomainAdaptation,
@@ -42,6 +41,7 @@ from softprompt.protocols.domain_shift import (
 )
 from softprompt.protocols.ensembling import EnsembleMetrics, PromptEnsemble, combine
 from softprompt.protocols.few_shot import FewShotProtocol, few_shot_runs, started_from
+from softprompt.protocols.joint import joint_training
 from softprompt.protocols.plain import PlainProtocol
 from softprompt.protocols.probe_grid import GridScore, ProbeGrid, probe_grid
 from softprompt.protocols.probe_search import ProbeSearch, StrengthScore, probe_search

@@ -17,7 +17,9 @@ from softprompt.data import Row, Rows, names_file, read_rows
 from softprompt.errors import TrainingDiverged
 from softprompt.features.cache import FeatureCache
 from softprompt.features.encodings import Encodings
-from softprompt.fitting.run_config import RunConfig, SourceConfig, check_keys, field_names, source_rows
+from softprompt.fitting.run_config import RunConfig, SourceConfig
+from softprompt.fitting.settings import check_keys, field_names
+from softprompt.fitting.sources import source_rows
 from softprompt.prompts import Method
 from softprompt.store.identity import settings_of
 from softprompt.tasks.base import Task

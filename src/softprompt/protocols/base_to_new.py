@@ -25,8 +25,7 @@ from softprompt.fitting.run_config import RunConfig
 from softprompt.prompts import Method
 from softprompt.protocols.base import STRICT, Experiment, Protocol, ProtocolResult, rows_of
 from softprompt.protocols.splits import SEEDS
-from softprompt.records import Record, once, rows_digest
-from softprompt.store.identity import identity_of, settings_of
+from softprompt.records import Record, once, rows_digest, setup_of
 from softprompt.tasks import ImageTextClassification
 from softprompt.tasks.base import Task
 from softprompt.training.progress import Progress
@@ -152,7 +151,7 @@ class BaseToNewProtocol(Protocol):
     def measure(self, experiment: Experiment) -> ProtocolResult:
         if experiment.test is None:
             raise ValueError(f"{self.name}: test rows are missing, on which both halves are tested")
-        task: Any = experiment.task  # base_to_new_runs refuses what is told by no texts
+        task: Any = experiment.task  # base_to_new_runs refuses tasks that compare no texts
         kept: list[TunedPrompt] = []
         found = base_to_new_runs(
             experiment.backbone,
@@ -217,10 +216,7 @@ def base_to_new_runs(
     halves = _halved(task, method, rows_of(train, "train"), rows_of(test, "test"))
     recipe = recipe or Recipe()
     settings = {
-        "backbone": settings_of(identity_of(backbone)),
-        "task": {"name": task.name, **settings_of(task)},
-        "method": {"name": method.name, **settings_of(method)},
-        "recipe": settings_of(recipe),
+        **setup_of(backbone, task, method, recipe),
         "train rows": rows_digest(halves.learned),
         "test rows": rows_digest([row for half in halves.tested.values() for row in half]),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from softprompt.fitting.run_config import parsed
+from softprompt.fitting.settings import parsed
 from softprompt.protocols.base import Protocol
 from softprompt.protocols.base_to_new import BaseToNewProtocol
 from softprompt.protocols.class_incremental import ClassIncrementalProtocol

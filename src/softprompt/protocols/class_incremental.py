@@ -19,11 +19,9 @@ from pydantic.dataclasses import dataclass as settings_dataclass
 from torch import Tensor
 
 from softprompt.backbones.base import Backbone
-from softprompt.binding import room_of
 from softprompt.data import Row, Rows
 from softprompt.errors import SoftpromptWarning
 from softprompt.features.cache import FeatureCache
-from softprompt.features.encoded import FrozenPart, encoded_rows
 from softprompt.fitting.one import fit
 from softprompt.fitting.run_config import RunConfig
 from softprompt.prompts import Method
@@ -31,10 +29,19 @@ from softprompt.prompts.hooks import method_for_task, tallies_of
 from softprompt.protocols import accuracy_matrix
 from softprompt.protocols.base import STRICT, Experiment, Protocol, ProtocolResult, rows_of
 from softprompt.protocols.rehearsal import Rehearsal
-from softprompt.protocols.task_division import HeadTask, Labels, Logits, Stage, divided, stages_of
-from softprompt.records import Record, once, rows_digest
+from softprompt.protocols.right_answers import right_answers
+from softprompt.protocols.task_division import (
+    HeadTask,
+    Labels,
+    Logits,
+    Stage,
+    divided,
+    stages_of,
+    tasks_setup,
+)
+from softprompt.records import Record
 from softprompt.records.stages import read_stages, write_stage
-from softprompt.store.identity import identity_of, settings_of
+from softprompt.store.identity import settings_of
 from softprompt.training.progress import Progress
 from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt, load
@@ -209,7 +216,7 @@ def class_incremental_run(
     rows, test_rows = rows_of(train, "train"), rows_of(test, "test")
     groups = divided(task, tasks, order_seed)
     stages = stages_of(task, groups, rows, test_rows, logits, rehearsal)
-    settings = _settings(backbone, task, method, recipe, groups, rows, test_rows) | {
+    settings = tasks_setup(backbone, task, method, recipe, groups, rows, test_rows) | {
         "logits": logits,
         "answers": answers,
         "rehearsal": None if rehearsal is None else settings_of(rehearsal),
@@ -229,14 +236,12 @@ def class_incremental_run(
             progress=progress,
         )
         prompt, state = replace(tuned, task=replace(task, loss_labels=None)), tuned.state()
-        seen = [label for group in groups[: t + 1] for label in group]
         began = time.perf_counter()
-        correct = _correct(
+        correct = right_answers(
             prompt,
             backbone,
-            task,
             tests=[[test_rows[i] for i in earlier.test] for earlier in stages[: t + 1]],
-            allowed=None if answers == "all" else seen,
+            allowed=None if answers == "all" else [label for group in groups[: t + 1] for label in group],
             cache=cache,
         )
         records.append(_record(t, stages[t], tuned, correct, time.perf_counter() - began))
@@ -247,6 +252,16 @@ def class_incremental_run(
     if prompt is None:
         assert place is not None
         prompt = load(place / "prompt", backbone)
+    return _result(groups, stages, records, prompt, resumed)
+
+
+def _result(
+    groups: tuple[tuple[str, ...], ...],
+    stages: Sequence[Stage],
+    records: Sequence[Record],
+    prompt: TunedPrompt,
+    resumed: int,
+) -> ClassIncremental:
     counts = tuple(len(stage.test) for stage in stages)
     accuracy = [[c / n for c, n in zip(r["correct"], counts, strict=False)] for r in records]
     return ClassIncremental(
@@ -299,96 +314,3 @@ def _record(
         "trained_parameters": tuned.recipe["trained_parameters"],
         "history": list(tuned.history),
     } | {name: tally.tolist() for name, tally in tallies_of(tuned.module).items()}
-
-
-def joint_training(
-    backbone: Backbone,
-    task: HeadTask,
-    method: Method,
-    train: Rows,
-    test: Rows,
-    *,
-    tasks: int | Sequence[Labels] = 5,
-    order_seed: int | None = None,
-    recipe: Recipe | None = None,
-    file: str | Path | None = None,
-    progress: bool | Progress = False,
-) -> Record:
-    """The result of training on all classes at once: the upper bound of `class_incremental_run`.
-
-    tasks   of which the accuracy is taken, as there. A fair recipe has the steps of all tasks together
-    file    JSON file of finished runs, which are not run again
-
-    Returns a record: accuracy (of each task), final_average (their mean), rows (test rows of each task), seconds,
-    trained_parameters.
-    """
-    recipe = recipe or Recipe()
-    rows, test_rows = rows_of(train, "train"), rows_of(test, "test")
-    groups = divided(task, tasks, order_seed)
-    stages = stages_of(task, groups, rows, test_rows, "all", None)
-    settings = _settings(backbone, task, method, recipe, groups, rows, test_rows)
-
-    def work() -> Record:
-        plain = replace(task, loss_labels=None)
-        tuned = fit(backbone, plain, method, rows, recipe=recipe, progress=progress)
-        tests = [[test_rows[i] for i in stage.test] for stage in stages]
-        correct = _correct(tuned, backbone, task, tests=tests, allowed=None, cache=None)
-        accuracy = [right / len(stage.test) for right, stage in zip(correct, stages, strict=True)]
-        return {
-            "accuracy": accuracy,
-            "final_average": sum(accuracy) / len(accuracy),
-            "rows": [len(stage.test) for stage in stages],
-            "seconds": tuned.recipe.get("seconds"),
-            "trained_parameters": tuned.recipe["trained_parameters"],
-        }
-
-    return once(file, f"joint/{method.name}/{recipe.seed}", settings, work)
-
-
-def _correct(
-    tuned: TunedPrompt,
-    backbone: Backbone,
-    task: HeadTask,
-    *,
-    tests: Sequence[Sequence[Row]],
-    allowed: Labels | None,
-    cache: FeatureCache | None,
-) -> list[int]:
-    """Number of right answers for each task; the answer is the likeliest of the `allowed` labels."""
-    rows = [row for group in tests for row in group]
-    if cache is None:
-        found = tuned.predict(rows)
-    else:
-        frozen = FrozenPart(
-            backbone=backbone,
-            cache=cache,
-            layers=tuned.method.frozen_layers(tuned.backbone.spec),
-            reads=tuned.module.reads,
-            row_features=tuned.model.features,
-        )
-        room = room_of(tuned.module, tuned.max_tokens)
-        encoded = encoded_rows(rows, tuned.encoder, room, frozen, answer=False)
-        found = tuned.encoder.predict(tuned.model, encoded)
-    labels = [p.label if allowed is None else max(allowed, key=p.probabilities.__getitem__) for p in found]
-    right = iter([label == task.read_label(row) for label, row in zip(labels, rows, strict=True)])
-    return [sum(next(right) for _ in group) for group in tests]
-
-
-def _settings(
-    backbone: Backbone,
-    task: HeadTask,
-    method: Method,
-    recipe: Recipe,
-    groups: Sequence[Labels],
-    rows: Sequence[Row],
-    test_rows: Sequence[Row],
-) -> dict[str, Any]:
-    return {
-        "backbone": settings_of(identity_of(backbone)),
-        "task": {"name": task.name, **settings_of(task)},
-        "method": {"name": method.name, **settings_of(method)},
-        "recipe": settings_of(recipe),
-        "tasks": [list(group) for group in groups],
-        "train rows": rows_digest(rows),
-        "test rows": rows_digest(test_rows),
-    }

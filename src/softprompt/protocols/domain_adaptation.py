@@ -87,7 +87,7 @@ class DomainAdaptationProtocol(Protocol):
     threshold: float = Field(default=0.5, gt=0, lt=1)
     """Least probability of a pseudo-label."""
     target_weight: float = Field(default=1.0, ge=0)
-    """Of the pseudo-labelled rows' mean loss; 0: the source alone is trained on."""
+    """Weight of the pseudo-labelled rows' mean loss; 0: train on the source alone."""
 
     def check(self, config: RunConfig) -> None:
         if not config.task.compares_texts:
@@ -99,7 +99,7 @@ class DomainAdaptationProtocol(Protocol):
         return {"target": self.target}
 
     def measure(self, experiment: Experiment) -> ProtocolResult:
-        task: Any = experiment.task  # adapt refuses what is told by no texts
+        task: Any = experiment.task  # adapt refuses tasks that compare no texts
         target = experiment.bench.read(self.target, "train")
         found = adapt(
             experiment.backbone,
@@ -215,15 +215,7 @@ def adapt(
     Raises ValueError for several recipes without validation rows to choose by, and what `pseudo_labels`, `mixed_rows` and
     `fit` raise. Warns with SoftpromptWarning where no target row passes the threshold: the source alone is trained on then.
     """
-    if not task.compares_texts:
-        raise ValueError(
-            f"{task.name} does not describe classes by texts: domain adaptation takes ImageTextClassification"
-        )
-    if not recipes or (len(recipes) > 1 and validation is None):
-        raise ValueError(
-            f"{len(recipes)} recipes were given: one, or several with validation rows of the source to choose by"
-        )
-    _check_threshold(threshold)  # before anything is loaded, and where no pseudo-labels are made
+    _check_arguments(task, recipes, validation, threshold)  # before anything is loaded
     task = replace(task, weight_column=WEIGHT)
     source_rows, target_rows = rows_of(source, "train"), rows_of(target, "train")
     test_rows = None if test is None else rows_of(test, "test")
@@ -232,12 +224,7 @@ def adapt(
     pseudo = None
     if target_weight:
         pseudo = pseudo_labels(labeller or plain, target_rows, threshold=threshold)
-        if not pseudo.rows:
-            sentence = (
-                f"none of {pseudo.asked} target rows has a pseudo-label of probability {threshold} or more: the source rows"
-                " alone are trained on; lower threshold"
-            )
-            warn_of([sentence])
+        warn_of(_concerns_about(pseudo, threshold))
     rows = mixed_rows(task, source_rows, () if pseudo is None else pseudo.rows, target_weight)
     judged = None if chosen_by is None else mixed_rows(task, chosen_by, ())
     tuned = [
@@ -253,10 +240,7 @@ def adapt(
         )
         for number, recipe in enumerate(recipes)
     ]
-    best = 0
-    if judged is not None:
-        scores = [float(one.metrics["validation"][task.main_metric]) for one in tuned]
-        best = max(range(len(tuned)), key=scores.__getitem__)
+    best = 0 if judged is None else _best(tuned, task.main_metric)
     return DomainAdaptation(
         prompt=tuned[best],
         pseudo=pseudo,
@@ -276,6 +260,37 @@ def mean_class_accuracy(confusion: Mapping[str, Mapping[str, int]]) -> float:
     if not shares:
         raise ValueError("the confusion matrix is empty: there is no class to average over")
     return fmean(shares)
+
+
+def _check_arguments(
+    task: ImageTextClassification, recipes: Sequence[Recipe], validation: Rows | None, threshold: float
+) -> None:
+    if not task.compares_texts:
+        raise ValueError(
+            f"{task.name} does not describe classes by texts: domain adaptation takes ImageTextClassification"
+        )
+    if not recipes or (len(recipes) > 1 and validation is None):
+        raise ValueError(
+            f"{len(recipes)} recipes were given: one, or several with validation rows of the source to choose by"
+        )
+    _check_threshold(threshold)  # also where no pseudo-labels are made
+
+
+def _concerns_about(pseudo: PseudoLabels, threshold: float) -> list[str]:
+    """A sentence if no target row has a sure pseudo-label."""
+    if pseudo.rows:
+        return []
+    sentence = (
+        f"none of {pseudo.asked} target rows has a pseudo-label of probability {threshold} or more: the source rows"
+        " alone are trained on; lower threshold"
+    )
+    return [sentence]
+
+
+def _best(tuned: Sequence[TunedPrompt], metric: str) -> int:
+    """The number of the prompt with the highest metric on validation rows; of equal ones the first."""
+    scores = [float(one.metrics["validation"][metric]) for one in tuned]
+    return max(range(len(tuned)), key=scores.__getitem__)
 
 
 def _check_threshold(threshold: float) -> None:

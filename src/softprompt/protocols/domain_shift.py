@@ -21,7 +21,7 @@ from softprompt.protocols.base import STRICT, Protocol, Source
 from softprompt.protocols.few_shot import FewShotProtocol
 from softprompt.protocols.fit_and_test import FitAndTest
 from softprompt.protocols.plain import PlainProtocol
-from softprompt.store.identity import settings_of
+from softprompt.store.identity import named_settings
 from softprompt.tasks.base import Task
 from softprompt.tuned import TunedPrompt
 
@@ -157,7 +157,7 @@ def _reading(tuned: TunedPrompt, domain: Domain) -> TunedPrompt:
     """The prompt with a task that reads this domain's rows."""
     if domain.task is None:
         return tuned
-    ours, theirs = ({"name": task.name, **settings_of(task)} for task in (tuned.task, domain.task))
+    ours, theirs = (named_settings(task) for task in (tuned.task, domain.task))
     differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     allowed = READING | CLASSES if tuned.task.compares_texts else READING
     if other := [key for key in differing if key not in allowed]:

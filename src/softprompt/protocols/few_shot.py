@@ -22,7 +22,7 @@ from softprompt.protocols.base import STRICT, rows_of
 from softprompt.protocols.fit_and_test import FitAndTest
 from softprompt.protocols.splits import SEEDS, SHOTS, FewShotSplit, few_shot_splits
 from softprompt.records import Record, folder_digest, once, rows_digest
-from softprompt.store.identity import identity_of, settings_of
+from softprompt.store.identity import identity_of, named_settings, settings_of
 from softprompt.tasks.base import Task
 from softprompt.training.recipe import Recipe
 
@@ -80,8 +80,8 @@ def few_shot_runs(
     method = method if source is None else started_from(method, source)
     settings: dict[str, Any] = {
         "backbone": settings_of(identity_of(backbone)),
-        "task": {"name": task.name, **settings_of(task)},
-        "method": {"name": method.name, **settings_of(method)},
+        "task": named_settings(task),
+        "method": named_settings(method),
         "recipes": [settings_of(recipe) for recipe in recipes],
         "test rows": rows_digest(test_rows),
         "validation rows": None if given is None else rows_digest(given),

@@ -1,4 +1,4 @@
-"""The best linear probe by validation rows among optima: L-BFGS, its regularization C searched for.
+"""The best linear probe by validation rows: optima by L-BFGS, with a search for the regularization C.
 
 Radford et al., ICML 2021 (arXiv 2103.00020), appendix A.3; for each C the minimum of
 

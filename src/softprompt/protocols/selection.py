@@ -22,14 +22,14 @@ from softprompt.fitting.one import fit
 from softprompt.prompts import Method
 from softprompt.protocols.base import rows_of
 from softprompt.records import Record, once, rows_digest
-from softprompt.store.identity import identity_of, settings_of
+from softprompt.store.identity import identity_of, named_settings, settings_of
 from softprompt.tasks.base import Task
 from softprompt.training.progress import Progress
 from softprompt.training.recipe import Recipe
 from softprompt.tuned import TunedPrompt
 
 SEEDS = (42, 44, 82, 100, 800)
-"""Of the final runs, as in VPT's release."""
+"""Seeds of the final runs, as in VPT's release."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Selection:
 
     @property
     def mean(self) -> float:
-        """Of the main test metric over the seeds."""
+        """Mean of the main test metric over the seeds."""
         return statistics.fmean(record["test"] for record in self.finals)
 
     @property
@@ -120,12 +120,12 @@ def select_and_test(
     fitted, chosen_by = divided(data, held_out, split_seed)
     common = {
         "backbone": settings_of(identity_of(backbone)),
-        "task": {"name": task.name, **settings_of(task)},
+        "task": named_settings(task),
     }
 
     def run(stage: str, candidate: Candidate, train: Sequence[Row], judged: Sequence[Row]) -> Record:
         method, recipe = candidate.method, candidate.recipe
-        how = {"method": {"name": method.name, **settings_of(method)}, "recipe": settings_of(recipe)}
+        how = {"method": named_settings(method), "recipe": settings_of(recipe)}
         used = common | how | {"train rows": rows_digest(train), "judged rows": rows_digest(judged)}
 
         def work() -> Record:

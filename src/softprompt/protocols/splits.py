@@ -67,7 +67,7 @@ def few_shot_splits(
 
 
 def draw_split(rows: Sequence[Row], task: Task, shots: int, seed: int) -> FewShotSplit:
-    """The one split of `few_shot_splits` for this k and seed, and what it raises."""
+    """The split of `few_shot_splits` for this k and seed. Raises the same errors."""
     return _split(shots, seed, _draw(_labelled(rows, task), _shown(rows, task), shots, seed))
 
 
@@ -86,7 +86,7 @@ def _split(shots: int, seed: int, ids: Mapping[str, Sequence[int]]) -> FewShotSp
 
 
 def _shown(rows: Sequence[Row], task: Task) -> Callable[[int], str]:
-    """The digest of what a row shows, its label apart; an image column's bytes count, whatever file they came from."""
+    """The digest of a row's content without its label. Images count by their bytes, not by their file."""
     columns: Mapping[str, str] = getattr(task, "columns", {})
 
     def content(value: Any) -> Any:
@@ -103,7 +103,7 @@ def _shown(rows: Sequence[Row], task: Task) -> Callable[[int], str]:
 def _draw(
     labelled: Sequence[Mapping[str, Any]], shown: Callable[[int], str], k: int, seed: int
 ) -> dict[str, list[int]]:
-    """Rows of both halves; what one of them shows, the other does not, however often the data has it."""
+    """Rows of both halves. No content is in both, however often it occurs in the data."""
     train = [row["row"] for row in few_shot(labelled, k, "label", seed)]
     taken, seen = set(train), {shown(i) for i in train}
     validation = _others([row for row in labelled if row["row"] not in taken], labelled, k, seed)

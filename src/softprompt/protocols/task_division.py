@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from softprompt.backbones.base import Backbone
 from softprompt.data import Row
+from softprompt.prompts import Method
 from softprompt.protocols.rehearsal import Rehearsal
+from softprompt.records import rows_digest, setup_of
 from softprompt.tasks import ImageClassification, SequenceClassification
+from softprompt.training.recipe import Recipe
 
 Labels = Sequence[str]
 HeadTask = ImageClassification | SequenceClassification
@@ -99,3 +103,21 @@ def stages_of(
         stages.append(Stage((*own, *kept), len(kept), tuple(tested), competing))
         so_far += own
     return stages
+
+
+def tasks_setup(
+    backbone: Backbone,
+    task: HeadTask,
+    method: Method,
+    recipe: Recipe,
+    groups: Sequence[Labels],
+    rows: Sequence[Row],
+    test_rows: Sequence[Row],
+) -> dict[str, Any]:
+    """The settings by which records of runs over tasks are known, as plain JSON."""
+    return {
+        **setup_of(backbone, task, method, recipe),
+        "tasks": [list(group) for group in groups],
+        "train rows": rows_digest(rows),
+        "test rows": rows_digest(test_rows),
+    }

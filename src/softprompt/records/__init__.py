@@ -4,6 +4,7 @@ from softprompt.records.digests import file_digest, folder_digest, object_digest
 from softprompt.records.objects import Record, read_object, write_object
 from softprompt.records.run_file import once
 from softprompt.records.run_folders import DamagedRun, Outcome, RunFolders, Status, disk_is_full, run_hash
+from softprompt.records.setup import setup_of
 from softprompt.records.stages import read_stages, write_stage
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "read_stages",
     "rows_digest",
     "run_hash",
+    "setup_of",
     "write_object",
     "write_stage",
 ]

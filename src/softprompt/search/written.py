@@ -13,7 +13,8 @@ from softprompt.outputs import EncodedRow
 from softprompt.search.scoring import substituted
 from softprompt.search.words import Survives
 from softprompt.tasks.base import Task, TaskEncoder
-from softprompt.tasks.template import Bos, Field, Literal, Mask, Part, Soft, parse_template, tokenize
+from softprompt.tasks.template import Bos, Field, Literal, Mask, Part, Soft, parse_template
+from softprompt.tasks.tokenizing import tokenize
 
 _PROBES = 8  # rows with different neighbours of the slots, on which a written prompt is checked
 _LOOKED_AT = 256  # rows from which these are chosen

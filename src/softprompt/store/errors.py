@@ -1,4 +1,4 @@
-"""The error that reading a prompt from disk raises, and what is an error in any of its tensors."""
+"""The error that reading a prompt from disk raises, and the check that its tensors are finite."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def _checked_record(content: dict[str, Any], name: str) -> _Record:
         record = _Record.model_validate(content)
     except ValidationError as error:
         raise PromptFileError(
-            f"{name} is no valid prompt:\n  - " + "\n  - ".join(_problems(error))
+            f"{name} is not a valid prompt:\n  - " + "\n  - ".join(_problems(error))
         ) from error
     rest = {key: value for key, value in content.items() if key != "digest"}
     try:
@@ -204,7 +204,9 @@ def _checked_tensors(content: bytes, expected: _Tensors, name: str) -> dict[str,
     except (
         Exception
     ) as error:  # the parser raises many kinds of errors, and each means that the file is damaged
-        raise PromptFileError(f"{name} is no readable safetensors file ({error}); copy it again") from error
+        raise PromptFileError(
+            f"{name} is not a readable safetensors file ({error}); copy it again"
+        ) from error
     wanted = {key: (tuple(entry.shape), entry.dtype) for key, entry in expected.entries.items()}
     found = {key: (tuple(tensor.shape), _dtype_name(tensor)) for key, tensor in tensors.items()}
     if wanted != found:

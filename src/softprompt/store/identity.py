@@ -1,4 +1,4 @@
-"""What a saved prompt and a run are recognised by: the settings as plain JSON, and the backbone's fingerprint."""
+"""The identity of a saved prompt and of a run: its settings as plain JSON, and the backbone's fingerprint."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def settings_of(value: Any) -> dict[str, Any]:
     Without those that came later and have their default, see `softprompt.later`.
     """
     return without_later(value, TypeAdapter(type(value)).dump_python(value, mode="json"))
+
+
+def named_settings(value: Any) -> dict[str, Any]:
+    """The settings of a method or a task behind its name."""
+    return {"name": value.name, **settings_of(value)}
 
 
 def identity_of(backbone: Backbone) -> BackboneIdentity:
@@ -59,9 +64,9 @@ _MOST_ADDED = 16  # each costs a digest of the whole vocabulary
 
 
 def reading_as_before(backbone: Backbone, remembered: str | None, began: str) -> Backbone:
-    """The backbone, its images prepared by its processor's former rule if the digest is that rule's; else as it is given.
+    """The backbone, with its processor's former rule for images if the digest belongs to that rule; otherwise unchanged.
 
-    What was begun on such pixels goes on with them, and answers as it did; SoftpromptWarning says so.
+    Prompts and runs that began with such pixels keep them; SoftpromptWarning says so.
     remembered: the tokenizer_digest of its identity. began: what it was, "the prompt was trained"
     """
     image = backbone.spec.image
@@ -83,7 +88,7 @@ class _TakesARule(Protocol):
 
 
 def _read_by(backbone: Backbone, rule: ImageRule | None) -> dict[str, Any]:
-    """What turns rows into what the model reads: the tokenizer's pieces and the rule for images."""
+    """The parts that turn rows into model input: the tokenizer's pieces and the rule for images."""
     vocabulary: dict[str, Any] = {}
     if backbone.spec.reads_text:
         vocabulary |= backbone.tokenizer.get_vocab()

@@ -1,4 +1,4 @@
-"""Where a backbone lies, written so that a saved prompt tells nobody whose machine it came from."""
+"""Paths of backbones, written so that a saved prompt does not reveal whose machine it came from."""
 
 from __future__ import annotations
 

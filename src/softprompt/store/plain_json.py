@@ -66,7 +66,7 @@ def parse_object(content: bytes, name: str, *, ours: bool = False) -> dict[str, 
     # ValueError: no JSON, no UTF-8, or an integer with thousands of digits; RecursionError: thousands of brackets
     except (ValueError, RecursionError) as error:
         raise PromptFileError(
-            f"{name} is no readable JSON ({error}): it is damaged, copy it again"
+            f"{name} is not readable JSON ({error}): it is damaged, copy it again"
         ) from error
     if not isinstance(value, dict):
         raise PromptFileError(

@@ -65,7 +65,7 @@ def _panels(results: StudyResults, axis: str) -> list[_Panel]:
 
 
 def _numbers(results: StudyResults, axis: str) -> tuple[Mapping[str, float] | None, str]:
-    """Where the labels stand on a line of numbers, None if they are names; and what the axis is called."""
+    """The positions of the labels on an axis of numbers, or None if they are names; and the name of the axis."""
     name, options = axis.split(".")[-1], results.study.axes[axis]
     if all(re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", label) for label in options):
         return {label: float(label) for label in options}, name

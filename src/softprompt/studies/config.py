@@ -26,16 +26,11 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from softprompt.errors import SoftpromptWarning
-from softprompt.fitting.run_config import (
-    as_mapping,
-    check_keys,
-    field_names,
-    parse_cache,
-    parsed,
-    written_out,
-)
+from softprompt.fitting.run_config import parse_cache
+from softprompt.fitting.settings import SettingError, as_mapping, check_keys, field_names, parsed
 from softprompt.fitting.yaml_file import read_yaml
-from softprompt.studies.flat_keys import FLAT_KEYS, described, new_words
+from softprompt.studies.flat_keys import FLAT_KEYS, about_older_keys, flat_keys_in
+from softprompt.studies.merging import with_variant
 from softprompt.studies.run_settings import RUN_KEYS, count, flag
 from softprompt.truth_values import numbers_apart
 
@@ -65,7 +60,7 @@ class SearchConfig:
     by: Literal["grid", "optuna"] = "grid"
     """Every combination of the settings, or Optuna's tree-structured Parzen estimator."""
     seeds: tuple[int, ...] = (1000,)
-    """Of the runs that settings are chosen by; the final runs have others. Optuna takes one."""
+    """Seeds of the runs that choose the settings; final runs have others. Optuna takes one."""
     trials: int = Field(default=20, ge=1)
     """Optuna: settings that are tried for each combination of the axes."""
     at_once: int = Field(default=1, ge=1)
@@ -73,7 +68,7 @@ class SearchConfig:
     prune: bool = True
     """Optuna: stop a trial whose validation metric is below the median of the earlier ones at the same step."""
     seed: int = Field(default=0, ge=0)
-    """Of Optuna's own draws."""
+    """Seed of Optuna's own draws."""
 
     @model_validator(mode="after")
     def _a_trial_is_one_run(self) -> SearchConfig:
@@ -152,55 +147,21 @@ def read_study(path: Path, *, full: bool = False) -> Study:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no study {path}; expected a YAML file that describes one")
-    values = read_yaml(path).values
+    document = read_yaml(path)
     try:
-        values = as_mapping(values, "a study")
-        if older := _flat_keys(values):
-            warnings.warn(_of_older_keys(path, older), SoftpromptWarning, stacklevel=2)
+        values = as_mapping(document.values, "a study")
+        if older := flat_keys_in(values):
+            warnings.warn(about_older_keys(path, older), SoftpromptWarning, stacklevel=2)
         if full:
             if "full" not in values:
                 raise ValueError("the study has no key 'full'")
-            values = _with_variant(values, as_mapping(values["full"], "full"))
+            values = with_variant(values, as_mapping(values["full"], "full"))
         values.pop("full", None)
         return parse_study(values)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _flat_keys(values: Any) -> list[str]:
-    """The keys of older versions in a study, wherever they stand."""
-    found: dict[str, None] = {}
-
-    def look(part: Any) -> None:
-        for key, value in _items(part):
-            first = str(key).partition(".")[0]
-            if first in FLAT_KEYS:
-                found[first] = None
-            elif key in ("select", "full"):
-                look(value)
-            elif key == "runs":
-                for _, option in _items(value):
-                    look(option)
-            elif key == "axes":
-                for axis, options in _items(value):
-                    look({axis: None})
-                    for _, option in _items(options):
-                        look(option)
-
-    look(values)
-    return list(found)
-
-
-def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    return value.items() if isinstance(value, Mapping) else ()
-
-
-def _of_older_keys(path: Path, keys: Sequence[str]) -> str:
-    forms = "; ".join(f"{key} is now {' or '.join(new_words(key))}" for key in keys)
-    return (
-        f"{path}: {forms}. Within an axis, an option or select a setting is `protocol.SETTING`. Runs keep their ids; the next "
-        "version does not read these keys in a study's file"
-    )
+        key = error.key if isinstance(error, SettingError) and not full else ""
+        line = document.line(key)
+        raise ValueError(f"{path}{'' if line is None else f', line {line}'}: {error}") from error
 
 
 def parse_study(values: Mapping[str, Any]) -> Study:
@@ -252,46 +213,6 @@ def parse_study(values: Mapping[str, Any]) -> Study:
         values=dict(values),
         ensembles=ensembles,
     )
-
-
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with changes merged in, key by key; a change is a "dotted.key" or nested.
-
-    A new task, method, protocol or data source replaces the old one as a whole, and so does any value that is not a mapping.
-    """
-    result = _written_out(values)
-    for dotted, value in changes.items():
-        key, _, rest = str(dotted).partition(".")
-        old = result.get(key)
-        if rest:
-            result[key] = merged(old if isinstance(old, Mapping) else {}, {rest: value})
-            if key == "data":
-                result = _written_out(result)
-            continue
-        value = _written_out({key: value})[key]
-        is_new = isinstance(value, Mapping) and key != "backbone" and ("name" in value or "source" in value)
-        if isinstance(value, Mapping) and isinstance(old, Mapping) and not is_new:
-            value = merged(old, value)
-        result[key] = value
-    return result
-
-
-def _written_out(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Short forms in full, those of a run and of its protocol."""
-    full = written_out(values)
-    if isinstance(full.get("protocol"), str):
-        full["protocol"] = described(full["protocol"])
-    return full
-
-
-def _with_variant(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    # The names below these keys are dotted themselves: an axis, a named run, a setting is replaced as a whole.
-    named = {
-        key: {**(values.get(key) or {}), **as_mapping(changes[key], f"full.{key}")}
-        for key in ("axes", "runs", "select")
-        if key in changes
-    }
-    return merged(values, {key: value for key, value in changes.items() if key not in named}) | named
 
 
 def _axis(name: str, axis: Any) -> dict[str, Option]:

@@ -37,7 +37,7 @@ def _concerns(results: StudyResults) -> list[str]:
 
 
 def _lost(results: StudyResults) -> list[str]:
-    """Final runs that failed, grouped by how."""
+    """Final runs that failed, grouped by their error."""
     seeds: dict[tuple[str, str], set[int]] = defaultdict(set)
     for result in results.failed:
         if result.run.stage == "final":
@@ -99,7 +99,7 @@ def _changed_rows(ended: Sequence[Result]) -> list[str]:
 
 
 def _rows_read(result: Result) -> Iterator[tuple[str, str, str]]:
-    """Of each of a run's data sets: all that its rows should follow from, what they are called, and their digest."""
+    """For each of a run's data sets: everything that decides its rows, its name in words, and the digest of the rows."""
     values, protocol = result.run.values, result.run.settings().protocol
     own_sources = {name: source.as_dict() for name, source in protocol.sources().items()}
     sources, shots = {**values["data"], **own_sources}, protocol.draws()

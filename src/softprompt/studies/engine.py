@@ -24,13 +24,12 @@ from softprompt.studies.worker import Worker
 from softprompt.training.progress import Progress, Shared, Silent
 
 Do = Callable[[Sequence[PlannedRun]], int]
-"""Make runs, in one batch where they are several; returns how many: what another process is at is left to it.
+"""Make runs, several of them in one batch; returns how many were made. Runs that another process has claimed are left to it.
 
-A run that goes wrong is written down, not raised."""
+The failure of a run is recorded, not raised."""
 
 Engine = Callable[[Sequence[Sequence[PlannedRun]], Do], int]
-"""Do each of the runs that nobody else is at, in any order and wherever, those that come together in one batch or not;
-returns how many were done."""
+"""Make each run that no other process has claimed, in any order and place, batched or alone; returns how many were made."""
 
 
 class Show(Protocol):

@@ -160,7 +160,7 @@ def _after_each_task(results: StudyResults) -> Plot | None:
 
 
 def _prompt_selection(results: StudyResults) -> Plot | None:
-    """Class-incremental runs with pools: which prompt was chosen for which task (L2P, figure 3)."""
+    """Class-incremental runs with pools: how often each prompt was chosen in each task (L2P, figure 3)."""
     found: dict[str, list[list[int]]] = {}
     for condition, data, line in itertools.product(results.conditions, results.data, results.lines):
         tables = [

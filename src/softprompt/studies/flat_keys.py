@@ -6,10 +6,11 @@ written with `protocol: {name: ..., setting: ...}`; the keys in a study's file a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from softprompt.fitting.run_config import as_mapping
+from softprompt.fitting.settings import as_mapping
 from softprompt.protocols.base import Protocol
 
 SETTINGS: Mapping[str, Mapping[str, str]] = {
@@ -117,3 +118,40 @@ def new_words(key: str) -> Iterator[str]:
     for name, keys in SETTINGS.items():
         if key in keys:
             yield f"protocol: {{name: {name}, {keys[key]}: ...}}"
+
+
+def flat_keys_in(values: Any) -> list[str]:
+    """The keys of older versions in a study, wherever they stand."""
+    found: dict[str, None] = {}
+
+    def look(part: Any) -> None:
+        for key, value in _items(part):
+            first = str(key).partition(".")[0]
+            if first in FLAT_KEYS:
+                found[first] = None
+            elif key in ("select", "full"):
+                look(value)
+            elif key == "runs":
+                for _, option in _items(value):
+                    look(option)
+            elif key == "axes":
+                for axis, options in _items(value):
+                    look({axis: None})
+                    for _, option in _items(options):
+                        look(option)
+
+    look(values)
+    return list(found)
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    return value.items() if isinstance(value, Mapping) else ()
+
+
+def about_older_keys(path: Path, keys: Sequence[str]) -> str:
+    """A sentence about the flat keys in a study's file, with what to write now."""
+    forms = "; ".join(f"{key} is now {' or '.join(new_words(key))}" for key in keys)
+    return (
+        f"{path}: {forms}. Within an axis, an option or select a setting is `protocol.SETTING`. Runs keep their ids; the next "
+        "version does not read these keys in a study's file"
+    )

@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from softprompt.files import read_text, write_text
-from softprompt.fitting.run_config import as_mapping, parse_yaml
+from softprompt.fitting.run_config import parse_yaml
+from softprompt.fitting.settings import as_mapping
 from softprompt.records.run_folders import RunFolders, as_yaml
 from softprompt.studies.config import Study, parse_study
 

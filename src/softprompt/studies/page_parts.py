@@ -69,7 +69,7 @@ _NUMBER = re.compile(r"[-+]?\d|$")  # or nothing
 
 
 def heat_map(columns: Sequence[str], rows: Mapping[str, Sequence[tuple[str, float]]], name: str) -> str:
-    """A table of (what stands in a cell, its heat between 0 and 1); a row may be short."""
+    """A table of cells, each a text and its heat between 0 and 1; a row may be short."""
     heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = ""
     for row, found in rows.items():

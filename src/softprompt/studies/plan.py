@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from softprompt.fitting.run_config import as_mapping
+from softprompt.fitting.settings import as_mapping
 from softprompt.records.run_folders import Outcome
-from softprompt.studies.config import Choices, Option, Range, Select, Study, cells, merged
+from softprompt.studies.config import Choices, Option, Range, Select, Study, cells
+from softprompt.studies.merging import merged
 from softprompt.studies.runs import Outcomes, PlannedRun, in_words, planned
 from softprompt.studies.search import trials
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs known so far, including finished ones, and the number that will follow from their results.
+    """The runs that are known so far, finished ones included, and how many will follow from their results.
 
     stuck  combinations whose final runs cannot be made, in words
     """

@@ -113,7 +113,7 @@ class StudyResults:
         return list(dict.fromkeys(result.condition for result in self.finals))
 
     def scores(self, line: str, condition: str, data: str) -> dict[int, float]:
-        """By seed."""
+        """Scores by seed."""
         found = ((r.run.seed, r.score(data)) for r in self.of(line, condition))
         return {seed: score for seed, score in found if score is not None}
 
@@ -121,7 +121,7 @@ class StudyResults:
         return [r for r in self.finals if r.line == line and condition in (None, r.condition)]
 
     def majority(self, condition: str, data: str) -> float | None:
-        """What always giving the commonest label scores, where the metric is accuracy."""
+        """The accuracy of always giving the commonest label, if the metric is accuracy."""
         for result in self.finals:
             metrics = result.outcome.facts.get("metrics", {}).get(data, {})
             if (
@@ -136,7 +136,7 @@ class StudyResults:
         return next(result.metric for result in self.finals if result.condition == condition)
 
     def trains(self, line: str) -> bool:
-        """Whether any of its runs made a step."""
+        """Whether any of its runs made an optimizer step."""
         return any(result.outcome.facts.get("steps_made") for result in self.of(line))
 
     def problem(self, condition: str) -> str:
@@ -157,7 +157,7 @@ class StudyResults:
         return average(found) if found else None
 
     def time(self) -> TimeSpent:
-        """Of all runs that ended and say how they spent it, those that settings were chosen by included."""
+        """Seconds over all runs that ended and recorded their times, including those that chose settings."""
         ended = {r.run.id: r.outcome.facts for r in (*self.searched, *self.finals)}.values()
         told = [facts for facts in ended if facts.get("times")]
         return TimeSpent(
@@ -225,12 +225,12 @@ def _losses(folder: StudyFolder, run_id: str, outcome: Outcome) -> list[float]:
 
 
 def line_of(study: Study, run: PlannedRun) -> str:
-    """What of a run is compared."""
+    """The parts of a run that are compared."""
     return run.cell.get(study.compare, study.title)
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> set[str]:
-    """Names of the (cost, score) points that none betters: as cheap and better, or cheaper and as good."""
+    """Names of the (cost, score) points on the Pareto front: no other is as cheap and better, or cheaper and as good."""
     return {
         name
         for name, (cost, score) in points.items()

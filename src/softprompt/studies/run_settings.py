@@ -1,4 +1,4 @@
-"""What one run of a study depends on, and how its words are read."""
+"""The settings that one run of a study depends on, and how they are read from plain values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from softprompt.protocols.plain import PlainProtocol
 from softprompt.studies.flat_keys import FLAT_KEYS, as_flat, described, flat_name, from_flat
 
 RUN_KEYS = ("backbone", "task", "method", "data", "recipe", "protocol")
-"""What a study says of its runs. FLAT_KEYS are read too."""
+"""The keys of a study that describe its runs. FLAT_KEYS are read too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +28,13 @@ class RunSettings:
         return self.config.as_dict() | as_flat(self.protocol)
 
     def for_choosing(self) -> RunSettings:
-        """The run by which settings are chosen: it never sees test data."""
+        """The run that chooses settings: it never sees test data."""
         config = dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, test=None))
         return RunSettings(config, self.protocol.for_choosing())
 
 
 def parse_run(values: Mapping[str, Any]) -> RunSettings:
-    """The run that these values describe, in the words of a study or as a run's folder has them.
+    """The run that these values describe, with the keys of a study or of a run's folder.
 
     Raises ValueError as `parse_config` does, and for a protocol that is unknown, misses a setting or does not fit the run.
     """

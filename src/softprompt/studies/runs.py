@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
+from softprompt.fitting.settings import SettingError
 from softprompt.records.run_folders import Outcome, run_hash
 from softprompt.studies.run_settings import RunSettings, parse_run
 
@@ -33,7 +34,7 @@ class PlannedRun:
     trial: int | None = None
 
     def settings(self) -> RunSettings:
-        """The run as it is made."""
+        """The settings that the run is made with."""
         return _parsed(json.dumps(self.values))
 
 
@@ -53,7 +54,8 @@ def planned(
     try:
         text = _resolved(json.dumps(full, default=str), stage == "search")
     except ValueError as error:
-        raise ValueError(f"{in_words(cell)}: {error}") from error
+        key = error.key if isinstance(error, SettingError) else ""
+        raise SettingError(f"{in_words(cell)}: {error}", key) from error
     resolved = json.loads(text)
     labels = [
         label if re.search("[A-Za-z]", label) else f"{axis.split('.')[-1]}={label}"

@@ -1,4 +1,4 @@
-"""Settings drawn by Optuna. Nothing but the results of the runs is kept.
+"""Settings drawn by Optuna. Only the results of the runs are stored.
 
 Trial k is a function of the search's seed, k, and the results of the trials before it: the sampler is made anew for each. A
 study that was killed therefore draws what it would have drawn, and so does another process.
@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from softprompt.records.run_folders import Outcome
-from softprompt.studies.config import Range, SearchConfig, Select, merged
+from softprompt.studies.config import Range, SearchConfig, Select
+from softprompt.studies.merging import merged
 from softprompt.studies.runs import Outcomes, PlannedRun, planned
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def trials(
     select: Select,
     outcomes: Outcomes,
 ) -> tuple[list[PlannedRun], int]:
-    """The trials that can be drawn by now, and how many will follow."""
+    """The trials that can be drawn now, and how many will follow."""
     runs: list[PlannedRun] = []
     ended: list[Outcome] = []
     for start in range(0, search.trials, search.at_once):
@@ -64,7 +65,7 @@ _DRAWN: dict[str, dict[str, Any]] = {}  # a function of the key
 
 
 def tell(study: optuna.Study, select: Select, runs: Sequence[PlannedRun], ended: Sequence[Outcome]) -> None:
-    """Let an Optuna study know of trials that have ended."""
+    """Tell an Optuna study about the trials that have ended."""
     optuna = load_optuna()
     states = {"finished": optuna.trial.TrialState.COMPLETE, "pruned": optuna.trial.TrialState.PRUNED}
     for run, outcome in zip(runs, ended, strict=True):
@@ -82,7 +83,7 @@ def tell(study: optuna.Study, select: Select, runs: Sequence[PlannedRun], ended:
 
 
 def distributions(select: Select) -> dict[str, Any]:
-    """What Optuna is to draw from."""
+    """The distribution that Optuna draws from."""
     kinds = load_optuna().distributions
     found: dict[str, Any] = {}
     for key, choices in select.items():
@@ -96,7 +97,7 @@ def distributions(select: Select) -> dict[str, Any]:
 
 
 def load_optuna() -> Any:
-    """The package. Raises ValueError, saying how to get it, where it is not installed."""
+    """The package optuna. Raises ValueError, which says how to install it, if it is missing."""
     try:
         import optuna
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What runs are made of, kept for the runs that follow: the frozen backbone, the rows, what an encoder made of them."""
+"""Supplies that runs share: the frozen backbone, the rows, and their encodings, cached for the runs that follow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from softprompt.backbones.base import Backbone
 from softprompt.backbones.row_features import RowFeatures
 from softprompt.data import Row
 from softprompt.features.encodings import Encodings
-from softprompt.fitting.run_config import BackboneConfig, SourceConfig, source_rows
+from softprompt.fitting.run_config import BackboneConfig, SourceConfig
+from softprompt.fitting.sources import source_rows
 from softprompt.protocols.base import Workbench
 from softprompt.store import BackboneIdentity
 from softprompt.store.identity import identity_of, settings_of
@@ -36,37 +37,37 @@ class Supplies:
     _about: dict[int, dict[str, Any]] = field(default_factory=dict)  # by identity of lists that are kept
 
     def backbone(self, config: BackboneConfig) -> Backbone:
-        """Loaded once for all runs in a row that are on it: one at a time, as memory may hold no second."""
+        """The backbone, loaded once for consecutive runs on it; only one at a time, since memory may not hold two."""
         return self._loaded(config)[0]
 
     def identity(self, config: BackboneConfig) -> BackboneIdentity:
-        """The fingerprint of this backbone, which every saved prompt holds."""
+        """The fingerprint of this backbone, which is in every saved prompt."""
         backbone, _ = self._loaded(config)
         if self._identity is None:
             self._identity = identity_of(backbone)
         return self._identity
 
     def parameters(self, config: BackboneConfig) -> int:
-        """How many numbers this backbone has."""
+        """The number of weights of this backbone."""
         return sum(parameter.numel() for parameter in self._loaded(config)[0].model.parameters())
 
     def features(self, config: BackboneConfig) -> RowFeatures:
-        """What this backbone itself says of rows, for methods whose prompt is a function of it."""
+        """Features of rows from this backbone without a prompt, for methods whose prompt is a function of them."""
         return self._loaded(config)[1]
 
     def rows(self, source: SourceConfig, usual: str) -> list[Row]:
-        """Read once. usual: the split of a source that has splits and names none."""
+        """The rows of a source, read once. usual: the split, if the source has splits and names none."""
         key = repr((source, usual))
         if key not in self._rows:
-            self._rows[key] = self._known(source_rows(source, usual))
+            self._rows[key] = self._known([*source_rows(source, usual)])
         return self._rows[key]
 
     def about(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """How many rows there are, and a digest of them; of lists that were given out here it was made when they were read."""
+        """The number of rows and their digest, which is computed once for lists that `rows` returned."""
         return self._about.get(id(rows)) or _about(rows)
 
     def bench(self, settings: RunSettings) -> Workbench:
-        """What the run shares with others of its task on its backbone."""
+        """The workbench that the run shares with others of its task on its backbone."""
         return Workbench(
             read=self.rows,
             encodings=self.encodings(settings),
@@ -75,7 +76,7 @@ class Supplies:
         )
 
     def encodings(self, settings: RunSettings) -> Encodings:
-        """What was made of rows for the run's task on its backbone."""
+        """Encodings of rows for the run's task on its backbone."""
         self._loaded(settings.config.backbone)
         task = settings.config.task
         key = json.dumps([task.name, settings_of(task)], sort_keys=True)
@@ -100,6 +101,6 @@ def _about(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _of_value(value: Any) -> str:
-    """What a value that is no JSON is known by: its bytes where it has them, since repr may cut them short."""
+    """The identity of a value that is not JSON: its bytes if it has any, since repr may shorten it."""
     content = value if isinstance(value, bytes) else getattr(value, "tobytes", lambda: repr(value).encode())()
     return hashlib.sha256(content).hexdigest()

@@ -67,7 +67,7 @@ def choice_table(results: StudyResults) -> Table:
 
 
 def confusion_table(results: StudyResults) -> Table:
-    """How many rows of a true label were given which, over a line's seeds; a row for each pair of labels that there was."""
+    """How many rows of each true label got each predicted label, over a line's seeds; a row for each pair that occurs."""
     return ["line", "condition", "data", "true", "given", "rows"], [
         [line, condition, data, gold, given, str(count)]
         for line, condition, data in itertools.product(results.lines, results.conditions, results.data)
@@ -78,7 +78,7 @@ def confusion_table(results: StudyResults) -> Table:
 
 
 def cost_table(results: StudyResults, average: Average = statistics.fmean) -> Table:
-    """What a line's runs took, on average: their mean, or statistics.median, which one run on a busy machine does not move.
+    """The costs of a line's runs: their mean, or statistics.median, which one run on a busy machine does not move.
 
     Where there are several conditions each has rows of its own: on another data set a head has other numbers, and an average
     over both would be that of no run.
@@ -96,7 +96,7 @@ def cost_table(results: StudyResults, average: Average = statistics.fmean) -> Ta
 
 
 def task_table(results: StudyResults) -> Table:
-    """Classes that came in tasks: mean ± std over seeds of what `accuracy_matrix` measures; no rows where none did."""
+    """Class-incremental runs: mean ± std over seeds of the metrics of `accuracy_matrix`; no rows if there are no such runs."""
     names = ("final_average", "incremental_average", "learning_accuracy", "forgetting", "backward_transfer")
     rows = []
     for condition, line, data in itertools.product(results.conditions, results.lines, results.data):
@@ -108,7 +108,7 @@ def task_table(results: StudyResults) -> Table:
 
 
 def half_table(results: StudyResults) -> Table:
-    """Base and new classes: mean ± std over seeds, and H of the two means; no rows where none were told apart."""
+    """Base-to-new runs: mean ± std over seeds, and H of the two means; no rows if there are no such runs."""
     rows = []
     for condition, line in itertools.product(results.conditions, results.lines):
         found = [r.outcome.facts["metrics"].get("test", {}) for r in results.of(line, condition)]
@@ -120,7 +120,7 @@ def half_table(results: StudyResults) -> Table:
 
 
 def ensemble_table(results: StudyResults) -> Table:
-    """What the prompts of a line's seeds score together on test rows, beside their mean and best; no rows without ensembles."""
+    """Test scores of ensembles of a line's seeds, beside the mean and the best of their members; no rows without ensembles."""
     names = (*RULES, "mean", "best")
     rows = [
         [what, str(len(facts["members"])), facts["metric"], *(f"{facts[name]:.3f}" for name in names)]
@@ -131,7 +131,7 @@ def ensemble_table(results: StudyResults) -> Table:
 
 
 def run_table(results: StudyResults) -> Table:
-    """Every run that ended, a row each."""
+    """A row for each run that has ended."""
     axes = list(dict.fromkeys(axis for run in results.plan.runs for axis in run.cell))
     heads = [
         "run",
@@ -172,7 +172,7 @@ def run_table(results: StudyResults) -> Table:
 
 
 def as_csv(table: Table) -> str:
-    """Text that a spreadsheet would run as a formula has an apostrophe before it, which spreadsheets read as: this is text."""
+    """The text, with an apostrophe in front if a spreadsheet would run it as a formula."""
     heads, rows = table
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([_no_formula(c) for c in row] for row in [heads, *rows])
@@ -246,7 +246,7 @@ _NUMBERS = re.compile(r"[+-][0-9.,eE±+\- \[\]()]*")  # "-0.012", "+0.012 ± 0.0
 
 
 def _markdown(cell: str) -> str:
-    """Text that stays within its cell and brings no HTML."""
+    """The text, escaped so that it stays within its cell and is not read as HTML."""
     cell = re.sub(r"(\\*)\|", lambda found: 2 * found[1] + "\\|", re.sub(r"\s+", " ", cell))
     return cell.replace("<", "&lt;")
 

@@ -1,4 +1,4 @@
-"""What is noted of a run while it goes on: evaluations, times, warnings."""
+"""Notes about a run while it is made: evaluations, times, warnings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from softprompt.files import read_text, write_text
 from softprompt.training.progress import Progress, Record
 
 Prune = Callable[[Sequence[Mapping[str, Any]]], bool]
-"""Told a trial's evaluations so far, each with "step" and "value": whether it is to be given up."""
+"""Called with a trial's evaluations so far, each with "step" and "value"; returns whether to give it up."""
 
 
 class Pruned(Exception):  # noqa: N818 - no error
@@ -76,7 +76,7 @@ class Watcher:
 
 @contextlib.contextmanager
 def concerns_in(concerns: list[str]) -> Iterator[None]:
-    """The library's warnings go into the list, each once, others where they go anyway."""
+    """Collect the library's warnings in the list, each once; show other warnings as usual."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SoftpromptWarning)
         yield

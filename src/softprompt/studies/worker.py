@@ -1,4 +1,4 @@
-"""What makes runs: it brings together what a run needs, lets the protocol measure, and writes what came."""
+"""The worker makes runs: it gathers what a run needs, lets the protocol measure, and writes the result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from softprompt.tuned import load
 
 @dataclass(frozen=True)
 class _Start:
-    """Where a run began. The processor's time says what it takes on a machine that has other work too.
+    """The start of a run, by the clock and by processor time, which counts also on a machine that has other work.
 
     memory: what stood before it, as `reset_peak` says it
     """
@@ -37,7 +37,7 @@ class _Start:
     memory: Mapping[str, int] = field(default_factory=dict)
 
     def passed(self, runs: int = 1) -> tuple[float, float]:
-        """Seconds since, of one of so many runs: by the clock, and of the processor."""
+        """The seconds since, divided by the number of runs: by the clock and by processor time."""
         return (time.perf_counter() - self.wall) / runs, (time.process_time() - self.cpu) / runs
 
 
@@ -72,7 +72,7 @@ class Worker:
         progress: Progress | None = None,
         prune: Prune | None = None,
     ) -> list[Outcome | TrainingDiverged]:
-        """Make a run, or go on with it, and write how it ended; or several of one of the `batches_of` a study in one pass.
+        """Make or resume a run and write how it ended; or make several of one of the `batches_of` a study in one pass.
 
         Of several one that diverged is not written: the error stands in its place. Raises whatever else goes wrong in any of
         them; those that ended before it stay ended.
@@ -137,7 +137,7 @@ class Worker:
     def _measured(
         self, job: _Job, judge: Judge, begun: _Start, shared_concerns: Sequence[str], together: int
     ) -> tuple[dict[str, Any], Sequence[Mapping[str, Any]]]:
-        """What is written of a run that came to its end or was given up, and its history."""
+        """The record of a run that ended or was given up, and its history."""
         watcher, concerns = job.watcher, list(shared_concerns)
         began = time.perf_counter()
         try:
@@ -187,7 +187,7 @@ class Worker:
 
 
 def _trained(jobs: Sequence[_Job]) -> list[Judge | TrainingDiverged]:
-    """Of several runs what is left when they are trained; a single one is trained as it is judged."""
+    """Train several runs together; returns a function for each that measures it. A single run is trained while measured."""
     protocol, experiment = jobs[0].settings.protocol, jobs[0].experiment
     if len(jobs) == 1:
         return [lambda: protocol.measure(experiment)]
@@ -207,7 +207,7 @@ def _given_up(job: _Job) -> dict[str, Any]:
 
 
 def _told(found: ProtocolResult) -> dict[str, Any]:
-    """A result in plain values."""
+    """The result as plain values."""
     tensors = {} if found.prompt is None else found.prompt.module.state_dict()
     return {
         "main_metric": found.main_metric,

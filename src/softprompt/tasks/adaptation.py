@@ -24,9 +24,11 @@ from torch import Tensor
 from softprompt.data import Row
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
+from softprompt.tasks.bound_template import BoundTemplate, Run, bind_template
 from softprompt.tasks.columns import check_columns, read_fields
 from softprompt.tasks.reading import in_batches
-from softprompt.tasks.template import BoundTemplate, Run, Template, tokenize
+from softprompt.tasks.template import Template
+from softprompt.tasks.tokenizing import tokenize
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -77,7 +79,9 @@ class LanguageModeling(Task):
                 raise ValueError(
                     'the tokenizer has no sentinel <extra_id_0>, which stands for a span: use objective="prefix-lm"'
                 )
-        return LanguageModelingEncoder(self, setting, Template.parse("{text}").bind(setting), sentinels)
+        return LanguageModelingEncoder(
+            self, setting, bind_template(Template.parse("{text}"), setting), sentinels
+        )
 
     def evaluate(self, predictions: Sequence[float], rows: Sequence[Row]) -> dict[str, Any]:
         """Return the mean of the predictions."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from softprompt.tasks.template import BoundTemplate, Field, Literal, Run
+from softprompt.tasks.bound_template import BoundTemplate, Run
+from softprompt.tasks.template import Field, Literal
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,11 @@ class Task(ABC):
         return class_concerns(metrics, part, trained=trained)
 
     @property
+    def in_windows(self) -> bool:
+        """Whether a long row may become several: how many rows are trained on is known when all are encoded."""
+        return False
+
+    @property
     def labelling(self) -> Labelling | None:
         """The labels to choose from, and how rows say which one is right; None: the answer is not a label."""
         return None

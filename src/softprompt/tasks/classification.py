@@ -16,18 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from softprompt.data import Row
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
+from softprompt.tasks.bound_template import BoundTemplate, bind_template
 from softprompt.tasks.classes import ClassPrediction, likeliest
 from softprompt.tasks.columns import check_columns, read_fields
 from softprompt.tasks.inputs import read_media
 from softprompt.tasks.labels import Labelling, Values, check_labels, label_names
 from softprompt.tasks.reading import in_batches
-from softprompt.tasks.template import (
-    BoundTemplate,
-    Template,
-    ValuesWithControlTokens,
-    check_fields,
-    slot_in_front,
-)
+from softprompt.tasks.template import Template, ValuesWithControlTokens, check_fields, slot_in_front
 from softprompt.tasks.verbalizer import Verbalizer, bind_verbalizer, calibrate
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
@@ -116,7 +111,13 @@ class TextClassification(Task):
     @property
     def labelling(self) -> Labelling:
         """`labels`, and how rows say which is right."""
-        return Labelling(tuple(self.labels), self.label_column, self.columns, self.label_values)
+        return Labelling(
+            labels=tuple(self.labels),
+            column=self.label_column,
+            columns=self.columns,
+            values=self.label_values,
+            fields=self.fields,
+        )
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -125,7 +126,7 @@ class TextClassification(Task):
 
     def bind(self, setting: TextSetting) -> TextClassificationEncoder:
         """Return the encoder. Raises ValueError if the template or the label words do not suit the tokenizer or P."""
-        template = Template.parse(self.template, self.cut).bind(setting, self.control_tokens)
+        template = bind_template(Template.parse(self.template, self.cut), setting, self.control_tokens)
         verbalizer = bind_verbalizer(
             self.label_words,
             setting.tokenizer,
@@ -146,7 +147,7 @@ class TextClassification(Task):
     def render(self, row: Row, *, answer: bool = True) -> str:
         """Return the row as text, with literals exactly as written, and the first word of its label at the end or mask."""
         template = Template.parse(self.template, self.cut)
-        values = read_fields(row, template.fields, self.columns)
+        values = read_fields(row, template.fields, self.columns, [self.label_column])
         if not answer:
             return template.fill(values)
         word = self.label_words[self.read_label(row)][0]
@@ -167,7 +168,7 @@ class TextClassificationEncoder(TaskEncoder):
 
         Raises ValueError for a missing column or value, an unknown label, and a row too long to be cut.
         """
-        values = read_fields(row, self.template.template.fields, self.task.columns)
+        values = read_fields(row, self.template.template.fields, self.task.columns, [self.task.label_column])
         gold = self.verbalizer.first_word(self.task.read_label(row)) if answer else None
         media = read_media(row, self.task.media, self.task.columns, self.setting)
         return EncodedRow(self._context(values), self.verbalizer.words, gold, media=media)

@@ -20,13 +20,14 @@ def guess(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known are {known}"
 
 
-def read_column(row: Row, name: str, columns: Mapping[str, str]) -> Any:
+def read_column(row: Row, name: str, columns: Mapping[str, str], others: Sequence[str] = ()) -> Any:
     """Return the value of a column of a row.
 
     Arguments:
         row: the row
         name: the column as the template (or the task) names it
         columns: name in the template -> column of the data, where the two differ
+        others: what else the task reads, as it names it; an error suggests none of their columns
 
     Raises:
         ValueError: if the row does not have the column (the error names those it has), or its value is None or NaN
@@ -34,13 +35,14 @@ def read_column(row: Row, name: str, columns: Mapping[str, str]) -> Any:
     column = columns.get(name, name)
     if column not in row:
         have = [str(key) for key in row]
-        near = difflib.get_close_matches(column, have, n=1, cutoff=0.5)
-        others = [key for key in have if key not in columns.values()]
-        likely = near[0] if near else next(iter(others), "...")
+        taken = {*columns.values(), *(columns.get(other, other) for other in others)}
+        free = [key for key in have if key not in taken]
+        near = difflib.get_close_matches(column, free, n=1, cutoff=0.5)
+        likely = near[0] if near else free[0] if len(free) == 1 else "..."
         renamed = f" (for {name!r})" if column != name else ""
         raise ValueError(
             f"columns are {have}, {column!r} is needed{renamed}: pass columns={{{name!r}: {likely!r}}}"
-            " or whichever column holds it"
+            f"{' with the column that holds it' if likely == '...' else ' or whichever column holds it'}"
         )
     value = scalar(row[column])
     if _is_missing(value):
@@ -57,13 +59,18 @@ def _is_missing(value: Any) -> bool:
     return isinstance(value, float | Decimal) and math.isnan(value)
 
 
-def read_fields(row: Row, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Return the text of each field by its name; a text may be empty.
+def read_fields(
+    row: Row, names: Sequence[str], columns: Mapping[str, str], others: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return the text of each field by its name; a text may be empty. Arguments are those of `read_column`.
 
     Numbers, dates and the like are converted with `str`, bytes are decoded as UTF-8.
-    Raises ValueError for a value that is no text, such as a list, and for text that no tokenizer can read.
+    Raises ValueError for a value that is not text, such as a list, and for text that no tokenizer can read.
     """
-    return {name: _as_text(read_column(row, name, columns), columns.get(name, name)) for name in names}
+    return {
+        name: _as_text(read_column(row, name, columns, (*names, *others)), columns.get(name, name))
+        for name in names
+    }
 
 
 def _as_text(value: Any, column: str) -> str:
@@ -74,7 +81,7 @@ def _as_text(value: Any, column: str) -> str:
             raise ValueError(f"column {column!r} holds bytes that are not UTF-8: {error}") from error
     if not isinstance(value, str):
         kind = type(value)
-        # What has no words of its own would stand in the prompt as Python writes it.
+        # A value without a text of its own would stand in the prompt as Python writes it.
         if isinstance(value, Mapping | Sequence | Set) or hasattr(value, "ndim") or _is_nameless(kind):
             raise ValueError(
                 f"column {column!r} holds a {kind.__name__} ({reprlib.repr(value)}), expected text: name the column that"

@@ -17,20 +17,20 @@ from transformers import PreTrainedTokenizerBase
 from softprompt.data import Row, by_length
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
+from softprompt.tasks.bound_template import BoundTemplate, bind_template
 from softprompt.tasks.columns import check_columns, read_fields
 from softprompt.tasks.inputs import read_media
 from softprompt.tasks.metrics import generation_metrics
 from softprompt.tasks.reading import in_batches
 from softprompt.tasks.template import (
     Bos,
-    BoundTemplate,
     Soft,
     Template,
     ValuesWithControlTokens,
     check_fields,
     slot_in_front,
-    tokenize,
 )
+from softprompt.tasks.tokenizing import tokenize
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -93,7 +93,7 @@ class TextGeneration(Task):
             raise ValueError(
                 'end="eos", but the tokenizer has no EOS token; use end="newline" or another text'
             )
-        template = Template.parse(self.template, self.cut).bind(setting, self.control_tokens)
+        template = bind_template(Template.parse(self.template, self.cut), setting, self.control_tokens)
         return TextGenerationEncoder(self, setting, template, Template.parse(self.target))
 
     def evaluate(self, predictions: Sequence[str], rows: Sequence[Row]) -> dict[str, Any]:

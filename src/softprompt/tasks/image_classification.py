@@ -63,7 +63,12 @@ class ImageClassification(Task):
     def labelling(self) -> Labelling:
         """`labels`, and how rows say which is right."""
         return Labelling(
-            tuple(self.labels), self.label_column, self.columns, self.label_values, self.loss_labels
+            labels=tuple(self.labels),
+            column=self.label_column,
+            columns=self.columns,
+            values=self.label_values,
+            competing=self.loss_labels,
+            fields=self.fields,
         )
 
     @property
@@ -92,7 +97,7 @@ class ImageClassification(Task):
 
     def render(self, row: Row, *, answer: bool = True) -> str:
         """Return where the image comes from, then its label on a line of its own."""
-        text = described(read_column(row, "image", self.columns))
+        text = described(read_column(row, "image", self.columns, [self.label_column]))
         return f"{text}\n{self.read_label(row)}" if answer else text
 
 
@@ -110,7 +115,7 @@ class ImageClassificationEncoder(TaskEncoder):
         Raises ValueError for a missing column or value, an unknown label, and a value that is not an image.
         """
         right = (self.task.labels.index(self.task.read_label(row)),) if answer else ()
-        pixels = to_pixels(read_column(row, "image", self.task.columns), self.rule)
+        pixels = to_pixels(read_column(row, "image", self.task.columns, [self.task.label_column]), self.rule)
         return EncodedRow((), read=(POOLINGS.index(self.pooling),), answer=right, media=pixels)
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:

@@ -19,12 +19,14 @@ from softprompt.images import ImageRule, to_pixels
 from softprompt.later import LATER
 from softprompt.outputs import EncodedRow, ImageTextEmbeddings
 from softprompt.tasks.base import ImageTextSetting, Scorer, Task, TaskEncoder, TextSetting
+from softprompt.tasks.bound_template import bind_template
 from softprompt.tasks.classes import ClassPrediction, class_losses, likeliest
 from softprompt.tasks.columns import check_columns, read_column
 from softprompt.tasks.image_classification import described, sized_rule
 from softprompt.tasks.labels import Labelling, Names, Values, check_labels, read_domain, read_weight
 from softprompt.tasks.reading import in_batches
-from softprompt.tasks.template import Template, tokenize
+from softprompt.tasks.template import Template
+from softprompt.tasks.tokenizing import tokenize
 
 Texts = tuple[tuple[int, ...], ...]
 
@@ -155,7 +157,12 @@ class ImageTextClassification(Task):
     def labelling(self) -> Labelling:
         """`labels`, and how rows say which is right."""
         return Labelling(
-            tuple(self.labels), self.label_column, self.columns, self.label_values, self.loss_labels
+            labels=tuple(self.labels),
+            column=self.label_column,
+            columns=self.columns,
+            values=self.label_values,
+            competing=self.loss_labels,
+            fields=self.fields,
         )
 
     @property
@@ -168,7 +175,7 @@ class ImageTextClassification(Task):
         the text tower, soft slots that do not take what the method brings, and an image size that is no multiple of the
         patches."""
         sources = _each(self.soft_template if setting.text.virtual_tokens else self.template)
-        bound = [Template.parse(_with_field(source)).bind(setting.text) for source in sources]
+        bound = [bind_template(Template.parse(_with_field(source)), setting.text) for source in sources]
         targets: list[tuple[int, ...]] = []
         for label in self.labels:
             name = self.class_name(label)
@@ -200,7 +207,7 @@ class ImageTextClassification(Task):
 
     def render(self, row: Row, *, answer: bool = True) -> str:
         """Return where the image comes from, then its label on a line of its own."""
-        text = described(read_column(row, "image", self.columns))
+        text = described(read_column(row, "image", self.columns, [self.label_column]))
         return f"{text}\n{self.read_label(row)}" if answer else text
 
 
@@ -226,7 +233,7 @@ class ImageTextClassificationEncoder(TaskEncoder):
         """
         task = self.task
         domain = read_domain(row, task.domain_column, task.columns, task.domains)
-        pixels = to_pixels(read_column(row, "image", task.columns), self.rule)
+        pixels = to_pixels(read_column(row, "image", task.columns, [task.label_column]), self.rule)
         if not answer:
             return EncodedRow((), self.targets, origin=domain, media=pixels)
         right = task.labels.index(task.read_label(row))

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator
 
 from softprompt.concerns import unseen_labels
 from softprompt.data import Row
+from softprompt.data.rows import NamedNumber
 from softprompt.tasks.columns import read_column
 from softprompt.tasks.metrics import classification_metrics
 
@@ -60,6 +61,7 @@ class Labelling:
     columns    the task's names -> columns of the data
     values     what the data writes -> label, where the two differ
     competing  the labels among which the loss is computed; None: all
+    fields     what else the task reads of a row; an error suggests none of these columns for a missing label
     """
 
     labels: Sequence[str]
@@ -67,6 +69,7 @@ class Labelling:
     columns: Mapping[str, str]
     values: Mapping[str, str]
     competing: Sequence[str] | None = None
+    fields: Sequence[str] = ()
 
     def is_in(self, row: Row) -> bool:
         """Return whether the row has the column that holds its right label."""
@@ -74,7 +77,10 @@ class Labelling:
 
     def read(self, row: Row) -> str:
         """Return the right label of a row. Raises ValueError if its column is missing or its value is not a label."""
-        value = str(read_column(row, self.column, self.columns))
+        found = read_column(row, self.column, self.columns, self.fields)
+        value = str(found)
+        if isinstance(found, NamedNumber) and self.values.get(value, value) not in self.labels:
+            value = found.name
         label = self.values.get(value, value)
         if label not in self.labels:
             meant = _meant(value, self.labels)
@@ -98,7 +104,12 @@ class Labelling:
 
     def concerns(self, train: Sequence[Row]) -> list[str]:
         """Return a sentence if no training row has some of the labels that compete."""
-        return unseen_labels(self.competing or self.labels, {self.read(row) for row in train})
+        seen: set[str] = set()
+        for row in train:
+            seen.add(self.read(row))
+            if len(seen) == len(self.labels):
+                break
+        return unseen_labels(self.competing or self.labels, seen)
 
 
 def _meant(value: str, labels: Sequence[str]) -> str:

@@ -58,13 +58,15 @@ def pooled_positions(context: Sequence[int], pooling: Pooling) -> tuple[int, ...
 
 def encode_rows(encoder: TaskEncoder, rows: Sequence[Row], *, answer: bool = True) -> list[EncodedRow]:
     """Return rows as tokens, in order; see `TaskEncoder.encode`. A ValueError says which row it is about, counted from 0."""
-    encoded = []
-    for number, row in enumerate(rows):
-        try:
-            encoded.append(encoder.encode(row, answer=answer))
-        except ValueError as error:
-            raise ValueError(f"row {number}: {error}") from error
-    return encoded
+    return [encode_row(encoder, number, row, answer=answer) for number, row in enumerate(rows)]
+
+
+def encode_row(encoder: TaskEncoder, number: int, row: Row, *, answer: bool = True) -> EncodedRow:
+    """Return a row as tokens. A ValueError says which row it is about."""
+    try:
+        return encoder.encode(row, answer=answer)
+    except ValueError as error:
+        raise ValueError(f"row {number}: {error}") from error
 
 
 def split_outputs(outputs: Tensor, rows: Sequence[EncodedRow]) -> tuple[Tensor, ...]:

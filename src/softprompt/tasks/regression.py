@@ -17,6 +17,7 @@ from softprompt.concerns import number_concerns, value_concerns
 from softprompt.data import Row
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
+from softprompt.tasks.bound_template import BoundTemplate, bind_template
 from softprompt.tasks.columns import check_columns, read_column, read_fields
 from softprompt.tasks.metrics import regression_metrics
 from softprompt.tasks.reading import (
@@ -27,7 +28,7 @@ from softprompt.tasks.reading import (
     pooled_positions,
     read_outputs,
 )
-from softprompt.tasks.template import BoundTemplate, Template, ValuesWithControlTokens, check_fields
+from softprompt.tasks.template import Template, ValuesWithControlTokens, check_fields
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False))
@@ -84,12 +85,15 @@ class Regression(Task):
         pooling = self.pooling or default_pooling(setting)
         check_pooling(pooling, setting)
         return RegressionEncoder(
-            self, setting, Template.parse(self.template, self.cut).bind(setting, self.control_tokens), pooling
+            self,
+            setting,
+            bind_template(Template.parse(self.template, self.cut), setting, self.control_tokens),
+            pooling,
         )
 
     def read_value(self, row: Row) -> float:
         """Return the right value of a row. Raises ValueError if its column is missing or does not hold a number."""
-        found = read_column(row, self.value_column, self.columns)
+        found = read_column(row, self.value_column, self.columns, self.fields)
         try:
             value = float(found)
         except (TypeError, ValueError) as error:
@@ -119,7 +123,7 @@ class Regression(Task):
     def render(self, row: Row, *, answer: bool = True) -> str:
         """The row as text, literals exactly as written, then its value on a line of its own."""
         template = Template.parse(self.template, self.cut)
-        text = template.fill(read_fields(row, template.fields, self.columns))
+        text = template.fill(read_fields(row, template.fields, self.columns, [self.value_column]))
         return f"{text}\n{self.read_value(row):g}" if answer else text
 
 
@@ -145,7 +149,7 @@ class RegressionEncoder(TaskEncoder):
 
         Raises ValueError for a missing column or value, and a row too long to be cut.
         """
-        values = read_fields(row, self.template.template.fields, self.task.columns)
+        values = read_fields(row, self.template.template.fields, self.task.columns, [self.task.value_column])
         context = self.template.encode(values, max_tokens=self.setting.max_tokens)
         return EncodedRow(
             context,

@@ -1,4 +1,4 @@
-"""The room that a prompt takes in a row, and the room that there is."""
+"""The room that a prompt takes in a row, and the room that is available."""
 
 from __future__ import annotations
 

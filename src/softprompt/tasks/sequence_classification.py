@@ -13,6 +13,7 @@ from torch import Tensor
 from softprompt.data import Row
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
+from softprompt.tasks.bound_template import BoundTemplate, bind_template
 from softprompt.tasks.classes import ClassPrediction, class_losses, predict_classes
 from softprompt.tasks.columns import check_columns, read_fields
 from softprompt.tasks.inputs import read_media
@@ -23,7 +24,7 @@ from softprompt.tasks.reading import (
     default_pooling,
     pooled_positions,
 )
-from softprompt.tasks.template import BoundTemplate, Template, ValuesWithControlTokens, check_fields
+from softprompt.tasks.template import Template, ValuesWithControlTokens, check_fields
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -73,7 +74,12 @@ class SequenceClassification(Task):
     def labelling(self) -> Labelling:
         """`labels`, and how rows say which is right."""
         return Labelling(
-            tuple(self.labels), self.label_column, self.columns, self.label_values, self.loss_labels
+            labels=tuple(self.labels),
+            column=self.label_column,
+            columns=self.columns,
+            values=self.label_values,
+            competing=self.loss_labels,
+            fields=self.fields,
         )
 
     @property
@@ -90,7 +96,7 @@ class SequenceClassification(Task):
         """Raises ValueError where the template does not suit the tokenizer or P, or `pooling` the family."""
         pooling = self.pooling or default_pooling(setting)
         check_pooling(pooling, setting)
-        template = Template.parse(self.template, self.cut).bind(setting, self.control_tokens)
+        template = bind_template(Template.parse(self.template, self.cut), setting, self.control_tokens)
         return SequenceClassificationEncoder(self, setting, template, pooling)
 
     def evaluate(self, predictions: Sequence[ClassPrediction], rows: Sequence[Row]) -> dict[str, Any]:
@@ -100,7 +106,7 @@ class SequenceClassification(Task):
     def render(self, row: Row, *, answer: bool = True) -> str:
         """Return the row as text, with literals exactly as written, then its label on a line of its own."""
         template = Template.parse(self.template, self.cut)
-        text = template.fill(read_fields(row, template.fields, self.columns))
+        text = template.fill(read_fields(row, template.fields, self.columns, [self.label_column]))
         return f"{text}\n{self.read_label(row)}" if answer else text
 
 
@@ -118,7 +124,7 @@ class SequenceClassificationEncoder(TaskEncoder):
 
         Raises ValueError for a missing column or value, an unknown label, and a row too long to be cut.
         """
-        values = read_fields(row, self.template.template.fields, self.task.columns)
+        values = read_fields(row, self.template.template.fields, self.task.columns, [self.task.label_column])
         context = self.template.encode(values, max_tokens=self.setting.max_tokens)
         return EncodedRow(
             context,

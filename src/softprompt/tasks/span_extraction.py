@@ -20,10 +20,11 @@ from softprompt.data import Row
 from softprompt.outputs import EncodedRow, windows_of
 from softprompt.tasks.alignment import Aligned, align, check_alignable, windows
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
+from softprompt.tasks.bound_template import BoundTemplate, bind_template
 from softprompt.tasks.columns import check_columns, read_column, read_fields
 from softprompt.tasks.metrics import span_metrics
 from softprompt.tasks.reading import check_answered, read_outputs, split_outputs
-from softprompt.tasks.template import BoundTemplate, Template, ValuesWithControlTokens
+from softprompt.tasks.template import Template, ValuesWithControlTokens
 
 CONTEXT = "context"
 """The template's field that answers are taken from."""
@@ -98,7 +99,7 @@ class SpanExtraction(Task):
 
         Raises ValueError if the template does not suit the tokenizer or P, or the tokenizer reports no character offsets.
         """
-        template = Template.parse(self.template, CONTEXT).bind(setting, self.control_tokens)
+        template = bind_template(Template.parse(self.template, CONTEXT), setting, self.control_tokens)
         check_alignable(template, CONTEXT)
         return SpanExtractionEncoder(self, setting, template)
 
@@ -107,7 +108,7 @@ class SpanExtraction(Task):
 
         Raises ValueError if the column is missing or empty, or an answer is not at the character that its start names.
         """
-        found = read_column(row, self.answer_column, self.columns)
+        found = read_column(row, self.answer_column, self.columns, self.fields)
         shown = reprlib.repr(found)
         if not isinstance(found, Mapping) or not {"text", "answer_start"} <= found.keys():
             raise ValueError(f'answers are {shown}, expected {{"text": [...], "answer_start": [...]}}')
@@ -116,7 +117,7 @@ class SpanExtraction(Task):
             raise ValueError(
                 f"a row has no answer, and questions without an answer are not supported: drop such rows ({shown})"
             )
-        context = str(read_column(row, CONTEXT, self.columns))
+        context = str(read_column(row, CONTEXT, self.columns, [*self.fields, self.answer_column]))
         for text, start in answers:
             if not text or context[start : start + len(text)] != text:
                 raise ValueError(
@@ -130,6 +131,11 @@ class SpanExtraction(Task):
         references = [[text for text, _ in self.read_answers(row)] for row in rows]
         return span_metrics([prediction.text for prediction in predictions], references)
 
+    @property
+    def in_windows(self) -> bool:
+        """Whether long contexts are read in windows."""
+        return self.stride is not None
+
     def concerns_about(
         self, metrics: Mapping[str, Any], part: str = "", *, trained: bool = False
     ) -> list[str]:
@@ -139,7 +145,7 @@ class SpanExtraction(Task):
     def render(self, row: Row, *, answer: bool = True) -> str:
         """Return the row as text, with literals exactly as written, then its first answer on a line of its own."""
         template = Template.parse(self.template)
-        text = template.fill(read_fields(row, template.fields, self.columns))
+        text = template.fill(read_fields(row, template.fields, self.columns, [self.answer_column]))
         return f"{text}\n{self.read_answers(row)[0][0]}" if answer else text
 
 
@@ -158,7 +164,7 @@ class SpanExtractionEncoder(TaskEncoder):
         Raises ValueError for a missing column or value, an answer that is not in the context, a row whose question alone is
         too long, and an empty context. Warns of an answer that was cut off.
         """
-        values = read_fields(row, self.task.fields, self.task.columns)
+        values = read_fields(row, self.task.fields, self.task.columns, [self.task.answer_column])
         room, stride = self.setting.max_tokens, self.task.stride
         if stride is None:
             parts = [align(self.template, values, CONTEXT, room)]

@@ -20,11 +20,12 @@ from softprompt.data import Row
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.alignment import align, check_alignable
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
+from softprompt.tasks.bound_template import BoundTemplate, bind_template
 from softprompt.tasks.columns import check_columns, read_column, read_fields
 from softprompt.tasks.labels import Names
 from softprompt.tasks.metrics import ENTITY_MARKS, OUTSIDE, tag_metrics
 from softprompt.tasks.reading import check_answered, read_outputs, split_outputs
-from softprompt.tasks.template import BoundTemplate, Template, ValuesWithControlTokens
+from softprompt.tasks.template import Template, ValuesWithControlTokens
 
 WORDS = "words"
 """The template's field that holds the words."""
@@ -95,13 +96,13 @@ class TokenClassification(Task):
 
         Raises ValueError if the template does not suit the tokenizer or P, or the tokenizer reports no character offsets.
         """
-        template = Template.parse(self.template, WORDS).bind(setting, self.control_tokens)
+        template = bind_template(Template.parse(self.template, WORDS), setting, self.control_tokens)
         check_alignable(template, WORDS)
         return TokenClassificationEncoder(self, setting, template)
 
     def read_words(self, row: Row) -> list[str]:
         """Return the words of a row. Raises ValueError if its column is missing or holds neither a list nor a text."""
-        found = read_column(row, WORDS, self.columns)
+        found = read_column(row, WORDS, self.columns, [*self.fields, self.tag_column])
         if isinstance(found, str):
             return found.split()
         try:
@@ -113,7 +114,7 @@ class TokenClassification(Task):
 
     def read_tags(self, row: Row) -> list[str]:
         """Return the tags of a row's words. Raises ValueError for an unknown tag, and if there is not one tag for each word."""
-        found = read_column(row, self.tag_column, self.columns)
+        found = read_column(row, self.tag_column, self.columns, self.fields)
         given = found.split() if isinstance(found, str) else list(found)
         known = {tag: tag for tag in self.tags} | {str(i): tag for i, tag in enumerate(self.tags)}
         if unknown := [tag for tag in given if str(tag) not in known]:
@@ -149,7 +150,10 @@ class TokenClassification(Task):
     def values(self, row: Row) -> dict[str, str]:
         """Return the text of the template's fields by their names."""
         others = [name for name in self.fields if name != WORDS]
-        return {WORDS: " ".join(self.read_words(row)), **read_fields(row, others, self.columns)}
+        return {
+            WORDS: " ".join(self.read_words(row)),
+            **read_fields(row, others, self.columns, [WORDS, self.tag_column]),
+        }
 
 
 @dataclasses.dataclass(frozen=True)

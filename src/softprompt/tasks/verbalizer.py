@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from softprompt.outputs import TargetLogits
-from softprompt.tasks.template import tokenize
+from softprompt.tasks.tokenizing import tokenize
 
 
 @dataclass(frozen=True)

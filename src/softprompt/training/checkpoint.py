@@ -68,8 +68,9 @@ def run_identity(
     main_metric: str | None,
     start: Mapping[str, Tensor] | None = None,
     facts: Mapping[str, Any] | None = None,
+    content: str | None = None,
 ) -> dict[str, Any]:
-    """What a run must have in common with the checkpoint that it is resumed from, as JSON values.
+    """The facts that a run must share with the checkpoint that it resumes from, as JSON values.
 
     recipe       settings that change no tensor are left out
     groups       optimizer groups over the parameters
@@ -77,6 +78,7 @@ def run_identity(
     main_metric  which metric decides what is best
     start        the initial values, where they are not those that the recipe's seed gives
     facts        what else the tensors depend on, by name
+    content      sha256 of the rows before they were encoded, which stands for that of the encoded rows; None: there are few
     """
     names = {parameter: name for name, parameter in parameters.items()}
     begun = None
@@ -90,7 +92,7 @@ def run_identity(
         "groups": [
             {**group, "params": [names[parameter] for parameter in group["params"]]} for group in groups
         ],
-        "rows": rows_identity(rows),
+        "rows": rows_identity(rows) if content is None else {"count": len(rows), "content": content},
         "main_metric": main_metric,
     }
 
@@ -177,11 +179,13 @@ def load_checkpoint(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
+    rows: Sequence[EncodedRow] = (),
 ) -> RunState | None:
     """Resume: copy the checkpoint in `folder` into parameters and optimizer, and return its state.
 
     parameters, optimizer  of the run that is resumed, overwritten in place
     identity               of that run, from `run_identity`
+    rows                   that are trained on
     Returns None where there is no checkpoint.
     Raises CheckpointError if the file is damaged or of another run (another recipe, other rows, other
     parameters, another method, task or backbone), and then leaves parameters and optimizer unchanged.
@@ -190,6 +194,9 @@ def load_checkpoint(
     if not path.exists():
         return None
     tensors, facts = _read(path)
+    if "content" in identity["rows"] and "content" not in facts["identity"]["rows"]:
+        # Earlier versions encoded all rows first, however many.
+        identity = {**identity, "rows": rows_identity(rows)}
     differences = _differences(facts["identity"], json.loads(json.dumps(identity)))
     differences += _shape_differences(tensors, parameters)
     if differences:
@@ -229,7 +236,7 @@ def load_checkpoint(
 
 
 def begun_on(folder: Path) -> dict[str, Any]:
-    """What the run in a folder says of its backbone, see `run_identity`; empty where nothing can be read."""
+    """The facts about the backbone in a folder's checkpoint, see `run_identity`; empty if nothing can be read."""
     try:
         with safe_open(folder / FILE, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["facts"])

@@ -1,4 +1,4 @@
-"""A run while it is trained: what it does by itself before, between and after the steps of the loop."""
+"""A run during training: its own part before, between and after the steps of the loop."""
 
 from __future__ import annotations
 
@@ -55,15 +55,7 @@ class OngoingRun:
             self._watcher = run.progress
         self._trained = list(run.parameters.values())
         self._peaks: list[float] = [group["lr"] for group in self.optimizer.param_groups]
-        self._identity = run_identity(
-            recipe=run.recipe,
-            groups=run.groups,
-            parameters=run.parameters,
-            rows=run.rows,
-            main_metric=run.main_metric,
-            start=run.start,
-            facts=run.facts,
-        )
+        self._identity: Mapping[str, Any] = {}  # asked for only where there is a checkpoint
         self._order: Iterator[list[int]] = iter(())
         self._resumed_after = 0
         self._saved = (0, 0)  # the steps done and evaluated that the checkpoint in the folder holds
@@ -72,8 +64,19 @@ class OngoingRun:
     def begin(self) -> None:
         """Resume from the checkpoint, if there is one, and tell the watcher. Raises CheckpointError."""
         run = self.run
+        if run.folder is not None:
+            self._identity = run_identity(
+                recipe=run.recipe,
+                groups=run.groups,
+                parameters=run.parameters,
+                rows=run.rows,
+                main_metric=run.main_metric,
+                start=run.start,
+                facts=run.facts,
+                content=run.content,
+            )
         if run.folder is not None and run.resume:
-            found = load_checkpoint(run.folder, run.parameters, self.optimizer, self._identity)
+            found = load_checkpoint(run.folder, run.parameters, self.optimizer, self._identity, run.rows)
             self.state = found or self.state
             copy_tensors(self.state.tallies, into=run.tallies)
         elif run.folder is not None and self.accelerator.is_main_process:
@@ -86,7 +89,7 @@ class OngoingRun:
         self._began = True
 
     def next_step(self) -> Step:
-        """The rows of the next step and what it is seeded with; both depend on recipe and step alone."""
+        """The rows and the seed of the next step; both depend on recipe and step alone."""
         recipe, number = self.run.recipe, self.run.number
         batch = [self.run.rows[i] for i in next(self._order)]
         if number is not None:
@@ -181,7 +184,7 @@ class OngoingRun:
             interrupt.add_note(str(error))
 
     def end(self) -> None:
-        """Tell watcher and trackers that the run is over, once, whatever ended it."""
+        """Tell watcher and trackers once that the run is over, for whatever reason."""
         if self._ended:
             return
         self._ended = True
@@ -279,7 +282,7 @@ def _batches_from(step: int, n_rows: int, recipe: Recipe) -> Iterator[list[int]]
 def _metrics(
     evaluate: Callable[[], Mapping[str, float]] | None, accelerator: Accelerator
 ) -> dict[str, float] | None:
-    """What the main process evaluates, on every process; None: nothing is evaluated."""
+    """Evaluate on the main process and give every process the result; None: nothing is evaluated."""
     metrics: dict[str, float] | None = None
     if evaluate is not None and accelerator.is_main_process:
         with torch.no_grad():

@@ -23,7 +23,7 @@ class Scorer(Protocol):
     """The model as training sees it."""
 
     def score(self, rows: Sequence[EncodedRow]) -> Any:
-        """What the task's loss is computed from: TargetLogits, or a head's outputs; either may be Penalized."""
+        """The input of the task's loss: TargetLogits, or a head's outputs; either may be Penalized."""
         ...
 
 

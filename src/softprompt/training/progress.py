@@ -61,7 +61,7 @@ class Progress(Protocol):
         ...
 
     def end(self) -> None:
-        """The run is over, or was broken off."""
+        """The run is over, or was interrupted."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What the training loop is given for each run, and what it gives back."""
+"""The input of the training loop for each run, and its result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from softprompt.training.recipe import Recipe
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What is trained, on which rows and how.
+    """A run to train: its tensors, rows and recipe.
 
     parameters   everything that is trained, by name; on one device, each requiring a gradient
     groups       optimizer groups over exactly these parameters, each with its `lr`, the peak learning rate
@@ -28,6 +28,8 @@ class Run:
     start        the initial values, where they are not those that the recipe's seed gives: a checkpoint is resumed only
                  if it began with the same
     facts        what else the tensors depend on, by name, as JSON: a checkpoint is resumed only with the same facts
+    content      sha256 of the rows before they were encoded, where these are so many that a checkpoint is recognised by it;
+                 None: by the encoded rows
     progress     is told of each step and evaluation
     tallies      counts that grow in place while rows are scored, by name: saved in checkpoints, added up over processes
     number       the number of the prompt that the rows carry, where several runs share a model; None: the rows keep theirs
@@ -43,6 +45,7 @@ class Run:
     resume: bool = True
     start: Mapping[str, Tensor] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    content: str | None = None
     progress: Progress | None = None
     tallies: Mapping[str, Tensor] = field(default_factory=dict)
     number: int | None = None

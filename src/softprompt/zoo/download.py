@@ -20,7 +20,7 @@ from rich.progress import (
 from softprompt.files import put_in_place
 from softprompt.zoo.archives import Archive
 from softprompt.zoo.registries import addresses
-from softprompt.zoo.web import WEB_ERRORS, Connection, open_address, shown
+from softprompt.zoo.web import WEB_ERRORS, Connection, chunks, open_address, shown
 
 _ATTEMPTS = 8  # per address; each must bring new bytes, so a server that is gone ends it at once
 _CHUNK = 1 << 20  # bytes
@@ -68,9 +68,12 @@ def _stream(address: str, connection: Connection, archive: Archive, part: Path, 
     try:
         answer, resumes = _open_from(address, connection, start)
         with answer, part.open("ab" if resumes else "wb") as sink:
-            # A server that sends more than it should is stopped; the sum then says that the bytes are wrong.
-            while (done := sink.tell()) <= archive.size and (chunk := answer.read(_CHUNK)):
-                bar.update(task, completed=done + sink.write(chunk))
+            for chunk in chunks(answer, address, connection, _CHUNK):
+                sink.write(chunk)
+                bar.update(task, completed=sink.tell())
+                # A server that sends more than it should is stopped; the sum then says that the bytes are wrong.
+                if sink.tell() > archive.size:
+                    break
     finally:
         bar.remove_task(task)
 

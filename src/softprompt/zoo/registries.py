@@ -129,7 +129,7 @@ def _links(page: str) -> list[str]:
             return [str(file["url"]) for file in json.loads(page)["files"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
-                f"this is no page of a package index: {type(error).__name__}: {error}"
+                f"this is not a page of a package index: {type(error).__name__}: {error}"
             ) from error
     parser = _Links()
     parser.feed(page)

@@ -3,8 +3,10 @@
 import base64
 import importlib.util
 import ssl
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -25,6 +27,8 @@ class Connection:
     """Address of a proxy; None takes it from the environment (HTTPS_PROXY and related variables)."""
     timeout: float = 60.0
     """Seconds without data after which a request fails."""
+    slowest: int = 1024
+    """Bytes per second that a server must send on average over each `timeout`; one that drips is given up."""
 
 
 _PAGE = 256 * 2**20  # bytes; the lists of the largest packages of npm have some tens of millions
@@ -81,10 +85,26 @@ def open_address(address: str, connection: Connection, headers: dict[str, str]) 
         raise
 
 
+def chunks(answer: Any, address: str, connection: Connection, size: int) -> Iterator[bytes]:
+    """Yield what a server sends, at most `size` bytes at a time. Raises one of WEB_ERRORS, also if it sends too slowly."""
+    began, received = time.monotonic(), 0
+    while chunk := answer.read1(size):
+        received += len(chunk)
+        if (passed := time.monotonic() - began) >= connection.timeout:
+            if received < passed * connection.slowest:
+                raise OSError(f"{shown(address)} sent {received} bytes in {passed:.0f} s, which is too slow")
+            began, received = time.monotonic(), 0
+        yield chunk
+
+
 def fetch_text(address: str, connection: Connection, *, accept: str) -> str:
     """The text at an address. Raises one of WEB_ERRORS."""
     with open_address(address, connection, {"Accept": accept}) as answer:
-        content: bytes = answer.read(_PAGE + 1)
-    if len(content) > _PAGE:
-        raise OSError(f"{shown(address)} sends more than {_PAGE:,} bytes, where a list of files is expected")
+        content = bytearray()
+        for chunk in chunks(answer, address, connection, 1 << 20):
+            content += chunk
+            if len(content) > _PAGE:
+                raise OSError(
+                    f"{shown(address)} sends more than {_PAGE:,} bytes, where a list of files is expected"
+                )
     return content.decode("utf-8", errors="replace")

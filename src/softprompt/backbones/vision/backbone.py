@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.backbones.engine import disagreement
 from softprompt.backbones.vision.class_attention import ClassAttention, sorted_out, watched
+from softprompt.backbones.vision.groups import first_layer, groups_of
 from softprompt.backbones.vision.processors import rules_of
 from softprompt.backbones.vision.tower import READS_PROMPTS, ImagePrompt, Tower, find_tower, tower_views
 from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, normalized
@@ -201,19 +201,8 @@ class VisionBackbone:
         self._check(rows, plain)
         if (known := known_states(rows, self.device)) is not None:
             return known
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        own = None if plain.rows is None else plain.rows.tolist()
-        lengths = None if plain.lengths is None else plain.lengths.tolist()
-        for b, row in enumerate(rows):
-            assert row.media is not None
-            # If each row has a prompt of its own, rows with prompts of one length run together.
-            which = row.prompt if own is None else None
-            length = None if lengths is None else lengths[row.prompt if own is None else own[b]]
-            kind = (which, length, row.media.shape, row.media.dtype, _start(row))
-            groups.setdefault(kind, []).append(b)
         found: dict[tuple[int, int], Tensor] = {}
-        for (which, length, *_), members in groups.items():
-            carried = _carried(plain, which, length, members, self.device)
+        for members, carried in groups_of(rows, plain, self.device):
             reads = {n for b in members for n in rows[b].read}
             for read, states in self._read([rows[b] for b in members], carried, reads).items():
                 found |= {(b, read): state for b, state in zip(members, states, strict=True)}
@@ -225,7 +214,7 @@ class VisionBackbone:
     def _read(self, rows: Sequence[EncodedRow], prompt: ImagePrompt, reads: set[int]) -> dict[int, Tensor]:
         """Run images of one size whose known features enter the same layer. Gives (B, d) for each of `reads`."""
         wanted = [POOLINGS[read] for read in sorted(reads)]
-        start, tower = _start(rows[0]), self._tower()
+        start, tower = first_layer(rows[0]), self._tower()
         if start:
             x = torch.stack([row.known.states for row in rows if row.known is not None])  # (B, T, d)
             x = x.to(self.device, self.dtype)
@@ -270,7 +259,7 @@ class VisionBackbone:
             raise ValueError(
                 "prompts of virtual tokens and key-value prefixes cannot share a batch of images: split it by prompt"
             )
-        start = max((_start(row) for row in rows), default=0)
+        start = max((first_layer(row) for row in rows), default=0)
         if (prompt.tokens is not None and prompt.entry < start) or any(
             layer.shape[1] for layer in (prompt.layers or ())[:start]
         ):
@@ -329,48 +318,7 @@ class VisionBackbone:
         raise ValueError(f"{self.name} reads images and writes no text: take a task with a head")
 
 
-def _start(row: EncodedRow) -> int:
-    """The first layer that a row must be run through."""
-    return 0 if row.known is None or row.known.layer is None else row.known.layer
-
-
 _READ_PROMPTS = {POOLINGS.index(pooling) for pooling in READS_PROMPTS}
-
-
-def _carried(
-    prompt: PromptOutput, which: int | None, length: int | None, members: Sequence[int], device: torch.device
-) -> ImagePrompt:
-    """The prompt of one group of rows.
-
-    prompt   of the whole batch
-    which    number of the prompt that all of them carry; None: each row carries its own, as `prompt.rows` says
-    length   to which padded prompts are cut; None: nothing is padded
-    members  numbers of the rows in the batch
-    device   of the model
-    """
-    if which is None:
-        assert prompt.rows is not None
-        index = prompt.rows.to(device)[torch.tensor(members, device=device)]
-    else:
-        index = torch.tensor([which], device=device)
-
-    def chosen(rows: Tensor, dim: int = 1) -> Tensor:
-        mine = rows if len(rows) == 1 else rows.index_select(0, index)
-        return mine if length is None else mine.narrow(dim, 0, min(length, mine.shape[dim]))
-
-    def dropped(rows: Tensor) -> Tensor:
-        if not prompt.dropout or not torch.is_grad_enabled():
-            return rows
-        return functional.dropout(rows.expand(len(members), -1, -1), prompt.dropout)
-
-    tokens = None if prompt.tokens is None else dropped(chosen(prompt.tokens))
-    layers: tuple[Tensor | None, ...] = ()
-    if prompt.layers is not None:
-        layers = tuple(dropped(chosen(rows)) if rows.shape[1] else None for rows in prompt.layers)
-    prefix = None
-    if prompt.prefix is not None:
-        prefix = tuple((chosen(key, 2), chosen(value, 2)) for key, value in prompt.prefix)
-    return ImagePrompt(tokens=tokens, entry=prompt.entry, layers=layers, prefix=prefix)
 
 
 @torch.no_grad()

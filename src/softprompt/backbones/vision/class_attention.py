@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from softprompt.backbones.vision.tower import WATCH, Tower, attention_of
+from softprompt.backbones.vision.beside import WATCH
+from softprompt.backbones.vision.tower import Tower, attention_of
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ _TRIED = ((96, 61), (53, 119), (9, 7))  # width and height: wide, tall, and smal
 def rules_of(
     processor: Mapping[str, Any] | Any, default_size: tuple[int, int], model_type: str
 ) -> tuple[ImageRule, ImageRule | None]:
-    """The rule of one of transformers' image processors, and how softprompt read it before, where that was another rule.
+    """The rule of one of transformers' image processors, and the rule that earlier versions read, if it differs.
 
     processor     one of them, or its configuration (preprocessor_config.json)
     default_size  (H, W) that was taken, before, for processors that do not resize
@@ -216,9 +216,9 @@ def _plain(value: Any) -> Any:
 
 
 def former_rule_of(config: Mapping[str, Any], default_size: tuple[int, int]) -> ImageRule | None:
-    """How configurations were read before they were read through their class; None for what was refused then.
+    """The rule that earlier versions read from a configuration; None if they refused it.
 
-    Prompts that were trained on such pixels are told by this rule. It never changes.
+    Prompts that were trained on such pixels are recognised by this rule. It never changes.
     """
     scaled = config.get("do_rescale", True)
     if scaled and not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):

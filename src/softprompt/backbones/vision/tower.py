@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -24,28 +23,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from softprompt.backbones.engine import (
     Views,
-    attend,
     checkpointed_layers,
-    frozen_linears,
     make_recomputable,
     use_attention,
 )
+from softprompt.backbones.vision.beside import IMPLEMENTATION, attention_beside, beside_rows
 from softprompt.images import ImagePooling
 from softprompt.outputs import KeyValue
 
-IMPLEMENTATION = "softprompt_beside"
-
 READS_PROMPTS: frozenset[ImagePooling] = frozenset({"mean-with-prompts", "prompts"})
 """Poolings that need the rows of the prompts behind the last layer."""
-
-_BESIDE: ContextVar[Mapping[int, list[KeyValue]]] = ContextVar("keys and values beside the rows")
-"""By the id of an attention module. They cannot be passed as a keyword, because the layers of SigLIP drop those."""
-
-Watch = Callable[[nn.Module, Tensor, Tensor, float | None], None]
-"""Is called with an attention module, its queries (B, H, T, D), all keys (B, H, P + T, D), those of the image's own rows
-last, and the scaling."""
-
-WATCH: ContextVar[Watch | None] = ContextVar("what watches the attention", default=None)
 
 
 @dataclass(frozen=True)
@@ -250,10 +237,10 @@ class Tower:
         """Within the block the layers attend to `extra` beside their rows, and are checkpointed if the tower says so."""
         with ExitStack() as stack:
             if extra is not None:
-                stack.enter_context(_beside(extra))
+                stack.enter_context(beside_rows(extra))
             if self.checkpointing and torch.is_grad_enabled():
                 stack.enter_context(
-                    checkpointed_layers(nullcontext if extra is None else partial(_beside, extra))
+                    checkpointed_layers(nullcontext if extra is None else partial(beside_rows, extra))
                 )
             yield
 
@@ -292,7 +279,7 @@ class Tower:
 
 
 def _every_patch(embeddings: Any, pixels: Tensor, *, interpolate: bool) -> Tensor:
-    """What MAE's embeddings make of images when none of their patches is masked, in order."""
+    """The output of MAE's embeddings with no patch masked, in order."""
     rows: Tensor = embeddings.patch_embeddings(pixels)
     positions = embeddings.position_embeddings
     if interpolate:
@@ -308,7 +295,9 @@ def find_tower(model: PreTrainedModel) -> Tower:
         if isinstance(embeddings, nn.Module):
             break
     else:
-        raise ValueError(f"{type(model).__name__} has no embeddings of patches: it is no vision transformer")
+        raise ValueError(
+            f"{type(model).__name__} has no embeddings of patches: it is not a vision transformer"
+        )
     layers = tuple(m for m in vision.modules() if isinstance(m, GradientCheckpointingLayer))
     convolutions = [m for m in embeddings.modules() if isinstance(m, nn.Conv2d)]
     after = getattr(vision, "layernorm", None) or getattr(vision, "post_layernorm", None)
@@ -351,37 +340,3 @@ def tower_views(model: PreTrainedModel) -> Views:
         make_recomputable(view)
 
     return Views(model, {"beside": beside, "plain": make_recomputable})
-
-
-@contextmanager
-def _beside(extra: Mapping[int, list[KeyValue]]) -> Iterator[None]:
-    """Within the block each layer attends to its own rows and to its keys and values in `extra`."""
-    token = _BESIDE.set(extra)
-    try:
-        with frozen_linears():
-            yield
-    finally:
-        _BESIDE.reset(token)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # what stands beside the rows differs by layer and batch
-def attention_beside(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention over the rows and what stands beside them, without a mask: query, key, value (B, H, T, D) -> (B, T, H, D)."""
-    beside = _BESIDE.get()[id(module)]
-    if beside:
-        count = len(query)
-        key = torch.cat([*(k.to(key.dtype).expand(count, -1, -1, -1) for k, _ in beside), key], dim=2)
-        value = torch.cat([*(v.to(value.dtype).expand(count, -1, -1, -1) for _, v in beside), value], dim=2)
-    if (watch := WATCH.get()) is not None:
-        watch(module, query, key, scaling)
-    return attend(query, key, value, None, scaling, None).transpose(1, 2), None

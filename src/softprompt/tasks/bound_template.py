@@ -1,0 +1,252 @@
+"""A template with its tokenizer: rows become token ids, and rows that are too long are cut at one field."""
+
+from __future__ import annotations
+
+import itertools
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal as OneOf
+
+from transformers import PreTrainedTokenizerBase
+
+from softprompt.tasks.base import TextSetting
+from softprompt.tasks.control_tokens import ControlTokens
+from softprompt.tasks.template import Bos, Field, Literal, Part, Soft, Template, fill, with_masks
+from softprompt.tasks.tokenizing import automatic_prefix, automatic_suffix, offsets, tokenize
+
+
+@dataclass(frozen=True)
+class Run:
+    """The literals and fields between two slots, which are one string for the tokenizer."""
+
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class BoundTemplate:
+    """A template with its tokenizer. A piece is either ids (virtual tokens -1 - k, BOS) or a run of text.
+
+    closed: whether the answer does not follow the text, so that it takes no room.
+    """
+
+    template: Template
+    tokenizer: PreTrainedTokenizerBase
+    pieces: tuple[tuple[int, ...] | Run, ...]
+    closed: bool = False
+    control_tokens: OneOf["text", "tokens"] = "tokens"
+    rows: int | None = None
+    """Rows of the embedding table, where the tokenizer has tokens beyond it."""
+
+    def encode(
+        self, values: Mapping[str, str], *, max_tokens: int | None = None, reserved: int = 0
+    ) -> tuple[int, ...]:
+        """Return the token ids of a row; virtual token k is -1 - k.
+
+        If a row has more than `max_tokens - reserved` tokens, its cut field is shortened from the end until it fits: the
+        result is that of the same row with a shorter value. Literals and other fields stay whole. If the template is
+        closed, nothing is reserved, except what a single `{mask}` takes when it is widened to an answer of `reserved`
+        tokens.
+        Raises ValueError if that is not enough, and if the template does not say which field to cut.
+        """
+        ids = self._ids(values)
+        if not ids:
+            raise ValueError(
+                f"template {self.template.source!r} gives no tokens for {reprlib.repr(dict(values))}; add"
+                " some text, {bos} or a soft slot to it, so that there is something to predict from"
+            )
+        if self.closed:
+            reserved = max(reserved - 1, 0) if self.template.masks == 1 else 0
+        if max_tokens is None or len(ids) <= max_tokens - reserved:
+            return ids
+        return self._cut(values, len(ids), max_tokens, reserved)
+
+    def _ids(self, values: Mapping[str, str]) -> tuple[int, ...]:
+        ids: list[int] = []
+        for piece in self.pieces:
+            ids += self.tokens(piece, values) if isinstance(piece, Run) else piece
+        return tuple(ids)
+
+    def is_empty(self, values: Mapping[str, str]) -> bool:
+        """Return whether a row has no tokens at all."""
+        return not self._ids(values)
+
+    def tokens(self, run: Run, values: Mapping[str, str]) -> list[int]:
+        """Return the token ids of a run of text."""
+        parts = self._divided(run, values)
+        if parts is None:
+            return self._in_table(tokenize(self.tokenizer, fill(run.parts, values)))
+        plain = ControlTokens.of(self.tokenizer, self.rows).plain(self.tokenizer)
+        return [i for _, part in parts for i in ([part] if isinstance(part, int) else tokenize(plain, part))]
+
+    def spans(self, run: Run, values: Mapping[str, str]) -> list[tuple[int, tuple[int, int]]]:
+        """Return the token ids of a run of text, each with the characters that it covers; the tokenizer must be a fast one."""
+        text = fill(run.parts, values)
+        parts = self._divided(run, values)
+        if parts is None:
+            found = offsets(self.tokenizer, text)
+            self._in_table([i for i, _ in found])
+            return found
+        plain = ControlTokens.of(self.tokenizer, self.rows).plain(self.tokenizer)
+        found = []
+        for start, part in parts:
+            if isinstance(part, int):
+                found.append((part, (start, start)))  # of the template: it covers no character of a value
+            else:
+                found += [(i, (start + a, start + b)) for i, (a, b) in offsets(plain, part)]
+        return found
+
+    def _in_table(self, ids: list[int]) -> list[int]:
+        """The ids. Raises ValueError for one that the backbone's embedding table has no row for."""
+        if self.rows is not None and ids and (largest := max(ids)) >= self.rows:
+            raise ValueError(
+                f"the token {self.tokenizer.convert_ids_to_tokens(largest)!r} has the id {largest}, and the backbone's"
+                f" embedding table has {self.rows} rows: call model.resize_token_embeddings(len(tokenizer)) before"
+                " load_backbone, or leave tokens that were added later out of the tokenizer"
+            )
+        return ids
+
+    def _divided(self, run: Run, values: Mapping[str, str]) -> list[tuple[int, str | int]] | None:
+        """The run cut at the template's own control tokens; None where no value has one, and it is read as one string."""
+        if self.control_tokens == "tokens":
+            return None
+        texts = [
+            (part.text, True) if isinstance(part, Literal) else (values[part.name], False)
+            for part in run.parts
+            if isinstance(part, Literal | Field)
+        ]
+        return ControlTokens.of(self.tokenizer, self.rows).divided(texts)
+
+    def _cut(self, values: Mapping[str, str], length: int, max_tokens: int, reserved: int) -> tuple[int, ...]:
+        room = max_tokens - reserved
+        name = self.template.cut
+        if room <= 0:
+            raise ValueError(
+                f"a row may have max_tokens={max_tokens} tokens, and {reserved} are kept for its answer: lower"
+                " max_new_tokens, or shorten the answers"
+            )
+        found = f"a row takes {length} tokens; max_tokens={max_tokens} less {reserved} (answer) is {room}"
+        if name is None:
+            raise ValueError(
+                f"{found}; template {self.template.source!r} has the fields {list(self.template.fields)}:"
+                ' say which one may be shortened, as in {field:cut} or cut="field"'
+            )
+        shortest = self._ids({**values, name: ""})
+        if len(shortest) > room:
+            raise ValueError(
+                f"{found}, but without {name!r} the row still takes {len(shortest)}; raise max_tokens,"
+                " shorten the template or the other fields, or use fewer virtual tokens"
+            )
+        value = values[name]
+        if self.tokenizer.is_fast:
+            return self._cut_by_offsets(values, name, value, length - room, room) or shortest
+        return self._cut_by_bisection(values, name, value, room) or shortest
+
+    def _cut_by_offsets(
+        self, values: Mapping[str, str], name: str, value: str, excess: int, room: int
+    ) -> tuple[int, ...] | None:
+        control = ControlTokens.of(self.tokenizer, self.rows)
+        as_text = self.control_tokens == "text" and control.are_in(value)
+        ends = [
+            end
+            for _, (_, end) in offsets(control.plain(self.tokenizer) if as_text else self.tokenizer, value)
+        ]
+        times = sum(isinstance(part, Field) and part.name == name for part in self.template.parts)
+        keep = len(ends)
+        # Tokens merge differently at the new end, so one step may not be enough; each removes one or more.
+        while (keep := keep - -(-excess // times)) > 0:
+            ids = self._ids({**values, name: value[: ends[keep - 1]]})
+            if len(ids) <= room:
+                return ids
+            excess = len(ids) - room
+        return None
+
+    def _cut_by_bisection(
+        self, values: Mapping[str, str], name: str, value: str, room: int
+    ) -> tuple[int, ...] | None:
+        best = None
+        fits, too_long = 0, len(value)
+        while too_long - fits > 1:
+            middle = (fits + too_long) // 2
+            ids = self._ids({**values, name: value[:middle]})
+            if len(ids) <= room:
+                best, fits = ids, middle
+            else:
+                too_long = middle
+        return best
+
+
+def bind_template(
+    template: Template, setting: TextSetting, control_tokens: OneOf["text", "tokens"] = "tokens"
+) -> BoundTemplate:
+    """Return the template in its normal form, for one tokenizer and P virtual tokens.
+
+    control_tokens: whether what looks like a control token in a value is text, or that token
+
+    In a template without a slot, the virtual tokens stand at the front, after the BOS. Without `{bos}`, the tokens that
+    the tokenizer itself adds in front of a text (many add none) go to the very front. In a closed setting, the tokens
+    that it adds after a text stand at the very end. Without virtual tokens (P = 0), slots are left out.
+    Raises ValueError if the slots do not take exactly P virtual tokens, if `{bos}` or `{mask}` is written and the
+    tokenizer has no such token, and for `{mask}` where the answer follows the text.
+    """
+    parts = list(template.parts)
+    if template.masks:
+        parts = with_masks(parts, _mask_token(setting, template.source))
+    automatic = automatic_prefix(setting.tokenizer)
+    if Bos() not in parts:
+        parts.insert(0, Bos())
+        bos = automatic
+    else:
+        bos = automatic or _begin_token(setting.tokenizer, template.source)
+    if not any(isinstance(part, Soft) for part in parts):
+        parts.insert(parts.index(Bos()) + 1, Soft())
+
+    if not setting.virtual_tokens:  # zero-shot, demonstrations: the words alone
+        parts = [part for part in parts if not isinstance(part, Soft)]
+    numbered = sum(part.length or 0 for part in parts if isinstance(part, Soft))
+    rest = setting.virtual_tokens - numbered
+    if rest < 0 or (rest > 0 and Soft() not in parts):
+        raise ValueError(
+            f"the soft slots of template {template.source!r} take {numbered} virtual tokens, the method"
+            " brings"
+            f" {setting.virtual_tokens}; make them equal, or write one slot as {{soft}} to take what is"
+            " left"
+        )
+    pieces: list[tuple[int, ...] | Run] = []
+    virtual = 0
+    for is_text, group in itertools.groupby(parts, key=lambda part: isinstance(part, Literal | Field)):
+        if is_text:
+            pieces.append(Run(tuple(group)))
+            continue
+        for part in group:
+            if isinstance(part, Soft):
+                length = rest if part.length is None else part.length
+                pieces.append(tuple(-1 - k for k in range(virtual, virtual + length)))
+                virtual += length
+            else:
+                pieces.append(bos)
+    if setting.closed and (suffix := automatic_suffix(setting.tokenizer)):
+        pieces.append(suffix)
+    return BoundTemplate(
+        template, setting.tokenizer, tuple(pieces), setting.closed, control_tokens, setting.rows
+    )
+
+
+def _mask_token(setting: TextSetting, source: str) -> str:
+    if not setting.closed:
+        raise ValueError(
+            f"template {source!r} writes {{mask}}, but a causal language model predicts what follows a text, not"
+            " what is missing in it: drop {mask} and let the template end where the answer begins"
+        )
+    if setting.tokenizer.mask_token is None:
+        raise ValueError(f"template {source!r} writes {{mask}}, but the tokenizer has no mask token; drop it")
+    return str(setting.tokenizer.mask_token)
+
+
+def _begin_token(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[int, ...]:
+    for token in (tokenizer.bos_token_id, tokenizer.cls_token_id):
+        if token is not None:
+            return (int(token),)
+    raise ValueError(
+        f"template {source!r} writes {{bos}}, but the tokenizer has neither a BOS nor a CLS token; drop it"
+    )
