@@ -17,14 +17,22 @@ def check_embeddings(model: PreTrainedModel, name: str) -> None:
     """Raise ValueError if a model does more with token ids than to look them up in its table.
 
     Virtual tokens and rows of the table go in together as `inputs_embeds`. A model that scales what it has looked up
-    (Marian, Pegasus) or has further tables for each layer (Gemma 3n) would silently give other answers then.
+    (Marian, Pegasus) or has further tables for each layer (Gemma 3n) would silently give other answers then. One that looks
+    for each vector in its table (Gemma 4) would fail at the first vector that has been trained.
     """
     config = model.config
+    has_tables = any(hasattr(module, "get_per_layer_inputs") for module in model.modules())
+    if has_tables and getattr(config.get_text_config(), "hidden_size_per_layer_input", None):
+        # No trial: a search for vectors in a table of 262,000 rows takes gigabytes.
+        raise ValueError(
+            f"{name} ({type(model).__name__}) answers otherwise when its tokens come as rows of its embedding table: it has a"
+            " further table that gives each token a vector for each layer, and virtual tokens have none: take another model"
+        )
     table = model.get_input_embeddings()
     last = config.get_text_config().vocab_size - 1
     reserved = {
-        config.pad_token_id,
-        config.get_text_config().pad_token_id,
+        getattr(config, "pad_token_id", None),  # CodeGen, RWKV and configs of several models name none
+        getattr(config.get_text_config(), "pad_token_id", None),
     }  # has no position of its own in RoBERTa
     ids = torch.tensor([[i for i in range(last, -1, -1) if i not in reserved][:6]], device=model.device)
     beside = {"decoder_input_ids": ids[:, :2]} if config.is_encoder_decoder else {}
@@ -37,7 +45,11 @@ def check_embeddings(model: PreTrainedModel, name: str) -> None:
         log.warning("%s: six of its own tokens could not be run (%s: %s)", name, type(error).__name__, error)
         return
     try:
-        by_vectors = model(inputs_embeds=table(ids), **beside)[0]
+        rows = table(ids)
+        by_vectors = model(inputs_embeds=rows, **beside)[0]
+        model(
+            inputs_embeds=(rows + rows.roll(1, 1)) / 2, **beside
+        )  # virtual tokens are no rows once they are trained
     except TRIAL_ERRORS as error:
         raise ValueError(
             f"{name} ({type(model).__name__}) does not take its tokens as vectors, among which virtual tokens stand "

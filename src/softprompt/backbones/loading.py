@@ -61,6 +61,7 @@ class Family:
               this order
     images    whether the family reads images, and needs a processor
     words     whether it reads text, and needs a tokenizer
+    check     raises ValueError for a backbone whose answers would be wrong
     """
 
     name: str
@@ -69,6 +70,7 @@ class Family:
     backbone: Callable[..., Backbone]
     images: bool = False
     words: bool = True
+    check: Callable[[Any], None] | None = None
 
 
 def _is_causal(config: PreTrainedConfig) -> bool:
@@ -124,13 +126,19 @@ _VISION_TOWERS = (
 )
 
 FAMILIES: tuple[Family, ...] = (
-    Family("causal-lm", _is_causal, AutoModelForCausalLM, CausalBackbone),
-    Family("masked-lm", _is_masked, AutoModelForMaskedLM, MaskedBackbone),
-    Family("text-encoder", _is_encoder, AutoModel, MaskedBackbone),
+    Family("causal-lm", _is_causal, AutoModelForCausalLM, CausalBackbone, check=CausalBackbone.check),
+    Family("masked-lm", _is_masked, AutoModelForMaskedLM, MaskedBackbone, check=MaskedBackbone.check),
+    Family("text-encoder", _is_encoder, AutoModel, MaskedBackbone, check=MaskedBackbone.check),
     Family("encoder-decoder", _hears, AutoModelForSpeechSeq2Seq, EncoderDecoderBackbone),
-    Family("encoder-decoder", _reads_text_writes_text, AutoModelForSeq2SeqLM, EncoderDecoderBackbone),
+    Family(
+        "encoder-decoder",
+        _reads_text_writes_text,
+        AutoModelForSeq2SeqLM,
+        EncoderDecoderBackbone,
+        check=EncoderDecoderBackbone.check,
+    ),
     Family("vision-encoder", _sees, AutoModel, VisionBackbone, images=True, words=False),
-    Family("vision-language", _compares, AutoModel, DualBackbone, images=True),
+    Family("vision-language", _compares, AutoModel, DualBackbone, images=True, check=DualBackbone.check),
 )
 """A model belongs to the first of these that holds its config."""
 
@@ -157,7 +165,8 @@ def load_backbone(
     dtype      precision of the weights; "auto" is bfloat16 if the hardware computes in it natively, else float32
     device     by default the first GPU (a process that a launcher started takes its own GPU), else the CPU
     revision   of a hub model
-    packed     False runs the plain padded path instead of sharing prompts; by default a trial decides
+    packed     False runs the plain padded path instead of sharing prompts; by default a trial decides. True is an error
+               for a language model that fails it
     prefix_lm  read a decoder so that prompt and input see each other both ways (UniLM); its attention must be reachable
     trust_remote_code
                let Python code that lies beside the weights run; without it such a model is refused. Nothing but this
@@ -321,7 +330,16 @@ def _built(family: Family, model: PreTrainedModel, readers: Sequence[Any], **set
         check_embeddings(
             model, str(settings.get("name") or model.config.name_or_path or type(model).__name__)
         )
-    return family.backbone(model, *readers, **settings)
+    try:
+        backbone = family.backbone(model, *readers, **settings)
+    except AttributeError as error:
+        raise ValueError(
+            f"{settings.get('name') or type(model).__name__} ({type(model).__name__}) is laid out otherwise than models of the"
+            f" family {family.name} ({error}): take another model"
+        ) from error
+    if family.check is not None:
+        family.check(backbone)
+    return backbone
 
 
 def _own_device() -> str:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
 from softprompt.backbones.causal.key_values import prefix_cache
-from softprompt.backbones.causal.padded import embed_atoms
+from softprompt.backbones.causal.padded import embed_atoms, padded_logits
 from softprompt.backbones.engine import (
+    TRIAL_ERRORS,
     Atoms,
     CompiledPrompt,
     PackedModel,
@@ -31,8 +32,61 @@ from softprompt.backbones.engine import (
     new_tokens,
     pack,
     split_prompt,
+    words_disagree,
 )
 from softprompt.outputs import EncodedRow, PromptOutput
+
+Way = Literal["packed", "padded", "by length"]
+"""How rows are generated for: read in one packed pass; padded on the left; or those of each length together."""
+
+
+@torch.no_grad()
+def try_generating(
+    runner: PackedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[EncodedRow], packed: bool
+) -> Way | None:
+    """The first way that continues rows of different lengths as the plain model's logits say; None: there is none.
+
+    runner     the model
+    tokenizer  the model's own
+    rows       of different lengths, without virtual tokens
+    packed     whether rows can be packed
+    """
+    options: dict[str, Any] = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False}
+    options |= {"num_beams": 1, "num_return_sequences": 1}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    ways: tuple[Way, ...] = ("packed", "padded", "by length") if packed else ("padded", "by length")
+    for way in ways:
+        groups = [[row] for row in rows] if way == "by length" else [list(rows)]
+        # Of a 16-bit model the last way is not refused for rounding, however deep the model is.
+        half = 0.3 if way == ways[-1] else 0.06
+        try:
+            if all(_continues(runner, tokenizer, group, options, way, half) for group in groups):
+                return way
+        except TRIAL_ERRORS:
+            continue
+    return None
+
+
+def _continues(
+    runner: PackedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[EncodedRow],
+    options: dict[str, Any],
+    way: Way,
+    half: float,
+) -> bool:
+    """Whether the logits of each new token are those of a plain pass over all that stands before it."""
+    asked = {"pad_token_id": tokenizer.pad_token_id or 0, **options, "use_cache": True}
+    output, _ = _output(runner, rows, PromptOutput(), asked, way)
+    found = torch.stack(output.logits, dim=1)  # (B, 2, V)
+    new = output.sequences[:, -found.shape[1] :].tolist()
+    dtype = runner.model.dtype
+    dtype = torch.float32 if dtype == torch.float64 else dtype  # logits come out of generate() in float32
+    for b, row in enumerate(rows):
+        scored = padded_logits(runner.plain, [replace(row, targets=(tuple(new[b]),))], PromptOutput())
+        if words_disagree(found[b], scored.logits[scored.position], dtype, half=half) is not None:
+            return False
+    return True
 
 
 @torch.no_grad()
@@ -43,7 +97,7 @@ def generate(
     prompt: PromptOutput | CompiledPrompt,
     options: dict[str, Any],
     *,
-    packed: bool,
+    way: Way,
 ) -> list[list[int]]:
     """See CausalBackbone.generate.
 
@@ -52,7 +106,7 @@ def generate(
     rows       whose contexts are continued
     prompt     that they carry
     options    of transformers' generate
-    packed     whether rows are read in one packed pass
+    way        how; "by length" expects rows of one length
 
     Raises ValueError for options that cannot be combined with a filled cache.
     """
@@ -61,11 +115,27 @@ def generate(
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     # The rows are read into a cache, so generate() must use it; the tokens are the same as without one.
     options = {"pad_token_id": eos if pad is None else pad, **options, "use_cache": True}
+    _, plain = split_prompt(rows, prompt)
+    if way != "packed" and plain.prefix is not None:
+        return [new for row in rows for new in _generate_behind_prefix(model, row, plain, options)]
+    output, start = _output(runner, rows, prompt, options, way)
+    return new_tokens(output, start, options)
+
+
+def _output(
+    runner: PackedModel,
+    rows: Sequence[EncodedRow],
+    prompt: PromptOutput | CompiledPrompt,
+    options: dict[str, Any],
+    way: Way,
+) -> tuple[Any, int]:
+    """What transformers' `generate` returns, and the place of the first new token. See `generate`."""
+    model = runner.plain
     heads, plain = split_prompt(rows, prompt)
     rows = [replace(row, targets=()) for row in rows]
-    if not packed:
-        return _generate_padded(model, rows, plain, options)
-
+    if way != "packed":
+        return _generate_padded(model, rows, plain, options), 0
+    options = dict(options)
     tree = pack(rows, plain, model.device, compiled=heads, both_ways=runner.both_ways)
     where, mask = _left_padded_places(rows, heads, plain, tree)
     held = where[:, :-1].repeat_interleave(
@@ -81,7 +151,7 @@ def generate(
     last = embed_tree(model, tree, plain)[0, tree.ends]  # (N, d) -> (B, d)
     with drawing(model, options), decoding(plain, *counts(rows, model.device), first=last):
         output = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)  # type: ignore[operator]
-    return new_tokens(output, mask.shape[1], options)
+    return output, mask.shape[1]
 
 
 def _empty_cache(model: PreTrainedModel, context: int, options: dict[str, Any]) -> Cache:
@@ -147,16 +217,13 @@ def _visible_ids(rows: Sequence[EncodedRow], mask: Tensor) -> Tensor:
 
 def _generate_padded(
     model: PreTrainedModel, rows: Sequence[EncodedRow], prompt: PromptOutput, options: dict[str, Any]
-) -> list[list[int]]:
-    if prompt.prefix is not None:
-        return [new for row in rows for new in _generate_behind_prefix(model, row, prompt, options)]
+) -> Any:
     sequences = [embed_atoms(model, row.context, prompt, row.prompt) for row in rows]
     longest = max(map(len, sequences))
     embeds = torch.stack([torch.nn.functional.pad(s, (0, 0, longest - len(s), 0)) for s in sequences])
     mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=model.device)
     with drawing(model, options), decoding(prompt, *counts(rows, model.device)):
-        output = model.generate(inputs_embeds=embeds, attention_mask=mask, **options)  # type: ignore[operator]
-    return new_tokens(output, 0, options)
+        return model.generate(inputs_embeds=embeds, attention_mask=mask, **options)  # type: ignore[operator]
 
 
 def _generate_behind_prefix(

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt.backbones.causal.key_values import prefix_cache
-from softprompt.backbones.engine import shifted
+from softprompt.backbones.engine import shifted, trunk_of
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
 
@@ -79,7 +79,7 @@ def _logits(model: PreTrainedModel, **inputs: Any) -> Tensor:
 
 
 def _states(model: PreTrainedModel, **inputs: Any) -> Tensor:
-    states: Tensor = model.base_model(**inputs).last_hidden_state
+    states: Tensor = trunk_of(model)(**inputs).last_hidden_state
     return states
 
 

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from softprompt.backbones.base import BackboneSpec, known_states
 from softprompt.backbones.dual.kept_texts import KeptTexts, Texts
 from softprompt.backbones.dual.text_tower import TextTower, find_text_tower
+from softprompt.backbones.engine import TRIAL_ERRORS, disagreement
 from softprompt.backbones.row_features import RowFeatures
 from softprompt.backbones.vision import VisionBackbone
 from softprompt.backbones.vocabulary import table_of, text_spec
@@ -110,6 +111,46 @@ class DualBackbone:
         """The text tower's input embedding table, (V, d)."""
         return table_of(self._embedding)
 
+    @torch.no_grad()
+    def check(self) -> None:
+        """Raise ValueError if images and texts are not compared here as the model itself compares them."""
+        pixels = torch.rand(1, 3, *self.vision.size, generator=torch.Generator().manual_seed(0))
+        pixels = pixels.to(self.device, self.dtype)
+        texts = [tuple(self.tokenizer(text)["input_ids"]) for text in ("a", "of the a")]
+        row = EncodedRow((), media=pixels[0])
+        kind = type(self.model).__name__
+        towers = f"{type(self.vision.model).__name__} and {type(self.model.text_model).__name__}"
+        try:
+            expected = [
+                self.model(
+                    input_ids=torch.tensor([self._texts.whole(text)], device=self.device), pixel_values=pixels
+                ).logits_per_image
+                for text in texts
+            ]
+            images = self._embedded_images([row], None)
+            embedded = self._in_parts([EncodedRow(text) for text in texts], PromptOutput())
+        except TRIAL_ERRORS as error:
+            raise ValueError(
+                f"{self.name} ({kind} of {towers}) cannot be run here ({type(error).__name__}: {error}): take a dual encoder"
+                " with the towers of CLIP or SigLIP, or of ViT and BERT"
+            ) from error
+        scale, bias = self._scale_and_bias(images.dtype)
+        found = images @ embedded.T * scale + bias  # (1, e) x (2, e) -> (1, 2)
+        difference = disagreement(found, torch.cat(expected, dim=1), self.dtype, half=0.1)
+        if difference is not None:
+            raise ValueError(
+                f"{self.name} ({kind} of {towers}) compares an image and a text by {difference:.2g} otherwise than its own"
+                " forward does: a tower has parts that are not known here. Take one with the towers of CLIP or SigLIP, or of"
+                " ViT and BERT"
+            )
+
+    def _scale_and_bias(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What cosines are multiplied by, and what is added to them, () each."""
+        logit_bias = getattr(self.model, "logit_bias", None)
+        scale: Any = self.model.logit_scale
+        scale = scale.to(dtype).exp().squeeze()
+        return scale, torch.zeros_like(scale) if logit_bias is None else logit_bias.to(dtype).squeeze()
+
     @cached_property
     def spec(self) -> BackboneSpec:
         vision = self.vision.spec
@@ -174,16 +215,14 @@ class DualBackbone:
         if compiled is not None:
             known |= {key: (sets[key], embedded) for key, embedded in found.items()}
         order = list(sets)
-        logit_bias = getattr(self.model, "logit_bias", None)
         images = self.images(rows, plain.vision if compiled is None else compiled.vision)
-        scale: Any = self.model.logit_scale
-        scale = scale.to(images.dtype).exp().squeeze()
+        scale, bias = self._scale_and_bias(images.dtype)
         return ImageTextEmbeddings(
             images=images,
             texts=tuple(found[key] if key in found else known[key][1] for key in order),
             which=tuple(order.index((id(row.targets), g)) for row, g in zip(rows, carried, strict=True)),
             scale=scale,
-            bias=torch.zeros_like(scale) if logit_bias is None else logit_bias.to(images.dtype).squeeze(),
+            bias=bias,
         )
 
     def images(self, rows: Sequence[EncodedRow], prompt: Any = None) -> Tensor:

@@ -49,6 +49,10 @@ class TextTower(Protocol):
         """The embeddings of texts, (n, e), not normalised. Differentiable in the prompt."""
         ...
 
+    def whole(self, text: Sequence[int]) -> tuple[int, ...]:
+        """The ids of a text with the padding that the tower sees."""
+        ...
+
     def cost(self, text: EncodedRow) -> int:
         """How many tokens are run for a text, with tokens that it shares with others counted in full."""
         ...
@@ -93,6 +97,9 @@ class CausalTexts:
         projected: Tensor = self.projection(ends)
         return projected
 
+    def whole(self, text: Sequence[int]) -> tuple[int, ...]:
+        return tuple(text)
+
     def cost(self, text: EncodedRow) -> int:
         return len(text.context)
 
@@ -115,10 +122,7 @@ class PaddedTexts:
         return int(self.model.config.max_position_embeddings)
 
     def embed(self, texts: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
-        rows = [
-            replace(text, context=text.context + (self.pad,) * (self.positions - len(text.context)))
-            for text in texts
-        ]
+        rows = [replace(text, context=self.whole(text.context)) for text in texts]
         tree = build_tree(
             rows,
             [()] * prompt.count,
@@ -137,6 +141,9 @@ class PaddedTexts:
             states = forward(inputs_embeds=embeds, attention_mask=None).last_hidden_state  # (n, T, d)
         embedded: Tensor = view.model.head(view.model.final_layer_norm(states[:, -1]))
         return embedded
+
+    def whole(self, text: Sequence[int]) -> tuple[int, ...]:
+        return (*text, *[self.pad] * (self.positions - len(text)))
 
     def cost(self, text: EncodedRow) -> int:
         return self.positions
@@ -161,6 +168,9 @@ class PooledTexts:
         states = self.encoder.states([replace(text, read=(0,)) for text in texts], prompt)
         projected: Tensor = self.projection(self.pooler(states[:, None]))  # (n, d) -> (n, e)
         return projected
+
+    def whole(self, text: Sequence[int]) -> tuple[int, ...]:
+        return tuple(text)
 
     def cost(self, text: EncodedRow) -> int:
         return len(text.context)

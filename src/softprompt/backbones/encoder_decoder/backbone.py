@@ -24,7 +24,7 @@ from softprompt.backbones.encoder_decoder.prefixes import EncoderCall
 from softprompt.backbones.encoder_decoder.scoring import Seq2SeqModel, read_states, score, seq2seq_views
 from softprompt.backbones.encoder_decoder.sound_states import SoundStates
 from softprompt.backbones.encoder_decoder.spectrogram import spectrogram
-from softprompt.backbones.engine import Atoms, frozen_linears
+from softprompt.backbones.engine import TRIAL_ERRORS, Atoms, disagreement, frozen_linears
 from softprompt.backbones.vocabulary import table_of, text_spec
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput, TargetLogits
 
@@ -103,6 +103,39 @@ class EncoderDecoderBackbone:
     def table(self) -> Tensor:
         """The embedding table that virtual tokens stand beside, (V, d), unscaled."""
         return table_of(self.embedding)
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Raise ValueError if a trial is not scored as the plain model scores it. Speech models are not tried."""
+        if self.speech:
+            return
+        kind = type(self.model).__name__
+        try:
+            ids = [(7 * i + 3) % len(self.table) for i in range(9)]
+            rows = [EncodedRow(tuple(ids[:3]), ((1,),)), EncodedRow(tuple(ids[3:8]), ((1,), (2, 1)))]
+            found = self.score(rows, PromptOutput()).token_log_likelihoods()
+            expected = torch.cat([self._alone(row, target) for row in rows for target in row.targets])
+        except TRIAL_ERRORS as error:
+            raise ValueError(
+                f"{self.name} ({kind}) is laid out otherwise than T5, BART and their relatives"
+                f" ({type(error).__name__}: {error}): take another model"
+            ) from error
+        if (difference := disagreement(found, expected, self.dtype, half=0.5)) is not None:
+            raise ValueError(
+                f"{self.name} ({kind}) scores a batch of rows by {difference:.2g} otherwise than each row alone: take another"
+                " model"
+            )
+
+    def _alone(self, row: EncodedRow, target: Atoms) -> Tensor:
+        """log p of each target token from one plain pass."""
+        read = torch.tensor([row.context], device=self.device)
+        stem = self._runner.stem
+        written = torch.tensor([(*stem, *target[:-1])], device=self.device)
+        logits: Tensor = self._runner.plain(
+            input_ids=read, decoder_input_ids=written, use_cache=False
+        ).logits[0]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits.log_softmax(-1)[torch.arange(len(target)) + len(stem) - 1, list(target)]
 
     @cached_property
     def spec(self) -> BackboneSpec:

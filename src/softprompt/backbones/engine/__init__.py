@@ -8,6 +8,7 @@ linear         products with frozen weights on a CPU
 norms          RMS norms with frozen weights, on a CPU
 offsets        what prompts add to the embeddings of text
 packed         rows and their prompts as one packed pass
+rotary         rotary positions that change with length, run without a memory of earlier passes
 tree           the batch as a forest of segments
 trial          what a model can do, tried out
 view           a backbone's own view of a model, so that nothing of ours stands on the user's
@@ -40,14 +41,17 @@ from softprompt.backbones.engine.packed import (
     pack,
     prefix_lengths,
     split_prompt,
+    trunk_of,
 )
+from softprompt.backbones.engine.rotary import ChangingRotary, changing_rotaries, make_forgetful
 from softprompt.backbones.engine.tree import Atoms, PrefixTree, build_tree, continuations, shared_heads
-from softprompt.backbones.engine.trial import TRIAL_ERRORS, disagreement
+from softprompt.backbones.engine.trial import TRIAL_ERRORS, disagreement, words_disagree
 from softprompt.backbones.engine.view import View, Views
 
 __all__ = [
     "TRIAL_ERRORS",
     "Atoms",
+    "ChangingRotary",
     "CompiledPrompt",
     "LayersRunAgainError",
     "PackedModel",
@@ -59,6 +63,7 @@ __all__ = [
     "attend_over_trees",
     "build_tree",
     "causal_views",
+    "changing_rotaries",
     "check_options",
     "checkpointed_layers",
     "compile_prompt",
@@ -75,6 +80,7 @@ __all__ = [
     "group_queries",
     "last_layer_only_at",
     "make_fast",
+    "make_forgetful",
     "make_recomputable",
     "make_shifting",
     "make_shortened",
@@ -87,6 +93,8 @@ __all__ = [
     "shifted",
     "split_prompt",
     "to_grid",
+    "trunk_of",
     "ungroup_queries",
     "use_attention",
+    "words_disagree",
 ]

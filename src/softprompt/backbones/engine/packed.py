@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from softprompt.backbones.engine.attention import TreeCall, attend_over_trees
@@ -17,6 +17,7 @@ from softprompt.backbones.engine.last_layer import last_layer_only_at, make_shor
 from softprompt.backbones.engine.linear import frozen_linears
 from softprompt.backbones.engine.norms import frozen_norms, make_fast
 from softprompt.backbones.engine.offsets import make_shifting, shifted
+from softprompt.backbones.engine.rotary import make_forgetful
 from softprompt.backbones.engine.tree import Atoms, PrefixTree, build_tree, shared_heads
 from softprompt.backbones.engine.view import Views
 from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
@@ -28,10 +29,12 @@ class CompiledPrompt:
 
     heads   per prompt, the atoms that the keys and values replace: rows must begin with them
     prompt  `prefix` and `lengths` hold the heads; `tokens` and offsets serve what a row holds behind its head
+    given   the prompt as it was, for rows that the keys and values do not serve; None: they serve all
     """
 
     heads: tuple[Atoms, ...]
     prompt: PromptOutput
+    given: PromptOutput | None = None
 
 
 def causal_views(model: PreTrainedModel) -> Views:
@@ -40,15 +43,18 @@ def causal_views(model: PreTrainedModel) -> Views:
 
     def packed(view: Any) -> None:
         attend_over_trees(view)
+        make_forgetful(view)
         make_fast(view)
         make_shortened(view)
         make_recomputable(view)
 
     def compiled(view: Any) -> None:  # what is switched on by a call would be compiled into it
         attend_over_trees(view)
+        make_forgetful(view)
         make_recomputable(view)
 
     def plain(view: Any) -> None:
+        make_forgetful(view)
         make_shifting(view.get_input_embeddings())
 
     return Views(model, {"packed": packed, "compiled": compiled, "plain": plain})
@@ -104,7 +110,7 @@ class PackedModel:
     def states(self, tree: PrefixTree, prompt: PromptOutput) -> Tensor:
         """Last hidden states of the places in `tree.read`, (len(tree.read), d), from one pass over the packed tokens."""
         places = tree.read.unique()  # rows may read the same place in a head that they share
-        output = self._call(lambda view: view.base_model, tree, prompt, places, past_key_values=None)
+        output = self._call(trunk_of, tree, prompt, places, past_key_values=None)
         states: Tensor = output.last_hidden_state
         return states[0].index_select(0, tree.read)  # (1, N, d) -> (n, d)
 
@@ -151,6 +157,15 @@ class PackedModel:
         cache = DynamicCache()
         self.run(tree, prompt, tree.ends[:1], cache)
         return [(layer.keys[0], layer.values[0]) for layer in cache.layers]  # type: ignore[union-attr, index]
+
+
+def trunk_of(model: PreTrainedModel) -> nn.Module:
+    """The model without its output layer. Some classes (Llama 4) take themselves for their base model."""
+    trunk = model.base_model
+    if trunk is model and isinstance(inner := getattr(model, "model", None), nn.Module):
+        return inner
+    assert isinstance(trunk, nn.Module)
+    return trunk
 
 
 def split_prompt(

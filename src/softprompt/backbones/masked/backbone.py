@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
 
 from softprompt.backbones.base import BackboneSpec, known_states
-from softprompt.backbones.engine import CompiledPrompt, disagreement, frozen_linears
+from softprompt.backbones.engine import TRIAL_ERRORS, CompiledPrompt, disagreement, frozen_linears
 from softprompt.backbones.masked.cloze import read_cloze
 from softprompt.backbones.masked.rows import Encoder, Place, masked_views, trunk_gives
 from softprompt.backbones.vocabulary import alphabet_ids, table_of, text_spec
@@ -77,6 +78,42 @@ class MaskedBackbone:
         if self._can_pack is None:
             self._can_pack = _can_pack(self._encoder, self.name)
         return self._can_pack
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Raise ValueError if the model's words or states cannot be read here, or it was to be packed and cannot be."""
+        kind = type(self.model).__name__
+        try:
+            row = EncodedRow(tuple((7 * i + 3) % len(self.table) for i in range(5)))
+            embeds = self.model.get_input_embeddings()(torch.tensor([row.context], device=self.device))
+            states = self._encoder.states_by_length([row], PromptOutput(), [(0, 1), (0, 3)])
+            found = expected = states
+            if self.family == "masked-lm":
+                found = self._logits(states)
+                kinds = self._encoder.kinds_of([row])
+                expected = self._encoder.views["plain"].model(inputs_embeds=embeds, **kinds).logits[0, [1, 3]]
+        except TRIAL_ERRORS as error:
+            raise ValueError(
+                f"{self.name} ({kind}) cannot be run as a {self.family} ({type(error).__name__}: {error}): take another"
+                " model"
+            ) from error
+        if (difference := disagreement(found, expected, expected.dtype, half=0.1)) is not None:
+            raise ValueError(
+                f"{self.name} ({kind}) predicts words from more than the last hidden state of their place: its logits differ"
+                f" by {difference:.2g}; take another model"
+            )
+        if self._can_pack and (reason := _why_not_packed(self._encoder)) is not None:
+            raise ValueError(f"{self.name} cannot be packed: {reason}. Load it without packed=True")
+
+    @cached_property
+    def _output(self) -> type[Any]:
+        """The class of what the trunk returns: heads may ask it for more than states (Longformer, LUKE)."""
+        embeds = self.table[None, :1]
+        try:
+            with torch.no_grad():
+                return type(self._encoder.views["plain"].model.base_model(inputs_embeds=embeds))
+        except TRIAL_ERRORS:
+            return BaseModelOutput
 
     @cached_property
     def spec(self) -> BackboneSpec:
@@ -174,8 +211,9 @@ class MaskedBackbone:
 
     def _logits(self, states: Tensor) -> Tensor:
         """The model's own head over these states alone, (U, d) -> (U, V)."""
+        given = self._output(last_hidden_state=states[None])
         model = self._encoder.views["packed"].model
-        with trunk_gives(states[None]), frozen_linears():
+        with trunk_gives(given), frozen_linears():
             logits: Tensor = model(inputs_embeds=states[None]).logits[0]
         return logits
 
@@ -209,9 +247,18 @@ def _types_of_a_pair(tokenizer: PreTrainedTokenizerBase) -> int:
     return 1 + max(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"])
 
 
-@torch.no_grad()
 def _can_pack(encoder: Encoder, name: str) -> bool:
     """Whether packed states equal those of each row alone, in a trial."""
+    if (reason := _why_not_packed(encoder)) is not None:
+        log.warning(
+            "%s: rows of each length are run apart, without key-value prefixes, because %s", name, reason
+        )
+    return reason is None
+
+
+@torch.no_grad()
+def _why_not_packed(encoder: Encoder) -> str | None:
+    """Why the trial of packed rows fails; None: it does not."""
     table = table_of(encoder.model.get_input_embeddings())
     ids = [(7 * i + 3) % len(table) for i in range(9)]
     rows = [EncodedRow((ids[0], -1, *ids[1:4])), EncodedRow((ids[0], -1, *ids[4:]))]
@@ -221,13 +268,7 @@ def _can_pack(encoder: Encoder, name: str) -> bool:
     expected = encoder.states_by_length(rows, PromptOutput(tokens=tokens), places)
     try:
         found = encoder.packed_states(rows, PromptOutput(tokens=tokens), places)
-    except (TypeError, NotImplementedError, AttributeError, RuntimeError, ValueError, KeyError) as error:
-        return _say(name, f"{type(error).__name__}: {error}")
-    if (difference := disagreement(found, expected, expected.dtype, half=0.1)) is not None:
-        return _say(name, f"packed rows differ by {difference:.2g}")
-    return True
-
-
-def _say(name: str, reason: str) -> bool:
-    log.warning("%s: rows of each length are run apart, without key-value prefixes, because %s", name, reason)
-    return False
+    except TRIAL_ERRORS as error:
+        return f"{type(error).__name__}: {error}"
+    difference = disagreement(found, expected, expected.dtype, half=0.1)
+    return None if difference is None else f"packed rows differ by {difference:.2g}"

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
 from softprompt.backbones.engine import (
     PrefixTree,
@@ -167,13 +166,14 @@ def rows_attention(
     return from_grid(ungroup_queries(out, ratio), level).transpose(0, 1)[None], None
 
 
-_KNOWN: ContextVar[Tensor | None] = ContextVar("states that the trunk gives without being run", default=None)
+_KNOWN: ContextVar[Any] = ContextVar("output that the trunk gives without being run", default=None)
 
 
 @contextmanager
-def trunk_gives(states: Tensor) -> Iterator[None]:
-    """Within the block the trunk of a view returns these states (1, U, d) whatever its input: the model runs its head alone."""
-    token = _KNOWN.set(states)
+def trunk_gives(output: Any) -> Iterator[None]:
+    """Within the block the trunk of a view returns this, of states (1, U, d), whatever its input: the model runs its head
+    alone."""
+    token = _KNOWN.set(output)
     try:
         yield
     finally:
@@ -181,8 +181,8 @@ def trunk_gives(states: Tensor) -> Iterator[None]:
 
 
 def _trunk_forward(forward: Any, *args: Any, **kwargs: Any) -> Any:
-    states = _KNOWN.get()
-    return forward(*args, **kwargs) if states is None else BaseModelOutput(last_hidden_state=states)
+    known = _KNOWN.get()
+    return forward(*args, **kwargs) if known is None else known
 
 
 def masked_views(model: PreTrainedModel) -> Views:
@@ -274,7 +274,7 @@ class Encoder:
             embeds = embed_tree(self.model, tree, prompt).view(
                 len(group), length, -1
             )  # (1, N, d) -> (S, T, d)
-            kinds = {name: kind.view(len(group), length) for name, kind in self._types(some).items()}
+            kinds = {name: kind.view(len(group), length) for name, kind in self.kinds_of(some).items()}
             states = forward(inputs_embeds=embeds, **kinds).last_hidden_state
             found |= dict(zip(group, states, strict=True))
         if not places:
@@ -334,7 +334,7 @@ class Encoder:
                 inputs_embeds=embed_tree(self.model, tree, prompt),
                 position_ids=tree.positions[None] + self.first,
                 prompt_rows=call,
-                **self._types(rows),
+                **self.kinds_of(rows),
             ).last_hidden_state
         if not call.was_reached:
             raise NotImplementedError("its attention cannot be reached")
@@ -345,7 +345,7 @@ class Encoder:
         trunk: Callable[..., Any] = view.model.base_model
         return view.compiled(view.model.base_model, dynamic=True) if self.compiled else trunk
 
-    def _types(self, rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
+    def kinds_of(self, rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
         """`token_type_ids` (1, N), as the tokenizer gives them to a pair of texts: the type grows behind each separator."""
         if self.separator is None:
             return {}

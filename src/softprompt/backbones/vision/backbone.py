@@ -95,6 +95,11 @@ class VisionBackbone:
         return self._facts.convolution.weight.flatten(1).T  # (d, 3, h, w) -> (3hw, d)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the images that the positions were trained for, in pixels."""
+        return self._facts.size
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Raises ValueError: a vision encoder has no tokenizer."""
         raise ValueError(f"{self.name} reads images and has no tokenizer")
