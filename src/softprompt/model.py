@@ -104,6 +104,10 @@ class PromptedModel:
         with torch.no_grad():
             return self.backbone.generate(rows, self._compiled(rows), **options)
 
+    def keep(self, compiled: Any) -> None:
+        """Use prompts that were compiled elsewhere, in the order of `modules`, for all rows that begin as they do."""
+        self._kept = compiled
+
     def forget(self) -> None:
         """Empty the cache of prompts, because they have changed."""
         self._kept = None

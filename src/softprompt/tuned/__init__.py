@@ -4,7 +4,7 @@ prompt   TunedPrompt
 loading  prompts that `save` or PEFT wrote
 """
 
-from softprompt.tuned.loading import from_peft, load
+from softprompt.tuned.loading import from_peft, load, restore_saved
 from softprompt.tuned.prompt import TunedPrompt
 
-__all__ = ["TunedPrompt", "from_peft", "load"]
+__all__ = ["TunedPrompt", "from_peft", "load", "restore_saved"]

@@ -81,6 +81,15 @@ def load(folder: str | Path, backbone: Backbone | None = None) -> TunedPrompt:
         backbone = _trained_on(saved.backbone)
     backbone = reading_as_before(backbone, saved.backbone.tokenizer_digest, "the prompt was trained")
     store.check_backbone(saved, recognised(saved.backbone, backbone))
+    return restore_saved(saved, backbone, folder)
+
+
+@undisturbed
+def restore_saved(saved: store.SavedPrompt, backbone: Backbone, folder: str | Path) -> TunedPrompt:
+    """The prompt that a folder's content describes, on a backbone that was checked to be its own.
+
+    Raises PromptFileError, which names the folder, for settings or tensors that are not valid.
+    """
     method = _from_settings(methods(), saved.method, folder, "method")
     # A file that says nothing of control tokens was written before there was a choice.
     before = {"control_tokens": "tokens"} if has_control_tokens(TASKS.get(saved.task["name"])) else {}
