@@ -2,6 +2,8 @@
 
 from .attach import attach as attach
 from .backbones.loading import load_backbone as load_backbone
+from .beginning.suggesting import Suggestion as Suggestion
+from .beginning.suggesting import suggest as suggest
 from .catalogue import methods as methods
 from .errors import CheckpointError as CheckpointError
 from .errors import SoftpromptWarning as SoftpromptWarning

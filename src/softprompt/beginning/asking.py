@@ -78,8 +78,10 @@ def _by_names(columns: Mapping[str, Column], wishes: Wishes, proposal: Proposal)
         return None
     for chat in CHATS:
         if chat in named and all(isinstance(value, list) for value in columns[named[chat]].values):
-            proposal.decide("task", f"chat: column {named[chat]!r} holds lists of turns")
-            return Asked("chat", [named[chat]], None)
+            raise ValueError(
+                f"column {named[chat]!r} holds lists of turns, and chats are not read yet: make a row of each answer, with the"
+                " columns prompt and response"
+            )
     words = next((named[name] for name in ("tokens", "words") if name in named), None)
     tags = next((name for name in columns if name.casefold() in ("tags", "ner_tags", "labels")), None)
     if words and tags and all(isinstance(value, list) for value in columns[tags].values):

@@ -12,7 +12,7 @@ from softprompt.beginning.reading import read
 from softprompt.beginning.splitting import sources
 from softprompt.tasks.label_words import infer_words
 
-_FAMILIES = {
+FAMILIES = {
     "minilm-l6": "text-encoder",
     "smollm2-135m-instruct": "causal-lm",
     "news-lm-xs": "causal-lm",
@@ -42,7 +42,7 @@ def propose(source: str, wishes: Wishes | None = None) -> Proposal:
         proposal.decide("data", line)
     asked = what_is_asked(rows, wishes, proposal)
     name, family = _backbone(asked, wishes, proposal)
-    task = _task(asked, family, rows, proposal)
+    task = task_for(asked, family, rows, proposal)
     proposal.config = {
         "backbone": name,
         "task": task,
@@ -57,7 +57,7 @@ def propose(source: str, wishes: Wishes | None = None) -> Proposal:
 def _backbone(asked: Asked, wishes: Wishes, proposal: Proposal) -> tuple[str, str]:
     """The name of the backbone and its family."""
     if wishes.backbone:
-        family = _FAMILIES.get(wishes.backbone)
+        family = FAMILIES.get(wishes.backbone)
         if family is None:
             from softprompt.backbones.loading import family_of
 
@@ -67,7 +67,7 @@ def _backbone(asked: Asked, wishes: Wishes, proposal: Proposal) -> tuple[str, st
     if asked.kind == "images":
         proposal.decide("backbone", "vit-s14-saliency reads images, is built in and small")
         return "vit-s14-saliency", "vision-encoder"
-    if asked.kind in ("generation", "chat"):
+    if asked.kind == "generation":
         proposal.decide(
             "backbone",
             "smollm2-135m-instruct writes text, is built in and small; for good texts take a larger one",
@@ -77,7 +77,10 @@ def _backbone(asked: Asked, wishes: Wishes, proposal: Proposal) -> tuple[str, st
     return "minilm-l6", "text-encoder"
 
 
-def _task(asked: Asked, family: str, rows: Sequence[Mapping[str, Any]], proposal: Proposal) -> dict[str, Any]:
+def task_for(
+    asked: Asked, family: str, rows: Sequence[Mapping[str, Any]], proposal: Proposal
+) -> dict[str, Any]:
+    """The settings of the task that rows ask for, for a backbone of this family."""
     fields, columns = _fields(asked)
     if len(fields) > 1:
         longest = max(zip(fields, asked.fields, strict=True), key=lambda pair: _mean_words(rows, pair[1]))[0]
@@ -114,8 +117,6 @@ def _task(asked: Asked, family: str, rows: Sequence[Mapping[str, Any]], proposal
             of_words = {} if asked.fields[0] == "words" else {"columns": {"words": asked.fields[0]}}
             of_tags = {} if answer == "tags" else {"tag_column": answer}
             return {"name": "token-classification", "tags": list(asked.labels), **of_tags, **of_words}
-        case "chat":
-            return {"name": "chat", "column": asked.fields[0], "max_new_tokens": 128}
         case _:
             words = max(len(str(row[answer]).split()) for row in rows)
             tokens = min(256, max(16, -(-int(words * 1.6 + 8) // 8) * 8))
@@ -182,7 +183,7 @@ def _method(asked: Asked, family: str, wishes: Wishes, proposal: Proposal) -> di
     if family == "vision-language":
         proposal.decide("method", "coop: trained words in the texts that images are compared with")
         return {"name": "coop"}
-    if family == "causal-lm" or asked.kind in ("generation", "chat"):
+    if family == "causal-lm" or asked.kind == "generation":
         proposal.decide("method", "prompt-tuning: 20 virtual tokens, a few kB")
         return {"name": "prompt-tuning", "length": 20}
     proposal.decide(
@@ -204,7 +205,7 @@ def _recipe(
         f"{steps} steps of 16 rows, {steps * 16 / (0.7 * len(rows)):.0f} times over the training rows",
     )
     recipe: dict[str, Any] = {"steps": steps, "batch_size": 16}
-    if asked.kind not in ("images", "chat", "tagging"):
+    if asked.kind not in ("images", "tagging"):
         mean = sum(_mean_words(rows, name) for name in asked.fields)
         if mean > _LONG:
             recipe["max_tokens"] = 384

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from softprompt.cli import compare, evaluate, fetch, init, inspect, predict, report, train
+from softprompt.cli import compare, evaluate, fetch, init, inspect, predict, report, suggest, train
 from softprompt.version import __version__
 
 __all__ = ["app"]
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("init")(init.init)
+app.command("suggest")(suggest.suggest)
 app.command("fetch")(fetch.fetch)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)

@@ -23,10 +23,10 @@ _SIMPLE = (str, bool, int, float)
 Write = Callable[[Sequence[Mapping[str, Any]]], None]
 
 
-def check_suffix(path: Path) -> None:
+def check_suffix(path: Path, option: str = "--output") -> None:
     """Raise ValueError for a file that is not .csv, .jsonl or .parquet, so that nothing is computed in vain."""
     if path.suffix.lower() not in _WRITERS:
-        raise ValueError(f"--output is {path}, expected a file whose name ends in {', '.join(_WRITERS)}")
+        raise ValueError(f"{option} is {path}, expected a file whose name ends in {', '.join(_WRITERS)}")
 
 
 def write_predictions(
@@ -70,11 +70,27 @@ def write_predictions(
                 on_batch(start + len(part))
 
 
+def write_table(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of simple values under these columns; the file gets its name when it is whole."""
+    with (
+        replacing(path) as file,
+        _WRITERS[path.suffix.lower()](file, names, rows) as write,
+        unwritable_explained(path),
+    ):
+        write(rows)
+
+
 def _simple(value: Any) -> Any:
     return value if isinstance(value, _SIMPLE) else None
 
 
 def _answer(prediction: Any) -> dict[str, Any]:
+    if hasattr(prediction, "labels"):
+        return {
+            "prediction": " | ".join(prediction.labels),
+            "probability": None,
+            "probabilities": dict(prediction.probabilities),
+        }
     if hasattr(prediction, "probabilities"):
         shares = prediction.probabilities
         return {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,6 +39,13 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Evaluate at most this many rows.", show_default=False)
     ] = None,
+    errors: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the rows that are answered wrongly here, the confidently wrong ones first: .csv, .jsonl or .parquet.",
+            show_default=False,
+        ),
+    ] = None,
     encoding: Encoding = "utf-8",
     batch_size: BatchSize = 16,
     labels: Labels = None,
@@ -48,12 +57,21 @@ def evaluate(
 ) -> None:
     """Measure a saved prompt on data."""
     with reporting(as_json, debug) as report:
+        from softprompt.cli._prediction_files import check_suffix
         from softprompt.cli._results import metrics_table, read_source, scores
+        from softprompt.cli._wrong_rows import write_wrong_rows
 
+        if errors is not None:
+            check_suffix(errors, "--errors")
         rows = read_source(data, split, "test", limit, encoding)
         tuned = open_prompt(prompt, backbone, dtype, device, labels)
         with report.progress("evaluated", len(rows)) as on_batch:
-            metrics = tuned.evaluate(rows, batch_size=batch_size, on_batch=on_batch)
+            answers: list[Any] = []
+            kept = {} if errors is None else {"wrong_rows": partial(_wrong, tuned.encoder, answers)}
+            metrics = tuned.evaluate(rows, batch_size=batch_size, on_batch=on_batch, metrics=kept)
+        if errors is not None:
+            write_wrong_rows(errors, answers, rows)
+            report.values["errors"] = str(errors)
         report.values.update(
             {
                 "prompt": str(Path(prompt)),
@@ -65,4 +83,16 @@ def evaluate(
             }
         )
         report.human.print(metrics_table({"": metrics}, f"{prompt} on {data}"))
+        if errors is not None:
+            report.human.print(f"{len(answers)} wrong rows are in {errors}", highlight=False, markup=False)
         report.human.print(scores(tuned.task.main_metric, metrics), highlight=False, markup=False)
+
+
+def _wrong(
+    encoder: Any, found: list[Any], predictions: Sequence[Any], rows: Sequence[Mapping[str, Any]]
+) -> float:
+    """The number of wrong rows, which are left in `found`."""
+    from softprompt.cli._wrong_rows import wrong_rows
+
+    found += wrong_rows(encoder, predictions, rows)
+    return len(found)
