@@ -84,6 +84,7 @@ def own_logits(tuned: sp.TunedPrompt, text: str) -> Tensor:
     return scored.logits[scored.position]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("architecture", MODELS)
 def test_logits_are_those_of_the_backbone_whatever_the_padding(architecture: str, method: str) -> None:
@@ -108,6 +109,7 @@ def test_logits_are_those_of_the_backbone_whatever_the_padding(architecture: str
         assert_close(model(alone, return_dict=False)[0][0], expected[0], **TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "gemma3_text", "mistral"])
 def test_generation_is_that_of_the_backbone(architecture: str, method: str) -> None:
@@ -175,6 +177,7 @@ def test_words_between_the_slots_are_attached_and_those_behind_are_not() -> None
     assert_close(found, backbone.next_token_logits([row], tuned.module())[0], **TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "gpt2"])
 def test_a_prompt_that_is_trained_gets_the_gradient_that_fit_gives_it(architecture: str, method: str) -> None:

@@ -103,6 +103,7 @@ def test_every_method_and_every_kind_is_in_the_table() -> None:
     assert found["linear-probe"] == dict.fromkeys(KINDS)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 @pytest.mark.parametrize(("name", "kind"), CELLS)
 def test_a_cell_of_the_table_is_what_happens(name: str, kind: str) -> None:

@@ -55,6 +55,7 @@ print("rows", torch.equal(alone, found[0]["product"][:1]))
 """
 
 
+@pytest.mark.slow
 def test_other_bits_the_same_ones_again_and_equal_up_to_rounding() -> None:
     told = set()
     for seed in (1, 2):

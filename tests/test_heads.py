@@ -130,6 +130,7 @@ def test_loss_and_gradients_are_those_of_one_row_at_a_time(task: Task, packed: b
         assert_close(one, other, **CLOSE)
 
 
+@pytest.mark.slow
 @each_task
 def test_a_prediction_is_the_same_alone_in_any_batch_and_with_either_padding_side(task: Task) -> None:
     # PEFT 0.21.2 pools a padding token of decoders padded on the right, and shifts no label behind its virtual tokens.
@@ -141,6 +142,7 @@ def test_a_prediction_is_the_same_alone_in_any_batch_and_with_either_padding_sid
         assert_equal_up_to_rounding(left.predict(ROWS, batch_size=size), together, torch.float64)
 
 
+@pytest.mark.slow
 @each_task
 @pytest.mark.parametrize("saving", [False, True], ids=["plain", "checkpointing"])
 def test_prompt_and_head_move_and_the_backbone_stays_bit_identical(task: Task, saving: bool) -> None:
@@ -179,6 +181,7 @@ def test_checkpointing_trains_the_same_head() -> None:
         assert_close(saving.trained()[name], tensor, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma3_text"])
 def test_a_label_is_learned_by_a_prompt_with_a_head(architecture: Architecture, dtype: torch.dtype) -> None:
@@ -190,6 +193,7 @@ def test_a_label_is_learned_by_a_prompt_with_a_head(architecture: Architecture, 
     assert tuned.evaluate(ROWS)["accuracy"] > 0.9  # majority: 0.5
 
 
+@pytest.mark.slow
 @each_task
 def test_a_loaded_head_predicts_what_the_saved_one_did(task: Task, tmp_path: Path) -> None:
     backbone = tiny_backbone()

@@ -28,6 +28,7 @@ def tuned_prompts(backbone: CausalBackbone) -> list[sp.TunedPrompt]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
 def test_a_mixed_batch_gives_each_row_what_its_own_prompt_gives_it_alone(architecture: str) -> None:

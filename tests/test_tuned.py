@@ -55,6 +55,7 @@ def probabilities(tuned: TunedPrompt, texts: list[str], **settings: Any) -> Tens
 # --- the batch does not matter ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_prediction_is_the_same_alone_and_in_any_batch(architecture: Architecture) -> None:
     tuned = untrained(tiny_backbone(architecture))
@@ -138,6 +139,7 @@ def test_text_is_a_string_or_a_row() -> None:
 # --- saved and loaded ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_loaded_prompt_predicts_what_the_saved_one_did(tmp_path: Path, architecture: Architecture) -> None:
     backbone = tiny_backbone(architecture)

@@ -143,6 +143,7 @@ def loaded(kind: Kind, **settings: Any) -> CausalBackbone:
     return backbone
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* layers attend to the last")
 @pytest.mark.parametrize("mechanism", KINDS)
 def test_a_row_is_answered_as_alone_on_every_path(mechanism: str) -> None:
@@ -160,6 +161,7 @@ def test_a_row_is_answered_as_alone_on_every_path(mechanism: str) -> None:
         assert bool(compiled.heads[0]) == kind.compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", KINDS)
 def test_rows_that_are_said_to_pack_are_packed_or_refused(mechanism: str) -> None:
     kind = KINDS[mechanism]
@@ -184,6 +186,7 @@ CHANGING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", CHANGING)
 @pytest.mark.parametrize("packed", [None, False])
 def test_rows_of_other_lengths_do_not_change_the_positions_of_a_row(

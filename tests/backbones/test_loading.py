@@ -52,6 +52,7 @@ def folder_of(path: Path, model: PreTrainedModel) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_local_folder_is_loaded_frozen_and_bit_identical(
     tmp_path: Path, architecture: Architecture
@@ -110,6 +111,7 @@ def saved_encoder(path: Path, architecture: Encoder, *, head: bool) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert", "distilbert", "albert"])
 @pytest.mark.parametrize(("head", "family"), [(True, "masked-lm"), (False, "text-encoder")])
 def test_an_encoder_is_what_its_checkpoint_says(

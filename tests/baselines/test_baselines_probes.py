@@ -18,6 +18,7 @@ PROBES: list[Method] = [LinearProbe(), MLPProbe(), MLPProbe(layers=2, hidden=24,
 each_probe = pytest.mark.parametrize("method", PROBES, ids=["linear", "mlp", "deeper"])
 
 
+@pytest.mark.slow
 @each_probe
 def test_a_probe_trains_its_head_alone(method: Method, tmp_path: Path) -> None:
     backbone = tiny_backbone(dtype=torch.float32)

@@ -50,6 +50,7 @@ def scores(backbone: CausalBackbone) -> Tensor:
         return backbone.score(rows, PromptOutput()).token_log_likelihoods()
 
 
+@pytest.mark.slow
 @unlearned
 @each_method
 @pytest.mark.parametrize("task", [TASK, HEAD], ids=["words", "head"])
@@ -84,6 +85,7 @@ def test_every_trained_tensor_moves_and_the_given_backbone_stays(
     )
 
 
+@pytest.mark.slow
 @each_method
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_loaded_copy_predicts_what_the_saved_one_did(
@@ -117,6 +119,7 @@ def test_the_same_seed_trains_the_same_weights_and_the_callers_randomness_is_lef
     assert any(not torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+@pytest.mark.slow
 @each_method
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_untrained_it_is_the_model_itself(method: Method, architecture: Architecture) -> None:
@@ -139,6 +142,7 @@ def test_untrained_it_is_the_model_itself(method: Method, architecture: Architec
     assert_close(packed, scores(padded), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @each_method
 def test_the_copy_keeps_nothing_of_the_model_twice(method: Method) -> None:
     backbone = tiny_backbone("gpt2")

@@ -46,6 +46,7 @@ def gradients(states: Tensor, weights: Tensor, model: torch.nn.Module) -> dict[s
     return {name: g for name, g in zip(named, found, strict=True) if g is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tower", "read"),
     [(tower, "class") for tower in TOWERS if tower != "siglip"]

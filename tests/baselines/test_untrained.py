@@ -81,6 +81,7 @@ def shown(backbone: CausalBackbone, method: FewShot, rows: list[dict[str, Any]],
     return backbone.tokenizer.decode(module.state_dict()["tokens"][:, 0].long())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bos", [False, True], ids=["no-bos", "bos"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_zero_shot_is_the_model_without_any_prompt(architecture: Architecture, bos: bool) -> None:

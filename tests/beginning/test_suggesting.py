@@ -40,6 +40,7 @@ def test_what_is_tried_depends_on_the_answer() -> None:
     assert "linear-probe" in not_tried
 
 
+@pytest.mark.slow
 def test_methods_are_compared_and_the_time_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_backbone(tmp_path / "backbone")

@@ -49,6 +49,7 @@ def read(path: Path) -> list[dict[str, Any]]:
             return list(pyarrow.parquet.read_table(path).to_pylist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_predictions_are_written_beside_their_rows(suffix: str, trained: Path, tmp_path: Path) -> None:
     rows = [{**row, "number": i, "extra": [1] if i % 2 else None} for i, row in enumerate(ROWS * 5)]

@@ -35,6 +35,7 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_with_a_head_runs_from_yaml(name: str, tmp_path: Path) -> None:
     write_backbone(tmp_path / "backbone")

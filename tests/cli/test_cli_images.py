@@ -85,6 +85,7 @@ def test_many_labels_are_cut_short_for_people_only(tmp_path: Path, photos: Path)
     assert set(row["probabilities"]) == set(labels)
 
 
+@pytest.mark.slow
 def test_inspect_shows_what_images_are_taken_for_and_where_attention_goes(
     prompt: Path, photos: Path, tmp_path: Path
 ) -> None:

@@ -119,6 +119,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Silent, "update", update)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_to_resume_and_ends_bit_identical(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +152,7 @@ def test_an_unfinished_run_is_not_resumed_with_other_settings(
     assert anew["steps"] == 6
 
 
+@pytest.mark.slow
 def test_no_resume_that_is_killed_itself_leaves_nothing_of_the_older_run(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +260,7 @@ def test_warnings_of_the_library_are_lines_and_entries_of_the_object(config: Pat
     assert "warning: no training row" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_result_that_is_no_better_than_the_commonest_label_is_said_once_for_each_data_set(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,7 @@ class Counting(Silent):
         self.at_first_step = self.calls if self.at_first_step is None else self.at_first_step
 
 
+@pytest.mark.slow
 def test_a_file_of_many_rows_is_encoded_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     words = ("film" + " by the river" * 10, "dog" + " at night" * 14)

@@ -53,6 +53,7 @@ def assert_same_logits(tuned: TunedPrompt, theirs: nn.Module) -> None:
         assert_close(ours, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "opt", "gemma3_text"])
 def test_a_prefix_that_peft_wrote_gives_peft_s_logits(
@@ -66,6 +67,7 @@ def test_a_prefix_that_peft_wrote_gives_peft_s_logits(
     assert not any(p.requires_grad for p in tuned.module.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

@@ -119,6 +119,7 @@ def recipes(count: int = 3, scale: float = 1.0, **settings: Any) -> list[Recipe]
     return [Recipe(**{**common, **own[n], "seed": n}) for n in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "methods",
     [
@@ -151,6 +152,7 @@ def test_heads_of_an_encoder_with_their_own_dropout(built: list[nn.ModuleDict]) 
     assert_as_alone(built, backbone, WHOLE, list(zip(methods, recipes(), strict=True)), ROWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

@@ -73,6 +73,7 @@ def test_the_prompt_moves_and_the_backbone_stays_bit_identical(
     assert_untouched(backbone, before, config)
 
 
+@pytest.mark.slow
 @unlearned
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
@@ -103,6 +104,7 @@ def test_gradient_checkpointing_trains_the_same_prompt(architecture: Architectur
     assert_untouched(backbone, before, config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
 def test_a_label_that_hangs_on_one_word_is_learned(architecture: Architecture, tied: bool) -> None:
@@ -245,6 +247,7 @@ def test_a_warning_points_to_the_line_that_called_fit() -> None:
     assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_a_backbone_that_shares_nothing_trains_the_same_prompt(architecture: Architecture) -> None:
     backbone = tiny_backbone(architecture)
@@ -265,6 +268,7 @@ def test_validation_sees_the_prompt_as_it_is_at_that_step() -> None:
     assert fit(backbone, TASK, ZeroShot(), ROWS, ROWS, progress=False).metrics["validation"]["accuracy"] < 1
 
 
+@pytest.mark.slow
 def test_a_text_that_follows_another_is_learned_as_well_as_a_label(tmp_path: Path) -> None:
     task = TextGeneration("{text} sentiment", target=" {word}")
     rows = [{"text": row["text"], "word": {"pos": "good", "neg": "bad"}[row["label"]]} for row in ROWS]

@@ -44,6 +44,7 @@ SOUNDS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
 def test_fit_learns_a_task_and_the_model_stays_bit_identical(architecture: Seq2Seq) -> None:
     backbone = backbone_of(architecture, dtype=torch.float32)

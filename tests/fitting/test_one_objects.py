@@ -48,6 +48,7 @@ def test_a_recipe_is_no_dictionary() -> None:
         sp.fit(tiny_backbone(), TASK, METHOD, ROWS, recipe={"steps": 3})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of torch and peft about their own affairs
 @pytest.mark.parametrize(
     ("source", "told"),

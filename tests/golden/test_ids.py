@@ -20,6 +20,7 @@ def read(name: str) -> dict[str, Any]:
     return dict(json.loads((HERE / name).read_text(encoding="utf-8")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", runs.study_files(), ids=lambda file: file.stem)
 def test_the_runs_of_a_study_have_their_ids(file: Path) -> None:
     expected = read("run-ids.json")[file.name]

@@ -67,6 +67,7 @@ def test_the_context_starts_from_noise_of_the_papers_spread() -> None:
     assert CoOp().build(context).length == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [CoOp(length=3), CoOp(length=3, class_specific=True), CoOp(init_text="a photo")]
 )

@@ -55,6 +55,7 @@ SEVERAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("specific", "templates"), [(False, 1), (True, 1), (False, 2)])
 @pytest.mark.parametrize("over", ["domain", "all"])
 @pytest.mark.parametrize("dual", DUALS)

@@ -25,6 +25,7 @@ def parts(state: Any) -> Any:
     return state["tokens"], naive.dept_offset(state), None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 4])
 @pytest.mark.parametrize("positions", [2, 5, 30], ids=["shorter", "between", "longer"])
 def test_outputs_and_gradients_are_those_of_the_formula(length: int, positions: int) -> None:

@@ -22,6 +22,7 @@ ENCODERS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", ENCODERS, ids=str)
 @pytest.mark.parametrize("length", [1, 4])
 def test_outputs_and_gradients_are_those_of_the_formula(length: int, settings: dict[str, Any]) -> None:

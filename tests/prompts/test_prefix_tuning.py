@@ -55,6 +55,7 @@ def rows_of(module: PromptModule) -> Tensor:
     return prefix.join_rows(output.prefix)
 
 
+@pytest.mark.slow
 @EVERY
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "opt", "gemma3_text"])
 def test_a_prefix_has_the_shape_of_the_models_keys_and_values(
@@ -122,6 +123,7 @@ def test_the_mlp_of_the_paper_and_nothing_else_gives_the_prefix() -> None:
     )
 
 
+@pytest.mark.slow
 @EVERY
 def test_training_moves_the_prefix_and_nothing_else(method: Any) -> None:
     backbone = tiny_backbone()
@@ -153,6 +155,7 @@ def test_every_kind_learns_at_its_default_learning_rate(method: Method) -> None:
     assert tuned.evaluate(ROWS)["accuracy"] == 1.0, [r["loss"] for r in tuned.history][::10]
 
 
+@pytest.mark.slow
 @EVERY
 def test_a_saved_prefix_is_loaded_bit_identical(method: Any, tmp_path: Path) -> None:
     backbone = tiny_backbone()
@@ -165,6 +168,7 @@ def test_a_saved_prefix_is_loaded_bit_identical(method: Any, tmp_path: Path) -> 
     assert torch.equal(again.model.score(rows).logits, tuned.model.score(rows).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mlp", "direct", "v2", "frozen mlp"])
 def test_a_stopped_run_resumes_with_its_mlp_and_optimizer(kind: str, tmp_path: Path) -> None:
     class StopAt:

@@ -21,6 +21,7 @@ METHODS = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("architecture", SEQ2SEQ)

@@ -40,6 +40,7 @@ def assert_one_by_one(tuned: TunedPrompt, inputs: list[Any]) -> None:
     assert_equal_up_to_rounding(tuned.predict(inputs), [tuned.predict([x])[0] for x in inputs])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [CLOZE, WHOLE], ids=lambda task: task.name)
 @pytest.mark.parametrize("name", FROZEN)
 def test_a_method_trains_on_an_encoder_that_stays_bit_identical(

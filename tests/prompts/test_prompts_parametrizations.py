@@ -55,6 +55,7 @@ def trained(method: Method, backbone: Any = None, **settings: Any) -> TunedPromp
     )
 
 
+@pytest.mark.slow
 @every_method
 def test_the_defaults_learn_and_the_backbone_stays_as_it_is(method: Method) -> None:
     backbone = tiny_backbone(dtype=torch.float32)
@@ -108,6 +109,7 @@ def test_a_baked_prompt_is_plain_virtual_tokens_with_the_same_logits(method: Met
         assert torch.equal(backbone.score(rows, baked()).logits, backbone.score(rows, module()).logits)
 
 
+@pytest.mark.slow
 @every_method
 def test_a_saved_prompt_comes_back_bit_identical(method: Method, tmp_path: Path) -> None:
     tuned = trained(method, steps=3)
@@ -119,6 +121,7 @@ def test_a_saved_prompt_comes_back_bit_identical(method: Method, tmp_path: Path)
     assert again.predict(["film", "a dog"]) == tuned.predict(["film", "a dog"])
 
 
+@pytest.mark.slow
 @every_method
 def test_a_run_that_was_interrupted_ends_bit_identical(method: Method, tmp_path: Path) -> None:
     expected = trained(method).module.state_dict()

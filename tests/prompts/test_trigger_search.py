@@ -54,6 +54,7 @@ def loss_of(tuned: TunedPrompt, rows: Any = ROWS) -> float:
     return triggers.loss(tuned.backbone, encoded, tuned.module.state_dict()["ids"].tolist()).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("method", METHODS, ids=NAMES)
 def test_what_is_found_is_text_that_any_method_can_use(method: Any, architecture: Architecture) -> None:
@@ -71,6 +72,7 @@ def test_what_is_found_is_text_that_any_method_can_use(method: Any, architecture
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS, ids=NAMES)
 def test_the_same_seed_finds_the_same_words(method: Any) -> None:
     one, again = (searched(method, seed=3) for _ in range(2))
@@ -80,6 +82,7 @@ def test_the_same_seed_finds_the_same_words(method: Any) -> None:
     assert searched(method, seed=4).history[0]["text"] != one.history[0]["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS, ids=NAMES)
 def test_the_best_loss_so_far_never_rises(method: Any) -> None:
     short, long = (searched(method, steps=n, evaluate_every=1, warmup=0, schedule="constant") for n in (2, 4))
@@ -97,6 +100,7 @@ def test_every_step_that_sees_all_rows_takes_only_what_is_better() -> None:
     assert losses[-1] == pytest.approx(loss_of(tuned), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [FRONT, BEHIND], ids=["front", "behind"])
 def test_the_best_single_word_is_found(task: TextClassification) -> None:
     """Every word tried by hand, against a search that may try all of them."""
@@ -247,6 +251,7 @@ def test_a_search_that_only_finds_the_majority_is_warned_of() -> None:
 CLOZE = TextClassification("{soft} {text} sentiment {mask}.", labels={"neg": " bad", "pos": " good"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [TriggerSearch(length=2, top_k=3), PEZ(length=2)], ids=["trigger", "pez"])
 @pytest.mark.parametrize("family", ["masked-lm", "encoder-decoder", "prefix-lm", "speech"])
 def test_words_are_found_for_every_family(method: Any, family: str) -> None:

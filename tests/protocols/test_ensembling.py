@@ -132,6 +132,7 @@ def test_evaluation_shows_the_ensemble_beside_its_members() -> None:
         assert_equal_up_to_rounding(found.ensemble[rule], wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture", ["prefix-lm", "t5", "bart", "whisper", "bert", "roberta", "modernbert"]
 )

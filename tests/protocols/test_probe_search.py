@@ -23,6 +23,7 @@ from tests.tiny.vision import ROWS, TASK, vision_backbone
 pytestmark = pytest.mark.filterwarnings("ignore:every validation:softprompt.SoftpromptWarning")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("c", [1e-4, 0.3, 50.0])
 def test_each_probe_is_the_optimum(c: float) -> None:
     backbone = vision_backbone()

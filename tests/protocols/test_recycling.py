@@ -75,6 +75,7 @@ def test_a_ported_prompt_has_the_other_width_predicts_and_is_a_start(tmp_path: P
     torch.testing.assert_close(tuned.module.state_dict()["tokens"], ported.module.state_dict()["tokens"])
 
 
+@pytest.mark.slow
 def test_the_network_learns_a_map_of_the_tables_and_repeats_itself() -> None:
     source = 0.02 * torch.randn(1500, 6)
     target = 300 * source @ torch.randn(6, 5)

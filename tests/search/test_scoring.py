@@ -26,6 +26,7 @@ def drawn(count: int, length: int = 3) -> Tensor:
     return torch.randint(10, 300, (count, length), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 @pytest.mark.parametrize("per_pass", [1, 3, 8])

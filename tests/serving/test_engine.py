@@ -48,6 +48,7 @@ def sentence(draw: random.Random) -> str:
     return " ".join(draw.choices(WORDS, k=draw.randint(1, 6)))
 
 
+@pytest.mark.slow
 def test_rows_of_all_prompts_in_one_pass_are_answered_as_each_prompt_answers_alone(
     backbone: CausalBackbone, prompts: Prompts
 ) -> None:
@@ -69,6 +70,7 @@ def test_rows_of_all_prompts_in_one_pass_are_answered_as_each_prompt_answers_alo
     assert max(number for _, number, _ in passes) > 1
 
 
+@pytest.mark.slow
 def test_texts_of_all_prompts_are_those_that_each_prompt_writes_alone(
     backbone: CausalBackbone, prompts: Prompts
 ) -> None:
@@ -131,6 +133,7 @@ def test_a_thousand_prompts_answer_as_alone_while_prompts_come_and_go(backbone: 
         assert found == backbone.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
+@pytest.mark.slow
 def test_the_folder_is_followed_and_a_broken_prompt_leaves_the_others_and_its_former_self(
     backbone: CausalBackbone, prompts: Prompts, folder: Path, tmp_path: Path
 ) -> None:
@@ -161,6 +164,7 @@ def test_the_folder_is_followed_and_a_broken_prompt_leaves_the_others_and_its_fo
     run(backbone, body, folder=root, reload_seconds=0)
 
 
+@pytest.mark.slow
 def test_a_prompt_is_added_quickly_and_small(backbone: CausalBackbone, folder: Path) -> None:
     async def body(engine: Engine) -> None:
         await engine.add("first", folder / "mood")
@@ -172,6 +176,7 @@ def test_a_prompt_is_added_quickly_and_small(backbone: CausalBackbone, folder: P
     run(backbone, body)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_is_refused_in_plain_words(
     backbone: CausalBackbone, prompts: Prompts, folder: Path, tmp_path: Path
 ) -> None:
@@ -215,6 +220,7 @@ def test_what_cannot_be_served_is_refused_in_plain_words(
         asyncio.run(engine.answer("mood", ["a"]))
 
 
+@pytest.mark.slow
 def test_the_backbone_alone_can_be_asked_where_words_answer(
     backbone: CausalBackbone, prompts: Prompts
 ) -> None:
@@ -236,6 +242,7 @@ def test_the_backbone_alone_can_be_asked_where_words_answer(
     run(backbone, body)
 
 
+@pytest.mark.slow
 def test_a_full_queue_and_a_late_answer_are_errors_and_leave_nothing_behind(
     backbone: CausalBackbone, prompts: Prompts
 ) -> None:
@@ -255,6 +262,7 @@ def test_a_full_queue_and_a_late_answer_are_errors_and_leave_nothing_behind(
     run(backbone, body, max_queue=4)
 
 
+@pytest.mark.slow
 def test_a_text_that_nobody_reads_on_is_ended(backbone: CausalBackbone, prompts: Prompts) -> None:
     async def body(engine: Engine) -> None:
         for name in ("story", "prefix-story"):
@@ -270,6 +278,7 @@ def test_a_text_that_nobody_reads_on_is_ended(backbone: CausalBackbone, prompts:
     run(backbone, body)
 
 
+@pytest.mark.slow
 def test_sampling_stop_texts_and_log_probabilities(backbone: CausalBackbone, prompts: Prompts) -> None:
     async def body(engine: Engine) -> None:
         await engine.add("story", prompts["story"])

@@ -82,6 +82,7 @@ def test_a_finished_study_is_left_as_it_is(undisturbed: Path) -> None:
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_more_seeds_run_only_what_is_new(undisturbed: Path, tmp_path: Path) -> None:
     values = yaml.safe_load(undisturbed.read_text())
     study = tmp_path / "study.yaml"
@@ -193,6 +194,7 @@ def test_a_failed_run_is_made_again_only_when_asked(tmp_path: Path) -> None:
     assert as_json("compare", study, "-o", tmp_path / "out", "--quiet", "--retry-failed")["failed"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", ["cut", "altered", "other", "list", "history", "prompt", "half a prompt", "config", "date"]
 )
@@ -305,6 +307,7 @@ def test_a_full_disk_stops_the_study_with_a_clear_error_and_loses_nothing(
     assert results(undisturbed, tmp_path / "out") == results(undisturbed, undisturbed.parent / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writes", [0, 1, 2, 3, 5, 8, 13, 21])
 def test_a_disk_may_be_full_at_any_write(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
@@ -368,6 +371,7 @@ def test_a_clock_that_jumps_changes_nothing(
     assert results(undisturbed, tmp_path / "out") == results(undisturbed, undisturbed.parent / "out")
 
 
+@pytest.mark.slow
 def test_two_processes_do_each_run_once(undisturbed: Path, tmp_path: Path) -> None:
     assert killed(undisturbed, tmp_path / "out", "at once", [NEVER, NEVER]) == 0
     assert not (tmp_path / "out" / "set-aside").exists()

@@ -95,6 +95,7 @@ def test_the_logits_that_compete_in_tasks_are_a_setting(tmp_path: Path) -> None:
     assert set(written) == {None}  # the default is not written out: earlier runs keep their names
 
 
+@pytest.mark.slow
 def test_order_answers_and_rehearsal_of_tasks_are_settings(tmp_path: Path) -> None:
     study = write_image_study(
         tmp_path / "study.yaml",

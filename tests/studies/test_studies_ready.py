@@ -13,6 +13,7 @@ from softprompt.studies import Outcome, PlannedRun, plan, read_study
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_ready_study_comes_to_runs(path: Path, full: bool) -> None:

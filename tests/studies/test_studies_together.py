@@ -94,6 +94,7 @@ def assert_same(study: Path, out: Path, expected: Path) -> None:
         assert not (ours.run(run.id) / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_runs_that_are_made_together_are_those_that_are_made_alone(alone: Path, tmp_path: Path) -> None:
     seen, out = Seen(), tmp_path / "out"
     conduct(read_study(together(alone)), StudyFolder(out), Worker(open_tiny), show=seen)
@@ -169,6 +170,7 @@ def test_methods_that_cannot_share_a_pass_are_made_one_after_the_other(tmp_path:
     assert "zero-shot trains no tensors" in note
 
 
+@pytest.mark.slow
 def test_the_command_says_the_same_of_runs_that_were_made_together(alone: Path, tmp_path: Path) -> None:
     assert as_json("compare", together(alone, 3), "-o", tmp_path / "out")["runs"] == 4
     assert softprompt("report", tmp_path / "out").exit_code == 0

@@ -6,6 +6,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from softprompt.studies.report import write_report
 from softprompt.studies.results import read_results
 from softprompt.studies.statistics import summarize
@@ -34,6 +36,7 @@ def test_costs_are_there_as_means_and_as_medians(tmp_path: Path) -> None:
     assert results.time().total == 6 * 4.0
 
 
+@pytest.mark.slow
 def test_costs_of_several_conditions_are_not_averaged(tmp_path: Path) -> None:
     numbers = {"few": 7700, "many": 3850}  # a head of twice as many classes
     folder = made_up(

@@ -79,6 +79,7 @@ def test_spans_that_are_cut_out_stand_behind_their_sentinels(length: int) -> Non
         assert sum(map(len, spans.values())) == max(1, round(0.15 * length))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["prefix-lm", "span-corruption"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_tuning_adapts_a_copy_and_prompts_learn_too(
@@ -150,6 +151,7 @@ def test_answers_may_begin_with_a_sentinel() -> None:
     assert metrics["exact_match"] == metrics["rouge_l"] == 1.0
 
 
+@pytest.mark.slow
 def test_label_words_may_begin_with_a_sentinel_and_prompts_learn_them() -> None:
     words = {"glad": "<extra_id_0> happy", "sad": "<extra_id_0> sad"}
     task = sp.TextClassification("{text}", labels=words, label_column="mood")

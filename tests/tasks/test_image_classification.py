@@ -182,6 +182,7 @@ def test_other_weights_and_other_preparation_are_another_backbone(tmp_path: Path
         load(folder, vision_backbone(dtype=torch.float32, rule=darker))
 
 
+@pytest.mark.slow
 @quiet
 @pytest.mark.parametrize(
     "method",

@@ -120,6 +120,7 @@ def test_calibration_leaves_out_the_content_free_mask() -> None:
     assert len(tuned.predict(["the film"])) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])
 @pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 def test_a_prompt_learns_a_cloze_task_and_the_model_stays_bit_identical(

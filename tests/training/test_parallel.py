@@ -49,6 +49,7 @@ def in_two_processes(
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_two_processes_end_where_one_does(tmp_path: Path, accumulation: int) -> None:
     # 7 rows in batches of 5: the second batch has 2 rows, so that some shares have one row or none.

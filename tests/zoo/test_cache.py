@@ -139,6 +139,7 @@ def flip(content: bytearray, offset: int) -> bytes:
     return bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, flip])
 def test_damaged_members_of_a_large_archive_are_fetched_again(
     registry: Registry, damage: Callable[[bytearray, int], bytes]
@@ -214,6 +215,7 @@ def test_a_debian_package_that_apt_does_not_know_is_an_error_that_says_what_to_d
         fetch_built_in(words_data(archive), progress=False)
 
 
+@pytest.mark.slow
 def test_a_data_set_out_of_two_archives_fetches_both_and_is_made_anew_when_either_changes(
     registry: Registry,
 ) -> None:

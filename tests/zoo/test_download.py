@@ -87,6 +87,7 @@ def test_a_server_without_ranges_sends_the_whole_archive_again(registry: Registr
     assert fetch(archive, tmp_path).read_bytes() == CONTENT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [4000, len(CONTENT), len(CONTENT) + 5])
 def test_a_part_with_wrong_bytes_is_thrown_away(registry: Registry, tmp_path: Path, length: int) -> None:
     archive = archive_of(CONTENT)

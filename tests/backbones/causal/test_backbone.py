@@ -164,6 +164,7 @@ def test_offsets_of_tokens_are_added_wherever_the_token_stands(packed: bool) -> 
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
 def test_generated_tokens_are_shifted_as_in_training(architecture: str, packed: bool) -> None:
@@ -197,6 +198,7 @@ def test_generation_goes_on_behind_virtual_tokens_at_the_end() -> None:
     assert found == [naive.greedy(backbone.model, row.context, tokens[0], 6) for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_compiled_prompt_gives_the_same_logits_in_every_later_call(architecture: str) -> None:
     backbone = backbone_of(architecture)
@@ -212,6 +214,7 @@ def test_a_compiled_prompt_gives_the_same_logits_in_every_later_call(architectur
         backbone.score([front(99, targets=LABELS)], compiled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["mistral", "gemma3_text"])
 def test_a_prompt_longer_than_the_sliding_window_does_what_the_model_does(architecture: str) -> None:
     backbone = backbone_of(architecture)
@@ -256,6 +259,7 @@ def test_virtual_tokens_that_no_sliding_window_reaches_are_without_effect_and_a_
     backbone_of("gemma3_text").score([far], prompt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile_first", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_batch_generates_what_each_row_generates_alone(architecture: str, compile_first: bool) -> None:
@@ -278,6 +282,7 @@ def test_a_batch_generates_what_each_row_generates_alone(architecture: str, comp
 BEAMS = {"num_beams": 3, "num_return_sequences": 2, "do_sample": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_beams_and_samples_are_those_of_transformers_own_generate(architecture: str) -> None:
     backbone = backbone_of(architecture)
@@ -307,6 +312,7 @@ def test_beams_and_samples_are_those_of_transformers_own_generate(architecture: 
         assert backbone.generate([row], compiled, eos_token_id=-1, **sample) == drawn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_static_cache_gives_the_same_words(architecture: str) -> None:
     backbone = backbone_of(architecture)
@@ -337,6 +343,7 @@ def test_generation_refuses_what_a_filled_cache_cannot_do() -> None:
         backbone.generate(SINGLE, prompt, cache_implementation="static")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_gradient_checkpointing_changes_nothing_but_memory(architecture: str) -> None:
     backbone = backbone_of(architecture)

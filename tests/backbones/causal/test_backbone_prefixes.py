@@ -77,6 +77,7 @@ def assert_same(
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * b.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_rows_behind_a_prefix_equal_a_cache_filled_by_hand(architecture: Architecture) -> None:
     backbone = tiny_backbone(architecture)
@@ -160,6 +161,7 @@ def test_prefixes_of_different_lengths_in_one_batch_equal_each_alone(
     assert max(sizes[:layers]) == max(sizes[2 * layers :]) == 0 < min(sizes[layers : 2 * layers])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
 def test_prefixes_and_virtual_tokens_in_one_batch_equal_each_alone(architecture: Architecture) -> None:
     backbone = tiny_backbone(architecture)
@@ -185,6 +187,7 @@ def test_prefixes_and_virtual_tokens_in_one_batch_equal_each_alone(architecture:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * b.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("architecture", ["llama", "opt", "gpt2", "mistral", "gemma3_text"])
 def test_a_batch_generates_behind_a_prefix_what_each_row_generates_alone(

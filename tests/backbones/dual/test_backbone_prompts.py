@@ -65,6 +65,7 @@ def test_a_context_gives_what_whole_padded_texts_give_one_at_a_time(dual: Dual, 
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", [3, 30])
 @pytest.mark.parametrize("position", SOFT)
 @pytest.mark.parametrize("dual", DUALS)

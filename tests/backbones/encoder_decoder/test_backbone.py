@@ -83,6 +83,7 @@ def scored(backbone: EncoderDecoderBackbone, rows: list[EncodedRow], prompt: Pro
     return backbone.score(rows, prompt).token_log_likelihoods()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("architecture", SEQ2SEQ)

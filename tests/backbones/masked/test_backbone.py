@@ -121,6 +121,7 @@ def test_an_untied_head_is_the_models_own(architecture: Encoder) -> None:
     assert_same(backbone, ROWS[:2], PromptOutput(tokens=virtual_tokens(backbone)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", PACKED)
 def test_a_prefix_in_every_layer_is_seen_by_every_token_of_its_rows(architecture: Encoder) -> None:
     backbone = encoder_backbone(architecture)
@@ -218,6 +219,7 @@ def test_text_behind_a_prefix_begins_where_transformers_has_it_begin(architectur
     assert_close(ours, theirs, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", PACKED)
 def test_a_prefix_takes_positions_where_positions_are_embedded(architecture: Encoder) -> None:
     backbone = encoder_backbone(architecture)

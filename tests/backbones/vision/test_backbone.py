@@ -74,6 +74,7 @@ def variants(prompts: Tensor) -> dict[str, tuple[PromptOutput, dict[str, Any]]]:
 WITHOUT_ROWS = ("nothing", "first, dropped")  # behind the last layer there is no prompt that could be read
 
 
+@pytest.mark.slow
 @each_tower
 @pytest.mark.parametrize("variant", variants(torch.zeros(LAYERS, P, WIDTH)))
 def test_states_and_gradients_are_those_of_concatenation(tower: Tower, variant: str) -> None:
@@ -95,6 +96,7 @@ def test_states_and_gradients_are_those_of_concatenation(tower: Tower, variant: 
         assert got.abs().sum() > 0
 
 
+@pytest.mark.slow
 @each_tower
 def test_the_concatenating_path_and_the_compiled_prompt_give_the_same(tower: Tower) -> None:
     shared, plain = vision_backbone(tower), vision_backbone(tower, packed=False)

@@ -81,6 +81,7 @@ def alike(found: Tensor, expected: Tensor, atol: float = CLOSE) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model_type", "kind"), CLASSES.items())
 def test_a_folder_that_says_nothing_has_the_pixels_of_its_models_processor(
     model_type: str, kind: str
@@ -93,6 +94,7 @@ def test_a_folder_that_says_nothing_has_the_pixels_of_its_models_processor(
         alike(ours(rule, image), theirs(processor, image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(set(CLASSES.values())))
 @pytest.mark.parametrize("settings", [
     {},
@@ -107,6 +109,7 @@ def test_pixels_are_theirs_on_photographs_of_every_shape(kind: str, settings: di
         alike(ours(rule, image), theirs(processor, image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "settings"), [
     ("ViT", {"do_rescale": False}),
     ("ViT", {"rescale_factor": 1 / 127.5}),
