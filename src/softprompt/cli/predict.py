@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,6 +58,24 @@ def predict(
     encoding: Encoding = "utf-8",
     batch_size: BatchSize = 16,
     labels: Labels = None,
+    generation: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--generation",
+            "-g",
+            help="An option of text generation, as in do_sample=true, temperature=0.7, seed=1, num_beams=4,"
+            " max_new_tokens=50. May be repeated.",
+            metavar="KEY=VALUE",
+            show_default=False,
+        ),
+    ] = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A text that the answer may be: give two or more, and the most probable one is the answer.",
+            show_default=False,
+        ),
+    ] = None,
     backbone: BackboneName = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -72,9 +90,12 @@ def predict(
             if file is None:
                 raise ValueError("--output needs rows: give them with --file")
             check_suffix(output)
+        options = _options(generation)
         words = [] if file is not None else _lines() if not texts or texts == ["-"] else texts
         inputs: Sequence[Any] = words if file is None else _rows(file, encoding)
         tuned = open_prompt(prompt, backbone, dtype, device, labels)
+        if options is not None or choice:
+            tuned = tuned.with_task(tuned.task.answering(options, choice or None))
         if file is None and len(tuned.task.fields) != 1:
             raise ValueError(
                 f"the template needs the columns {list(tuned.task.fields)}, and a text has none: "
@@ -92,6 +113,13 @@ def predict(
             return
         report.values.update({"output": str(output), "rows": len(inputs)})
         report.human.print(f"{len(inputs)} rows are in {output}", highlight=False, markup=False)
+
+
+def _options(given: Sequence[str] | None) -> dict[str, Any] | None:
+    """Options of generation by name; None: none was given."""
+    from softprompt.fitting.run_config import override
+
+    return override({}, given) if given else None
 
 
 def _rows(file: Path, encoding: str) -> Sequence[Any]:
@@ -149,4 +177,6 @@ def _show(report: Report, task: Task, inputs: Sequence[Any], predictions: Sequen
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[-1], Mapping):  # turns of a chat
+        return str(value[-1].get("content", value[-1].get("value", "")))
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

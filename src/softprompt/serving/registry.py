@@ -53,7 +53,7 @@ class Entry:
     @property
     def writes_text(self) -> bool:
         """Whether the answer is a text; otherwise it is a label, a number, tags or a span."""
-        return isinstance(self.tuned.task, TextGeneration)
+        return self.tuned.task.writes_text
 
     @cached_property
     def without_prompt(self) -> Entry:
@@ -63,8 +63,9 @@ class Entry:
             raise BadRequestError(
                 f"{self.name} is answered by what was trained with it: the backbone alone cannot be asked"
             )
-        template = _SLOT.sub("", task.template)
-        return Entry(self.name, untrained(self.tuned.backbone, replace(task, template=template)))
+        if hasattr(task, "template"):
+            task = replace(task, template=_SLOT.sub("", task.template))
+        return Entry(self.name, untrained(self.tuned.backbone, task))
 
 
 def untrained(backbone: Backbone, task: Any) -> TunedPrompt:

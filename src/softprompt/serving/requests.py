@@ -132,10 +132,11 @@ class TextRequest:
 
 
 def end_tokens(entry: Entry) -> tuple[int, ...]:
-    """The tokens that end a text: the tokenizer's end, and those that the model's own settings name."""
+    """The tokens that end a text: the tokenizer's end, and those that the model's own settings and a chat's template name."""
     backbone = entry.tuned.backbone
     named: Any = getattr(backbone.model.generation_config, "eos_token_id", None)
-    ids = {backbone.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
+    own = getattr(entry.tuned.encoder, "stops", ())  # a chat's template writes a token behind its answers
+    ids = {backbone.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named]), *own}
     return tuple(sorted(i for i in ids if i is not None))
 
 

@@ -3,6 +3,7 @@
 from softprompt.data import Row
 from softprompt.tasks.adaptation import LanguageModeling, LanguageModelingEncoder
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
+from softprompt.tasks.chat import Chat, ChatEncoder
 from softprompt.tasks.classes import ClassPrediction
 from softprompt.tasks.classification import TextClassification, TextClassificationEncoder
 from softprompt.tasks.generation import TextGeneration, TextGenerationEncoder
@@ -22,6 +23,7 @@ TASKS: dict[str, type[Task]] = {
     for task in (
         TextClassification,
         TextGeneration,
+        Chat,
         SequenceClassification,
         MultiLabelClassification,
         TokenClassification,
@@ -36,6 +38,8 @@ TASKS: dict[str, type[Task]] = {
 
 __all__ = [
     "TASKS",
+    "Chat",
+    "ChatEncoder",
     "ClassPrediction",
     "ImageClassification",
     "ImageClassificationEncoder",

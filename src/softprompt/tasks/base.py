@@ -193,6 +193,20 @@ class Task(ABC):
         return self
 
     @property
+    def writes_text(self) -> bool:
+        """Whether any text may be the answer; otherwise it is chosen, or no text."""
+        return False
+
+    def answering(self, generation: Mapping[str, Any] | None, choices: Sequence[str] | None) -> Task:
+        """Return the task with these options of `generate`, and these texts to choose from, put over its own.
+
+        Raises ValueError for a task that writes no text, for unknown options, and for choices that cannot be told apart.
+        """
+        raise ValueError(
+            f"{self.name} writes no text: generation and choices are for tasks that do, TextGeneration and Chat"
+        )
+
+    @property
     def label_words(self) -> Mapping[str, Sequence[str]]:
         """Label -> the words for it, by default its name; empty where the task has no labels."""
         return {} if self.labelling is None else {label: (label,) for label in self.labelling.labels}

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
-import torch
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from softprompt.data import Row, by_length
+from softprompt.data import Row
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.bound_template import BoundTemplate, bind_template
 from softprompt.tasks.columns import check_columns, read_fields
 from softprompt.tasks.inputs import read_media
 from softprompt.tasks.metrics import generation_metrics
-from softprompt.tasks.reading import in_batches
 from softprompt.tasks.template import (
     Bos,
     Soft,
@@ -31,11 +29,22 @@ from softprompt.tasks.template import (
     slot_in_front,
 )
 from softprompt.tasks.tokenizing import tokenize
+from softprompt.tasks.writing import (
+    Choices,
+    Generation,
+    Writer,
+    answering,
+    check_choices,
+    check_distinct,
+    check_generation,
+    perplexity,
+    reference_likelihoods,
+)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class TextGeneration(Task):
-    """The answer to a text is another text, which is decoded greedily.
+    """The answer to a text is another text, decoded greedily unless `generation` or `choices` says otherwise.
 
     Raises ValueError (pydantic's) for a template that does not parse, a target with slots or without fields,
     a `columns` key that nothing reads, and for an unknown setting.
@@ -62,6 +71,12 @@ class TextGeneration(Task):
     control_tokens: ValuesWithControlTokens = dataclasses.field(default="text", compare=False)
     """What a control token of the tokenizer ("</s>", "[MASK]") is in the text of a row: text, or that token. Prompts that were
     saved before there was a choice have tokens, and answer as they did."""
+    generation: Generation = dataclasses.field(default_factory=dict)
+    """Options of transformers' `generate` for predictions, as in {"do_sample": True, "temperature": 0.7, "seed": 1}, where
+    `seed` sets the random numbers of a call. By default the most probable token is taken each time."""
+    choices: Choices = ()
+    """The texts that an answer is one of, each put into the target in the place of its field: the one that is most probable
+    as a whole is the prediction. By default any text is written."""
 
     @model_validator(mode="after")
     def _check(self) -> TextGeneration:
@@ -74,7 +89,25 @@ class TextGeneration(Task):
             raise ValueError(f"target {self.target!r} has no field: every row would have the same answer")
         check_fields(template, self.media)
         check_columns(self.columns, [*template.fields, *target.fields, *filter(None, [self.media])])
+        check_generation(self.generation)
+        check_choices(self.choices, self.generation)
+        if self.choices and len(target.fields) != 1:
+            raise ValueError(
+                f"choices stand for one field, and target {self.target!r} has {len(target.fields)}"
+            )
         return self
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether any text may be the answer, and not one of `choices`."""
+        return not self.choices
+
+    def answering(
+        self, generation: Mapping[str, Any] | None, choices: Sequence[str] | None
+    ) -> TextGeneration:
+        """See `Task.answering`."""
+        changed: TextGeneration = answering(self, generation, choices)
+        return changed
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -142,10 +175,11 @@ class TextGenerationEncoder(TaskEncoder):
         """
         values = read_fields(row, self.template.template.fields, self.task.columns)
         targets = (self._target(row),) if answer else ()
-        reserved = max(self.task.max_new_tokens, *map(len, targets), 0)
+        reserved = max(self.task.max_new_tokens, *map(len, targets), *map(len, self._choices), 0)
         context = self.template.encode(values, max_tokens=self.setting.max_tokens, reserved=reserved)
         media = read_media(row, self.task.media, self.task.columns, self.setting)
-        return EncodedRow(context, targets, 0 if answer else None, media=media)
+        gold = 0 if answer else None
+        return EncodedRow(context, targets, gold, media=media, origin=self._choices or None)
 
     def reference(self, row: Row) -> str:
         """Return the right answer of a row as `predict` reads it: stripped, and without the tokenizer's special tokens."""
@@ -157,8 +191,16 @@ class TextGenerationEncoder(TaskEncoder):
     def _written(self, row: Row) -> str:
         return self.target.fill(read_fields(row, self.target.fields, self.task.columns))
 
+    @cached_property
+    def _choices(self) -> tuple[tuple[int, ...], ...]:
+        """The tokens of each choice. Raises ValueError for one that holds the end mark, or that is read as another is."""
+        texts = [self.target.fill(dict.fromkeys(self.target.fields, choice)) for choice in self.task.choices]
+        return check_distinct(self.task.choices, [self._with_end(text) for text in texts])
+
     def _target(self, row: Row) -> tuple[int, ...]:
-        text = self._written(row)
+        return self._with_end(self._written(row))
+
+    def _with_end(self, text: str) -> tuple[int, ...]:
         if (end := self.task.end_text) is not None:
             if end in text:
                 raise ValueError(
@@ -173,17 +215,9 @@ class TextGenerationEncoder(TaskEncoder):
 
         Raises ValueError for a row without its reference.
         """
-        sums, lengths = self._reference_likelihoods(logits)
+        sums, lengths = reference_likelihoods(logits)
         return -sums / lengths
 
-    def _reference_likelihoods(self, logits: TargetLogits) -> tuple[Tensor, Tensor]:
-        if any(count != 1 for count in logits.counts):
-            raise ValueError(
-                f"rows have {set(logits.counts)} targets, expected the reference: encode with its answer"
-            )
-        return logits.log_likelihoods()
-
-    @torch.no_grad()
     def predict(
         self,
         model: Scorer,
@@ -192,22 +226,20 @@ class TextGenerationEncoder(TaskEncoder):
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[str]:
-        """Return the generated text of each row up to the end mark, stripped, in order.
+        """Return the generated text of each row up to the end mark, stripped, in order; with choices the most probable one.
 
         `on_batch` is called with the number of rows done so far.
         """
-        stops = self._stop_ids()
-
-        def answers(batch: Sequence[int]) -> list[str]:
-            written = model.generate(
-                [rows[i] for i in batch],
-                max_new_tokens=self.task.max_new_tokens,
-                do_sample=False,
-                eos_token_id=stops or None,
-            )
-            return [self._read(ids) for ids in written]
-
-        return in_batches([len(row.context) for row in rows], batch_size, on_batch, answers)
+        task = self.task
+        writer = Writer(
+            tokenizer=self.setting.tokenizer,
+            max_new_tokens=task.max_new_tokens,
+            stops=self._stop_ids(),
+            end_text=task.end_text,
+            generation=task.generation,
+            choices=task.choices,
+        )
+        return writer.predict(model, rows, batch_size=batch_size, on_batch=on_batch)
 
     def _stop_ids(self) -> list[int]:
         """Return the tokens that stop generation. An end text of several tokens is searched for in the text instead."""
@@ -216,22 +248,12 @@ class TextGenerationEncoder(TaskEncoder):
         end = tokenize(self.setting.tokenizer, self.task.end_text or "")
         return stops + end if len(end) == 1 else stops
 
-    def _read(self, ids: Sequence[int]) -> str:
-        eos = self.setting.tokenizer.eos_token_id
-        if eos in ids:
-            ids = ids[: list(ids).index(eos)]
-        text = str(self.setting.tokenizer.decode(list(ids), skip_special_tokens=True))
-        if self.task.end_text is not None:
-            text = text.split(self.task.end_text, 1)[0]
-        return text.strip()
-
     def likelihood_metrics(
         self, model: Scorer, rows: Sequence[EncodedRow], *, batch_size: int = 16
     ) -> dict[str, float]:
         """Return the perplexity of the references."""
         return {"perplexity": self.perplexity(model, rows, batch_size=batch_size)}
 
-    @torch.no_grad()
     def perplexity(
         self,
         model: Scorer,
@@ -240,17 +262,5 @@ class TextGenerationEncoder(TaskEncoder):
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
     ) -> float:
-        """Return exp of the mean of -log p over all tokens of all references, end marks included.
-
-        Long references weigh more than short ones here, unlike in the loss. `on_batch` is called as in `predict`.
-        Raises ValueError if there are no rows, or one of them has no reference.
-        """
-        if not rows:
-            raise ValueError("no rows to take the perplexity of")
-        total, tokens, done = 0.0, 0, 0
-        for batch in by_length([len(row.context) + sum(map(len, row.targets)) for row in rows], batch_size):
-            sums, lengths = self._reference_likelihoods(model.score([rows[i] for i in batch]))
-            total, tokens, done = total - float(sums.sum()), tokens + int(lengths.sum()), done + len(batch)
-            if on_batch is not None:
-                on_batch(done)
-        return math.exp(total / tokens)
+        """See `softprompt.tasks.writing.perplexity`."""
+        return perplexity(model, rows, batch_size=batch_size, on_batch=on_batch)

@@ -77,17 +77,26 @@ class TunedPrompt:
         *,
         batch_size: int = 16,
         on_batch: Callable[[int], None] | None = None,
+        generation: Mapping[str, Any] | None = None,
+        choices: Sequence[str] | None = None,
     ) -> list[Any]:
         """A prediction for each input, in order; its type depends on the task.
 
         inputs: rows with the template's columns, or plain strings if the template has only one column; for a task about
         images these as paths, bytes, Pillow images or arrays.
-        Raises TypeError for a single text or row, ValueError for a string where several columns are needed, and what the
-        task's `encode` raises.
+        generation: where texts are written, options of transformers' `generate`, as in {"do_sample": True, "top_p": 0.9,
+        "seed": 1, "max_new_tokens": 50}; they are put over those of the task.
+        choices: the texts that an answer is one of; the one that is most probable as a whole is taken.
+        Raises TypeError for a single text or row, ValueError for a string where several columns are needed, for options that
+        `generate` does not take, and what the task's `encode` raises.
         """
         rows = as_rows(self.task, inputs)
-        encoded = encode_rows(self.encoder, rows, answer=False)
-        return self.encoder.predict(self.model, encoded, batch_size=batch_size, on_batch=on_batch)
+        encoder = self.encoder
+        if generation is not None or choices is not None:
+            task = self.task.answering(generation, choices)
+            encoder = bind(self.backbone, task, room_of(self.module, self.max_tokens))
+        encoded = encode_rows(encoder, rows, answer=False)
+        return encoder.predict(self.model, encoded, batch_size=batch_size, on_batch=on_batch)
 
     @undisturbed
     def evaluate(
