@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from softprompt.backbones.loading import has_chat_template
 from softprompt.beginning import Proposal, Wishes, propose, written
 from softprompt.fitting.run_config import parse_config
+from softprompt.fitting.sources import source_rows
+from softprompt.tasks import Chat
+from tests.tiny.language import tiny_tokenizer
 
 THINGS = ("shoes", "lamp", "tent", "bike", "coat", "book", "phone", "chair", "table", "watch", "radio", "cup")
 
@@ -116,12 +120,47 @@ def test_numbers_are_a_regression_or_classes(tmp_path: Path) -> None:
 
 def test_prompts_with_answers_are_generation(tmp_path: Path) -> None:
     rows = [
-        {"instruction": f"name {t}", "input": "", "output": f"it is {t} {i}"} for i, t in enumerate(THINGS)
+        {"prompt": f"name {t}", "number": i, "completion": f"it is {t} {i}"} for i, t in enumerate(THINGS)
     ]
     config = propose(jsonl(tmp_path / "a.jsonl", rows)).config
     assert config["task"]["name"] == "text-generation"
-    assert config["task"]["target"] == "{output}"
+    assert config["task"]["target"] == "{completion}"
     assert config["backbone"] == "smollm2-135m-instruct"
+
+
+def test_chats_are_proposed_where_the_backbone_has_a_chat_template(tmp_path: Path) -> None:
+    def turns(say: str, text: str, thing: str) -> list[dict]:
+        asking, answering = ("user", "assistant") if say == "role" else ("human", "gpt")
+        return [{say: asking, text: f"what is a {thing}"}, {say: answering, text: f"a kind of {thing}"}]
+
+    for rows, form in (
+        ([{"messages": turns("role", "content", thing)} for thing in THINGS], "messages"),
+        ([{"conversations": turns("from", "value", thing)} for thing in THINGS], "conversations"),
+        ([{"instruction": f"name {thing}", "input": "", "output": f"it is {thing}"} for thing in THINGS], "alpaca"),
+    ):  # fmt: skip
+        source = jsonl(tmp_path / f"{form}.jsonl", rows)
+        proposal = propose(source)
+        config = parse_config(yaml.safe_load(written(proposal, source, "")))
+        assert config.task == Chat(format=form, max_new_tokens=16)
+        assert config.backbone.name == "smollm2-135m-instruct"
+        assert "has a chat template" in said(proposal)
+        parts = [source_rows(getattr(config.data, part), part) for part in ("train", "validation", "test")]
+        assert sum(map(len, parts)) == len(rows)
+
+    assert propose(source, Wishes(backbone="news-lm-xs")).config["task"]["name"] == "text-generation"
+    with pytest.raises(ValueError, match=r"news-lm-xs has no chat template: give --backbone smollm2"):
+        propose(str(tmp_path / "messages.jsonl"), Wishes(backbone="news-lm-xs"))
+    with pytest.raises(ValueError, match="row 0: turn 0 is"):
+        propose(jsonl(tmp_path / "bad.jsonl", [{"messages": ["hello"]}] * 12))
+
+
+def test_a_backbone_in_a_folder_is_asked_for_its_chat_template(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "plain")
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(tmp_path / "chat")
+    assert has_chat_template(str(tmp_path / "chat"))
+    assert not has_chat_template(str(tmp_path / "plain"))
 
 
 def test_tags_of_words(tmp_path: Path) -> None:

@@ -92,6 +92,22 @@ def test_predict_agrees_with_the_library_for_texts_stdin_and_files(trained: Path
     assert rows[1]["input"] == {"text": texts[1]}
 
 
+def test_predict_passes_options_of_generation_and_choices(trained: Path, tmp_path: Path) -> None:
+    backbone = sp.load_backbone(trained.parent / "backbone", dtype="float32", device="cpu")
+    task = sp.TextGeneration("{text}:", target=" {label}", max_new_tokens=5)
+    tuned = sp.fit(backbone, task, sp.PromptTuning(length=2), ROWS, steps=1, warmup=0, progress=False)
+    folder, text = tuned.save(tmp_path / "prompt"), "the film is good"
+    drawn = {"do_sample": True, "temperature": 2.5, "seed": 4, "max_new_tokens": 3}
+    given = [part for name, value in drawn.items() for part in ("-g", f"{name}={value}".lower())]
+    [found] = as_json("predict", folder, text, *given, *CPU)["predictions"]
+    assert [found["text"]] == tuned.predict([text], generation=drawn)
+    [found] = as_json("predict", folder, text, "--choice", "pos", "--choice", "neg", *CPU)["predictions"]
+    assert [found["text"]] == tuned.predict([text], choices=["pos", "neg"])
+    wrong = softprompt("predict", trained, text, "-g", "top_p=0.5", *CPU)
+    assert wrong.exit_code != 0
+    assert "writes no text" in " ".join(wrong.stderr.split())
+
+
 def test_predict_prints_brackets_as_they_are(trained: Path) -> None:
     result = softprompt("predict", trained, "a [red] film", *CPU)
     assert result.exit_code == 0

@@ -7,6 +7,7 @@ import random
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,31 @@ def test_texts_of_all_prompts_are_those_that_each_prompt_writes_alone(
 
     for (name, value), text in zip(asked, run(backbone, body), strict=True):
         assert text == prompts[name].predict([value])[0]
+
+
+def test_chats_and_choices_are_served_as_they_are_predicted(backbone: CausalBackbone) -> None:
+    template = "{% for m in messages %}{{ m.role }}\n{{ m.content }}<unk>\n{% endfor %}answer\n"
+    chat = sp.Chat(chat_template=template, max_new_tokens=6)
+    tuned = {
+        "chat": prompt(backbone, chat, sp.PromptTuning(length=3), 1),
+        "story": prompt(backbone, STORY, sp.PromptTuning(length=2), 2),
+        "one-of": prompt(backbone, replace(STORY, choices=("a dog", "a dog and", "yes")), sp.PromptTuning(length=2), 3),
+        "other": prompt(backbone, TASK, sp.PromptTuning(length=2), 4),
+    }  # fmt: skip
+
+    async def body(engine: Engine) -> list[Any]:
+        for name, one in tuned.items():
+            await engine.add(name, one)
+        texts = [(await engine.open(name, "the old house")).text() for name in ("chat", "story")]
+        alone = (await engine.open("chat", "the old house", without_prompt=True)).text()
+        answers = (engine.answer(name, ["the old house"]) for name in ("one-of", "other", "one-of"))
+        return await asyncio.gather(*texts, alone, *answers)
+
+    said, story, alone, chosen, _, again = run(backbone, body, max_wait_ms=50)
+    assert said == tuned["chat"].predict(["the old house"])[0]
+    assert story == tuned["story"].predict(["the old house"])[0]
+    assert isinstance(alone, str)
+    assert chosen.predictions == again.predictions == tuned["one-of"].predict(["the old house"])
 
 
 @pytest.mark.slow

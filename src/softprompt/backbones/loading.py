@@ -231,6 +231,16 @@ def family_of(name: str) -> str:
     return _family_of(config, name, prefix_lm=False).name
 
 
+def has_chat_template(name: str) -> bool:
+    """Whether the tokenizer of a local folder or a hub id has a chat template. Raises as `load_backbone` does."""
+    _check_place(name, name, None)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError):
+        return False  # images, or a model without a tokenizer
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")  # "name" or "owner/name"
 
 

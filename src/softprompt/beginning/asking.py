@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from softprompt.beginning.chats import asked_by_chats
 from softprompt.beginning.columns import (
     GROUP_NAMES,
     Column,
@@ -20,7 +21,6 @@ from softprompt.beginning.columns import (
 from softprompt.beginning.decisions import Asked, Proposal, Wishes
 from softprompt.data.image_folders import SUFFIXES
 
-CHATS = ("messages", "conversations")
 _PROMPTS = ("prompt", "instruction", "question", "input", "source", "query")
 _RESPONSES = ("response", "completion", "output", "answer", "target", "reply", "summary", "reference")
 _SEPARATORS = ("|", ";", ",")
@@ -76,12 +76,8 @@ def _by_names(columns: Mapping[str, Column], wishes: Wishes, proposal: Proposal)
     named = {name.casefold(): name for name in columns}
     if wishes.label or wishes.text:
         return None
-    for chat in CHATS:
-        if chat in named and all(isinstance(value, list) for value in columns[named[chat]].values):
-            raise ValueError(
-                f"column {named[chat]!r} holds lists of turns, and chats are not read yet: make a row of each answer, with the"
-                " columns prompt and response"
-            )
+    if (chat := asked_by_chats(columns, named, proposal)) is not None:
+        return chat
     words = next((named[name] for name in ("tokens", "words") if name in named), None)
     tags = next((name for name in columns if name.casefold() in ("tags", "ner_tags", "labels")), None)
     if words and tags and all(isinstance(value, list) for value in columns[tags].values):

@@ -61,7 +61,7 @@ class Proposal:
 class Asked:
     """What a task is made of, before a backbone is chosen.
 
-    kind     classification, multi-label, regression, generation, tagging, images
+    kind     classification, multi-label, regression, generation, chat, tagging, images
     fields   columns of the input, in order
     answer   column of the right answer
     labels   of a task that chooses; empty elsewhere

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from softprompt.beginning.asking import what_is_asked
+from softprompt.beginning.chats import chat_task, for_backbone
 from softprompt.beginning.decisions import Asked, Proposal, Wishes
 from softprompt.beginning.reading import read
 from softprompt.beginning.splitting import sources
@@ -42,6 +43,7 @@ def propose(source: str, wishes: Wishes | None = None) -> Proposal:
         proposal.decide("data", line)
     asked = what_is_asked(rows, wishes, proposal)
     name, family = _backbone(asked, wishes, proposal)
+    asked = for_backbone(asked, name, proposal)
     task = task_for(asked, family, rows, proposal)
     proposal.config = {
         "backbone": name,
@@ -67,7 +69,7 @@ def _backbone(asked: Asked, wishes: Wishes, proposal: Proposal) -> tuple[str, st
     if asked.kind == "images":
         proposal.decide("backbone", "vit-s14-saliency reads images, is built in and small")
         return "vit-s14-saliency", "vision-encoder"
-    if asked.kind == "generation":
+    if asked.kind in ("generation", "chat"):
         proposal.decide(
             "backbone",
             "smollm2-135m-instruct writes text, is built in and small; for good texts take a larger one",
@@ -81,6 +83,8 @@ def task_for(
     asked: Asked, family: str, rows: Sequence[Mapping[str, Any]], proposal: Proposal
 ) -> dict[str, Any]:
     """The settings of the task that rows ask for, for a backbone of this family."""
+    if asked.kind == "chat":
+        return chat_task(asked, rows, proposal)
     fields, columns = _fields(asked)
     if len(fields) > 1:
         longest = max(zip(fields, asked.fields, strict=True), key=lambda pair: _mean_words(rows, pair[1]))[0]
@@ -216,4 +220,11 @@ def _recipe(
 
 
 def _mean_words(rows: Sequence[Mapping[str, Any]], column: str) -> float:
-    return statistics.fmean(len(str(row.get(column, "")).split()) for row in rows)
+    return statistics.fmean(len(_said(row.get(column, "")).split()) for row in rows)
+
+
+def _said(value: Any) -> str:
+    """A value as text; of turns what they say."""
+    if isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value):
+        return " ".join(str(turn.get("content", turn.get("value", ""))) for turn in value)
+    return str(value)

@@ -12,6 +12,7 @@ from typing import Any
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.loading import family_of, load_backbone
 from softprompt.beginning.asking import what_is_asked
+from softprompt.beginning.chats import for_backbone
 from softprompt.beginning.decisions import Asked, Proposal, Wishes
 from softprompt.beginning.differing import Interval, interval_of, interval_of_difference
 from softprompt.beginning.proposing import FAMILIES, propose, task_for
@@ -126,6 +127,7 @@ def suggest(
             f"{data} has no {missing[0]} rows: hold some out, methods are compared on validation rows"
         )
     asked = what_is_asked(read(data, None)[0], wishes, Proposal())
+    asked = for_backbone(asked, backbone or _WORDS, Proposal())
     if asked.kind in ("regression", "tagging"):
         raise ValueError(
             f"methods are compared on tasks that choose labels or write texts, and this is {asked.kind}"
@@ -166,7 +168,10 @@ def candidates_for(asked: Asked, backbone: str | None) -> tuple[list[Candidate],
             Candidate("zero-shot", words, False, False, {}),
             Candidate("few-shot", words, False, False, {"shots": _SHOTS}),
         ]
-    by_words = asked.kind == "generation"
+    by_words = asked.kind in ("generation", "chat")
+    if asked.kind == "chat":
+        not_tried["few-shot"] = "demonstrations would stand within a turn of the chat"
+        found = [candidate for candidate in found if candidate.method != "few-shot"]
     name = words if by_words else head
     if by_words:
         not_tried["linear-probe"] = "a probe writes no text"

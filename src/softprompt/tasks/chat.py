@@ -207,11 +207,11 @@ class ChatEncoder(TaskEncoder):
         return dataclasses.replace(found[0], windows=tuple(found[1:]))
 
     def _encode(self, given: Sequence[Message], answer: Message | None) -> EncodedRow:
-        targets = () if answer is None else (self._target(given, answer),)
         written = [
             self._target(given, {"role": "assistant", "content": choice}) for choice in self.task.choices
         ]
         choices = check_distinct(self.task.choices, written)
+        targets = choices if answer is None else (self._target(given, answer),)
         reserved = max(self.task.max_new_tokens, *map(len, targets), *map(len, choices), 0)
         context = self._fitting(list(given), reserved)
         return EncodedRow(context, targets, None if answer is None else 0, origin=choices or None)

@@ -166,7 +166,7 @@ class TextGenerationEncoder(TaskEncoder):
     target: Template
 
     def encode(self, row: Row, *, answer: bool = True) -> EncodedRow:
-        """Return the tokens of a row; with `answer`, its only target is the reference with its end mark.
+        """Return the tokens of a row; with `answer`, its only target is the reference with its end mark, else the choices.
 
         A row too long is cut to leave room for `max_new_tokens` or the reference, whichever is longer, so
         that its context is the same in training and in prediction (unless the reference is the longer one).
@@ -174,7 +174,7 @@ class TextGenerationEncoder(TaskEncoder):
         too long to be cut.
         """
         values = read_fields(row, self.template.template.fields, self.task.columns)
-        targets = (self._target(row),) if answer else ()
+        targets = (self._target(row),) if answer else self._choices
         reserved = max(self.task.max_new_tokens, *map(len, targets), *map(len, self._choices), 0)
         context = self.template.encode(values, max_tokens=self.setting.max_tokens, reserved=reserved)
         media = read_media(row, self.task.media, self.task.columns, self.setting)

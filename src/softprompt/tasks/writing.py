@@ -114,7 +114,8 @@ class Writer:
     stops           tokens that end an answer
     end_text        text that ends an answer; None: a token does
     generation      options of `generate`, and `seed`
-    choices         the texts that an answer is one of. `origin` of each row holds their tokens, end marks included
+    choices         the texts that an answer is one of. `origin` of each row holds their tokens, end marks included,
+                    and so do `targets` of a row without its answer
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -155,7 +156,11 @@ class Writer:
 
         The end mark makes a choice and a longer one that begins with it two answers, whose probabilities can be compared.
         """
-        scored = model.score([dataclasses.replace(row, targets=row.origin, gold=None) for row in rows])
+        asked = [
+            row if row.targets == row.origin else dataclasses.replace(row, targets=row.origin, gold=None)
+            for row in rows
+        ]
+        scored = model.score(asked)
         sums = scored.log_likelihoods()[0].view(len(rows), len(self.choices))  # (B * K,) -> (B, K)
         return [self.choices[best] for best in sums.argmax(dim=1).tolist()]
 
