@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.runs import as_json, softprompt, write_backbone
+from tests.tiny.language import WORDS, tiny_tokenizer
 
 
 def test_two_commands_from_a_table_to_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +30,33 @@ def test_two_commands_from_a_table_to_a_score(tmp_path: Path, monkeypatch: pytes
     again = softprompt("init", "moods.csv")
     assert again.exit_code == 1
     assert "moods.yaml exists: give --overwrite" in " ".join(again.output.split())
+
+
+def test_two_commands_from_chats_to_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    write_backbone(tmp_path / "backbone")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"what is a {word}"},
+                {"role": "assistant", "content": f"a {word}"},
+            ]
+        }
+        for word in WORDS[:16]
+    ]
+    Path("chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert as_json("init", "chats.jsonl", "--backbone", "backbone")["values"]["task"]["name"] == "chat"
+    trained = as_json("train", "chats.yaml", "recipe.steps=2", "--quiet", "--device", "cpu")
+    assert set(trained["metrics"]["test"]) >= {"rouge_l", "perplexity"}
+    chosen = ["--choice", "a cat", "--choice", "a dog"]
+    found = as_json("predict", "runs/chats", "--file", "chats.jsonl", *chosen, "--device", "cpu")[
+        "predictions"
+    ]
+    assert [one["input"]["messages"] for one in found] == [row["messages"][0]["content"] for row in rows]
+    assert {one["text"] for one in found} <= {"a cat", "a dog"}

@@ -177,6 +177,10 @@ def _show(report: Report, task: Task, inputs: Sequence[Any], predictions: Sequen
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, list) and value and isinstance(value[-1], Mapping):  # turns of a chat
-        return str(value[-1].get("content", value[-1].get("value", "")))
+    if (
+        isinstance(value, list) and value and isinstance(value[-1], Mapping)
+    ):  # turns of a chat: what is asked last
+        asked = [turn for turn in value if turn.get("role", turn.get("from")) not in ("assistant", "gpt")]
+        last = (asked or value)[-1]
+        return str(last.get("content", last.get("value", "")))
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
