@@ -109,9 +109,9 @@ def _begun(opening: Callable[[], Any], address: str, seconds: float) -> Any:
 
     def close_late() -> None:
         with contextlib.suppress(Empty):
-            late = [part for part in ended.get_nowait() if hasattr(part, "close")]
-            for part in late:
-                part.close()
+            answer, _ = ended.get_nowait()
+            if answer is not None:
+                answer.close()
 
     Thread(target=work, daemon=True).start()
     try:
