@@ -24,9 +24,11 @@ from softprompt import (
     TunedPrompt,
     fit,
     load,
+    load_backbone,
 )
 from softprompt.prompts.prompt_tuning import VirtualTokens
-from tests.tiny.language import POSITIONS
+from tests.tiny.architectures import tiny_model
+from tests.tiny.language import POSITIONS, tiny_tokenizer
 from tests.tiny.task import ROWS, TASK, tiny_backbone
 
 METHOD = PromptTuning(length=3)
@@ -138,6 +140,27 @@ def test_an_unknown_label_is_said_with_the_known_ones_and_the_remedy() -> None:
 def test_label_words_that_cannot_work_are_said(labels: dict[str, str], expected: str) -> None:
     with pytest.raises(ValueError, match=said(expected)):
         TextClassification("{text}", labels=labels)
+
+
+@pytest.mark.parametrize("method", [METHOD, PromptTuning(length=3, init="uniform")])
+@pytest.mark.parametrize(
+    "task",
+    [
+        TextClassification("{text}", labels={"neg": " bad", "pos": " good"}),
+        TextGeneration("{text}", target=" good {label}"),
+    ],
+)
+def test_words_that_the_embedding_table_has_no_row_for_are_said(task: Any, method: PromptTuning) -> None:
+    """As with the tokenizer of another model. On a GPU such an id would end the process."""
+    backbone = load_backbone(tiny_model("llama", dtype=torch.float32), tokenizer=tiny_tokenizer())
+    rows = [{"text": "z", "label": "pos"}, {"text": "q", "label": "neg"}]
+    with pytest.raises(ValueError, match=r"the token .* has 261 rows: take the model's own tokenizer"):
+        fit(backbone, task, method, rows, **SHORT)
+
+
+def test_a_label_of_bytes_is_the_text_that_they_spell() -> None:
+    rows = [{"text": row["text"], "label": row["label"].encode()} for row in ROWS]
+    assert untrained().evaluate(rows)["rows"] == len(ROWS)
 
 
 def test_an_empty_text_is_a_text() -> None:

@@ -133,6 +133,7 @@ def test_settings_that_came_later_change_no_fingerprint_of_a_rule_without_them()
         (np.full((2, 2), np.nan), "from 0 to 1"),
         (np.zeros((2, 2), np.int32), "of int32"),
         (Image.fromarray(np.zeros((2, 2), np.float32)), "floating-point numbers"),
+        (Image.new("RGB", (0, 5)), "0 x 5 pixels"),
     ],
 )
 def test_what_is_no_image_is_said_to_be_none(value: Any, message: str) -> None:

@@ -235,6 +235,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise _OtherKindError(f"the image has {image.width} x {image.height} pixels, which show nothing")
     image = ImageOps.exif_transpose(image)
     if image.mode in _SIXTEEN_BIT:
         wide = np.asarray(image).astype(np.int64)

@@ -331,6 +331,8 @@ def test_code_beside_the_weights_is_allowed_by_the_caller_alone(
     told.clear()
     load_backbone(folder, dtype="float32", device="cpu", trust_remote_code=True)
     assert told.count(True) >= 3
+    with pytest.raises(TypeError, match="trust_remote_code is 'no', expected True or False"):
+        load_backbone(folder, trust_remote_code="no")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("weight", ["model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"])

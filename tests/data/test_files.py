@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,8 @@ def test_a_byte_order_mark_says_how_a_file_is_written(tmp_path: Path, encoding: 
         ("a.jsonl", '{"text": "a", "label": "b", "label": "c"}', "line 1: the key 'label' is there twice"),
         ("a.json", "[" * 100_000, "nested too deeply"),
         ("a.csv", b"text\nok\nna\xefve\n", r"position 10, line 3"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16-le"), "NUL characters.*name the encoding utf-16-le"),
+        ("a.csv.gz", gzip.compress(bytes(70 * 2**20)), "unpacks to more than 67,108,864"),
     ],
 )
 def test_what_cannot_be_read_is_said_with_its_line(
@@ -82,7 +85,28 @@ def test_what_cannot_be_read_is_said_with_its_line(
         load_rows(written(tmp_path / name, content))
 
 
-@pytest.mark.parametrize("encoding", ["utf-99", "rot13", "base64", ""])
+def test_very_many_columns_are_read_and_an_error_about_them_is_short(tmp_path: Path) -> None:
+    names = [f"c{i}" for i in range(100_000)]
+    header, row = ",".join(names), ",".join(["1"] * len(names))
+    assert list(load_rows(written(tmp_path / "a.csv", f"{header}\n{row}\n"))[0]) == names
+    for content, told in (
+        (f"{header},c1\n{row},1\n", r"\['c1'\] more than once"),
+        (f"{header},\n{row},1\n", "column 100001 has no name"),
+        (f"{header}\n1\n", "1 cells under 100000 columns"),
+    ):
+        with pytest.raises(ValueError, match=told) as caught:
+            load_rows(written(tmp_path / "b.csv", content))
+        assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_in_the_place_of_a_table_is_said(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(ValueError, match="a device or a pipe, expected a regular file"):
+        load_rows(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("encoding", ["a\0b", "utf-99", "rot13", "base64", ""])
 def test_an_encoding_that_is_none_is_said(tmp_path: Path, encoding: str) -> None:
     with pytest.raises(ValueError, match=r"not an? (text )?encoding"):
         load_rows(written(tmp_path / "a.csv", "text\na\n"), encoding=encoding)

@@ -49,6 +49,19 @@ def test_numbers_as_column_names_become_text() -> None:
     assert load_rows([{0: "a", 1: "b"}]) == [{"0": "a", "1": "b"}]
 
 
+@pytest.mark.parametrize(
+    "container",
+    [
+        pandas.DataFrame([["a", "b"]], columns=["text", "text"]),
+        pandas.DataFrame([["a", "b"]], columns=[1, "1"]),
+        [{1: "a", "1": "b"}],
+    ],
+)
+def test_no_column_is_lost_because_another_has_its_name(container: Any) -> None:
+    with pytest.raises(ValueError, match="each column needs a name of its own"):
+        load_rows(container)
+
+
 def test_the_splits_of_a_dataset_dict() -> None:
     data = datasets.DatasetDict(
         train=datasets.Dataset.from_list(ROWS[:1]), test=datasets.Dataset.from_list(ROWS[1:])

@@ -36,7 +36,7 @@ recipe:
         ("a: 1\nno: 2", "line 2: YAML reads a key as False"),
         ("a:\n\tb: 1", "no valid YAML: line 2, .*a tab"),
         ("a: [", "no valid YAML: line 1"),
-        ("a: \x01", "no valid YAML"),
+        ("a: 1\nb: \x01", r"no valid YAML: line 2: the character '\\x01'"),
         ("a\n---\nb", "another document"),
         ("a: " + "[" * 3000, "nested more than 50 deep"),
         ("a: &a {b: *a}", "an alias stands in the very value"),
@@ -106,6 +106,12 @@ def test_a_byte_order_mark_of_utf_8_says_nothing(tmp_path: Path) -> None:
         ('a: " a"', "a: 2024-01-01", "YAML reads it as a date"),
         ("{train: r.csv}", "{train: {source: r.csv, limit: yes}}", "limit is True"),
         ("{train: r.csv}", "[r.csv]", "line 4: data is"),
+        ("recipe:", "seed: -1\nrecipe:", "line 5: seed: .*; found -1"),
+        (
+            "backbone: x",
+            "backbone: {name: x, trust_remote_code: 'no'}",
+            r"line 1: backbone\.trust_remote_code: .*; found 'no'",
+        ),
     ],
 )
 def test_a_setting_that_does_not_fit_is_told_with_its_line_and_without_pydantic(

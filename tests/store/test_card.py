@@ -48,6 +48,9 @@ def test_a_prompt_without_metrics_says_so() -> None:
 def test_names_that_would_break_the_table_do_not() -> None:
     card = model_card(sample(metrics={"a|b\n`c`": 1}), "mood")
     assert "| a\\|b 'c' | 1 |" in card
+    card = model_card(sample(metrics={"<img src=x>": 1, "![x](http://x)": 2}), "mood")
+    assert "<img" not in card
+    assert "](http" not in card
 
 
 @pytest.mark.parametrize("name", ["/home/ada/models/tiny llama", "C:\\models\\tiny llama\\", "~/tiny llama"])

@@ -249,6 +249,9 @@ def test_a_missing_or_broken_study_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(ValueError, match=r"bad\.yaml is no valid YAML"):
         read_study(tmp_path / "bad.yaml")
+    (tmp_path / "seeds.yaml").write_text("backbone: x\nseeds: x\n")
+    with pytest.raises(ValueError, match=r"seeds\.yaml, line 2: seeds is 'x', expected a list"):
+        read_study(tmp_path / "seeds.yaml")
     (tmp_path / "list.yaml").write_text("- a")
     with pytest.raises(ValueError, match=r"list.yaml: a study is \['a'\], expected keys and values"):
         read_study(tmp_path / "list.yaml")

@@ -124,3 +124,8 @@ def test_cells_run_nothing_and_break_no_row() -> None:
     assert len(lines) == 2 + 4
     assert lines[4] == r"| a b\|c\\\|d | 3 |"
     assert "<img" not in lines[5]
+    marks = (["", "a"], [["![x](http://x)", "1"], ["*a* `b` &lt;", "2"], ["A − B < C|D", "3"]])
+    lines = as_markdown(marks).splitlines()
+    assert "](" not in lines[2]
+    assert lines[3] == r"| \*a\* \`b\` &amp;lt; | 2 |"
+    assert as_latex(marks).splitlines()[6] == r"A $-$ B \textless{} C\textbar{}D & 3 \\"

@@ -22,6 +22,12 @@ def test_a_single_input_is_refused_with_the_remedy(tuned: sp.TunedPrompt, given:
         tuned.predict(given)
 
 
+@pytest.mark.parametrize("given", [None, 3])
+def test_what_is_no_list_is_said(tuned: sp.TunedPrompt, given: Any) -> None:
+    with pytest.raises(TypeError, match=r"inputs are a .*, expected a list of texts, images or rows"):
+        tuned.predict(given)
+
+
 def test_a_data_frame_is_read_row_by_row(tuned: sp.TunedPrompt) -> None:
     texts = ["a good film", "the dog"]
     expected = tuned.predict(texts)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,27 @@ def test_a_server_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
     assert clock == 60
     fast = web.chunks(Dripping(20_000), "https://example.org/a", connection, 100)
     assert sum(len(next(fast)) for _ in range(50)) == 1_000_000
+
+
+def test_a_server_that_drips_its_headers_is_given_up() -> None:
+    is_over = threading.Event()
+
+    def drip() -> None:
+        with contextlib.suppress(OSError), listening.accept()[0] as line:
+            line.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not is_over.wait(0.01):
+                line.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=drip, daemon=True)
+        server.start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/a?token=1"
+        try:
+            with pytest.raises(OSError, match=r"/a gave no complete answer in 0 s"):
+                web.open_address(address, web.Connection(timeout=0.1), {})
+        finally:
+            is_over.set()
+            server.join()
 
 
 def test_an_archive_that_is_there_needs_no_network(registry: Registry, tmp_path: Path) -> None:

@@ -178,6 +178,8 @@ def load_backbone(
     neither a built-in name, nor a folder, nor available from the hub.
     """
     _check_source(source)
+    if not isinstance(trust_remote_code, bool):  # "no" and "false" would count as true
+        raise TypeError(f"trust_remote_code is {trust_remote_code!r}, expected True or False")
     if isinstance(source, PreTrainedModel):
         return _from_object(source, tokenizer, processor, packed=packed, prefix_lm=prefix_lm)
     name = str(source)

@@ -6,6 +6,7 @@ Letters: V vocabulary, d width.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,17 @@ def table_of(embedding: nn.Module) -> Tensor:
     return weight
 
 
+def check_ids(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Raise ValueError for an id that the backbone's embedding table, which has `rows` rows, has none for."""
+    if ids and (largest := max(ids)) >= rows:
+        raise ValueError(
+            f"the token {tokenizer.convert_ids_to_tokens(largest)!r} has the id {largest}, and the backbone's"
+            f" embedding table has {rows} rows: take the model's own tokenizer, call"
+            " model.resize_token_embeddings(len(tokenizer)) before load_backbone, or leave tokens that were added later"
+            " out of the tokenizer"
+        )
+
+
 def text_spec(
     name: str, family: str, embedding: nn.Module, tokenizer: PreTrainedTokenizerBase
 ) -> BackboneSpec:
@@ -53,6 +65,8 @@ def text_spec(
     """
 
     def embed(ids: Tensor) -> Tensor:
+        if ids.device.type == "cpu":  # those on a GPU were taken from the table
+            check_ids(ids.flatten().tolist(), tokenizer, len(table_of(embedding)))
         with torch.no_grad():
             embedded: Tensor = embedding(ids.to(table_of(embedding).device)).float().cpu().clone()
             return embedded

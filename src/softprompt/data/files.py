@@ -12,6 +12,7 @@ import logging
 import reprlib
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,8 @@ def read_file(path: Path, encoding: str = "utf-8") -> list[dict[str, Any]]:
     suffix = suffix_of(path)
     if suffix not in _READERS:
         raise ValueError(f"{path}: {_other_kind(suffix)}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a folder, a device or a pipe, expected a regular file")
     if not path.is_file():
         near = []
         if path.parent.is_dir():
@@ -64,7 +67,7 @@ def read_file(path: Path, encoding: str = "utf-8") -> list[dict[str, Any]]:
     content = path.read_bytes()
     if path.suffix.lower() == ".gz":
         try:
-            content = gzip.decompress(content)
+            content = _unpacked(path, content)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is not a complete gzip file: {error}") from error
     if not content:
@@ -79,6 +82,21 @@ def read_file(path: Path, encoding: str = "utf-8") -> list[dict[str, Any]]:
     return rows
 
 
+def _unpacked(path: Path, content: bytes) -> bytes:
+    """The content of a gzip file. Raises ValueError if it would fill the memory with hardly anything but repetition."""
+    limit = max(_UNPACKED, _RATIO * len(content))
+    with gzip.open(io.BytesIO(content)) as file:
+        found = file.read(limit + 1)
+    if len(found) > limit:
+        raise ValueError(
+            f"{path} has {len(content):,} bytes and unpacks to more than {limit:,}, expected rows of texts, which do not shrink"
+            " so much: unpack it yourself if this is what it should hold"
+        )
+    return found
+
+
+_UNPACKED, _RATIO = 64 * 2**20, 200  # bytes that are unpacked whatever the ratio; no text shrinks so much
+
 _SAVE_AS_CSV = "save it as CSV UTF-8, or pass pandas.read_excel(...), a data frame, in Python"
 
 
@@ -91,7 +109,7 @@ def _other_kind(suffix: str) -> str:
 def _decoded(path: Path, content: bytes, encoding: str) -> str:
     try:
         name = codecs.lookup(encoding).name
-    except LookupError as error:
+    except (LookupError, ValueError) as error:  # a name may hold a NUL
         near = difflib.get_close_matches(encoding, ["utf-8", "utf-16", "cp1252", "latin-1", "ascii"], n=1)
         raise ValueError(
             f"{path}: {encoding!r} is not an encoding that Python knows"
@@ -155,6 +173,11 @@ def _cells(
             header = next(reader, [])
         except csv.Error as error:
             raise _unreadable(path, reader.line_num + skipped, error) from error
+        if any("\0" in name for name in header):
+            raise ValueError(
+                f"{path}, line {1 + skipped}: the first line has NUL characters, which names of columns never have; if the"
+                " file is UTF-16 without a byte-order mark, name the encoding utf-16-le or utf-16-be, else write it again"
+            )
         return header, list(records(path, reader, header, separator, skipped))
 
 
@@ -184,7 +207,7 @@ def records(
             if len(cells) != len(header):
                 raise ValueError(
                     f"{path}, line {reader.line_num + skipped}: {len(cells)} cells under {len(header)} columns"
-                    f" {list(header)}, separated by {separator!r}; in a .csv file quote cells that hold the separator, a"
+                    f" {_shown(header)}, separated by {separator!r}; in a .csv file quote cells that hold the separator, a"
                     " quote or a line end, and no cell of a .tsv file may hold a tab"
                 )
             yield reader.line_num + skipped, cells
@@ -216,17 +239,28 @@ def named_columns(path: Path, header: Sequence[str], lines: Sequence[tuple[int, 
         counts = i == 0 and values == [str(k) for k in range(len(values))]
         if not counts and any(value.strip() for value in values):
             raise ValueError(
-                f"{path}: column {i + 1} has no name in the first line, which is {list(header)}; each column needs a name of"
+                f"{path}: column {i + 1} has no name in the first line, which is {_shown(header)}; each column needs a name of"
                 " its own (pandas leaves its index out with to_csv(..., index=False))"
             )
-    if repeated := sorted({name for name in header if name.strip() and list(header).count(name) > 1}):
+    if repeated := sorted(name for name, count in Counter(header).items() if name.strip() and count > 1):
         raise ValueError(
-            f"{path}: each column needs a name of its own in the first line, which has {repeated} more than once:"
-            f" {list(header)}"
+            f"{path}: each column needs a name of its own in the first line, which has {_shown(repeated)} more than once:"
+            f" {_shown(header)}"
         )
     if unnamed:
         log.info("%s: columns without a name are left out: %s", path, [i + 1 for i in unnamed])
-    return [i for i in range(len(header)) if i not in unnamed]
+    left_out = set(unnamed)
+    return [i for i in range(len(header)) if i not in left_out]
+
+
+def _shown(names: Sequence[str]) -> str:
+    """The names for a message: of very many or very long ones only the first."""
+    first = [name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "..." for name in names[:_NAMES]]
+    return str(first) if len(names) <= _NAMES else f"{str(first)[:-1]}, ... {len(names) - _NAMES} more]"
+
+
+_NAMES = 20
+_LONGEST_NAME = 100  # characters
 
 
 def _read_jsonl(path: Path, content: bytes, encoding: str) -> list[dict[str, Any]]:
@@ -296,10 +330,9 @@ def _json(where: str, text: str) -> Any:
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(
-            f"the key {next(n for n in names if names.count(n) > 1)!r} is there twice in one object"
-        )
+        counts = Counter(name for name, _ in pairs)
+        repeated = next(name for name, count in counts.items() if count > 1)
+        raise ValueError(f"the key {reprlib.repr(repeated)} is there twice in one object")
     return found
 
 

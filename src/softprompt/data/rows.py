@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,7 @@ def viewed(source: Any, split: str | None = None) -> IndexedRows:
     if hasattr(source, "to_dicts"):  # polars
         source = source.to_dicts()
     elif hasattr(source, "to_dict") and hasattr(source, "columns"):  # pandas
+        _check_names(source.columns)  # to_dict leaves out all but one column of a name
         source = source.to_dict("records")
     elif hasattr(source, "features"):  # datasets
         source = _with_undecoded_images(source)
@@ -114,9 +116,21 @@ def _check(index: int, row: Any) -> None:
         )
 
 
+def _check_names(columns: Iterable[Any]) -> None:
+    """Raise ValueError for columns that have the same name, when it is written as text."""
+    counts = Counter(str(name) for name in columns)
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(
+            f"each column needs a name of its own, and these names are there more than once: {reprlib.repr(repeated)}"
+            " (1 and '1' are one name)"
+        )
+
+
 def _plain(names: Mapping[str, Sequence[str]], index: int, row: Any) -> dict[str, Any]:
     _check(index, row)
     plain = {str(name): scalar(value) for name, value in row.items()}
+    if len(plain) < len(row):
+        _check_names(row)
     for column, known in names.items():
         number = plain.get(column)
         if isinstance(number, int) and 0 <= number < len(known):

@@ -18,9 +18,9 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, StrictBool, model_validator
 from pydantic.dataclasses import dataclass
 
 from softprompt.catalogue import methods
@@ -54,7 +54,7 @@ class BackboneConfig:
     """Whether prompt and input of a decoder attend to each other in both directions."""
     packed: Annotated[bool | None, LATER] = None
     """false: the plain padded path, where rows do not share prompts; by default a trial decides."""
-    trust_remote_code: Annotated[bool, LATER] = False
+    trust_remote_code: Annotated[StrictBool, LATER] = False
     """Whether Python code that lies beside the model's weights may run."""
 
 
@@ -218,9 +218,7 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
         by_name(TASKS, as_mapping(values["task"], "task"), "task"),
         by_name(methods(), as_mapping(values["method"], "method"), "method"),
         parsed(DataConfig, data, "data"),
-        parsed(
-            Recipe, _with_seed(as_mapping(values.get("recipe") or {}, "recipe"), values.get("seed")), "recipe"
-        ),
+        _recipe(as_mapping(values.get("recipe") or {}, "recipe"), values.get("seed")),
         parse_cache(values.get("cache_features", False)),
     )
 
@@ -252,6 +250,17 @@ def written_out(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(full.get("data"), Mapping):
         full["data"] = {k: {"source": v} if isinstance(v, str) else v for k, v in full["data"].items()}
     return full
+
+
+def _recipe(recipe: Mapping[str, Any], seed: Any) -> Recipe:
+    """The recipe with the run's seed. Raises SettingError, in which a seed has the key that it was given by."""
+    settings = _with_seed(recipe, seed)
+    try:
+        return cast("Recipe", parsed(Recipe, settings, "recipe"))
+    except SettingError as error:
+        if error.key != "recipe.seed" or "seed" in recipe:
+            raise
+        raise SettingError(str(error).replace("recipe.seed", "seed", 1), "seed") from error
 
 
 def _with_seed(recipe: Mapping[str, Any], seed: Any) -> dict[str, Any]:

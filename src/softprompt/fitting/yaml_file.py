@@ -83,8 +83,11 @@ def parse_document(text: str, name: str) -> Document:
         raise ValueError(f"{name}, line {error.line}: {error}") from None
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"{name} is no valid YAML: {_told(error)}") from error
-    except yaml.YAMLError as error:  # characters that no YAML may hold
-        raise ValueError(f"{name} is no valid YAML: {_cut(' '.join(str(error).split()))}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ValueError(
+            f"{name} is no valid YAML: line {line}: the character {chr(error.character)!r} may not stand in it"
+        ) from error
 
 
 def _told(error: yaml.MarkedYAMLError) -> str:

@@ -121,7 +121,7 @@ def _metrics(metrics: Mapping[str, Any]) -> str:
     rows = list(_scalars(metrics))
     if not rows:
         return "None were recorded."
-    table = "\n".join(f"| {_line(name)} | {_number(value)} |" for name, value in rows)
+    table = "\n".join(f"| {_cell(name)} | {_number(value)} |" for name, value in rows)
     return f"| metric | value |\n|---|---|\n{table}\n\n`prompt.json` holds all that was measured."
 
 
@@ -136,7 +136,7 @@ def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def _number(value: Any) -> str:
     if value is None:
         return "undefined"
-    return f"{value:.4g}" if isinstance(value, float) else _line(str(value))
+    return f"{value:.4g}" if isinstance(value, float) else _cell(str(value))
 
 
 def _block(value: Mapping[str, Any]) -> str:
@@ -146,6 +146,11 @@ def _block(value: Mapping[str, Any]) -> str:
 def _shown(name: str) -> str:
     """The backbone's name, without the folders of a local path: a card is for others."""
     return _line(shown_name(name))
+
+
+def _cell(text: str) -> str:
+    """Text that is shown in a table as it is: no HTML, no link and no picture, which a page would fetch."""
+    return _line(text).replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
 
 
 def _line(text: str) -> str:

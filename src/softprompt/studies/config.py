@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from softprompt.errors import SoftpromptWarning
+from softprompt.errors import SoftpromptWarning, shown
 from softprompt.fitting.run_config import parse_cache
 from softprompt.fitting.settings import SettingError, as_mapping, check_keys, field_names, parsed
 from softprompt.fitting.yaml_file import read_yaml
@@ -191,7 +191,7 @@ def parse_study(values: Mapping[str, Any]) -> Study:
             )
     compare = values.get("compare") or ("method" if "method" in axes else next(iter(axes), "method"))
     if axes and compare not in axes:
-        raise ValueError(f"compare is {compare!r}, expected one of the axes {list(axes)}")
+        raise SettingError(f"compare is {compare!r}, expected one of the axes {list(axes)}", "compare")
     keep, cached = flag(values, "keep_prompts", True), parse_cache(values.get("cache_features", False))
     together = count(values.get("together"), "together", "of runs in one batch") or 1
     ensembles = flag(values, "ensembles", False)
@@ -223,7 +223,7 @@ def _axis(name: str, axis: Any) -> dict[str, Option]:
             for label, option in axis.items()
         }
     if not isinstance(axis, list) or not axis:
-        raise ValueError(f"{place} is {axis!r}, expected a list of values or options by name")
+        raise SettingError(f"{place} is {shown(axis)}, expected a list of values or options by name", place)
     _check_run_keys([name], "axes")
     labelled = {_label(name, value): Option({name: value}) for value in axis}
     if len(labelled) < len(axis):
@@ -257,7 +257,7 @@ def _label(axis: str, value: Any) -> str:
 def _seeds(value: Any, place: str) -> tuple[int, ...]:
     whole = isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
     if not whole or not value or len(set(value)) < len(value):
-        raise ValueError(f"{place} is {value!r}, expected a list of different whole numbers")
+        raise SettingError(f"{place} is {shown(value)}, expected a list of different whole numbers", place)
     return tuple(value)
 
 

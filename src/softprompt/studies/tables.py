@@ -246,9 +246,10 @@ _NUMBERS = re.compile(r"[+-][0-9.,eE±+\- \[\]()]*")  # "-0.012", "+0.012 ± 0.0
 
 
 def _markdown(cell: str) -> str:
-    """The text, escaped so that it stays within its cell and is not read as HTML."""
+    """The text, escaped so that it stays within its cell and is read as no HTML, link, picture, code or emphasis."""
     cell = re.sub(r"(\\*)\|", lambda found: 2 * found[1] + "\\|", re.sub(r"\s+", " ", cell))
-    return cell.replace("<", "&lt;")
+    cell = re.sub(r"&(?=#?\w+;)", "&amp;", cell).replace("<", "&lt;").replace("](", "]\\(")
+    return re.sub(r"[`*]", r"\\\g<0>", cell)
 
 
 def _tex(text: str) -> str:
@@ -258,6 +259,10 @@ def _tex(text: str) -> str:
 _TEX = {ord(sign): "\\" + sign for sign in "&%#_{}$"} | {
     ord("\\"): r"\textbackslash{}",
     ord("±"): r"$\pm$",
+    ord("−"): "$-$",
+    ord("<"): r"\textless{}",
+    ord(">"): r"\textgreater{}",
+    ord("|"): r"\textbar{}",
     ord("~"): r"\textasciitilde{}",
     ord("^"): r"\textasciicircum{}",
 }

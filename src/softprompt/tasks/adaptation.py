@@ -28,7 +28,6 @@ from softprompt.tasks.bound_template import BoundTemplate, Run, bind_template
 from softprompt.tasks.columns import check_columns, read_fields
 from softprompt.tasks.reading import in_batches
 from softprompt.tasks.template import Template
-from softprompt.tasks.tokenizing import tokenize
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -107,7 +106,7 @@ class LanguageModelingEncoder(TaskEncoder):
         Raises ValueError for a text of fewer than two tokens, and if max_tokens leaves no room for two.
         """
         text = self.task.render(row)
-        ids = tokenize(self.setting.tokenizer, text)[: self._room()]
+        ids = self.setting.ids(text)[: self._room()]
         if len(ids) < 2:
             raise ValueError(
                 f"the text {reprlib.repr(text)} has {len(ids)} tokens within max_tokens={self.setting.max_tokens}: "

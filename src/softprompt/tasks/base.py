@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.backbones.vocabulary import check_ids
 from softprompt.concerns import class_concerns
 from softprompt.data import Row
 from softprompt.images import ImageSetting
 from softprompt.outputs import EncodedRow
+from softprompt.tasks.tokenizing import tokenize
 from softprompt.truth_values import numbers_apart
 
 if TYPE_CHECKING:
@@ -49,6 +51,13 @@ class TextSetting:
     family: str = "causal-lm"
     read_media: Callable[[Any], Tensor] | None = None
     rows: int | None = None
+
+    def ids(self, text: str) -> list[int]:
+        """Return the tokens of a text as it stands. Raises ValueError for one that the embedding table has no row for."""
+        ids = tokenize(self.tokenizer, text)
+        if self.rows is not None:
+            check_ids(ids, self.tokenizer, self.rows)
+        return ids
 
 
 @dataclass(frozen=True)

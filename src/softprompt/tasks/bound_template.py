@@ -10,6 +10,7 @@ from typing import Literal as OneOf
 
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.backbones.vocabulary import check_ids
 from softprompt.tasks.base import TextSetting
 from softprompt.tasks.control_tokens import ControlTokens
 from softprompt.tasks.template import Bos, Field, Literal, Part, Soft, Template, fill, with_masks
@@ -77,7 +78,9 @@ class BoundTemplate:
         if parts is None:
             return self._in_table(tokenize(self.tokenizer, fill(run.parts, values)))
         plain = ControlTokens.of(self.tokenizer, self.rows).plain(self.tokenizer)
-        return [i for _, part in parts for i in ([part] if isinstance(part, int) else tokenize(plain, part))]
+        return self._in_table(
+            [i for _, part in parts for i in ([part] if isinstance(part, int) else tokenize(plain, part))]
+        )
 
     def spans(self, run: Run, values: Mapping[str, str]) -> list[tuple[int, tuple[int, int]]]:
         """Return the token ids of a run of text, each with the characters that it covers; the tokenizer must be a fast one."""
@@ -98,12 +101,8 @@ class BoundTemplate:
 
     def _in_table(self, ids: list[int]) -> list[int]:
         """The ids. Raises ValueError for one that the backbone's embedding table has no row for."""
-        if self.rows is not None and ids and (largest := max(ids)) >= self.rows:
-            raise ValueError(
-                f"the token {self.tokenizer.convert_ids_to_tokens(largest)!r} has the id {largest}, and the backbone's"
-                f" embedding table has {self.rows} rows: call model.resize_token_embeddings(len(tokenizer)) before"
-                " load_backbone, or leave tokens that were added later out of the tokenizer"
-            )
+        if self.rows is not None:
+            check_ids(ids, self.tokenizer, self.rows)
         return ids
 
     def _divided(self, run: Run, values: Mapping[str, str]) -> list[tuple[int, str | int]] | None:

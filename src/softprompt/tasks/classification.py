@@ -150,6 +150,7 @@ class TextClassification(Task):
             length_normalised=self.length_normalised,
             masked=template.template.masks > 0,
             calibrated=self.calibrated,
+            rows=setting.rows,
         )
         return TextClassificationEncoder(self, setting, template, verbalizer)
 

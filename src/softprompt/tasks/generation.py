@@ -207,8 +207,8 @@ class TextGenerationEncoder(TaskEncoder):
                     f"the reference {reprlib.repr(text)} holds the end mark {end!r}, so it could never be"
                     " generated whole; choose another `end`, or replace the mark in the data"
                 )
-            return tuple(tokenize(self.setting.tokenizer, text + end))
-        return (*tokenize(self.setting.tokenizer, text), self.setting.tokenizer.eos_token_id)
+            return tuple(self.setting.ids(text + end))
+        return (*self.setting.ids(text), self.setting.tokenizer.eos_token_id)
 
     def loss(self, logits: TargetLogits, rows: Sequence[EncodedRow]) -> Tensor:
         """Return -log p of each reference, the mean over its tokens, (B,), in nats per token.

@@ -26,7 +26,13 @@ def as_rows(task: Task, values: Iterable[Any]) -> list[Row]:
         )
     if hasattr(values, "to_dicts") or hasattr(values, "to_dict"):  # data frames
         return list(rows_from(values))
-    return [as_row(task, value) for value in values]
+    try:
+        listed = iter(values)
+    except TypeError:
+        raise TypeError(
+            f"inputs are a {type(values).__name__} ({reprlib.repr(values)}), expected a list of texts, images or rows"
+        ) from None
+    return [as_row(task, value) for value in listed]
 
 
 def as_row(task: Task, value: Any) -> Row:

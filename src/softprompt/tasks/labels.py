@@ -78,7 +78,7 @@ class Labelling:
     def read(self, row: Row) -> str:
         """Return the right label of a row. Raises ValueError if its column is missing or its value is not a label."""
         found = read_column(row, self.column, self.columns, self.fields)
-        value = str(found)
+        value = found.decode(errors="backslashreplace") if isinstance(found, bytes) else str(found)
         if isinstance(found, NamedNumber) and self.values.get(value, value) not in self.labels:
             value = found.name
         label = self.values.get(value, value)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.backbones.vocabulary import check_ids
 from softprompt.outputs import TargetLogits
 from softprompt.tasks.tokenizing import tokenize
 
@@ -57,6 +58,7 @@ def bind_verbalizer(
     length_normalised: bool = False,
     masked: bool = False,
     calibrated: bool = False,
+    rows: int | None = None,
 ) -> Verbalizer:
     """Tokenise label words exactly as they are written, with a leading space if they have one.
 
@@ -67,11 +69,12 @@ def bind_verbalizer(
         masked: whether the words stand where masks are. Each token is then predicted from the text alone, not from the
             tokens before it, so that a word may be likelier than another word that it begins with
         calibrated: whether predictions are calibrated, which also lifts a word above another that it begins with
+        rows: of the embedding table, where the tokenizer has tokens beyond it; None: it has none
 
     Raises:
-        ValueError: for a word without tokens or with unknown ones; for two words of the same tokens (some tokenizers drop a
-            leading space or fold case); and, unless length-normalised, masked or calibrated, for a label whose only word
-            begins with the tokens of another label's word, because it could never score higher
+        ValueError: for a word without tokens, with unknown ones or with ones beyond the table; for two words of the same
+            tokens (some tokenizers drop a leading space or fold case); and, unless length-normalised, masked or calibrated,
+            for a label whose only word begins with the tokens of another label's word, because it could never score higher
     """
     labels = tuple(label_words)
     words: dict[tuple[int, ...], tuple[int, str]] = {}
@@ -83,6 +86,8 @@ def bind_verbalizer(
                     f"label word {word!r} of {label!r} has no tokens or unknown tokens {ids} in this"
                     " tokenizer; take another word"
                 )
+            if rows is not None:
+                check_ids(ids, tokenizer, rows)
             if ids in words:
                 other, other_word = words[ids]
                 raise ValueError(

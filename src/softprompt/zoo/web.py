@@ -1,15 +1,18 @@
 """Requests over HTTP and to local files, with the certificate, proxy and credentials of pip or npm."""
 
 import base64
+import contextlib
 import importlib.util
 import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -26,7 +29,7 @@ class Connection:
     proxy: str | None = None
     """Address of a proxy; None takes it from the environment (HTTPS_PROXY and related variables)."""
     timeout: float = 60.0
-    """Seconds without data after which a request fails."""
+    """Seconds without data after which a request fails; an answer has to begin, with all its headers, in three times that."""
     slowest: int = 1024
     """Bytes per second that a server must send on average over each `timeout`; one that drips is given up."""
 
@@ -79,10 +82,49 @@ def open_address(address: str, connection: Connection, headers: dict[str, str]) 
         urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=_trust(connection))
     )
     try:
-        return opener.open(request, timeout=connection.timeout)
+        return _begun(
+            lambda: opener.open(request, timeout=connection.timeout), address, 3 * connection.timeout
+        )
     except urllib.error.HTTPError as error:
         error.close()  # it holds the connection open
         raise
+
+
+def _begun(opening: Callable[[], Any], address: str, seconds: float) -> Any:
+    """What `opening` returns or raises. Raises OSError if that takes too long.
+
+    urllib's timeout begins anew with each byte, so that a server that drips headers would never be given up. It waits in a
+    thread of its own, which is left behind then and ends with its connection.
+    """
+    ended: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+    is_given_up = Event()
+
+    def work() -> None:
+        try:
+            ended.put((opening(), None))
+        except Exception as error:  # raised again below
+            ended.put((None, error))
+        if is_given_up.is_set():
+            close_late()
+
+    def close_late() -> None:
+        with contextlib.suppress(Empty):
+            answer, _ = ended.get_nowait()
+            if answer is not None:
+                answer.close()
+
+    Thread(target=work, daemon=True).start()
+    try:
+        answer, error = ended.get(timeout=seconds)
+    except BaseException as interrupt:  # Ctrl-C too
+        is_given_up.set()
+        close_late()
+        if not isinstance(interrupt, Empty):
+            raise
+        raise OSError(f"{shown(address)} gave no complete answer in {seconds:.0f} s") from None
+    if error is not None:
+        raise error
+    return answer
 
 
 def chunks(answer: Any, address: str, connection: Connection, size: int) -> Iterator[bytes]:
