@@ -1,4 +1,4 @@
-"""The errors and warnings of the library, beside ValueError and TypeError for wrong arguments."""
+"""Errors and warnings of the library, beside ValueError and TypeError for wrong arguments; and values as messages show them."""
 
 from __future__ import annotations
 
@@ -80,3 +80,11 @@ def shown(value: Any) -> str:
 _CUT = reprlib.Repr()
 _CUT.maxlevel, _CUT.maxlist, _CUT.maxtuple, _CUT.maxdict = 4, 8, 8, 8
 _CUT.maxstring = _CUT.maxother = 120
+
+
+def printable(text: str) -> str:
+    """The text with control characters, and those that turn the direction of writing, as escapes such as \\x1b."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # not tab and line feed

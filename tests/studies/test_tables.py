@@ -128,4 +128,6 @@ def test_cells_run_nothing_and_break_no_row() -> None:
     lines = as_markdown(marks).splitlines()
     assert "](" not in lines[2]
     assert lines[3] == r"| \*a\* \`b\` &amp;lt; | 2 |"
+    escapes = (["", "a"], [["\x1b[2J", "1"]])
+    assert not any("\x1b" in written(escapes) for written in (as_csv, as_markdown, as_latex))
     assert as_latex(marks).splitlines()[6] == r"A $-$ B \textless{} C\textbar{}D & 3 \\"

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from softprompt.errors import printable
 from softprompt.files import finite
 
 INTERRUPTED = 130  # exit code of a process that was ended by Ctrl-C: 128 + SIGINT
@@ -32,14 +32,6 @@ class SafeConsole(Console):
             if not segment.control and (shown := printable(segment.text)) != segment.text:
                 segment = Segment(shown, segment.style)
             yield segment
-
-
-def printable(text: str) -> str:
-    """The text with control characters, and those that turn the direction of writing, as escapes such as \\x1b."""
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # not tab and line feed
 
 
 @dataclass(frozen=True)

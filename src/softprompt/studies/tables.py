@@ -9,6 +9,7 @@ import re
 import statistics
 from collections.abc import Sequence
 
+from softprompt.errors import printable
 from softprompt.protocols.base_to_new import SCORES as HALVES
 from softprompt.protocols.base_to_new import harmonic_means
 from softprompt.protocols.ensembling import RULES
@@ -238,7 +239,8 @@ def _number(value: float | None) -> str:
 
 
 def _no_formula(cell: str) -> str:
-    return "'" + cell if cell.startswith(_FORMULA) and not _NUMBERS.fullmatch(cell) else cell
+    cell = "'" + cell if cell.startswith(_FORMULA) and not _NUMBERS.fullmatch(cell) else cell
+    return printable(cell)
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -247,13 +249,13 @@ _NUMBERS = re.compile(r"[+-][0-9.,eE±+\- \[\]()]*")  # "-0.012", "+0.012 ± 0.0
 
 def _markdown(cell: str) -> str:
     """The text, escaped so that it stays within its cell and is read as no HTML, link, picture, code or emphasis."""
-    cell = re.sub(r"(\\*)\|", lambda found: 2 * found[1] + "\\|", re.sub(r"\s+", " ", cell))
+    cell = re.sub(r"(\\*)\|", lambda found: 2 * found[1] + "\\|", printable(re.sub(r"\s+", " ", cell)))
     cell = re.sub(r"&(?=#?\w+;)", "&amp;", cell).replace("<", "&lt;").replace("](", "]\\(")
     return re.sub(r"[`*]", r"\\\g<0>", cell)
 
 
 def _tex(text: str) -> str:
-    return re.sub(r"\s+", " ", text).translate(_TEX)
+    return printable(re.sub(r"\s+", " ", text)).translate(_TEX)
 
 
 _TEX = {ord(sign): "\\" + sign for sign in "&%#_{}$"} | {
