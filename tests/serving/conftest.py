@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import httpx2
+import openai
 import pytest
 import torch
 
@@ -12,6 +14,8 @@ import softprompt as sp
 from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.binding import new_head
 from softprompt.prompts.base import BuildContext
+from softprompt.serving import Engine, Settings
+from softprompt.serving.server import BackgroundServer
 from softprompt.tasks.base import Task
 from tests.tiny.task import TASK, tiny_backbone
 
@@ -72,3 +76,32 @@ def folder(prompts: Mapping[str, sp.TunedPrompt], tmp_path_factory: pytest.TempP
     for name, tuned in prompts.items():
         tuned.save(root / name)
     return root
+
+
+@pytest.fixture(scope="session")
+def server(backbone: CausalBackbone, folder: Path) -> Iterator[BackgroundServer]:
+    """One server of all prompts for every test that changes nothing in it."""
+    settings = Settings(
+        reload_seconds=0,
+        max_body_bytes=200_000,
+        body_seconds=0.5,
+        stall_seconds=1,
+        max_characters=2000,
+        max_request_rows=32,
+    )
+    with BackgroundServer(Engine(backbone, folder, settings)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: BackgroundServer) -> Iterator[openai.OpenAI]:
+    """The official client."""
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def http(server: BackgroundServer) -> Iterator[httpx2.Client]:
+    """Requests as they are."""
+    with httpx2.Client(base_url=server.address) as opened:
+        yield opened

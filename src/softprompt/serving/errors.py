@@ -90,3 +90,17 @@ class StoppedError(ServingError):
 
     status = 503
     code = "server_stopping"
+
+
+class UnknownRouteError(BadRequestError):
+    """No such path, or another method."""
+
+    status = 404
+    code = "not_found"
+
+
+class ClientGoneError(BadRequestError):
+    """The client closed the connection; nobody reads this."""
+
+    status = 499
+    code = "client_gone"

@@ -87,7 +87,7 @@ class Registry:
         self._on_drop = on_drop
         self._entries: dict[str, Entry] = {}
         self._lock = RLock()
-        self._failed: dict[Path, Stamp] = {}
+        self._left_out: dict[Path, Stamp] = {}
         self.base: Entry | None = None
         if backbone.spec.family == "causal-lm":
             task = TextGeneration(
@@ -111,6 +111,13 @@ class Registry:
 
         Raises PromptNotFoundError, which gives near names.
         """
+        return self.find(name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries or (self.base is not None and name == self.base.name)
+
+    def find(self, name: str, *, hints: bool = True) -> Entry:
+        """The same; without `hints` an error gives no near names."""
         entry = self._entries.get(name)
         if entry is None and self.base is not None and name == self.base.name:
             entry = self.base
@@ -118,7 +125,7 @@ class Registry:
             return entry
         with self._lock:
             names = [*self._entries, *([self.base.name] if self.base else [])]
-        near = difflib.get_close_matches(name, names, n=3)
+        near = difflib.get_close_matches(name[:128], names, n=3) if hints else []
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; GET /v1/models lists them"
         raise PromptNotFoundError(f"there is no prompt {name[:128]!r}{hint}", param="model")
 
@@ -178,12 +185,15 @@ class Registry:
         return entry
 
     def remove(self, name: str) -> Entry:
-        """Serve a prompt no longer. Requests that have it already are answered. Raises PromptNotFoundError, and
-        BadRequestError for the backbone itself."""
+        """Serve a prompt no longer. Requests that have it already are answered. Its folder stays on disk, and `follow` leaves
+        it out until it is written again. Raises PromptNotFoundError, and BadRequestError for the backbone itself."""
         with self._lock:
             if self[name] is self.base:
                 raise BadRequestError("the backbone itself cannot be removed", param="model")
             entry = self._entries.pop(name)
+            if entry.folder is not None and entry.stamp is not None:
+                # `follow` would load it again at its next look.
+                self._left_out |= {entry.folder: entry.stamp, entry.folder.parent: entry.stamp}
         self._on_drop(entry)
         return entry
 
@@ -198,6 +208,8 @@ class Registry:
             {path.name: path for path in sorted(root.iterdir()) if _is_prompt(path)} if root.is_dir() else {}
         )
         with self._lock:
+            folders = set(found.values())
+            self._left_out = {at: stamp for at, stamp in self._left_out.items() if at in folders}
             mine = {
                 e.name: e for e in self._entries.values() if e.folder is not None and _inside(e.folder, root)
             }
@@ -209,13 +221,13 @@ class Registry:
             served = self._entries.get(name)
             if stamp is None or (served is not None and served.stamp in (stamp, None)):
                 continue
-            if self._failed.get(folder) == stamp:
+            if self._left_out.get(folder) == stamp:
                 continue
             try:
                 self.load(name, folder, overwrite=True)
-                self._failed.pop(folder, None)
+                self._left_out.pop(folder, None)
             except (ValueError, OSError, RuntimeError) as error:
-                self._failed[folder] = stamp
+                self._left_out[folder] = stamp
                 problems.append(f"{name} is not served: {error}")
         return problems
 

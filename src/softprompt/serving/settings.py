@@ -36,6 +36,14 @@ class Settings:
     """Seconds that a request may take, the sending of its answer included."""
     body_seconds: float = Field(default=15.0, gt=0)
     """Seconds in which a request's body must have arrived."""
+    stall_seconds: float = Field(default=30.0, gt=0)
+    """Seconds after which a connection is closed that sends no complete request head, or does not read its answer."""
+    max_connections: int = Field(default=1000, ge=1)
+    """Connections at a time; requests on further ones are refused (503)."""
+    max_pixels: int = Field(default=40_000_000, ge=1)
+    """Pixels of an image."""
+    max_texts: int = Field(default=16, ge=1)
+    """Answers (`n`) that a request for texts may ask for."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """Seconds that running requests have to end when the server stops."""
     reload_seconds: float = Field(default=2.0, ge=0)

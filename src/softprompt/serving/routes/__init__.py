@@ -1,0 +1,1 @@
+"""One file for each route. Each has `routes(service)`, which returns a router."""
