@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import openai
@@ -18,6 +19,8 @@ from softprompt.serving import Engine, Settings
 from softprompt.serving.server import BackgroundServer
 from softprompt.tasks.base import Task
 from tests.tiny.task import TASK, tiny_backbone
+from tests.tiny.vision import TASK as OF_IMAGES
+from tests.tiny.vision import vision_backbone
 
 STORY = sp.TextGeneration("{text}:", target=" {label}", max_new_tokens=8)
 CALM = sp.TextClassification(
@@ -28,7 +31,7 @@ AMOUNT = sp.Regression("{text}")
 TAGS = sp.TokenClassification(tags=["O", "NAME"])
 
 
-def prompt(backbone: CausalBackbone, task: Task, method: sp.PromptTuning, seed: int = 0) -> sp.TunedPrompt:
+def prompt(backbone: CausalBackbone, task: Task, method: Any, seed: int = 0) -> sp.TunedPrompt:
     """A prompt with random values: what a trained one is to a server."""
     generator = torch.Generator().manual_seed(seed)
     module = method.build(BuildContext(backbone.spec, generator=generator)).bake().requires_grad_(False)
@@ -82,10 +85,9 @@ def folder(prompts: Mapping[str, sp.TunedPrompt], tmp_path_factory: pytest.TempP
 def server(backbone: CausalBackbone, folder: Path) -> Iterator[BackgroundServer]:
     """One server of all prompts for every test that changes nothing in it."""
     settings = Settings(
+        max_wait_ms=10,
         reload_seconds=0,
         max_body_bytes=200_000,
-        body_seconds=0.5,
-        stall_seconds=1,
         max_characters=2000,
         max_request_rows=32,
     )
@@ -105,3 +107,10 @@ def http(server: BackgroundServer) -> Iterator[httpx2.Client]:
     """Requests as they are."""
     with httpx2.Client(base_url=server.address) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def of_images() -> sp.TunedPrompt:
+    """A prompt on a tower, which starts and ends without continuous batching: quickly."""
+    tower: Any = vision_backbone(dtype=torch.float32)
+    return prompt(tower, OF_IMAGES, sp.VPT(length=2), 1)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from softprompt.serving import (
     Settings,
 )
 from softprompt.serving.errors import StoppedError, TimedOutError
+from softprompt.serving.server import BackgroundServer
 from tests.serving.conftest import INPUTS, STORY, prompt
 from tests.tiny.language import WORDS
 from tests.tiny.task import ROWS, TASK
@@ -45,49 +45,54 @@ def run(backbone: CausalBackbone, body: Callable[[Engine], Awaitable[Any]], **se
     return asyncio.run(main())
 
 
+def shared(server: BackgroundServer, body: Callable[[Engine], Coroutine[Any, Any, Any]]) -> Any:
+    """The same with the engine that all tests share, which has all prompts."""
+    return server.call(body(server.engine))
+
+
 def sentence(draw: random.Random) -> str:
     return " ".join(draw.choices(WORDS, k=draw.randint(1, 6)))
 
 
-@pytest.mark.slow
 def test_rows_of_all_prompts_in_one_pass_are_answered_as_each_prompt_answers_alone(
-    backbone: CausalBackbone, prompts: Prompts
+    server: BackgroundServer, prompts: Prompts
 ) -> None:
     draw = random.Random(0)
     asked = [(name, INPUTS.get(name) or sentence(draw)) for name in SCORED for _ in range(3)]
     draw.shuffle(asked)
     passes: list[tuple[int, int, float]] = []
 
-    async def body(engine: Engine) -> list[Any]:
-        for name, tuned in prompts.items():
-            await engine.add(name, tuned)
-        engine.batches.append(lambda *told: passes.append(told))
-        return await asyncio.gather(*(engine.answer(name, [value]) for name, value in asked))
+    def watch(*told: Any) -> None:
+        passes.append(told)
 
-    for (name, value), answer in zip(asked, run(backbone, body, max_wait_ms=50), strict=True):
+    async def body(engine: Engine) -> list[Any]:
+        engine.batches.append(watch)
+        try:
+            return await asyncio.gather(*(engine.answer(name, [value]) for name, value in asked))
+        finally:
+            engine.batches.remove(watch)
+
+    for (name, value), answer in zip(asked, shared(server, body), strict=True):
         (alone,) = prompts[name].predict([value])
         assert_equal_up_to_rounding(answer.predictions[0], alone)
     assert max(rows for rows, _, _ in passes) > 1
     assert max(number for _, number, _ in passes) > 1
 
 
-@pytest.mark.slow
 def test_texts_of_all_prompts_are_those_that_each_prompt_writes_alone(
-    backbone: CausalBackbone, prompts: Prompts
+    server: BackgroundServer, prompts: Prompts
 ) -> None:
     draw = random.Random(1)
     asked = [(name, sentence(draw)) for name in WRITTEN for _ in range(4)]
     draw.shuffle(asked)
 
     async def body(engine: Engine) -> list[str]:
-        for name, tuned in prompts.items():
-            await engine.add(name, tuned)
         assert engine.describe(engine.registry["tale"])["lane"] == "continuous"
         assert engine.describe(engine.registry["prefix-story"])["lane"] == "grouped"
         requests = [await engine.open(name, value) for name, value in asked]
         return await asyncio.gather(*(request.text() for request in requests))
 
-    for (name, value), text in zip(asked, run(backbone, body), strict=True):
+    for (name, value), text in zip(asked, shared(server, body), strict=True):
         assert text == prompts[name].predict([value])[0]
 
 
@@ -190,21 +195,8 @@ def test_the_folder_is_followed_and_a_broken_prompt_leaves_the_others_and_its_fo
     run(backbone, body, folder=root, reload_seconds=0)
 
 
-@pytest.mark.slow
-def test_a_prompt_is_added_quickly_and_small(backbone: CausalBackbone, folder: Path) -> None:
-    async def body(engine: Engine) -> None:
-        await engine.add("first", folder / "mood")
-        begun = time.perf_counter()
-        for n in range(20):
-            await engine.add(f"mood{n}", folder / "mood")
-        assert time.perf_counter() - begun < 20  # a hundred times what it takes: a hang, not a race
-
-    run(backbone, body)
-
-
-@pytest.mark.slow
 def test_what_cannot_be_served_is_refused_in_plain_words(
-    backbone: CausalBackbone, prompts: Prompts, folder: Path, tmp_path: Path
+    server: BackgroundServer, backbone: CausalBackbone, prompts: Prompts, folder: Path, tmp_path: Path
 ) -> None:
     from tests.tiny.task import tiny_backbone
 
@@ -212,7 +204,6 @@ def test_what_cannot_be_served_is_refused_in_plain_words(
     prompt(other, TASK, sp.PromptTuning(length=2)).save(tmp_path / "other")
 
     async def body(engine: Engine) -> None:
-        await engine.add("mood", folder / "mood")
         with pytest.raises(sp.WrongBackboneError):
             await engine.add("other", tmp_path / "other")
         with pytest.raises(BadRequestError, match="another backbone object"):
@@ -237,7 +228,7 @@ def test_what_cannot_be_served_is_refused_in_plain_words(
         with pytest.raises(BadRequestError, match="no chat template"):
             await engine.open_chat(backbone.name, [{"role": "user", "content": "hi"}])
 
-    run(backbone, body)
+    shared(server, body)
     engine = Engine(backbone)
     with pytest.raises(PromptNotFoundError):
         asyncio.run(engine.answer("mood", ["a"]))
@@ -246,13 +237,10 @@ def test_what_cannot_be_served_is_refused_in_plain_words(
         asyncio.run(engine.answer("mood", ["a"]))
 
 
-@pytest.mark.slow
 def test_the_backbone_alone_can_be_asked_where_words_answer(
-    backbone: CausalBackbone, prompts: Prompts
+    server: BackgroundServer, backbone: CausalBackbone, prompts: Prompts
 ) -> None:
     async def body(engine: Engine) -> None:
-        for name, tuned in prompts.items():
-            await engine.add(name, tuned)
         (found,) = (await engine.answer("mood", ["the dog"], without_prompt=True)).predictions
         (alone,) = sp.fit(backbone, TASK, sp.ZeroShot(), ROWS, progress=False).predict(["the dog"])
         assert_equal_up_to_rounding(found, alone)
@@ -265,7 +253,7 @@ def test_the_backbone_alone_can_be_asked_where_words_answer(
         request = await engine.open("story", "the dog", without_prompt=True)
         assert isinstance(await request.text(), str)
 
-    run(backbone, body)
+    shared(server, body)
 
 
 @pytest.mark.slow
@@ -288,11 +276,9 @@ def test_a_full_queue_and_a_late_answer_are_errors_and_leave_nothing_behind(
     run(backbone, body, max_queue=4)
 
 
-@pytest.mark.slow
-def test_a_text_that_nobody_reads_on_is_ended(backbone: CausalBackbone, prompts: Prompts) -> None:
+def test_a_text_that_nobody_reads_on_is_ended(server: BackgroundServer, prompts: Prompts) -> None:
     async def body(engine: Engine) -> None:
         for name in ("story", "prefix-story"):
-            await engine.add(name, prompts[name])
             request = await engine.open(name, "the dog", Sampling(max_new_tokens=60))
             pieces = aiter(request)
             await anext(pieces)
@@ -301,14 +287,11 @@ def test_a_text_that_nobody_reads_on_is_ended(backbone: CausalBackbone, prompts:
             again = await engine.open(name, "the dog")
             assert await again.text() == prompts[name].predict(["the dog"])[0]
 
-    run(backbone, body)
+    shared(server, body)
 
 
-@pytest.mark.slow
-def test_sampling_stop_texts_and_log_probabilities(backbone: CausalBackbone, prompts: Prompts) -> None:
+def test_sampling_stop_texts_and_log_probabilities(server: BackgroundServer) -> None:
     async def body(engine: Engine) -> None:
-        await engine.add("story", prompts["story"])
-
         async def write(**how: Any) -> Any:
             request = await engine.open("story", "the film", Sampling(**how))
             return await request.text(), request
@@ -327,4 +310,4 @@ def test_sampling_stop_texts_and_log_probabilities(backbone: CausalBackbone, pro
         likeliest, _ = await write(temperature=1.0, top_k=1)
         assert likeliest == whole
 
-    run(backbone, body)
+    shared(server, body)

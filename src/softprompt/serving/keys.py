@@ -15,7 +15,6 @@ from typing import Annotated, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from softprompt.errors import explain
 from softprompt.serving.errors import NotAuthorisedError, PromptNotFoundError, QueueFullError
 
 
@@ -147,7 +146,11 @@ def read_keys(file: Path) -> Keyring:
     try:
         keys = _File.model_validate(content).keys
     except ValidationError as error:
-        raise ValueError(f"{file}: {explain(error)}") from None
+        # Not as other errors are told, with what was found: that may be a key.
+        told = [
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False)
+        ]
+        raise ValueError(f"{file}: " + "\n".join(told)) from None
     for what, values in (("name", [key.name for key in keys]), ("key", [key.digest for key in keys])):
         if len(set(values)) < len(values):
             raise ValueError(f"{file}: two keys have the same {what}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Coroutine
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -17,6 +17,8 @@ from softprompt.serving.engine import Engine
 from softprompt.serving.gate import LOOPBACK
 from softprompt.serving.keys import Keyring
 from softprompt.serving.settings import Settings
+
+T = TypeVar("T")
 
 _KEEP_ALIVE = 30  # seconds that an idle connection is kept
 
@@ -28,8 +30,9 @@ class Server(uvicorn.Server):
     engine      not started yet
     host, port  to listen on; port 0: a free one
     keys, hosts as `create_app` has them; `host` is one of the hosts unless it stands for all addresses
+    on_up       is called when prompts are loaded and requests are answered
 
-    Raises OSError for an address that cannot be had.
+    `address` is http://HOST:PORT. Raises OSError for an address that cannot be had.
     """
 
     def __init__(
@@ -40,11 +43,16 @@ class Server(uvicorn.Server):
         port: int = 8000,
         keys: Keyring | None = None,
         hosts: Collection[str] = LOOPBACK,
+        on_up: Callable[[], None] = lambda: None,
     ) -> None:
         settings = engine.settings
         own = [] if host in ("0.0.0.0", "::", "") else [host]
         self.socket = _bound(host, port)
+        name, number = self.socket.getsockname()[:2]
+        self.address = f"http://[{name}]:{number}" if ":" in name else f"http://{name}:{number}"
+        self.on_up = on_up
         self.up = threading.Event()
+        self.loop: asyncio.AbstractEventLoop | None = None
         super().__init__(
             uvicorn.Config(
                 create_app(engine, keys=keys, hosts=[*hosts, *own]),
@@ -59,19 +67,16 @@ class Server(uvicorn.Server):
             )
         )
 
-    @property
-    def address(self) -> str:
-        """http://HOST:PORT"""
-        host, port = self.socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
     def listen(self) -> None:
         """Serve until a signal."""
         self.run(sockets=[self.socket])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self.up.set()
+        if self.started:
+            self.on_up()
 
 
 class BackgroundServer:
@@ -93,6 +98,12 @@ class BackgroundServer:
     def address(self) -> str:
         """http://HOST:PORT"""
         return self.server.address
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """What a coroutine of the engine returns, run where the engine runs: `server.call(server.engine.add(name, tuned))`."""
+        if self.server.loop is None:
+            raise RuntimeError("the server does not run: use it in a with block")
+        return asyncio.run_coroutine_threadsafe(work, self.server.loop).result()
 
     def __enter__(self) -> BackgroundServer:
         self._thread.start()
