@@ -13,7 +13,7 @@ PARALLEL := -n logical --maxprocesses=4 --dist=worksteal
 override export TEXT := $(value TEXT)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint bench clean
+.PHONY: help setup demo serve test test-fast lint bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## Tune a prompt on a real model and print what it learned
 	@echo "The demo takes one to five minutes; the first one also fetches a model and its data (450 MB)" >&2
 	$(BIN)/python examples/demo.py $(if $(TEXT),"$$TEXT")
+
+serve: setup runs/demo/prompt/prompt.json  ## Serve the demo's prompt and two more over HTTP, on this machine alone
+	$(BIN)/python examples/serve.py
+	$(BIN)/softprompt serve runs/serve
+
+runs/demo/prompt/prompt.json: | setup
+	$(MAKE) demo
 
 test: setup  ## Run the whole suite, real models and the examples included
 	@echo "The whole suite takes five to ten minutes on two cores; the first time it also fetches models and data (1 GB)" >&2

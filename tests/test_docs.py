@@ -39,6 +39,7 @@ DOCUMENTS = (
     "docs/protocols.md",
     "docs/methods/words.md",
     "docs/methods/clip.md",
+    "docs/serving.md",
     "docs/studies.md",
 )
 
@@ -182,6 +183,24 @@ def test_the_demo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         runpy.run_path(str(ROOT / "examples" / "demo.py"), run_name="__main__")
     assert (tmp_path / "prompt" / "prompt.json").exists()
     assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+@pytest.mark.real
+def test_the_prompts_to_be_served_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import runpy
+
+    import softprompt as sp
+
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    demo = runpy.run_path(str(ROOT / "examples" / "demo.py"))
+    backbone = sp.load_backbone("smollm2-135m-instruct")
+    rows = [{"text": "It broke.", "label": label} for label in demo["TASK"].label_words]
+    sp.fit(backbone, demo["TASK"], sp.ManualPrompt(demo["MANUAL"]), rows).save(tmp_path / "demo")
+    monkeypatch.setattr(
+        sys, "argv", ["serve.py", "--demo", str(tmp_path / "demo"), "--output", str(tmp_path / "all")]
+    )
+    runpy.run_path(str(ROOT / "examples" / "serve.py"), run_name="__main__")
+    assert {path.name for path in (tmp_path / "all").iterdir()} == {"reviews", "reviews-by-hand", "reply"}
 
 
 @pytest.mark.real

@@ -61,6 +61,8 @@ def test_a_key_sees_its_prompts_alone(keyed: TestClient, backbone: CausalBackbon
     answer = keyed.post("/v1/prompts", json={"name": "mood"}, headers=bearer("web"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "permission_denied")
     assert keyed.delete("/v1/prompts/mood", headers=bearer("web")).status_code == 403
+    assert keyed.get("/metrics", headers=bearer("web")).status_code == 403
+    assert keyed.get("/metrics", headers=bearer("boss")).status_code == 200
 
 
 def test_too_many_requests_are_told_when_to_come_back(keyed: TestClient) -> None:

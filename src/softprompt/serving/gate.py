@@ -23,8 +23,8 @@ log = logging.getLogger("softprompt.serving")
 access_log = logging.getLogger("softprompt.serving.access")
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-OPEN_PATHS = ("/", "/health", "/ready")
-"""Paths that need no key. They say nothing about prompts or texts."""
+OPEN_PATHS = ("/health", "/ready")
+"""Paths that need no key and no right host: probes come by address. They say nothing about prompts or texts."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 _HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(:\d+)?")
@@ -110,7 +110,7 @@ class Gate:
             self._tell(scope, record)
 
     def _admit(self, scope: Scope, headers: Headers, record: RequestRecord) -> None:
-        if scope["path"] in OPEN_PATHS[1:]:  # probes come by address
+        if scope["path"] in OPEN_PATHS:
             return
         host = _HOST.fullmatch(headers.get("host", ""))
         name = host["name"].strip("[]").lower().rstrip(".") if host else ""
@@ -119,9 +119,8 @@ class Gate:
                 f"this server is not called {name[:128]!r}: start it with --allow-host {name[:128] or 'NAME'}",
                 param="host",
             )
-        if scope["path"] not in OPEN_PATHS:
-            record.caller = self.keys.caller(headers.get("authorization"))
-            record.caller.take_request()
+        record.caller = self.keys.caller(headers.get("authorization"))
+        record.caller.take_request()
 
     def _tell(self, scope: Scope, record: RequestRecord) -> None:
         route: Any = getattr(scope.get("route"), "path", "other")

@@ -72,6 +72,11 @@ class Caller:
     def may_manage(self) -> bool:
         return self.key is None or self.key.manage
 
+    @property
+    def is_restricted(self) -> bool:
+        """Whether there are prompts that it may not know of."""
+        return self.key is not None and "*" not in self.key.prompts
+
     def may_ask(self, name: str) -> bool:
         return self.key is None or any(fnmatchcase(name, pattern) for pattern in self.key.prompts)
 

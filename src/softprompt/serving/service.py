@@ -36,8 +36,7 @@ class Service:
         """The prompt of a request, if its key may ask it. Raises PromptNotFoundError."""
         record = record_of(request)
         record.caller.check(name)
-        restricted = record.caller.key is not None and record.caller.key.prompts != ("*",)
-        entry = self.engine.registry.find(name, hints=not restricted)
+        entry = self.engine.registry.find(name, hints=not record.caller.is_restricted)
         record.prompt = entry.name
         return entry
 

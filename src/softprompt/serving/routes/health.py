@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from softprompt.serving.errors import ServingError, StoppedError
-from softprompt.serving.service import Service
+from softprompt.serving.errors import NotAllowedError, ServingError, StoppedError
+from softprompt.serving.service import Service, record_of
 from softprompt.serving.trial import trial
 
 _TRIAL_LASTS = 5.0  # seconds; /ready needs no key, and must not be a way to keep the server busy
@@ -39,6 +39,8 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/metrics")
     async def metrics(request: Request) -> Response:
+        if record_of(request).caller.is_restricted:
+            raise NotAllowedError("this key may not read metrics: they name prompts that it may not ask")
         return PlainTextResponse(
             service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
