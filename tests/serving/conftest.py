@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ STORY = sp.TextGeneration("{text}:", target=" {label}", max_new_tokens=8)
 CALM = sp.TextClassification(
     "{soft:2} is {text} {soft} calm", labels={"good": " yes", "bad": " no not"}, calibrated=True
 )
+CHAT = sp.Chat(
+    chat_template="{% for m in messages %}{{ m.role }}\n{{ m.content }}<unk>\n{% endfor %}answer\n",
+    max_new_tokens=6,
+)
+ONE_OF = replace(STORY, choices=("a dog", "a dog and", "yes"))
 PAIR = sp.SequenceClassification("{text} {other}", labels=["same", "other", "third"])
 AMOUNT = sp.Regression("{text}")
 TAGS = sp.TokenClassification(tags=["O", "NAME"])
@@ -63,6 +69,8 @@ def prompts(backbone: CausalBackbone) -> Mapping[str, sp.TunedPrompt]:
         "story": prompt(backbone, STORY, sp.PromptTuning(length=4), 7),
         "tale": prompt(backbone, STORY, sp.PromptTuning(length=21), 8),
         "prefix-story": prompt(backbone, STORY, sp.PrefixTuning(length=4), 9),
+        "chat": prompt(backbone, CHAT, sp.PromptTuning(length=3), 10),
+        "one-of": prompt(backbone, ONE_OF, sp.PromptTuning(length=2), 11),
     }
 
 

@@ -72,6 +72,24 @@ def test_a_chat_with_a_prompt_is_one_message(client: openai.OpenAI, prompts: Pro
         client.chat.completions.create(model="tiny/llama", messages=[user])
 
 
+def test_a_prompt_of_chats_takes_a_conversation(
+    client: openai.OpenAI, http: httpx2.Client, prompts: Prompts
+) -> None:
+    turns: Any = [
+        {"role": "system", "content": "the old house"},
+        {"role": "user", "content": "the dog"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "the film"},
+    ]
+    answer = client.chat.completions.create(model="chat", messages=turns)
+    assert [answer.choices[0].message.content] == prompts["chat"].predict([{"messages": turns}])
+    developer: Any = [{**turns[0], "role": "developer"}, *turns[1:]]
+    again = client.chat.completions.create(model="chat", messages=developer)
+    assert again.choices[0].message == answer.choices[0].message
+    chosen = http.post("/v1/classify", json={"model": "one-of", "input": "the dog"}).json()["data"]
+    assert chosen == [{"index": 0, "text": prompts["one-of"].predict(["the dog"])[0]}]
+
+
 def test_streams_end_in_usage_and_done(client: openai.OpenAI, http: httpx2.Client, prompts: Prompts) -> None:
     expected = prompts["story"].predict(["the dog", "the film"])
     options: Any = {"include_usage": True}

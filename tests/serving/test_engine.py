@@ -96,29 +96,20 @@ def test_texts_of_all_prompts_are_those_that_each_prompt_writes_alone(
         assert text == prompts[name].predict([value])[0]
 
 
-def test_chats_and_choices_are_served_as_they_are_predicted(backbone: CausalBackbone) -> None:
-    template = "{% for m in messages %}{{ m.role }}\n{{ m.content }}<unk>\n{% endfor %}answer\n"
-    chat = sp.Chat(chat_template=template, max_new_tokens=6)
-    tuned = {
-        "chat": prompt(backbone, chat, sp.PromptTuning(length=3), 1),
-        "story": prompt(backbone, STORY, sp.PromptTuning(length=2), 2),
-        "one-of": prompt(backbone, replace(STORY, choices=("a dog", "a dog and", "yes")), sp.PromptTuning(length=2), 3),
-        "other": prompt(backbone, TASK, sp.PromptTuning(length=2), 4),
-    }  # fmt: skip
-
+def test_chats_and_choices_are_served_as_they_are_predicted(
+    server: BackgroundServer, prompts: Prompts
+) -> None:
     async def body(engine: Engine) -> list[Any]:
-        for name, one in tuned.items():
-            await engine.add(name, one)
         texts = [(await engine.open(name, "the old house")).text() for name in ("chat", "story")]
         alone = (await engine.open("chat", "the old house", without_prompt=True)).text()
-        answers = (engine.answer(name, ["the old house"]) for name in ("one-of", "other", "one-of"))
+        answers = (engine.answer(name, ["the old house"]) for name in ("one-of", "mood", "one-of"))
         return await asyncio.gather(*texts, alone, *answers)
 
-    said, story, alone, chosen, _, again = run(backbone, body, max_wait_ms=50)
-    assert said == tuned["chat"].predict(["the old house"])[0]
-    assert story == tuned["story"].predict(["the old house"])[0]
+    said, story, alone, chosen, _, again = shared(server, body)
+    assert said == prompts["chat"].predict(["the old house"])[0]
+    assert story == prompts["story"].predict(["the old house"])[0]
     assert isinstance(alone, str)
-    assert chosen.predictions == again.predictions == tuned["one-of"].predict(["the old house"])
+    assert chosen.predictions == again.predictions == prompts["one-of"].predict(["the old house"])
 
 
 @pytest.mark.slow
@@ -213,6 +204,9 @@ def test_what_cannot_be_served_is_refused_in_plain_words(
         for name in ("../mood", "", "a/b", ".hidden", "x" * 200, backbone.name):
             with pytest.raises(BadRequestError, match="is not allowed"):
                 await engine.add(name, folder / "mood")
+        drawn = prompt(backbone, replace(STORY, generation={"num_beams": 2}), sp.PromptTuning(length=2))
+        with pytest.raises(BadRequestError, match="num_beams"):
+            await engine.add("drawn", drawn)
         with pytest.raises(PromptNotFoundError, match="did you mean 'mood'"):
             await engine.answer("mod", ["the dog"])
         with pytest.raises(BadRequestError, match="answers with labels"):

@@ -160,7 +160,7 @@ class Registry:
         overwrite: bool = False,
     ) -> Entry:
         """Serve a prompt under a name. Raises BadRequestError for a name that is taken or not allowed, for another backbone
-        object, and for a backbone that the method changed."""
+        object, and for a task with options of `generate`."""
         if not _NAME.fullmatch(name) or (self.base is not None and name == self.base.name):
             raise BadRequestError(
                 f"the name {name[:128]!r} is not allowed: expected up to 128 letters, digits, '_', '.' and '-', beginning with"
@@ -170,6 +170,11 @@ class Registry:
         if tuned.backbone.model is not self.backbone.model:
             raise BadRequestError(
                 f"{name} is on another backbone object: load it with sp.load(folder, backbone), with the engine's backbone"
+            )
+        if given := getattr(tuned.task, "generation", None):
+            raise BadRequestError(
+                f"{name} writes with the options {dict(given)}, which a server would not follow: save it with generation={{}},"
+                " and let requests say temperature, top_p, top_k and seed"
             )
         entry = Entry(name, tuned, folder, stamp)
         with self._lock:

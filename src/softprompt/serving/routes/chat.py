@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: one message for a prompt, a conversation for a backbone with a chat template."""
+"""POST /v1/chat/completions: a conversation for prompts of chats and for the backbone, one message for other prompts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from softprompt.serving.requests import TextRequest
 from softprompt.serving.routes.texts import Form, answer, number_of_texts
 from softprompt.serving.service import Service
 from softprompt.serving.settings import Sampling
+from softprompt.tasks import Chat
 
 
 def routes(service: Service) -> APIRouter:
@@ -39,16 +40,24 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _open(service: Service, entry: Entry, body: ChatBody, sampling: Sampling) -> TextRequest:
+    # "developer" is OpenAI's later name of the role that chat templates call "system".
+    turns = [
+        {"role": "system" if one.role == "developer" else one.role, "content": one.text}
+        for one in body.messages
+    ]
     if entry is service.engine.registry.base:
-        messages = [{"role": one.role, "content": one.text} for one in body.messages]
-        return await service.engine.open_chat(body.model, messages, sampling)
+        return await service.engine.open_chat(body.model, turns, sampling)
+    task = entry.tuned.task
+    if isinstance(task, Chat) and task.format != "alpaca":
+        row = {task.columns.get(task.format, task.format): turns}
+        return await service.engine.open(body.model, row, sampling, without_prompt=body.without_prompt)
     if len(body.messages) != 1 or body.messages[0].role != "user":
         raise BadRequestError(
             f"{body.model} has a template of its own, which is filled with one text: send one message of the user"
             f" (found {len(body.messages)}: {', '.join(one.role for one in body.messages[:8])})",
             param="messages",
         )
-    (value,) = with_images(entry, [body.messages[0].text], service.settings)
+    (value,) = with_images(entry, [turns[0]["content"]], service.settings)
     return await service.engine.open(body.model, value, sampling, without_prompt=body.without_prompt)
 
 

@@ -64,6 +64,8 @@ def described(prediction: Any) -> Mapping[str, Any]:
                 "characters": list(prediction.characters),
                 "probability": prediction.probability,
             }
+        case str():  # one of the task's choices
+            return {"text": prediction}
         case list():
             return {"tags": prediction}
         case _:
