@@ -41,6 +41,9 @@ serve: setup runs/demo/prompt/prompt.json  ## Serve the demo's prompt and two mo
 runs/demo/prompt/prompt.json: | setup
 	$(MAKE) demo
 
+# Tests start many Python processes: each would compile the sources again where no byte code may be written.
+test test-fast: export PYTHONDONTWRITEBYTECODE :=
+
 test: setup  ## Run the whole suite, real models and the examples included
 	@echo "The whole suite takes five to ten minutes on two cores; the first time it also fetches models and data (1 GB)" >&2
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)

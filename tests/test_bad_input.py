@@ -340,6 +340,7 @@ def test_a_folder_that_holds_no_prompt_is_said(tmp_path: Path) -> None:
         load(tmp_path, tiny_backbone())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_said_with_what_differs(tmp_path: Path) -> None:
     fit(tiny_backbone(), TASK, METHOD, ROWS, folder=tmp_path, **SHORT)
     with pytest.raises(CheckpointError, match=r"of another run: .*steps is 2 in it and 3 now.*resume=False"):

@@ -75,6 +75,7 @@ def test_what_was_never_there_is_an_error(package: str) -> None:
         exec(f"from {package} import nothing_of_the_kind", {})  # noqa: S102
 
 
+@pytest.mark.slow
 def test_the_library_itself_uses_no_old_path() -> None:
     root = Path(__file__).parents[1]
     for file in [*root.glob("src/**/*.py"), *root.glob("examples/*.py"), *root.glob("benchmarks/*.py")]:

@@ -111,6 +111,7 @@ def naive_loss(tuned: TunedPrompt, row: dict[str, Any]) -> Tensor:
             return -(start[int(encoded.answer[0])] + end[int(encoded.answer[1])]) / 2
 
 
+@pytest.mark.slow
 @each_task
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 def test_loss_and_gradients_are_those_of_one_row_at_a_time(task: Task, packed: bool) -> None:

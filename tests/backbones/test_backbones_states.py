@@ -37,6 +37,7 @@ def pad(backbone: CausalBackbone) -> CausalBackbone:
     return CausalBackbone(backbone.model, backbone.tokenizer, name=backbone.name, packed=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_states_and_gradient_are_those_of_plain_concatenation(

@@ -105,6 +105,7 @@ def test_a_loaded_copy_predicts_what_the_saved_one_did(
     ) / 3
 
 
+@pytest.mark.slow
 @each_method
 def test_the_same_seed_trains_the_same_weights_and_the_callers_randomness_is_left_alone(
     method: Method,

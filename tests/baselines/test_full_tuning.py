@@ -17,6 +17,7 @@ SHORT: dict[str, Any] = {"steps": 2, "batch_size": 8, "learning_rate": 1e-3, "pr
 TEXTS = [row["text"] for row in ROWS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
 def test_every_weight_of_the_copy_moves_and_the_backbone_stays(
@@ -54,6 +55,7 @@ def test_the_copy_learns(tmp_path: Path) -> None:
     assert tuned.evaluate(ROWS)["accuracy"] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_tuned_weights_come_back_on_the_backbone_they_started_from(

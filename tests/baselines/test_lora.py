@@ -46,6 +46,7 @@ def random_lora(architecture: Architecture, **settings: Any) -> Any:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "settings"),
     [
@@ -111,6 +112,7 @@ def saved_config(folder: Path, **settings: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     [

@@ -93,6 +93,7 @@ def test_zero_shot_is_the_model_without_any_prompt(architecture: Architecture, b
     assert tuned.recipe["trained_parameters"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bos", [False, True], ids=["no-bos", "bos"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
 def test_a_manual_prompt_is_its_text_written_into_the_template(architecture: Architecture, bos: bool) -> None:

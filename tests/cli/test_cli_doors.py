@@ -26,6 +26,7 @@ def test_the_package_runs_as_a_module() -> None:
     assert done.stdout.strip() == softprompt("--version").stdout.strip()
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_read_files_in_other_encodings(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_bytes("text,label\nthé film,pos\na “good” book,neg\n".encode("cp1252"))

@@ -32,6 +32,7 @@ def test_two_commands_from_a_table_to_a_score(tmp_path: Path, monkeypatch: pytes
     assert "moods.yaml exists: give --overwrite" in " ".join(again.output.split())
 
 
+@pytest.mark.slow
 def test_two_commands_from_chats_to_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tokenizer = tiny_tokenizer()

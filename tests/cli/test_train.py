@@ -47,6 +47,7 @@ def test_the_result_stands_beside_the_majority_class_and_the_next_command(config
     assert f"softprompt predict {config.parent / 'run' / 'prompt'}" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_written_config_repeats_the_run_bit_identically(config: Path) -> None:
     first, second = config.parent / "first", config.parent / "second"
     as_json("train", config, "method.length=2", "--output", first, "--quiet")
@@ -90,6 +91,7 @@ def test_overwrite_trains_anew_instead_of_resuming_the_finished_run(config: Path
     assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 2
 
 
+@pytest.mark.slow
 def test_of_two_trainings_into_one_folder_the_second_is_told(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +177,7 @@ def test_no_resume_that_is_killed_itself_leaves_nothing_of_the_older_run(
     assert torch.equal(tensors_of(run), tensors_of(config.parent / "whole"))
 
 
+@pytest.mark.slow
 def test_the_last_good_prompt_of_a_run_that_diverged_is_kept_and_said(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +299,7 @@ def test_a_generation_task_runs_from_config_to_prediction(config: Path) -> None:
     assert isinstance(answer["text"], str)
 
 
+@pytest.mark.slow
 def test_a_prefix_lm_is_a_key_of_the_backbone_and_is_found_again(config: Path) -> None:
     run = config.parent / "run"
     assert as_json("train", config, "backbone.prefix_lm=true", "--output", run, "--quiet")["steps"] == 6

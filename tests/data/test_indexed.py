@@ -197,6 +197,7 @@ def fitted(rows: Any, folder: Path, method: Any = None, **settings: Any) -> sp.T
     return sp.fit(tiny_backbone(), TASK, method, rows, folder=folder, **settings)
 
 
+@pytest.mark.slow
 def test_many_rows_teach_what_few_do_and_a_run_of_an_earlier_version_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ def test_known_rows_give_the_states_and_gradients_of_the_whole(tower: Tower, lay
     assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "deberta-v2", "llama", "t5"])
 @pytest.mark.parametrize("reads", ["mean", "words"])
 def test_probes_of_text_are_the_same(family: str, reads: str) -> None:

@@ -53,6 +53,7 @@ def assert_untouched(
     assert not any("forward" in vars(module) for module in backbone.model.modules())
 
 
+@pytest.mark.slow
 @unlearned
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

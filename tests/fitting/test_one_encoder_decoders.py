@@ -99,6 +99,7 @@ def test_a_mixed_batch_gives_each_row_what_its_own_prompt_gives_it_alone() -> No
         assert_equal_up_to_rounding(answer, alone)
 
 
+@pytest.mark.slow
 @with_peft
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
 def test_peft_and_we_give_the_same_logits_both_ways(architecture: Seq2Seq, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def test_the_runs_of_a_study_have_their_ids(file: Path) -> None:
         assert runs.run_ids(file, full=True) == expected["full"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", runs.study_files(), ids=lambda file: file.stem)
 def test_the_ready_study_of_today_has_the_same_runs(file: Path) -> None:
     """The copies beside this file are as they were; the studies that people run have been written in new words."""

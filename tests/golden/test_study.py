@@ -15,6 +15,7 @@ from tests.golden.cases import HERE, STUDY, write_study_rows
 pytestmark = pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 
 
+@pytest.mark.slow
 def test_it_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = json.loads((HERE / "study.json").read_text(encoding="utf-8"))
     folder = studies.StudyFolder(shutil.copytree(HERE / "study", tmp_path / "study"))

@@ -46,6 +46,7 @@ def rows_of(pixels: Tensor, read: str) -> list[EncodedRow]:
 # --- the equations -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", ["prompts", "class", "mean"])
 @pytest.mark.parametrize("selection", ["row", "batch"])
 @pytest.mark.parametrize(("top", "before"), [(1, None), (3, None), (3, [7, 0, 2, 0, 1, 5])])

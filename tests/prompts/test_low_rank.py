@@ -11,6 +11,7 @@ from tests.prompts.against_naive import assert_equals_naive, built, moved, rows_
 from tests.tiny.task import tiny_backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("length", [1, 4])
 def test_outputs_and_gradients_are_those_of_the_formula(length: int, rank: int) -> None:

@@ -292,6 +292,7 @@ def test_an_encoder_learns_by_a_prefix_with_a_verbalizer_or_a_head(
     assert again.evaluate(WORDS) == tuned.evaluate(WORDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
 @pytest.mark.parametrize("method", [PTuningV2(length=3), PrefixTuning(length=3, hidden=8)], ids=["v2", "mlp"])
 def test_an_encoder_decoder_trains_three_prefixes(architecture: str, method: Any, tmp_path: Path) -> None:

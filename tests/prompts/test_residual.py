@@ -12,6 +12,7 @@ from tests.prompts.against_naive import assert_equals_naive, built, moved, rows_
 from tests.tiny.task import tiny_backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "one for each"])
 @pytest.mark.parametrize("length", [1, 4])
 def test_outputs_and_gradients_are_those_of_the_formula(length: int, shared: bool) -> None:

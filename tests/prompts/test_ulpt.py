@@ -18,6 +18,7 @@ def projected(method: ULPT, seed: int = 0) -> ProjectedTokens:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("length", [1, 4])
 def test_outputs_and_gradients_are_those_of_the_formula(length: int, rank: int) -> None:

@@ -136,6 +136,7 @@ def test_finished_runs_are_read_from_the_file_and_a_killed_study_resumes(
         sp.few_shot_runs(backbone, TASK, method, ROWS, ROWS[:4], file=file, **SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prompt-tuning", "dept"])
 def test_runs_start_from_a_source_prompt(tmp_path: Path, name: str) -> None:
     backbone = tiny_backbone()

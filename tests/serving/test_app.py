@@ -154,6 +154,7 @@ def test_the_backbone_alone_continues_a_text_and_answers_beside_a_prompt(
     assert bare["probabilities"] != tuned["probabilities"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("route", "body", "status", "said"),
     [

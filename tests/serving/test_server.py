@@ -121,11 +121,13 @@ def test_a_body_that_does_not_come_in_time(impatient: BackgroundServer) -> None:
     assert b"did not arrive within 0.2 seconds" in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", b"GET /v1/models HTTP/1.1\r\nx-slow: "])
 def test_a_head_that_does_not_come_in_time_is_given_up(impatient: BackgroundServer, sent: bytes) -> None:
     assert answer_to(impatient, sent) == b""
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_its_answers_is_given_up(impatient: BackgroundServer) -> None:
     with connected(impatient, receives=4096) as opened:
         opened.setblocking(False)
@@ -153,6 +155,7 @@ def test_a_text_ends_when_its_client_goes(server: BackgroundServer, name: str, s
             until(lambda: server.engine.under_way > 0)
 
 
+@pytest.mark.slow
 def test_many_connections_at_once(server: BackgroundServer) -> None:
     opened = [connected(server) for _ in range(200)]
     try:

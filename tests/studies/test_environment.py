@@ -13,6 +13,7 @@ CPU = torch.device("cpu")
 MIB = 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux starts the peak anew")
 def test_a_run_is_charged_with_what_it_adds_and_not_with_what_stood_there() -> None:
     kept = torch.ones(100 * MIB // 4)  # a backbone, say

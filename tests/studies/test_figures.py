@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from matplotlib.figure import Figure
 
 from softprompt.studies.drawing import Plot
@@ -84,6 +85,7 @@ def test_backbones_stand_where_their_size_is(tmp_path: Path) -> None:
     assert sorted(panel.lines[0].get_xdata()) == [10**6, 10**8]
 
 
+@pytest.mark.slow
 def test_no_condition_is_left_out_of_the_curves(tmp_path: Path) -> None:
     axes = {"method": {"prompts": {}}, "recipe.weight_decay": [i / 100 for i in range(11)]}
     plot = named(made_up(tmp_path, lambda run: ended(run, 0.5), axes=axes))["learning-curves"]

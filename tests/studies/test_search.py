@@ -113,6 +113,7 @@ def test_a_trial_of_optuna_has_one_seed() -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_search_finds_what_is_better_and_a_hopeless_trial_is_given_up(tmp_path: Path) -> None:
     study = write_study(
         tmp_path / "study.yaml",

@@ -57,6 +57,7 @@ def interrupt_once(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     monkeypatch.setattr(Watcher, "report", report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["noted", "report"])
 def test_no_evaluation_is_lost(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str

@@ -103,6 +103,7 @@ def test_runs_that_are_made_together_are_those_that_are_made_alone(alone: Path, 
     assert_same(alone, out, alone.parent / "out")
 
 
+@pytest.mark.slow
 def test_an_interrupted_batch_resumes(alone: Path, tmp_path: Path) -> None:
     class Stop(Silent):
         updates = 0

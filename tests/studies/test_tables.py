@@ -23,6 +23,7 @@ def written(folder: Any, name: str) -> list[dict[str, str]]:
     return list(csv.DictReader((place / name).read_text(encoding="utf-8").splitlines()))
 
 
+@pytest.mark.slow
 def test_costs_are_there_as_means_and_as_medians(tmp_path: Path) -> None:
     seconds = {0: 2.0, 1: 3.0, 2: 10.0}  # one run had the machine to share
     folder = made_up(
@@ -85,6 +86,7 @@ def test_what_was_chosen_is_a_file_too(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_confusions_of_every_data_set_are_a_file_and_on_the_page(tmp_path: Path) -> None:
     folder = made_up(
         tmp_path,

@@ -98,6 +98,7 @@ def test_full_tuning_adapts_a_copy_and_prompts_learn_too(
     assert all(torch.equal(tensor, given[name]) for name, tensor in backbone.model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_prompt_starts_on_the_adapted_model_as_on_any_other(family: str, tmp_path: Path) -> None:
     backbone = FAMILIES[family]()

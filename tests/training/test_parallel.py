@@ -75,6 +75,7 @@ def test_two_processes_end_where_one_does(tmp_path: Path, accumulation: int) -> 
     assert results[0]["evaluations"] > results[1]["evaluations"] == 0
 
 
+@pytest.mark.slow
 def test_the_main_process_writes_and_both_resume(tmp_path: Path) -> None:
     settings = {"steps": 6, "batch_size": 4}
     first = in_two_processes(settings, tmp_path, checkpoints=True)

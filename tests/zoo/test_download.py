@@ -21,6 +21,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
     return download(archive, target, folder / "lock", needed_by="little-words", progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("html", [False, True])
 def test_an_archive_is_found_in_the_index_that_pip_is_configured_with(
     registry: Registry, tmp_path: Path, html: bool

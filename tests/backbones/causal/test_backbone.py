@@ -101,6 +101,7 @@ def assert_same(
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * b.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_packed_rows_equal_plain_concatenation(architecture: str, layout: str) -> None:
@@ -109,6 +110,7 @@ def test_packed_rows_equal_plain_concatenation(architecture: str, layout: str) -
     assert_same(backbone, LAYOUTS[layout], virtual_tokens(backbone))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_prompts_of_different_lengths_in_one_batch_equal_each_alone(architecture: str) -> None:
     backbone = backbone_of(architecture)
@@ -143,6 +145,7 @@ def doubled_tanh(embeds: Tensor) -> Tensor:
     return 2 * torch.tanh(embeds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 def test_offsets_of_tokens_are_added_wherever_the_token_stands(packed: bool) -> None:
     backbone = backbone_of("gemma3_text")
@@ -360,6 +363,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(architecture: str) ->
     assert not any("forward" in vars(module) for module in backbone.model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
 def test_tied_and_untied_heads_are_scored_alike(architecture: str, tied: bool) -> None:
@@ -388,6 +392,7 @@ def test_the_gradient_reaches_the_prompt_after_an_evaluation_under_no_grad() -> 
     assert_same(backbone, FRONT, tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_padded_path_gives_the_same(architecture: str) -> None:
     backbone = backbone_of(architecture)

@@ -73,6 +73,7 @@ def assert_same(found: Tensor, expected: Tensor, leaves: Sequence[Tensor]) -> No
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * b.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("kind", ["offset", "token_offset", "prefix", "several prompts"])
 def test_every_kind_of_prompt_equals_one_row_at_a_time(kind: str, architecture: Architecture) -> None:

@@ -138,6 +138,7 @@ def test_a_model_that_cannot_be_packed_carries_a_prefix() -> None:
         assert found == [naive.greedy(backbone.model, row.context, prefix, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
 def test_prefixes_of_different_lengths_in_one_batch_equal_each_alone(
@@ -218,6 +219,7 @@ def test_beams_behind_a_prefix_are_the_same_on_both_paths() -> None:
     assert found == backbone.generate(ROWS, prompt, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_generation_behind_a_prefix_may_be_asked_for_without_a_cache_and_with_a_static_one(
     architecture: Architecture,

@@ -176,6 +176,7 @@ def test_towers_of_different_models_are_refused() -> None:
         DualBackbone(model, dual_tokenizer("clip"), RULE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dual", DUALS)
 def test_a_folder_is_loaded_with_its_tokenizer_and_its_image_processor(dual: Dual, tmp_path: Path) -> None:
     model = tiny_dual(dual, dtype=torch.float32)

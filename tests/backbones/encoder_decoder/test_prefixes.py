@@ -73,6 +73,7 @@ def naive_tokens(
     return torch.stack(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("architecture", SEQ2SEQ)
 def test_prefixes_of_all_three_attentions_equal_attention_written_out(
