@@ -34,6 +34,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING,
 )
 
 from softprompt import zoo
@@ -108,22 +110,23 @@ def _hears(config: PreTrainedConfig) -> bool:
 
 
 def _sees(config: PreTrainedConfig) -> bool:
-    return config.model_type in _VISION_TOWERS
+    return main_input(config) == "pixel_values" and not getattr(config, "is_encoder_decoder", False)
 
 
 def _compares(config: PreTrainedConfig) -> bool:
-    return config.model_type in ("clip", "siglip", "vision-text-dual-encoder")
+    return config.model_type in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.keys() | _ALSO_COMPARE
 
 
-_VISION_TOWERS = (
-    "vit",
-    "vit_mae",
-    "deit",
-    "dinov2",
-    "dinov2_with_registers",
-    "clip_vision_model",
-    "siglip_vision_model",
-)
+def main_input(config: PreTrainedConfig) -> str | None:
+    """What the plain model of a config reads, such as "pixel_values"; None: transformers has no such model."""
+    try:
+        kind = MODEL_MAPPING[type(config)]
+        return str((kind[0] if isinstance(kind, tuple) else kind).main_input_name)
+    except (KeyError, ImportError):  # a type from elsewhere, or one whose packages are not installed
+        return None
+
+
+_ALSO_COMPARE = {"vision-text-dual-encoder"}
 
 FAMILIES: tuple[Family, ...] = (
     Family("causal-lm", _is_causal, AutoModelForCausalLM, CausalBackbone, check=CausalBackbone.check),
@@ -137,8 +140,16 @@ FAMILIES: tuple[Family, ...] = (
         EncoderDecoderBackbone,
         check=EncoderDecoderBackbone.check,
     ),
-    Family("vision-encoder", _sees, AutoModel, VisionBackbone, images=True, words=False),
     Family("vision-language", _compares, AutoModel, DualBackbone, images=True, check=DualBackbone.check),
+    Family(
+        "vision-encoder",
+        _sees,
+        AutoModel,
+        VisionBackbone,
+        images=True,
+        words=False,
+        check=VisionBackbone.check,
+    ),
 )
 """A model belongs to the first of these that holds its config."""
 
@@ -374,5 +385,5 @@ def _family_of(config: PreTrainedConfig, name: str, prefix_lm: bool) -> Family:
             )
     raise ValueError(
         f"{name} is a model of type {config.model_type!r}, which belongs to no family that softprompt knows: "
-        f"{', '.join(family.name for family in FAMILIES)} (Llama, GPT-2, BERT, ViT, CLIP ...)"
+        f"{', '.join(dict.fromkeys(family.name for family in FAMILIES))} (Llama, GPT-2, BERT, ViT, CLIP ...)"
     )

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModel,
     BeitConfig,
     BertConfig,
@@ -93,3 +94,26 @@ def test_towers_with_parts_that_are_not_known_are_refused(vision: Any) -> None:
         ValueError, match=r"cannot be run here|otherwise than its own|is laid out otherwise|has .* layers"
     ):
         load_backbone(dual_of(vision), tokenizer=dual_tokenizer("vit-bert"), processor=RULE)
+
+
+LIKE_CLIP = {"chinese_clip": "vit-bert", "clipseg": "clip", "metaclip_2": "clip", "blip": "vit-bert"}
+
+
+@pytest.mark.parametrize("kind", LIKE_CLIP)
+def test_relatives_of_clip_are_taken_where_they_compare_as_they_do_themselves(kind: str) -> None:
+    tokenizer = dual_tokenizer(LIKE_CLIP[kind])  # type: ignore[arg-type]
+    reads = {
+        "hidden_size": 24, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 32,
+        "vocab_size": len(tokenizer), "max_position_embeddings": 20, "pad_token_id": 0, "bos_token_id": 1,
+        "eos_token_id": tokenizer("a")["input_ids"][-1],
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, text_config=reads, vision_config=SEES, projection_dim=16)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = AutoModel.from_config(config, dtype=torch.float64).eval()
+    backbone = load_backbone(model, tokenizer=tokenizer, processor=RULE)
+    texts = tuple(tuple(tokenizer(text)["input_ids"]) for text in ("a red house", "water"))
+    pixels = torch.rand(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = backbone.score([EncodedRow((), texts, media=one) for one in pixels], PromptOutput()).scores()
+    expected = [model(input_ids=torch.tensor([text]), pixel_values=pixels).logits_per_image for text in texts]
+    torch.testing.assert_close(found, torch.cat(expected, dim=1), rtol=1e-5, atol=1e-5)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase, SiglipTextModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.backbones.engine import (
     TreeCall,
@@ -64,7 +64,7 @@ class TextTower(Protocol):
 class CausalTexts:
     """The tower of CLIP, read at the last token, which must be the end-of-text token."""
 
-    model: CLIPTextModel
+    model: Any
     projection: nn.Module
     views: Views
     compiled: bool = False
@@ -111,7 +111,7 @@ class CausalTexts:
 class PaddedTexts:
     """The tower of SigLIP: texts are padded to T tokens, which all see each other, and are read at the last one."""
 
-    model: SiglipTextModel
+    model: Any
     pad: int
     views: Views
     compiled: bool = False
@@ -154,7 +154,8 @@ class PaddedTexts:
 
 @dataclass(frozen=True)
 class PooledTexts:
-    """The tower of BERT and its relatives: texts without padding, read by the encoder's pooler at their first token."""
+    """The tower of BERT and its relatives: texts without padding, read at their first token, by the encoder's pooler if it has
+    one."""
 
     encoder: MaskedBackbone
     pooler: nn.Module
@@ -204,7 +205,7 @@ def find_text_tower(
     tokenizer   its own
     projection  of pooled states to embeddings; None: the model has none
 
-    Raises ValueError for a model without a pooled state, and for a tokenizer of another model.
+    Raises ValueError for a model that is laid out otherwise, and for a tokenizer of another model.
     """
     table = table_of(model.get_input_embeddings())
     highest = max(tokenizer.get_vocab().values())
@@ -213,8 +214,9 @@ def find_text_tower(
             f"the tokenizer has ids up to {highest}, and the text tower's embedding table has {len(table)} rows: they are of"
             " different models; take the tokenizer that was saved with this model"
         )
-    if isinstance(model, CLIPTextModel):
-        assert projection is not None
+    is_read_at_end = hasattr(model, "final_layer_norm")  # as CLIP and SigLIP; a trial compares
+    pads = is_read_at_end and isinstance(getattr(model, "head", None), nn.Module)
+    if is_read_at_end and not pads and projection is not None:
         end = tokenizer("a")["input_ids"][-1]
         expected = model.config.eos_token_id
         # The configs of the first CLIP checkpoints say 2, whatever their end-of-text token is.
@@ -224,7 +226,7 @@ def find_text_tower(
                 " are of different models; take the tokenizer that was saved with this model"
             )
         return CausalTexts(model=model, projection=projection, views=_views(model))
-    if isinstance(model, SiglipTextModel):
+    if pads:
         if tokenizer.pad_token_id is None:
             raise ValueError(
                 "the tokenizer has no padding token, and SigLIP's texts are padded: it is not the model's own;"
@@ -232,9 +234,17 @@ def find_text_tower(
             )
         return PaddedTexts(model=model, pad=int(tokenizer.pad_token_id), views=_views(model))
     pooler = getattr(model, "pooler", None)
-    if not isinstance(pooler, nn.Module) or projection is None:
+    if projection is None:
         raise ValueError(
-            f"{type(model).__name__} has no pooler, and a dual encoder compares what its text tower's pooler gives: take"
-            " BERT, RoBERTa, or CLIP's text tower"
+            f"{type(model).__name__} has no projection, and is not laid out as that of SigLIP: take a dual encoder with the text"
+            " tower of CLIP, SigLIP, or BERT"
         )
-    return PooledTexts(encoder=MaskedBackbone(model, tokenizer), pooler=pooler, projection=projection)
+    reading = pooler if isinstance(pooler, nn.Module) else _First()
+    return PooledTexts(encoder=MaskedBackbone(model, tokenizer), pooler=reading, projection=projection)
+
+
+class _First(nn.Module):
+    """The state of the first token, which towers without a pooler are read at (Chinese CLIP)."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states[:, 0]  # (n, T, d) -> (n, d)

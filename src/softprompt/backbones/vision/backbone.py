@@ -24,6 +24,7 @@ from softprompt.backbones.vision.class_attention import ClassAttention, sorted_o
 from softprompt.backbones.vision.groups import first_layer, groups_of
 from softprompt.backbones.vision.processors import rules_of
 from softprompt.backbones.vision.tower import READS_PROMPTS, ImagePrompt, Tower, find_tower, tower_views
+from softprompt.backbones.vision.trial import check_tower
 from softprompt.images import POOLINGS, ImagePooling, ImageRule, ImageSetting, normalized
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
 
@@ -110,6 +111,10 @@ class VisionBackbone:
         if self._can_share is None:
             self._can_share = _can_share(self._tower_in("plain"), self._tower_in("beside"), self.name)
         return self._can_share
+
+    def check(self) -> None:
+        """Raise ValueError for a model that cannot be run with prompts, see `check_tower`."""
+        check_tower(self._tower_in("plain"), self.name)
 
     def _tower(self) -> Tower:
         """The tower that is run, of a view of the model as it is now."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -66,6 +66,7 @@ class Tower:
     pooler         the attention pooling of SigLIP; None: there is none
     checkpointing  whether layers are recomputed in backward
     reaches        whether its attention reads what stands beside the rows
+    masked         whether a layer is called with a mask behind the rows
     """
 
     model: PreTrainedModel
@@ -79,6 +80,7 @@ class Tower:
     pooler: nn.Module | None
     checkpointing: bool = False
     reaches: bool = False
+    masked: bool = True
 
     @property
     def front(self) -> int:
@@ -132,7 +134,8 @@ class Tower:
         if hasattr(embeddings, "random_masking"):  # MAE's, which drops three patches of four
             return _every_patch(embeddings, pixels, interpolate=asks)
         options = {"interpolate_pos_encoding": True} if asks else {}
-        rows: Tensor = embeddings(pixels, **options)
+        found = embeddings(pixels, **options)
+        rows: Tensor = found[0] if isinstance(found, tuple) else found  # Data2Vec also gives the grid
         return rows
 
     def insert(self, rows: Tensor, prompt: Tensor) -> Tensor:
@@ -226,7 +229,7 @@ class Tower:
         if joining is not None:
             rows = self.insert(rows, joining)
             inside += joining.shape[1]
-        rows = self.forwards[i](rows, None)
+        rows = self.forwards[i](rows, None) if self.masked else self.forwards[i](rows)
         if joining is not None and not stay:
             rows = self.remove(rows, joining.shape[1])
             inside -= joining.shape[1]
@@ -304,11 +307,15 @@ def find_tower(model: PreTrainedModel) -> Tower:
     if not layers or len(convolutions) != 1 or not isinstance(after, nn.Module):
         raise ValueError(
             f"{type(model).__name__} has {len(layers)} layers, {len(convolutions)} convolutions that make patches and"
-            f" {'a' if after else 'no'} last norm: expected those of ViT, DeiT, DINOv2, CLIP's or SigLIP's vision tower"
+            f" {'a' if after else 'no'} last norm: expected those of ViT, DeiT, MSN, I-JEPA, DINOv2, CLIP's or SigLIP's vision"
+            " tower"
         )
-    has_class = any(hasattr(embeddings, name) for name in ("cls_token", "class_embedding"))
+    first = getattr(
+        embeddings, "cls_token", getattr(embeddings, "class_embedding", None)
+    )  # (1, 1, d) or (d,)
     registers = getattr(embeddings, "register_tokens", None)
-    special = int(has_class) + int(hasattr(embeddings, "distillation_token"))
+    special = 0 if first is None else first.numel() // first.shape[-1]
+    special += int(hasattr(embeddings, "distillation_token"))
     return Tower(
         model=model,
         vision=vision,
@@ -319,7 +326,14 @@ def find_tower(model: PreTrainedModel) -> Tower:
         convolution=convolutions[0],
         special=special + (0 if registers is None else registers.shape[1]),
         pooler=getattr(vision, "head", None),
+        masked=_takes_a_mask(layers[0]),
     )
+
+
+def _takes_a_mask(layer: nn.Module) -> bool:
+    """Whether more than the rows may be given to a layer by position."""
+    own = signature(type(layer).forward).parameters.values()  # that of a view's layer is hidden by a wrapper
+    return sum(parameter.kind is Parameter.POSITIONAL_OR_KEYWORD for parameter in own) > 2
 
 
 def attention_of(layer: nn.Module) -> nn.Module:
