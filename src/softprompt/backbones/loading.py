@@ -114,13 +114,19 @@ def _sees(config: PreTrainedConfig) -> bool:
 
 
 def _compares(config: PreTrainedConfig) -> bool:
-    return config.model_type in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.keys() | _ALSO_COMPARE
+    known = MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.keys() | _ALSO_COMPARE
+    return config.model_type in known and not _is_classifier(config)
+
+
+def _is_classifier(config: PreTrainedConfig) -> bool:
+    """Whether it is a vision tower of a dual encoder with a head, which has no text tower."""
+    return any(name.endswith("ForImageClassification") for name in config.architectures or ())
 
 
 def main_input(config: PreTrainedConfig) -> str | None:
     """What the plain model of a config reads, such as "pixel_values"; None: transformers has no such model."""
     try:
-        kind = MODEL_MAPPING[type(config)]
+        kind: Any = MODEL_MAPPING[type(config)]
         return str((kind[0] if isinstance(kind, tuple) else kind).main_input_name)
     except (KeyError, ImportError):  # a type from elsewhere, or one whose packages are not installed
         return None
@@ -383,6 +389,11 @@ def _family_of(config: PreTrainedConfig, name: str, prefix_lm: bool) -> Family:
             raise ValueError(
                 f"{name} is of the family {family.name}: only a decoder can be read as a prefix LM"
             )
+    if _is_classifier(config) and config.model_type in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        raise ValueError(
+            f"{name} is the vision tower of a dual encoder with a head for its own classes: pass the tower alone,"
+            " load_backbone(model.vision_model, processor=...)"
+        )
     raise ValueError(
         f"{name} is a model of type {config.model_type!r}, which belongs to no family that softprompt knows: "
         f"{', '.join(dict.fromkeys(family.name for family in FAMILIES))} (Llama, GPT-2, BERT, ViT, CLIP ...)"

@@ -11,6 +11,8 @@ from transformers import (
     AutoModel,
     BeitConfig,
     BertConfig,
+    CLIPConfig,
+    CLIPForImageClassification,
     CLIPVisionConfig,
     Data2VecVisionConfig,
     DeiTConfig,
@@ -117,3 +119,13 @@ def test_relatives_of_clip_are_taken_where_they_compare_as_they_do_themselves(ki
     found = backbone.score([EncodedRow((), texts, media=one) for one in pixels], PromptOutput()).scores()
     expected = [model(input_ids=torch.tensor([text]), pixel_values=pixels).logits_per_image for text in texts]
     torch.testing.assert_close(found, torch.cat(expected, dim=1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_vision_tower_with_a_head_is_told_from_a_dual_encoder() -> None:
+    config = CLIPConfig(
+        vision_config=SEES, text_config={"hidden_size": 24, "vocab_size": 50, "eos_token_id": 2}
+    )
+    model = CLIPForImageClassification(config)
+    with pytest.raises(ValueError, match=r"pass the tower alone, load_backbone\(model.vision_model"):
+        load_backbone(model, processor=RULE)
+    assert load_backbone(model.vision_model, processor=RULE).spec.family == "vision-encoder"

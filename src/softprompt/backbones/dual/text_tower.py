@@ -236,8 +236,8 @@ def find_text_tower(
     pooler = getattr(model, "pooler", None)
     if projection is None:
         raise ValueError(
-            f"{type(model).__name__} has no projection, and is not laid out as that of SigLIP: take a dual encoder with the text"
-            " tower of CLIP, SigLIP, or BERT"
+            f"{type(model).__name__} has no projection, and is not laid out as that of SigLIP: take a dual encoder with the"
+            " text tower of CLIP, SigLIP, or BERT"
         )
     reading = pooler if isinstance(pooler, nn.Module) else _First()
     return PooledTexts(encoder=MaskedBackbone(model, tokenizer), pooler=reading, projection=projection)
