@@ -11,6 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 from transformers import (
+    ASTConfig,
+    ASTModel,
     BertForPreTraining,
     BertForTokenClassification,
     ElectraConfig,
@@ -44,6 +46,7 @@ from tests.tiny.language import (
     tiny_seq2seq,
     tiny_tokenizer,
 )
+from tests.tiny.vision import RULE
 
 
 def folder_of(path: Path, model: PreTrainedModel) -> Path:
@@ -236,9 +239,17 @@ def test_an_encoder_decoder_that_is_laid_out_otherwise_is_refused() -> None:
 
 
 def test_a_model_of_no_family_is_refused() -> None:
+    config = ASTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32)
+    with pytest.raises(
+        ValueError, match=r"is a model of type 'audio-spectrogram-transformer', which belongs to no fam"
+    ):
+        load_backbone(ASTModel(config), tokenizer=tiny_tokenizer())
+
+
+def test_a_vision_model_of_other_layers_is_refused_by_the_trial() -> None:
     model = SwinModel(SwinConfig(embed_dim=8, depths=[1], num_heads=[1], image_size=28, window_size=7))
-    with pytest.raises(ValueError, match="SwinModel is a model of type 'swin', which belongs to no family"):
-        load_backbone(model, tokenizer=tiny_tokenizer())
+    with pytest.raises(ValueError, match="SwinModel takes no prompts: it cannot be run layer by layer"):
+        load_backbone(model, processor=RULE)
 
 
 def test_a_type_that_transformers_does_not_know_is_an_error_with_its_name(tmp_path: Path) -> None:

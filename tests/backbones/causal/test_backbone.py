@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt import SoftpromptWarning
+from softprompt import SoftpromptWarning, load_backbone
 from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.outputs import EncodedRow, PromptOutput
 from tests.naive import causal as naive
+from tests.tiny.architectures import tiny_model
 from tests.tiny.language import ARCHITECTURES, WINDOW, tiny_causal_lm, tiny_tokenizer
 
 P = 5
@@ -329,6 +330,17 @@ def test_a_static_cache_gives_the_same_words(architecture: str) -> None:
     padded = CausalBackbone(backbone.model, backbone.tokenizer, packed=False)
     expected = padded.generate(rows, prompt, eos_token_id=-1, **greedy)
     assert padded.generate(rows, prompt, eos_token_id=-1, cache_implementation="static", **greedy) == expected
+
+
+def test_a_model_whose_generate_takes_no_embeddings_is_refused_with_that_reason() -> None:
+    model = tiny_model("openai-gpt")
+    backbone = load_backbone(model, tokenizer=tiny_tokenizer())
+    with pytest.raises(
+        ValueError, match="cannot generate: transformers' generate takes token ids alone for this"
+    ):
+        backbone.generate(
+            SINGLE, PromptOutput(tokens=torch.zeros(1, 2, backbone.spec.width)), max_new_tokens=2
+        )
 
 
 def test_generation_refuses_what_a_filled_cache_cannot_do() -> None:

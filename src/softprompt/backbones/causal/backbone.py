@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.backbones.base import BackboneSpec, known_states
-from softprompt.backbones.causal.generation import Way, generate, try_generating
+from softprompt.backbones.causal.generation import GenerationError, Way, generate, try_generating
 from softprompt.backbones.causal.key_values import key_value_shapes, own_key_values, warn_of_windows
 from softprompt.backbones.causal.lengths import grouped, lengths_of, score_in_groups, states_in_groups
 from softprompt.backbones.causal.padded import padded_logits, padded_states
@@ -289,12 +289,13 @@ class CausalBackbone:
             rows = [EncodedRow((3, 4, 5)), EncodedRow((5, 4, 3, 4, 3))]
             # The trial's rows are read one way, whatever those of a prefix LM are.
             runner = replace(self._runner, both_ways=False)
-            self._way = try_generating(runner, self.tokenizer, rows, self.packed)
-        if self._way is None:
-            raise ValueError(
-                f"{self.name} cannot generate: transformers' generate does not continue a text as the model's own logits"
-                " say. Score answers instead (a task with labels), or take another model"
-            )
+            try:
+                self._way = try_generating(runner, self.tokenizer, rows, self.packed)
+            except GenerationError as reason:
+                raise ValueError(
+                    f"{self.name} cannot generate: {reason}. Score answers instead (a task with labels), or take another"
+                    " model"
+                ) from reason
         return self._way
 
     def _continue(

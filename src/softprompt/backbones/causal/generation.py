@@ -43,17 +43,20 @@ Way = Literal["packed", "padded", "by length"]
 @torch.no_grad()
 def try_generating(
     runner: PackedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[EncodedRow], packed: bool
-) -> Way | None:
-    """The first way that continues rows of different lengths as the plain model's logits say; None: there is none.
+) -> Way:
+    """The first way that continues rows of different lengths as the plain model's logits say.
 
     runner     the model
     tokenizer  the model's own
     rows       of different lengths, without virtual tokens
     packed     whether rows can be packed
+
+    Raises GenerationError, with the reason, if there is none.
     """
     options: dict[str, Any] = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False}
     options |= {"num_beams": 1, "num_return_sequences": 1}
     options |= {"return_dict_in_generate": True, "output_logits": True}
+    reason = "transformers' generate does not continue a text as the model's own logits say"
     ways: tuple[Way, ...] = ("packed", "padded", "by length") if packed else ("padded", "by length")
     for way in ways:
         groups = [[row] for row in rows] if way == "by length" else [list(rows)]
@@ -62,9 +65,20 @@ def try_generating(
         try:
             if all(_continues(runner, tokenizer, group, options, way, half) for group in groups):
                 return way
-        except TRIAL_ERRORS:
-            continue
-    return None
+        except TRIAL_ERRORS as error:
+            if way == ways[-1]:  # each row by itself: what fails there is no matter of batches
+                reason = _said(error)
+    raise GenerationError(reason)
+
+
+class GenerationError(Exception):
+    """Transformers' generate does not go on from embeddings of this model."""
+
+
+def _said(error: Exception) -> str:
+    if "inputs_embeds" in str(error):
+        return "transformers' generate takes token ids alone for this class, and a prompt is no token"
+    return f"transformers' generate fails on its embeddings ({type(error).__name__}: {error})"
 
 
 def _continues(
