@@ -35,13 +35,15 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
 )
 
 from softprompt import load_backbone
 from softprompt.backbones.causal import CausalBackbone
+from softprompt.backbones.loading import main_input
 from softprompt.backbones.masked import MaskedBackbone
 from softprompt.files import write_text
 from softprompt.outputs import EncodedRow, PromptOutput
@@ -55,7 +57,7 @@ from tests.tiny.encoders import encoder_tokenizer
 from tests.tiny.language import tiny_tokenizer
 from tests.tiny.vision import RULE
 
-LARGEST = 3_000_000  # parameters
+LARGEST = 12_000_000  # parameters
 FOUND = Path(__file__).with_suffix(".json")
 Results = dict[str, Any]
 SIZES: dict[str, Any] = {
@@ -82,7 +84,9 @@ def small(kind: str, auto: Any) -> Any:
     first = SIZES if auto is AutoModelForCausalLM else dense
     if auto is AutoModelForMaskedLM:
         first = first | {"vocab_size": len(encoder_tokenizer())}
-    for sizes in (first, SIZES | {"num_key_value_heads": 4}, {"num_key_value_heads": 4}):
+    headless = {name: value for name, value in SIZES.items() if name != "head_dim"}
+    wider = SIZES | {"hidden_size": 64, "head_dim": 16}  # a quarter of a head is turned in StableLM
+    for sizes in (first, SIZES | {"num_key_value_heads": 4}, headless, wider, {"num_key_value_heads": 4}):
         for without in ((), ("num_key_value_heads",), ("num_hidden_layers", "num_attention_heads")):
             try:
                 with torch.device("meta"):
@@ -205,6 +209,14 @@ def tower(kind: str, auto: Any) -> Any:
     return None
 
 
+def sees(kind: str) -> bool:
+    """Whether the plain model of a type reads images and nothing else."""
+    try:
+        return main_input(AutoConfig.for_model(kind)) == "pixel_values"
+    except Exception:
+        return False
+
+
 def vision(model: Any) -> list[str]:
     """Whether it loads by itself, and whether as the tower of a dual encoder; the trials at loading judge."""
     return [
@@ -218,6 +230,40 @@ def vision(model: Any) -> list[str]:
     ]
 
 
+def pair(kind: str, auto: Any) -> Any:
+    """A small dual encoder, or None."""
+    reads = {
+        "hidden_size": 24, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 32,
+        "vocab_size": len(tokenizer_for(kind)), "max_position_embeddings": 20, "pad_token_id": 0, "bos_token_id": 1,
+        "eos_token_id": tokenizer_for(kind)("a")["input_ids"][-1],
+    }  # fmt: skip
+    for sizes in (
+        reads,
+        reads | {"hidden_size": SEES["hidden_size"], "projection_size": SEES["hidden_size"]},
+    ):
+        try:
+            config = AutoConfig.for_model(kind, text_config=sizes, vision_config=SEES, projection_dim=16)
+            with torch.device("meta"):
+                probe = auto.from_config(config)
+            if sum(p.numel() for p in probe.parameters()) < LARGEST:
+                return auto.from_config(config, dtype=torch.float64).eval()
+        except Exception:
+            continue
+    return None
+
+
+def tokenizer_for(kind: str) -> Any:
+    if kind.startswith("siglip"):
+        return dual_tokenizer("siglip")
+    return dual_tokenizer("clip" if kind in ("clip", "clipseg", "metaclip_2", "tipsv2") else "vit-bert")
+
+
+def dual(model: Any) -> list[str]:
+    """The trial at loading compares scores with the model's own."""
+    tokenizer = tokenizer_for(model.config.model_type)
+    return [outcome(lambda: load_backbone(model, tokenizer=tokenizer, processor=RULE), "equal")]
+
+
 TABLES = {
     "Causal language models": (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, AutoModelForCausalLM, causal, ("shares the prompt", *CHECKS),
@@ -225,8 +271,9 @@ TABLES = {
     "Masked language models": (MODEL_FOR_MASKED_LM_MAPPING_NAMES, AutoModelForMaskedLM, masked, ("packed", "scores")),
     "Encoder-decoders": (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, AutoModelForSeq2SeqLM, seq2seq, ("scores",)),
     "Vision encoders": (
-        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, AutoModel, vision, ("alone", "as a tower of VisionTextDualEncoder"),
+        {kind: name for kind, name in MODEL_MAPPING_NAMES.items() if sees(kind)}, AutoModel, vision, ("alone", "as a tower of VisionTextDualEncoder"),
     ),
+    "Dual encoders": (MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES, AutoModel, dual, ("scores",)),
 }  # fmt: skip
 
 
@@ -243,7 +290,7 @@ def row_of(kind: str, title: str) -> list[str] | None:
     """The cells of a type; None: it does not build."""
     _, auto, check, columns = TABLES[title]
     try:
-        model = (tower if check is vision else small)(kind, auto)
+        model = {vision: tower, dual: pair}.get(check, small)(kind, auto)
         return None if model is None else check(model)
     except ValueError as error:
         cell = f"refused: {short(error)}"
