@@ -80,6 +80,7 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_computed(
         (("--file", rows, "--output", tmp_path / "x.txt"), "ends in .csv, .jsonl, .parquet"),
         (("a text", "--output", tmp_path / "x.csv"), "give them with --file"),
         (("--file", rows, "--output", tmp_path / "x.csv"), "the rows have a column 'prediction'"),
+        (("--file", rows, "--output", tmp_path / "y" / ".." / "rows.jsonl"), "the file that is read"),
     ):
         result = softprompt("predict", trained, *arguments, *CPU)
         assert result.exit_code == 1

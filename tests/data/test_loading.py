@@ -139,8 +139,9 @@ def test_a_subsample_is_the_same_for_the_same_seed_and_keeps_the_order():
     assert first != subsample(ROWS, 10, seed=4)
     places = [ROWS.index(row) for row in first]
     assert places == sorted(set(places))
-    with pytest.raises(ValueError, match="n=0"):
-        subsample(ROWS, 0, seed=0)
+    for wrong in (0, 1.5, True):
+        with pytest.raises(ValueError, match=f"the number of rows is {wrong}: expected a whole number"):
+            subsample(ROWS, wrong, seed=0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("n", "expected"), [(3, {"a": 1, "b": 2}), (10, {"a": 3, "b": 7}), (1, {"b": 1})])

@@ -271,7 +271,8 @@ TABLES = {
     "Masked language models": (MODEL_FOR_MASKED_LM_MAPPING_NAMES, AutoModelForMaskedLM, masked, ("packed", "scores")),
     "Encoder-decoders": (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, AutoModelForSeq2SeqLM, seq2seq, ("scores",)),
     "Vision encoders": (
-        {kind: name for kind, name in MODEL_MAPPING_NAMES.items() if sees(kind)}, AutoModel, vision, ("alone", "as a tower of VisionTextDualEncoder"),
+        {kind: name for kind, name in MODEL_MAPPING_NAMES.items() if sees(kind)}, AutoModel, vision,
+        ("alone", "as a tower of VisionTextDualEncoder"),
     ),
     "Dual encoders": (MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES, AutoModel, dual, ("scores",)),
 }  # fmt: skip

@@ -89,6 +89,8 @@ def predict(
         if output is not None:
             if file is None:
                 raise ValueError("--output needs rows: give them with --file")
+            if output.resolve() == file.resolve():
+                raise ValueError(f"--output is {file}, the file that is read: give another name")
             check_suffix(output)
         options = _options(generation)
         words = [] if file is not None else _lines() if not texts or texts == ["-"] else texts

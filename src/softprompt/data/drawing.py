@@ -17,8 +17,8 @@ def subsample(rows: Sequence[RowT], n: int, seed: int, stratify: str | None = No
     stratify: a column whose values keep their shares (largest remainders, ties by order of appearance).
     Raises ValueError for n < 1, or if a row lacks the column.
     """
-    if n < 1:
-        raise ValueError(f"n={n}: expected 1 row or more")
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"the number of rows is {n!r}: expected a whole number, 1 or more")
     if n >= len(rows):
         return list(rows)
     if stratify is None:

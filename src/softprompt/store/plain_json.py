@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import math
@@ -59,10 +60,11 @@ def dumps(value: Any) -> bytes:
 def parse_object(content: bytes, name: str, *, ours: bool = False) -> dict[str, Any]:
     """The JSON object that the file `name` holds; raises PromptFileError if it holds none.
 
-    ours: written by this library, so that a repeated key or a byte order mark is damage
+    ours: written by this library, so that a byte order mark is damage. A key that stands twice always is: two programs
+    would read two things in it
     """
     try:
-        value = parse_json(content) if ours else json.loads(content)
+        value = parse_json(content if ours else content.removeprefix(codecs.BOM_UTF8))
     # ValueError: no JSON, no UTF-8, or an integer with thousands of digits; RecursionError: thousands of brackets
     except (ValueError, RecursionError) as error:
         raise PromptFileError(
