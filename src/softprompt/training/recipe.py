@@ -93,6 +93,10 @@ class Recipe:
     greater_is_better: Annotated[bool, LATER] = True
     """Whether a higher main metric is better; false for an error or a perplexity."""
 
+    head_first: Annotated[bool, LATER] = False
+    """Fit a task's head before the first step, on states that the initial prompt gives, and train it on at a tenth of its
+    rate: training begins at a probe of the frozen backbone. The start counts among the evaluations."""
+
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest row in tokens, virtual tokens and answer included; none: what the backbone can read."""
 
@@ -178,6 +182,7 @@ class RecipeSettings(TypedDict, total=False):
     epochs: float | None
     main_metric: str | None
     greater_is_better: bool
+    head_first: bool
     max_tokens: int | None
 
 
