@@ -31,7 +31,7 @@ from softprompt.store.identity import identity_of, named_settings, settings_of
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.tasks.room import Room
 from softprompt.training.callbacks import Callback
-from softprompt.training.checkpoint import begun_on, rows_identity
+from softprompt.training.checkpoint import begun_with, rows_identity
 from softprompt.training.progress import Progress
 from softprompt.training.recipe import Recipe
 from softprompt.training.run import Run, TrainingResult
@@ -195,7 +195,7 @@ class PreparedRun:
         )
         evaluated = bool(self.data.validation)
         fitted = self.recipe.head_first and self.head is not None and self.start is None
-        if fitted and not (resume and folder is not None and begun_on(Path(folder))):
+        if fitted and not (resume and folder is not None and begun_with(Path(folder))):
             self._fit_head()
         return Run(
             parameters=self.parameters,
