@@ -52,12 +52,11 @@ def within_budget(prepared: PreparedRun, folder: str | Path | None) -> PreparedR
         found.evaluation_interval,
     )
     if found.steps < _FEW:
-        warn_of(
-            [
-                f"a budget of {recipe.budget:.0f} seconds is enough for {found.steps} steps of {step:.2g} seconds on this "
-                "machine: a prompt seldom learns much in so few"
-            ]
+        sentence = (
+            f"a budget of {recipe.budget:.0f} seconds is enough for {found.steps} steps of {step:.2g} seconds on this machine: a"
+            " prompt seldom learns much in so few"
         )
+        warn_of([sentence])
     return replace(prepared, recipe=found)
 
 

@@ -98,7 +98,8 @@ class Recipe:
     """Times over the training rows, instead of `steps`; a run turns it into steps, and saves these."""
 
     budget: Annotated[float | None, BeforeValidator(_in_seconds), LATER] = Field(default=None, gt=0)
-    """Seconds for the whole run, or "90s", "5m", "1h", instead of `steps`; a trial turns it into steps once, and a run saves these."""
+    """Seconds for the whole run, or "90s", "5m", "1h", instead of `steps`; a trial turns it into steps once, and a run saves
+    these."""
 
     main_metric: Annotated[str | None, LATER] = None
     """The validation metric that decides which tensors are best; none: the task's own."""
