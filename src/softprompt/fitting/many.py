@@ -199,6 +199,10 @@ def check_together(runs: Sequence[tuple[Method, Recipe]]) -> None:
                     f"runs take their steps together, so that {name} must be the same in all recipes: it is {expected} in "
                     f"run 0 and {given} in run {number}"
                 )
+        if recipe.budget is not None:
+            raise ValueError(
+                f"run {number} has a budget, which a trial of one run turns into steps: give steps, or use fit"
+            )
         if recipe.trackers:
             raise ValueError(
                 f"run {number} has trackers {list(recipe.trackers)}, which follow one run at a time: leave them out (the "

@@ -17,6 +17,7 @@ from softprompt.data import Rows
 from softprompt.errors import TrainingDiverged, shown
 from softprompt.evaluation import Metrics
 from softprompt.features.cache import FeatureCache
+from softprompt.fitting.budget import within_budget
 from softprompt.fitting.preparation import Data, PreparedRun, check_arguments, prepare
 from softprompt.fitting.resuming import as_begun
 from softprompt.model import HeadModel, WordModel
@@ -138,6 +139,8 @@ def fit_data(
     backbone, data = as_begun(given, data, [folder] if resume else [])
     features = features if backbone is given else None
     prepared = prepare(backbone, task, method, recipe, data, start=start, features=features, metrics=metrics)
+    if recipe.budget is not None and prepared.parameters:
+        prepared = within_budget(prepared, folder if resume else None)
     judged: Mapping[str, Any] = {}
     if not prepared.parameters:
         tuned = _searched(prepared, progress)

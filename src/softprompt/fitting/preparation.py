@@ -21,6 +21,7 @@ from softprompt.features.cache import FeatureCache
 from softprompt.features.encoded import FrozenPart, encoded_rows
 from softprompt.features.encodings import Encodings
 from softprompt.features.lazy import LazilyEncoded
+from softprompt.fitting import head_first
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
 from softprompt.prompts import BuildContext, Method, PromptModule
@@ -30,7 +31,7 @@ from softprompt.store.identity import identity_of, named_settings, settings_of
 from softprompt.tasks.base import Task, TaskEncoder
 from softprompt.tasks.room import Room
 from softprompt.training.callbacks import Callback
-from softprompt.training.checkpoint import rows_identity
+from softprompt.training.checkpoint import begun_with, rows_identity
 from softprompt.training.progress import Progress
 from softprompt.training.recipe import Recipe
 from softprompt.training.run import Run, TrainingResult
@@ -167,6 +168,8 @@ class PreparedRun:
         groups = [group for group in groups if group["params"]]
         if self.head is not None:
             usual = self.method.head_learning_rate(self.backbone.spec) if groups else self.peak
+            if self.recipe.head_first:
+                usual *= head_first.RATE
             rate = self.recipe.head_learning_rate or usual
             groups.append({"params": [*self.head.parameters()], "lr": rate})
         return groups
@@ -191,6 +194,9 @@ class PreparedRun:
             "%s: %d trained parameters", self.method.name, sum(p.numel() for p in self.parameters.values())
         )
         evaluated = bool(self.data.validation)
+        fitted = self.recipe.head_first and self.head is not None and self.start is None
+        if fitted and not (resume and folder is not None and begun_with(Path(folder))):
+            self._fit_head()
         return Run(
             parameters=self.parameters,
             groups=self.groups(),
@@ -207,6 +213,19 @@ class PreparedRun:
             tallies={f"prompt.{name}": tally for name, tally in tallies_of(self.module).items()},
             number=number,
             callbacks=callbacks,
+            judge_start=fitted and evaluated,
+        )
+
+    def _fit_head(self) -> None:
+        assert self.head is not None
+        head_first.fit_head(
+            self.head,
+            self.model,
+            self.encoder,
+            self.encoded("train"),
+            self.encoded("validation") if self.data.validation else (),
+            seed=self.recipe.seed,
+            batch_size=self.recipe.batch_size,
         )
 
     def facts(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from softprompt.backbones.base import Backbone
 from softprompt.features.encodings import Encodings
 from softprompt.fitting.preparation import Data
 from softprompt.store.identity import reading_as_before
-from softprompt.training.checkpoint import begun_on
+from softprompt.training.checkpoint import begun_with
 
 
 def as_begun(backbone: Backbone, data: Data, folders: Sequence[str | Path | None]) -> tuple[Backbone, Data]:
@@ -19,7 +19,9 @@ def as_begun(backbone: Backbone, data: Data, folders: Sequence[str | Path | None
     Warns with SoftpromptWarning where these are not the pixels of a new run.
     """
     for folder in folders:
-        digest = None if folder is None else begun_on(Path(folder)).get("tokenizer_digest")
+        digest = (
+            None if folder is None else begun_with(Path(folder)).get("backbone", {}).get("tokenizer_digest")
+        )
         if digest is not None:
             as_it_was = reading_as_before(backbone, digest, f"the run in {folder} was begun")
             # Rows that other runs share were encoded with other pixels.

@@ -235,12 +235,12 @@ def load_checkpoint(
     )
 
 
-def begun_on(folder: Path) -> dict[str, Any]:
-    """The facts about the backbone in a folder's checkpoint, see `run_identity`; empty if nothing can be read."""
+def begun_with(folder: Path) -> dict[str, Any]:
+    """What a folder's checkpoint says of its run, see `run_identity`; empty if nothing can be read."""
     try:
         with safe_open(folder / FILE, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["facts"])
-        return dict(facts["identity"]["backbone"])
+        return dict(facts["identity"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return {}  # `load_checkpoint` will say what is wrong
 

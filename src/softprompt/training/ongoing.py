@@ -90,6 +90,8 @@ class OngoingRun:
         self._order = _batches_from(self.state.step, len(run.rows), run.recipe)
         self._watcher.begin(run.recipe.steps, self.state.step)
         self._began = True
+        if run.judge_start and self.state.step == 0:
+            self._judge_start()
 
     def next_step(self) -> Step:
         """The rows and the seed of the next step; both depend on recipe and step alone."""
@@ -221,17 +223,31 @@ class OngoingRun:
             broadcast_object_list(wanted)
         self._stopping = self._stopping or wanted[0]
 
+    def _judge_start(self) -> None:
+        """Keep the initial tensors as the best so far."""
+        state, metrics = self.state, self._metrics()
+        if metrics is not None and not math.isnan(metrics[str(self.run.main_metric)]):
+            state.best = {name: p.detach().clone() for name, p in self.run.parameters.items()}
+            state.best_step, state.best_metric = 0, metrics[str(self.run.main_metric)]
+
+    def _metrics(self) -> dict[str, float] | None:
+        """The metrics of the current tensors, the same on every process; None: nothing is evaluated."""
+        metrics = _metrics(self.run.evaluate, self.accelerator)
+        if metrics is not None and self.run.main_metric not in metrics:
+            raise ValueError(
+                f"the evaluation has no metric {self.run.main_metric!r}; it has {sorted(metrics)}"
+            )
+        return metrics
+
     def _evaluate(self) -> None:
         """Note and report the metrics of the current tensors, and keep these if they are the best so far."""
         state, main_metric = self.state, self.run.main_metric
-        metrics = _metrics(self.run.evaluate, self.accelerator)
+        metrics = self._metrics()
         is_best = False
         if metrics is not None:
-            if main_metric not in metrics:
-                raise ValueError(f"the evaluation has no metric {main_metric!r}; it has {sorted(metrics)}")
             # A metric that is NaN is never best.
             sign = 1 if self.run.recipe.greater_is_better else -1
-            is_best = sign * metrics[main_metric] > (
+            is_best = sign * metrics[str(main_metric)] > (
                 -math.inf if state.best_metric is None else sign * state.best_metric
             )
         # Copied first: what follows is short, so that an interrupt waits for no more than that. The report belongs to it: a

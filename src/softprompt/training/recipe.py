@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from softprompt.later import LATER
@@ -15,6 +16,15 @@ from softprompt.truth_values import numbers_apart
 Tracker = Literal[
     "tensorboard", "wandb", "trackio", "mlflow", "aim", "clearml", "comet_ml", "dvclive", "swanlab"
 ]
+
+
+def _in_seconds(given: Any) -> Any:
+    """ "90s", "5m" or "1.5h" as seconds; anything else is left to pydantic."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", given) if isinstance(given, str) else None
+    if found is None:
+        return given
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
 
 ADAMW_BETAS = (0.9, 0.999)
 _STEPS = 300
@@ -87,11 +97,19 @@ class Recipe:
     epochs: Annotated[float | None, LATER] = Field(default=None, gt=0)
     """Times over the training rows, instead of `steps`; a run turns it into steps, and saves these."""
 
+    budget: Annotated[float | None, BeforeValidator(_in_seconds), LATER] = Field(default=None, gt=0)
+    """Seconds for the whole run, or "90s", "5m", "1h", instead of `steps`; a trial turns it into steps once, and a run saves
+    these."""
+
     main_metric: Annotated[str | None, LATER] = None
     """The validation metric that decides which tensors are best; none: the task's own."""
 
     greater_is_better: Annotated[bool, LATER] = True
     """Whether a higher main metric is better; false for an error or a perplexity."""
+
+    head_first: Annotated[bool, LATER] = False
+    """Fit a task's head before the first step, on states that the initial prompt gives, and train it on at a tenth of its
+    rate: training begins at a probe of the frozen backbone. The start counts among the evaluations."""
 
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest row in tokens, virtual tokens and answer included; none: what the backbone can read."""
@@ -127,9 +145,16 @@ class Recipe:
             raise ValueError(
                 f"warmup is {self.warmup}: give a fraction of the steps below 1, or a whole number of steps"
             )
-        if self.epochs is not None and self.steps != _STEPS:
-            raise ValueError(f"steps is {self.steps} and epochs is {self.epochs:g}: give one of them")
-        if self.epochs is None and self.warmup_steps >= self.steps > 1:
+        lengths = {
+            "steps": self.steps if self.steps != _STEPS else None,
+            "epochs": self.epochs,
+            "budget": self.budget,
+        }
+        given = [f"{name} is {value:g}" for name, value in lengths.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: give one of them")
+        known = self.epochs is None and self.budget is None
+        if known and self.warmup_steps >= self.steps > 1:
             raise ValueError(
                 f"warmup takes {self.warmup_steps} steps and steps is {self.steps}: the learning rate would "
                 "never come down; make warmup shorter or steps more"
@@ -139,7 +164,7 @@ class Recipe:
                 f"accumulation is {self.accumulation} and batch_size is {self.batch_size}: a batch cannot be "
                 "split into more micro-batches than it has rows"
             )
-        if self.epochs is None and self.evaluate_every is not None and self.evaluate_every > self.steps:
+        if known and self.evaluate_every is not None and self.evaluate_every > self.steps:
             raise ValueError(
                 f"evaluate_every is {self.evaluate_every} and steps is {self.steps}: give evaluate_every at "
                 f"most {self.steps}, or leave it out for a tenth of the steps"
@@ -176,8 +201,10 @@ class RecipeSettings(TypedDict, total=False):
     compile: bool
     trackers: tuple[Tracker, ...]
     epochs: float | None
+    budget: float | str | None
     main_metric: str | None
     greater_is_better: bool
+    head_first: bool
     max_tokens: int | None
 
 

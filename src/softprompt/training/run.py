@@ -34,6 +34,7 @@ class Run:
     progress     is told of each step and evaluation
     tallies      counts that grow in place while rows are scored, by name: saved in checkpoints, added up over processes
     number       the number of the prompt that the rows carry, where several runs share a model; None: the rows keep theirs
+    judge_start  whether the initial tensors are evaluated too, and kept if no later ones are better
     callbacks    are told of each step, evaluation and checkpoint, and may stop the run
     """
 
@@ -52,6 +53,7 @@ class Run:
     tallies: Mapping[str, Tensor] = field(default_factory=dict)
     number: int | None = None
     callbacks: Sequence[Callback] = ()
+    judge_start: bool = False
 
     def check(self) -> None:
         """Raises ValueError where the fields do not fit together."""
@@ -84,7 +86,8 @@ class TrainingResult:
     steps          optimizer steps made, those before a resume included
     resumed_after  steps made before the run was resumed; 0: it was not resumed
     stopped_early  whether patience ended the run
-    best_step      the step whose tensors were kept; None: nothing was evaluated, and the last tensors were kept
+    best_step      the step whose tensors were kept; 0: the initial ones were; None: nothing was evaluated, and the last ones
+                   were kept
     metrics        of the evaluation after that step
     history        one record per step
     concern        a sentence that says why probably nothing was learned; None: there is no such sign
