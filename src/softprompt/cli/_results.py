@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from softprompt.concerns import FEW_ROWS
 from softprompt.data import load_rows
 
 FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -39,12 +40,34 @@ def scores(main_metric: str, metrics: Mapping[str, Any]) -> str:
         beside.append(f"majority class {metrics['majority_accuracy']:.4f}")
     if "rows" in metrics:
         beside.append(f"{metrics['rows']} rows")
+        if metrics["rows"] < FEW_ROWS:
+            beside.append(_uncertain(main_metric, metrics))
     return f"{main_metric} {metrics[main_metric]:.4f}" + (f" ({', '.join(beside)})" if beside else "")
+
+
+def few_rows_are(count: int) -> str:
+    """The warning about few rows; empty for 50 and more, and for none."""
+    return (
+        f"{count} rows are few: give {FEW_ROWS} or more before you trust a score."
+        if 0 < count < FEW_ROWS
+        else ""
+    )
+
+
+def _uncertain(main_metric: str, metrics: Mapping[str, Any]) -> str:
+    if main_metric != "accuracy":
+        return "which are few"
+    from softprompt.studies.statistics import wilson
+
+    low, high = wilson(metrics["accuracy"], metrics["rows"])
+    return f"which are few: 95 % interval {low:.2f} to {high:.2f}"
 
 
 def metrics_table(columns: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     """A table of the metrics that are numbers, with a column for each data set."""
-    table = Table("metric", *(escape(name) for name in columns), title=Text(title))
+    counts = [metrics["rows"] for metrics in columns.values() if "rows" in metrics]
+    few = few_rows_are(min(counts, default=0))
+    table = Table("metric", *(escape(name) for name in columns), title=Text(title), caption=few or None)
     names = dict.fromkeys(
         name
         for metrics in columns.values()

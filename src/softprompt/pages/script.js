@@ -89,11 +89,14 @@ for (const bar of all("[data-filters]")) {
 }
 
 for (const link of all("a[data-opens]")) link.addEventListener("click", () => { document.querySelector(link.hash).open = true; });
-for (const button of all("button[data-dialog]")) button.addEventListener("click", () => document.getElementById(button.dataset.dialog).showModal());
+for (const button of all("button[data-dialog]")) button.addEventListener("click", () => {
+  const dialog = document.getElementById(button.dataset.dialog);
+  for (const copy of all("img[data-from]", dialog)) copy.src = document.getElementById(copy.dataset.from).src;
+  dialog.showModal();
+});
 for (const button of all("dialog .close")) button.addEventListener("click", () => button.closest("dialog").close());
 for (const slider of all("input[data-layers]")) slider.addEventListener("input", () => {
-  const group = document.getElementById(slider.dataset.layers);
-  for (const layer of all("[data-layer]", group)) layer.hidden = layer.dataset.layer !== slider.value;
+  for (const layer of all("[data-layer]", slider.closest("figure"))) layer.hidden = layer.dataset.layer !== slider.value;
 });
 for (const button of all("button[data-copies]")) button.addEventListener("click", async () => {
   await navigator.clipboard.writeText(document.getElementById(button.dataset.copies).textContent.trim());

@@ -176,7 +176,7 @@ def as_csv(table: Table) -> str:
     """The text, with an apostrophe in front if a spreadsheet would run it as a formula."""
     heads, rows = table
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([_no_formula(c) for c in row] for row in [heads, *rows])
+    csv.writer(text, lineterminator="\n").writerows([no_formula(c) for c in row] for row in [heads, *rows])
     return text.getvalue()
 
 
@@ -239,7 +239,8 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
-def _no_formula(cell: str) -> str:
+def no_formula(cell: str) -> str:
+    """The text with an apostrophe in front if a spreadsheet would run it, and control characters as codes."""
     cell = "'" + cell if cell.startswith(_FORMULA) and not _NUMBERS.fullmatch(cell) else cell
     return printable(cell)
 
