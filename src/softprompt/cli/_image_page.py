@@ -248,15 +248,12 @@ def _picture(pixels: Tensor) -> tuple[bytes, str]:
 
 
 def _overlay(weights: Tensor) -> bytes:
-    """A picture of one hue whose opacity is the weight (h, w), the largest at nine tenths; enlarged smoothly."""
+    """A picture of one hue whose opacity is the weight (h, w), the largest at nine tenths; browsers enlarge it smoothly."""
     from PIL import Image
 
     alpha = (weights / weights.max().clamp(min=1e-12) * 230).round().to(torch.uint8)
     colour = torch.tensor(_HUE, dtype=torch.uint8).expand(*alpha.shape, 3)
     pixels = torch.cat([colour, alpha[..., None]], dim=-1)  # (h, w) -> (h, w, 4)
-    image = Image.fromarray(pixels.numpy(), "RGBA")
     content = io.BytesIO()
-    image.resize((image.width * 8, image.height * 8), Image.Resampling.BICUBIC).save(
-        content, "png", optimize=True
-    )
+    Image.fromarray(pixels.numpy(), "RGBA").save(content, "png", optimize=True)
     return content.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -12,6 +12,10 @@ from rich.text import Text
 
 from softprompt.concerns import FEW_ROWS
 from softprompt.data import load_rows
+
+if TYPE_CHECKING:
+    from softprompt.cli._console import Report
+    from softprompt.studies.results import StudyResults
 
 FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
@@ -77,6 +81,25 @@ def metrics_table(columns: Mapping[str, Mapping[str, Any]], title: str) -> Table
     for name in names:
         table.add_row(name, *(_number(metrics.get(name)) for metrics in columns.values()))
     return table
+
+
+def show_study(report: Report, results: StudyResults) -> None:
+    """Print a study's scores, what it found, and a warning about few rows."""
+    from softprompt.studies.finding import few_rows, finding
+    from softprompt.studies.tables import score_table
+
+    heads, rows = score_table(results)
+    table = Table()
+    for head in heads:
+        table.add_column(Text(head))
+    for row in rows:
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))
+    report.human.print(table)
+    sentence, remark = finding(results)
+    report.values["finding"] = sentence
+    report.human.print(f"{sentence} {remark}".strip(), highlight=False, markup=False, soft_wrap=True)
+    if few := few_rows(results):
+        report.warn(few)
 
 
 def _number(value: Any) -> str:

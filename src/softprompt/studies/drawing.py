@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -79,10 +80,8 @@ def _tell_points(figure: Figure, name: str) -> dict[str, list[str]]:
                 continue
             identity = f"{name}-series-{len(told)}"
             line.set_gid(identity)
-            told[identity] = [
-                f"{label}, {axes.get_xlabel()} {x:,.6g}: {y:.4g}"
-                for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
-            ]
+            points = np.asarray(line.get_xydata(), dtype=float)
+            told[identity] = [f"{label}, {axes.get_xlabel()} {x:,.6g}: {y:.4g}" for x, y in points.tolist()]
     return told
 
 
