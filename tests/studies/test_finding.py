@@ -63,3 +63,25 @@ def test_of_many_options_the_best_two_are_named(tmp_path: Path, many: int) -> No
     assert sentence.startswith(
         f"length 0 90.0, length 1 80.0, {many - 2} more down to {last}; no difference between"
     )
+
+
+def test_each_metric_has_its_sentence_and_names_what_is_averaged(tmp_path: Path) -> None:
+    kinds = {"hotels": {"data.test": "hotels.csv"}, "films": {}, "halves": {"recipe.steps": 8}}
+
+    def facts(run: Any) -> dict[str, Any]:
+        told = ended(run, 0.6 if run.cell["method"] == "LoRA" else 0.7)
+        if run.cell["kind"] == "halves":
+            told |= {"main_metric": "macro_f1", "metrics": {"test": {"macro_f1": 0.5}}}
+        return told
+
+    results = read_results(
+        made_up(tmp_path, facts, axes=AXES | {"kind": kinds}, compare="method", seeds=[0, 1])
+    )
+    sentence, _ = finding(results)
+    basis = "2 seeds, 20 test rows"
+    assert sentence.startswith(
+        f"accuracy: prompt-tuning 70.0, LoRA 60.0; no difference is established: {basis}, mean over 2"
+    )
+    assert sentence.endswith(
+        f"macro_f1: prompt-tuning 50.0, LoRA 50.0; no difference is established: {basis}."
+    )

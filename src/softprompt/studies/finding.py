@@ -77,25 +77,27 @@ def _verdict(results: StudyResults, metric: str, order: Sequence[str]) -> str:
 
 
 def _basis(results: StudyResults, metric: str) -> str:
-    conditions = [condition for condition in results.conditions if results.metric(condition) == metric]
-    seeds = {
-        len(found)
-        for line in filter(results.trains, results.lines)
-        for condition in conditions
+    """The numbers of seeds and rows that the scores rest on, and what is averaged."""
+    places = [
+        (condition, data)
+        for condition in results.conditions
         for data in results.data
-        if (found := results.scores(line, condition, data))
-    } or {1}
-    rows = [
-        n for condition in conditions for data in results.data if (n := results.row_count(condition, data))
+        if results.metric(condition) == metric
+        and any(results.scores(line, condition, data) for line in results.lines)
     ]
+    trained = [line for line in results.lines if results.trains(line)]
+    seeds = {
+        len(found) for line in trained for place in places if (found := results.scores(line, *place))
+    } or {1}
+    rows = {count for place in places if (count := results.row_count(*place))}
+    conditions, data = (list(dict.fromkeys(part)) for part in zip(*places, strict=True))
     parts = [f"{_span(sorted(seeds))} seed{'s' * (max(seeds) != 1)}"]
     if rows:
-        parts.append(f"{_span(sorted(set(rows)))} {_kind(results)}row{'s' * (max(rows) != 1)}")
-    if len(conditions) > 1:
-        parts.append(f"mean over {len(conditions)} conditions")
-    if len(results.data) > 1:
-        parts.append(f"mean over {', '.join(results.data)}")
-    return ", ".join(parts)
+        kind = f"{data[0]} " if len(data) == 1 else ""
+        parts.append(f"{_span(sorted(rows))} {kind}row{'s' * (max(rows) != 1)}")
+    averaged = [f"{len(conditions)} conditions"] if len(conditions) > 1 else []
+    averaged += [" and ".join(data)] if len(data) > 1 else []
+    return ", ".join(parts) + (f", mean over {' and over '.join(averaged)}" if averaged else "")
 
 
 def _baseline(results: StudyResults, order: Sequence[str]) -> str:

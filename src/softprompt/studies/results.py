@@ -174,7 +174,7 @@ class StudyResults:
         )
 
     def mean(self, line: str, metric: str | None = None) -> float | None:
-        """The mean over conditions and data sets of the means over seeds; None where the line lacks one of them.
+        """The mean over conditions and data sets of the means over seeds; None where the line lacks one that others have.
 
         metric: over the conditions with this metric alone. Without it, None where there are several metrics: their mean would
         mean nothing.
@@ -186,6 +186,7 @@ class StudyResults:
             for condition in self.conditions
             if metric in (None, self.metric(condition))
             for data in self.data
+            if any(self.scores(other, condition, data) for other in self.lines)
         ]
         return (
             statistics.fmean(statistics.fmean(scores) for scores in found) if all(found) and found else None
