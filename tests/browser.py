@@ -57,18 +57,31 @@ class Browser:
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 800}
         self._ask("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._ask("Emulation.setEmulatedMedia", features=[scheme])
+        still = {"name": "prefers-reduced-motion", "value": "reduce"}
+        self._ask("Emulation.setEmulatedMedia", features=[scheme, still])
         self.complaints.clear()
         self._events.clear()
         self._ask("Page.navigate", url=page.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._events.append(self._read())
 
-    def value(self, expression: str) -> Any:
-        """What an expression in JavaScript gives, as JSON."""
-        found = self._ask("Runtime.evaluate", expression=expression, returnByValue=True)
+    def value(self, expression: str, *, wait: bool = False) -> Any:
+        """What an expression in JavaScript gives, as JSON. wait: it gives a promise, and what that brings is meant."""
+        found = self._ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=wait)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
+
+    def press(self, key: str) -> None:
+        """Press a key: "Tab", "Enter", "Escape", " "."""
+        codes = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
+        text = {"Enter": "\r", " ": " "}.get(key, "")
+        event = {"key": key, "code": key.strip() or "Space", "windowsVirtualKeyCode": codes[key]}
+        self._ask("Input.dispatchKeyEvent", type="keyDown", text=text, **event)
+        self._ask("Input.dispatchKeyEvent", type="keyUp", **event)
+
+    def point_at(self, x: float, y: float) -> None:
+        """Move the pointer to a place in the window."""
+        self._ask("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def named(self, role: str) -> list[str]:
         """The accessible names of everything with this role, as a screen reader is given them."""

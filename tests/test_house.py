@@ -40,7 +40,7 @@ ROOMS = (
     "backbones",
     "data",
     "zoo",
-    ("outputs", "images", "concerns"),
+    ("outputs", "images", "concerns", "pages"),
     ("errors", "files", "state", "surroundings", "later", "truth_values", "version", "deprecated"),
     "other_names",
 )

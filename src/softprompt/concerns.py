@@ -17,6 +17,8 @@ from typing import Any
 from softprompt.errors import SoftpromptWarning
 
 _SHORTEST_JUDGED_RUN = 20  # steps: below it a tenth of the run is one batch, and says nothing
+FEW_ROWS = 50
+"""Rows below which a score is told with a warning."""
 _TRY = "try more steps or another learning_rate"
 _PACKAGE = str(Path(__file__).parent) + os.sep
 

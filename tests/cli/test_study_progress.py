@@ -94,7 +94,7 @@ def shown(found: Plan, folder: StudyFolder, *, terminal: bool) -> str:
         steps.report(Record(2, 0.5, 0.1, 1.0, 200, 0.1, {"accuracy": 0.75}), is_best=True)
         steps.update(Record(3, 0.25, 0.1, 1.0, 200, 0.1))
         steps.end()
-        progress._bars.refresh()
+        progress._live.refresh()
         progress.ended(run, outcome)
     return file.getvalue()
 
@@ -119,7 +119,6 @@ def test_nothing_is_left_of_a_study_that_has_ended(tmp_path: Path) -> None:
 def test_in_a_terminal_bars_show_the_study_and_the_run(tmp_path: Path) -> None:
     found, folder = begun(tmp_path, {0})
     bars = shown(found, folder, terminal=True)
-    assert "2/6" in bars
-    assert "5 min left" in bars
-    assert "3/4" in bars
-    assert f"{found.runs[0].id}  loss 0.25  accuracy 0.75" in bars
+    assert "runs 2/6  4:40 left" in bars
+    assert "steps 3/4  0:00 left  accuracy 0.75  loss 0.25" in bars
+    assert found.runs[0].id in bars

@@ -19,6 +19,6 @@ def test_wrong_rows_are_written_the_confident_ones_first(trained: Path, tmp_path
     assert all(row["right"] == row["label"] != row["predicted"] for row in found)
     surest = [float(row["confidence"]) for row in found]
     assert surest == sorted(surest, reverse=True)
-    refused = softprompt("evaluate", trained, "--data", data, "--errors", tmp_path / "wrong.html")
+    refused = softprompt("evaluate", trained, "--data", data, "--errors", tmp_path / "wrong.txt")
     assert refused.exit_code == 1
     assert "--errors is" in refused.output

@@ -35,6 +35,11 @@ def test_the_curve_shows_loss_metric_and_baseline() -> None:
     assert metric.get_lines()[0].get_xydata().tolist() == [[5, 0.5], [10, 1.0]]
     assert metric.get_lines()[1].get_ydata() == [0.5, 0.5]
     assert [text.get_text() for text in metric.texts] == ["best 1"]
+    assert metric.get_legend().get_texts()[0].get_text() == "always the commonest label, 0.5"
+    assert 0.45 < metric.get_ylim()[0] < 0.5  # the axis begins there
+    assert (
+        learning_curve(EVALUATED, "accuracy", baseline=0.8).axes[1].get_ylim()[0] < 0.5
+    )  # nothing is cut off
 
 
 def test_without_evaluations_there_is_the_loss_alone() -> None:

@@ -10,9 +10,11 @@ import torch
 import softprompt as sp
 from softprompt.backbones.causal.backbone import CausalBackbone
 from softprompt.inspection.nearest import (
+    common_part,
     final_norm,
     logit_lens,
     nearest_words,
+    rows_without_words,
     table_chunks,
     table_norms,
     token_text,
@@ -192,3 +194,37 @@ def test_white_space_and_control_characters_are_visible() -> None:
     assert token_text(tokenizer, len(tokenizer) + 7) == f"<row {len(tokenizer) + 7}>"
     lone_byte = tokenizer("\u20ac", add_special_tokens=False)["input_ids"][0]
     assert "\ufffd" not in token_text(tokenizer, lone_byte)
+
+
+def test_words_that_no_text_is_read_as_are_in_no_list() -> None:
+    tokenizer = tiny_tokenizer()
+    size = len(tokenizer) + 3
+    skip = rows_without_words(tokenizer, size)
+    assert skip[-3:].all()
+    assert all(skip[i] for i in tokenizer.all_special_ids)
+    assert not skip[tokenizer(" film", add_special_tokens=False)["input_ids"]].any()
+    table = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    hidden = torch.tensor([False, True, False, False, False, True])
+    found = nearest_words(table, table.split(2), k=9, skip=hidden)
+    assert all(set(nearest.ids.flatten().tolist()) == {0, 2, 3, 4} for nearest in found.values())
+
+
+def test_what_all_words_share_fills_no_list() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(64, generator=generator)
+    table = torch.randn(300, 64, generator=generator) + shared
+    table[7] = 3 * shared  # a frequent word, near to everything
+    spec = replace(backbone().spec, vocabulary=300, width=64, embed=table.__getitem__)
+    common = common_part(spec, torch.zeros(300, dtype=torch.bool))
+    tokens = torch.randn(20, 64, generator=generator) + shared
+    near = nearest_words(tokens, [table], k=1, common=common)
+    assert (near["cosine"].ids == 7).sum() >= 10
+    assert (near["centred"].ids == 7).sum() <= 1
+    assert (common.removed(table) @ common.directions.T).abs().max() < 1e-9
+    assert nearest_words(tokens, [table], k=1).keys() == {"cosine", "l2", "dot"}
+
+
+def test_bytes_that_are_no_text_are_shown_by_their_numbers() -> None:
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer("\u20ac", add_special_tokens=False)["input_ids"]
+    assert [token_text(tokenizer, i) for i in ids] == ["byte E2", "byte 82", "byte AC"]

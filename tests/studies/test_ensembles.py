@@ -55,7 +55,7 @@ def test_the_prompts_of_all_seeds_are_judged_together_once(
     assert len(heads) == len(rows[0])
     names = {path.name for path in write_report(folder, tmp_path / "report")}
     assert "ensembles.md" in names
-    assert "<h2>Ensembles of seeds</h2>" in (tmp_path / "report/index.html").read_text()
+    assert ">Ensembles of seeds</h2>" in (tmp_path / "report/index.html").read_text()
 
 
 def test_ensembles_need_kept_prompts() -> None:

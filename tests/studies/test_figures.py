@@ -54,22 +54,6 @@ def test_an_error_bar_is_the_spread_over_seeds_and_not_that_between_tasks(tmp_pa
     assert "easy, prompts: 1: 0.920, 10: 0.920; hard, prompts: 1: 0.320" in plot.alternative
 
 
-def test_starts_that_have_names_get_a_picture_in_the_order_of_the_file(tmp_path: Path) -> None:
-    starts = {"class labels": 0.8, "noise": 0.6}
-    axes = {
-        "method": {
-            name: {"method.init": init} for name, init in zip(starts, ("labels", "uniform"), strict=True)
-        }
-    }
-    plot = named(made_up(tmp_path, lambda run: ended(run, starts[run.cell["method"]]), axes=axes))[
-        "by-method"
-    ]
-    [panel] = drawn(plot).axes
-    assert [label.get_text() for label in panel.get_yticklabels()] == ["class labels", "noise"]
-    low, high = panel.get_ylim()
-    assert low > high  # the first stands on top
-
-
 def test_backbones_stand_where_their_size_is(tmp_path: Path) -> None:
     sizes = {"large": 10**8, "small": 10**6}
 

@@ -8,26 +8,34 @@ import statistics
 import pytest
 
 from softprompt.studies.results import pareto_front
-from softprompt.studies.statistics import holm, sign_flip_p, summarize, t_inside, t_quantile
+from softprompt.studies.statistics import holm, sign_flip_p, summarize, summarize_scores, wilson
 
 
-@pytest.mark.parametrize(
-    ("freedom", "expected"),
-    [
-        (1, 12.706),
-        (2, 4.303),
-        (3, 3.182),
-        (4, 2.776),
-        (5, 2.571),
-        (9, 2.262),
-        (10, 2.228),
-        (30, 2.042),
-        (120, 1.980),
-    ],
-)
-def test_the_t_quantiles_are_those_of_the_tables(freedom: int, expected: float) -> None:
-    assert t_quantile(freedom) == pytest.approx(expected, abs=6e-4)
-    assert t_inside(expected, freedom) == pytest.approx(0.95, abs=1e-4)
+def test_an_interval_of_scores_stays_within_what_scores_can_be() -> None:
+    for scores in ([1.0], [0.0], [1.0, 1.0, 1.0], [0.05, 0.2, 0.0], [0.5, 1.0]):
+        found = summarize_scores(scores, rows=12)
+        assert found.low is not None
+        assert found.high is not None
+        assert 0 <= found.low <= found.mean <= found.high <= 1
+        assert found.high - found.low > 0.2  # twelve rows say little, whatever the seeds agree on
+    assert wilson(0.5, 10) == pytest.approx(
+        (0.2366, 0.7634), abs=1e-4
+    )  # Newcombe 1998 has the method's formula
+    one = summarize_scores([0.5], rows=10)
+    assert (one.std, one.low, one.high) == (None, *wilson(0.5, 10))
+
+
+def test_seeds_make_no_rows() -> None:
+    few, many = (summarize_scores([0.5] * seeds, rows=100) for seeds in (2, 40))
+    for summary in (few, many):
+        assert summary.high - summary.low == pytest.approx(2 * 1.96 * 0.05, abs=0.02)
+
+
+def test_scores_that_are_no_shares_are_drawn_over_seeds_alone() -> None:
+    assert summarize_scores([0.3]).low is None
+    found = summarize_scores([-0.2, 0.4, 0.1])
+    assert (found.low, found.high) == pytest.approx((-0.2, 0.4))
+    assert summarize_scores([-0.2, 0.4, 0.1]) == found  # drawn with a fixed seed
 
 
 def test_the_interval_of_three_scores_is_as_wide_as_it_must_be() -> None:

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-import base64
 import io
-from html import escape
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from softprompt.cli._console import Report
-from softprompt.cli._page import page, words_table
-from softprompt.cli._results import scores
+from softprompt.cli._page import HINT, token_values
+from softprompt.cli._results import few_rows_are, scores
+from softprompt.inspection.virtual_tokens import summary_of
+from softprompt.pages import data_url, render
+from softprompt.studies.drawing import Plot, legend, panels_of, style
+from softprompt.studies.statistics import wilson
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from softprompt.inspection.images import ImagePromptReport, ImageReport
+
+_MOST = 200  # images on the page
+_TINY = 64  # pixels: smaller images are enlarged without smoothing
+_WIDEST = 224  # pixels
+_HUE = (224, 79, 0)
+_HINT = (
+    "The wrong ones come first, the surest of them before the others. Choose an image to see its likeliest labels and "
+    "where the class token looks; that does not prove what the answer depends on."
+)
 
 
 def show_images(report: Report, found: ImagePromptReport, top: int) -> None:
@@ -61,20 +79,32 @@ def show_images(report: Report, found: ImagePromptReport, top: int) -> None:
 
 
 def image_page(found: ImagePromptReport, top: int) -> str:
-    """The page as HTML. Every text that comes from a model or a file is escaped."""
-    parts = []
-    if found.words is not None and found.words.tokens:
-        note = "Near words are a hint, not a translation: a virtual token may lie where no word lies."
-        parts.append(f"<h2>Words near to the context</h2><p>{note}</p>{words_table(found.words)}")
-    if found.metrics:
-        parts.append(_confusion(found))
-    if any(image.attention is not None for image in found.images):
-        parts.append(
-            "<p>Attention shows where the class token looks; it does not prove what the answer depends on. Each layer shows the"
-            " mean over its heads.</p>"
-        )
-    parts += [_section(image, top) for image in found.images] or ["<p>No images were given.</p>"]
-    return page(f"{found.method} on {found.backbone}", _facts(found), "\n".join(parts))
+    """The page as HTML, the wrong images first, those that the prompt is surest of before the others.
+
+    Every text that comes from a model or a file is escaped.
+    """
+    words = found.words if found.words is not None and found.words.tokens else None
+    images = sorted(found.images, key=_order)
+    shares = _shares_by_layer(found)
+    return render(
+        "images.html",
+        title=f"{found.method} on {found.backbone}",
+        summary=_summary(found),
+        warning=few_rows_are(int(found.metrics.get("rows", 0))),
+        hint=_HINT + (f" {_MOST} of {len(images)} images are shown." if len(images) > _MOST else ""),
+        images=[_values(image, top) for image in images[:_MOST]],
+        known=any(image.right is not None for image in images),
+        labels=sorted({image.right for image in images if image.right is not None}),
+        given=sorted({image.prediction.label for image in images}),
+        confusion=confusion_map(found.metrics["confusion"]) if found.metrics else None,
+        shares=None
+        if shares is None
+        else {"title": shares.title, "told": shares.alternative, "svg": Markup(shares.svg())},
+        tokens=None if words is None else token_values(words),
+        tokens_summary="" if words is None else summary_of(words),
+        words_hint=HINT,
+        facts=_facts(found),
+    )
 
 
 def _facts(found: ImagePromptReport) -> dict[str, str]:
@@ -100,49 +130,130 @@ def _attended(image: ImageReport) -> str:
     return "  ".join(f"{name} {100 * values[-1]:.0f} %" for name, values in image.attention.shares().items())
 
 
-def _section(image: ImageReport, top: int) -> str:
-    from softprompt.inspection.plots import as_png, attention_over_image
+def _order(image: ImageReport) -> tuple[int, float]:
+    confidence = image.prediction.probabilities[image.prediction.label]
+    return {"wrong": 0, "unknown": 1, "right": 2}[_verdict(image)], -confidence
 
-    name = escape(image.source)
-    said = f"taken for {image.prediction.label}"
-    if image.right is not None:
-        said += ", rightly" if image.right == image.prediction.label else f", but it is {image.right}"
-    label = escape(f"{Path(image.source).name} as the backbone saw it, {said}")
-    rows = "".join(
-        f'<tr><th scope="row"><bdi>{escape(kind)}</bdi></th><td><meter min="0" max="1" value="{p:.4f}"'
-        f' aria-label="probability">{p:.3f}</meter> {p:.3f}</td></tr>'
-        for kind, p in image.best(top)
+
+def _verdict(image: ImageReport) -> str:
+    if image.right is None:
+        return "unknown"
+    return "right" if image.right == image.prediction.label else "wrong"
+
+
+def _summary(found: ImagePromptReport) -> str:
+    if not found.images:
+        return f"What {found.method} learned on {found.backbone}."
+    count = f"{len(found.images)} image{'s' * (len(found.images) > 1)}"
+    if not found.metrics:
+        return f"{count}, of which no right label is known."
+    low, high = wilson(found.metrics["accuracy"], found.metrics["rows"])
+    wrong = sum(_verdict(image) == "wrong" for image in found.images)
+    return (
+        f"{wrong} of {found.metrics['rows']} images with a known label are labelled wrongly: accuracy "
+        f"{100 * found.metrics['accuracy']:.1f}, 95 % interval {100 * low:.1f} to {100 * high:.1f}."
     )
-    picture = f'<img class="seen" alt="{label}" src="{_data(_png(image.pixels))}">'
-    table = (
-        f'<table><thead><tr><th scope="col">label</th><th scope="col">probability</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>"
-    )
-    figure = ""
+
+
+def _values(image: ImageReport, top: int) -> dict[str, Any]:
+    """What the template shows of an image."""
+    given, name = image.prediction.label, Path(image.source).name
+    share = f"{100 * image.prediction.probabilities[given]:.0f} %"
+    verdict = _verdict(image)
+    said = f"{image.right}, taken for {given}, {share}" if verdict == "wrong" else f"{given}, {share}"
+    values: dict[str, Any] = {
+        "verdict": verdict,
+        "right": image.right,
+        "given": given,
+        "name": image.source,
+        "said": said,
+        "told": f"{name} as the backbone saw it: {said}",
+        "src": data_url(*_picture(image.pixels)),
+        "tiny": max(image.pixels.shape[1:]) < _TINY,
+        "chances": image.best(top),
+        "layers": [],
+    }
     if image.attention is not None:
-        drawn = attention_over_image(image.pixels, image.attention)
-        drawing = f'<img alt="{escape(str(drawn.get_label()))}" src="{_data(as_png(drawn))}">'
-        name_of = f"attention to {escape(Path(image.source).name)}"
-        figure = f'<div class="wide" role="region" aria-label="{name_of}" tabindex="0">{drawing}</div>'
-    heading = f"<h2><bdi>{name}</bdi></h2><p><bdi>{escape(said)}</bdi></p>"
-    return f'<section>{heading}<div class="image">{picture}{table}</div>{figure}</section>'
+        shares = image.attention.shares()
+        heat = image.attention.patches.float().mean(dim=1).cpu()  # (L, H, h, w) -> (L, h, w)
+        values["layers"] = [
+            {
+                "src": data_url(_overlay(layer), "image/png"),
+                "most": f"{100 * layer.max().item():.2g} %",
+                "told": ", ".join(f"{100 * shares[part][i]:.0f} % to {part}" for part in shares),
+            }
+            for i, layer in enumerate(heat)
+        ]
+        values["attention_told"] = (
+            f"attention of the class token to {name}, mean over heads; in the last layer {_attended(image)}"
+        )
+    return values
 
 
-def _confusion(found: ImagePromptReport) -> str:
-    from softprompt.inspection.plots import as_png, confusion_matrix
+def _shares_by_layer(found: ImagePromptReport) -> Plot | None:
+    """The share of the attention that goes to prompts, patches and the rest in each layer, mean over the images."""
+    seen = [image.attention.shares() for image in found.images if image.attention is not None]
+    if not seen:
+        return None
+    means = {
+        part: [statistics.fmean(layer) for layer in zip(*(shares[part] for shares in seen), strict=True)]
+        for part in seen[0]
+    }
 
-    drawn = confusion_matrix(found.metrics["confusion"])
-    alternative = escape(str(drawn.get_label()))
-    return f'<h2>Which label is taken for which</h2><img alt="{alternative}" src="{_data(as_png(drawn))}">'
+    def draw(ink: str) -> Figure:
+        figure, [axes] = panels_of(1, ink)
+        for i, (part, values) in enumerate(means.items()):
+            colour, mark = style(i)
+            axes.plot(range(1, len(values) + 1), values, f"{mark}-", color=colour, label=part)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("layer")
+        axes.set_ylabel("share of attention")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend(figure, [axes], ink)
+        return figure
+
+    last = ", ".join(f"{100 * values[-1]:.0f} % to {part}" for part, values in means.items())
+    return Plot(
+        "attention-by-layer",
+        "Where attention goes, layer by layer",
+        f"What the class token attends to, mean over {len(seen)} images and over heads; in the last layer {last}.",
+        draw,
+    )
 
 
-def _png(pixels: Tensor) -> bytes:
+def confusion_map(counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """The counts as the template's heat map, without labels that no row has or was given."""
+    rows = {gold: row for gold, row in counts.items() if sum(row.values())}
+    given = {label for row in rows.values() for label, number in row.items() if number}
+    columns = [label for label in dict.fromkeys([*counts, *given]) if label in given or label in rows]
+    shares = {
+        gold: [(str(row.get(label, 0)), row.get(label, 0) / sum(row.values())) for label in columns]
+        for gold, row in sorted(rows.items(), key=lambda item: -sum(item[1].values()))
+    }
+    return {"name": "Rows by true and given label", "columns": columns, "rows": shares}
+
+
+def _picture(pixels: Tensor) -> tuple[bytes, str]:
+    """The pixels as a file, and its media type: small ones exactly, larger ones as WebP."""
     from PIL import Image
 
+    image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())  # (3, H, W) -> (H, W, 3)
     content = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(content, "png")  # (3, H, W) -> (H, W, 3)
+    if max(image.size) < _TINY:
+        image.save(content, "png")
+        return content.getvalue(), "image/png"
+    image.thumbnail((_WIDEST, _WIDEST))
+    image.save(content, "webp", quality=85)
+    return content.getvalue(), "image/webp"
+
+
+def _overlay(weights: Tensor) -> bytes:
+    """A picture of one hue whose opacity is the weight (h, w), the largest at nine tenths; browsers enlarge it smoothly."""
+    from PIL import Image
+
+    alpha = (weights / weights.max().clamp(min=1e-12) * 230).round().to(torch.uint8)
+    colour = torch.tensor(_HUE, dtype=torch.uint8).expand(*alpha.shape, 3)
+    pixels = torch.cat([colour, alpha[..., None]], dim=-1)  # (h, w) -> (h, w, 4)
+    content = io.BytesIO()
+    Image.fromarray(pixels.numpy(), "RGBA").save(content, "png", optimize=True)
     return content.getvalue()
-
-
-def _data(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -6,12 +6,14 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
-from rich.progress import Progress as Bars
+from rich.live import Live
 from rich.text import Text
+
+from softprompt.training.progress_line import Standing, fitted
 
 if TYPE_CHECKING:
     from softprompt.studies import Outcome, Plan, PlannedRun, StudyFolder
@@ -19,69 +21,82 @@ if TYPE_CHECKING:
 
 
 class StudyProgress:
-    """Two progress bars, one for the study and one for the current run; without a terminal, a line for each finished run."""
+    """Two lines with bars, one for the study and one for the current run; without a terminal, a line for each finished run."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bars = Bars(
-            TextColumn("{task.fields[what]}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._study: TaskID = self._bars.add_task("", total=None, what="runs ")
-        self._run: TaskID = self._bars.add_task("", total=None, what="steps", visible=False)
-        self._done, self._total, self._left = 0, 0, ""
-        self._started = time.monotonic()
+        self._study = Standing(0, 0, unit="runs")
+        self._run: Standing | None = None
+        self._live = Live(get_renderable=self._lines, console=console, refresh_per_second=4, transient=True)
+        self._left = ""
 
     def __enter__(self) -> StudyProgress:
-        self._bars.start()
+        if self._console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bars.stop()
+        self._live.stop()
 
     def planned(self, found: Plan, folder: StudyFolder) -> None:
         runs = {run.id: run for run in found.runs}
         ended = [run for run in runs.values() if folder.outcome(run.id) is not None]
         left = [run for run in runs.values() if folder.outcome(run.id) is None]
-        self._done, self._total = len(ended), len(runs) + found.later
         seconds = remaining(ended, left, found.later, folder)
         at_work = 1 + folder.others_at_work(left)
         self._left = (
             "" if seconds is None or not (left or found.later) else f"{in_words(seconds / at_work)} left"
         )
-        self._bars.update(self._study, total=self._total, completed=self._done, description=self._left)
+        self._study = Standing(
+            len(ended),
+            len(runs) + found.later,
+            unit="runs",
+            left=None if not self._left else (seconds or 0) / at_work,
+        )
 
     def begins(self, runs: Sequence[PlannedRun]) -> Progress:
-        name = runs[0].id + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
-        self._bars.update(self._run, visible=True, total=None, completed=0, description=name)
-        return _RunBar(self._bars, self._run, name)
+        self._run = Standing(0, 0, name=runs[0].id + (f" and {len(runs) - 1} more" if len(runs) > 1 else ""))
+        return _RunLine(self)
 
     def ended(self, run: PlannedRun, outcome: Outcome) -> None:
-        self._bars.update(self._run, visible=False)
+        self._run = None
         self.note(f"{run.id}: {result_in_words(outcome)}{f'  ({self._left})' if self._left else ''}")
 
     def note(self, message: str) -> None:
-        self._bars.console.print(Text(message), soft_wrap=True)
+        self._console.print(Text(message), soft_wrap=True)
+
+    def stands(self, **changes: Any) -> None:
+        """The current run has come so far."""
+        if self._run is not None:
+            self._run = replace(self._run, **changes)
+
+    def _lines(self) -> Text:
+        options = self._console.options
+        return Text("\n").join(
+            fitted(standing, options.max_width - 1, ascii_only=options.ascii_only)
+            for standing in (self._study, self._run)
+            if standing is not None
+        )
 
 
-class _RunBar:
-    def __init__(self, bars: Bars, task: TaskID, name: str) -> None:
-        self._bars, self._task, self._name = bars, task, name
-        self._metrics = ""
+class _RunLine:
+    """Tells the progress of the study how far its current run is."""
+
+    def __init__(self, study: StudyProgress) -> None:
+        self._study = study
+        self._began, self._start, self._steps = time.monotonic(), 0, 0
 
     def begin(self, steps: int, done: int) -> None:
-        self._bars.update(self._task, total=steps, completed=done)
+        self._began, self._start, self._steps = time.monotonic(), done, steps
+        self._study.stands(steps=steps, done=done, unit="steps")
 
     def update(self, record: Record) -> None:
-        text = f"{self._name}  loss {record.loss:.4g}{self._metrics}"
-        self._bars.update(self._task, completed=record.step, description=text)
+        made = max(1, record.step - self._start)
+        left = (time.monotonic() - self._began) / made * (self._steps - record.step)
+        self._study.stands(done=record.step, loss=record.loss, left=left)
 
     def report(self, record: Record, *, is_best: bool) -> None:
-        self._metrics = "".join(f"  {name} {value:.4g}" for name, value in record.metrics.items())
+        self._study.stands(metrics=dict(record.metrics))
 
     def end(self) -> None:
         pass

@@ -102,6 +102,9 @@ def _compare(
 
 
 def _tell(report: Report, found: Plan, folder: StudyFolder, output: Path) -> int:
+    from softprompt.cli._results import show_study
+    from softprompt.studies.results import read_results
+
     ended = [(run, outcome) for run in found.runs if (outcome := folder.outcome(run.id)) is not None]
     failed = [(run, outcome) for run, outcome in ended if _went_wrong(run, outcome)]
     for run, outcome in failed:
@@ -116,6 +119,10 @@ def _tell(report: Report, found: Plan, folder: StudyFolder, output: Path) -> int
     runs = len({run.id for run, _ in ended})
     report.values.update({"study": str(output), "runs": runs, "failed": [run.id for run, _ in failed]})
     report.human.print(f"{runs} runs in {output}", highlight=False, markup=False, soft_wrap=True)
+    if any(run.stage == "final" and outcome.status == "finished" for run, outcome in ended):
+        show_study(report, read_results(folder))
+        command = shlex.join(["softprompt", "report", str(output)])
+        report.human.print(f"next: {command}", highlight=False, markup=False, soft_wrap=True)
     return len(failed) + len(found.stuck)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,10 @@ from softprompt.cli._options import (
     PromptDir,
     open_prompt,
 )
+from softprompt.files import write_text
+
+if TYPE_CHECKING:
+    from softprompt.tuned import TunedPrompt
 
 
 def evaluate(
@@ -42,7 +46,7 @@ def evaluate(
     errors: Annotated[
         Path | None,
         typer.Option(
-            help="Write the rows that are answered wrongly here, the confidently wrong ones first: .csv, .jsonl or .parquet.",
+            help="Write the wrongly answered rows here, the confidently wrong ones first: .csv, .jsonl, .parquet or .html.",
             show_default=False,
         ),
     ] = None,
@@ -61,7 +65,8 @@ def evaluate(
         from softprompt.cli._results import metrics_table, read_source, scores
         from softprompt.cli._wrong_rows import write_wrong_rows
 
-        if errors is not None:
+        is_page = errors is not None and errors.suffix.lower() in (".html", ".htm")
+        if errors is not None and not is_page:
             check_suffix(errors, "--errors")
         rows = read_source(data, split, "test", limit, encoding)
         tuned = open_prompt(prompt, backbone, dtype, device, labels)
@@ -69,8 +74,12 @@ def evaluate(
             answers: list[Any] = []
             kept = {} if errors is None else {"wrong_rows": partial(_wrong, tuned.encoder, answers)}
             metrics = tuned.evaluate(rows, batch_size=batch_size, on_batch=on_batch, metrics=kept)
+        main = tuned.task.main_metric
         if errors is not None:
-            write_wrong_rows(errors, answers, rows)
+            if is_page:
+                write_text(errors, _page(tuned, answers, rows, f"{prompt} on {data}", scores(main, metrics)))
+            else:
+                write_wrong_rows(errors, answers, rows)
             report.values["errors"] = str(errors)
         report.values.update(
             {
@@ -86,6 +95,21 @@ def evaluate(
         if errors is not None:
             report.human.print(f"{len(answers)} wrong rows are in {errors}", highlight=False, markup=False)
         report.human.print(scores(tuned.task.main_metric, metrics), highlight=False, markup=False)
+
+
+def _page(
+    tuned: TunedPrompt,
+    found: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    name: str,
+    score: str,
+) -> str:
+    from softprompt import store
+    from softprompt.cli._error_page import error_page
+
+    fields = [tuned.task.columns.get(field, field) for field in tuned.task.fields]
+    facts = {"Method": tuned.method.name, "Backbone": store.shown_name(tuned.backbone.name), "Score": score}
+    return error_page(name, found, rows, fields=fields, facts=facts)
 
 
 def _wrong(

@@ -96,7 +96,7 @@ def _show(report: Report, found: PromptReport) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from softprompt.inspection.virtual_tokens import drift_in_words
+    from softprompt.inspection.virtual_tokens import drift_in_words, summary_of
 
     mean, deviation = found.vocabulary_norm
     facts = [
@@ -112,12 +112,13 @@ def _show(report: Report, found: PromptReport) -> None:
         report.human.print(line, highlight=False, markup=False, soft_wrap=True)
     if not found.tokens:
         return
-    table = Table("#", "norm (%ile)", "cosine", "L2", "dot", "logit lens", "from start")
+    report.human.print(summary_of(found), highlight=False, markup=False, soft_wrap=True)
+    table = Table("#", "norm (%ile)", "nearest words", "logit lens", "from start")
     for token in found.tokens:
         cells = [
             token.place,
             f"{token.norm:.3g} ({token.norm_percentile:.0f})",
-            *(_words(token.nearest[measure]) for measure in ("cosine", "l2", "dot")),
+            _words(token.nearest["centred"]),
             _words(token.lens or ()),
             drift_in_words(token),
         ]

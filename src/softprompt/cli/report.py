@@ -25,22 +25,15 @@ def report(
 ) -> None:
     """Write a study's results as one HTML page, with its tables and plots as files beside it."""
     with reporting(as_json, debug) as told:
-        from rich.markup import escape
-        from rich.table import Table
-
+        from softprompt.cli._results import show_study
         from softprompt.studies import StudyFolder
         from softprompt.studies.report import write_report
         from softprompt.studies.results import read_results
-        from softprompt.studies.tables import score_table
 
         study = StudyFolder(folder)
         written = write_report(study, output or folder / "report")
         results = read_results(study)
-        heads, rows = score_table(results)
-        table = Table(*(escape(head) for head in heads))
-        for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
         told.values.update({"page": str(written[0]), "files": [str(path) for path in written]})
         told.values["seconds"] = dataclasses.asdict(results.time())
-        told.human.print(table)
+        show_study(told, results)
         told.human.print(f"the report: {written[0]}", highlight=False, markup=False, soft_wrap=True)

@@ -96,7 +96,8 @@ def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = (), *, top: int =
 
     Arguments:
         tuned: a prompt for images
-        images: images as in `class_attention`, or rows; rows that hold their right label count in `metrics`
+        images: images as in `class_attention`, or rows. Rows that hold their right label count in `metrics`, and so do files
+            in a folder whose name is a label
         top: the number of words for each virtual token
 
     Raises:
@@ -106,7 +107,7 @@ def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = (), *, top: int =
     if not task.about_images:
         raise ValueError(f"{task.name} on {backbone.name} asks about no images: inspect it without them")
     no_attention = "" if isinstance(backbone, ShowsAttention) else _no_attention(backbone)
-    rows = as_rows(task, images)
+    rows = [_labelled(tuned, row) for row in as_rows(task, images)]
     right = [_right(tuned, row) for row in rows]
     predictions = tuned.predict(rows) if rows else []
     reports = []
@@ -140,6 +141,17 @@ def inspect_images(tuned: TunedPrompt, images: Sequence[Any] = (), *, top: int =
 def _right(tuned: TunedPrompt, row: Row) -> str | None:
     labelling = tuned.task.labelling
     return labelling.read(row) if labelling is not None and labelling.is_in(row) else None
+
+
+def _labelled(tuned: TunedPrompt, row: Row) -> Row:
+    """The row of a file without a label, with the name of its folder as the label if it is one of the task's."""
+    labelling, image = tuned.task.labelling, row[tuned.task.columns.get("image", "image")]
+    if labelling is None or labelling.is_in(row) or not isinstance(image, str | Path):
+        return row
+    folder = Path(image).parent.name
+    if folder not in {*labelling.labels, *labelling.values}:
+        return row
+    return {**row, labelling.columns.get(labelling.column, labelling.column): folder}
 
 
 def _source(tuned: TunedPrompt, row: Row) -> str:

@@ -70,14 +70,21 @@ def learning_curve(
         )
         panels[1].margins(y=0.2)
         if baseline is not None:
-            panels[1].axhline(baseline, color="gray", linestyle="--", linewidth=0.8, label="majority class")
-            panels[1].legend(frameon=False)
+            level = f"always the commonest label, {baseline:.4g}"
+            panels[1].axhline(baseline, color="gray", linestyle="--", linewidth=0.8, label=level)
+            panels[1].legend(frameon=False, loc="lower right")
+            low, high = min(baseline, *values), max(baseline, *values)
+            room = 0.12 * (high - low) or 0.1
+            # The axis begins at the score that needs no training, or at the lowest score if that is below it.
+            panels[1].set_ylim(low - (room if low < baseline else room / 6), high + room)
         panels[1].set_ylabel(f"validation {metric}")
     panels[-1].set_xlabel("optimizer step")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     words = f"training loss from {losses[0]:.3g} to {losses[-1]:.3g} in {steps[-1]} steps"
     if evaluated:
         words += f"; best validation {metric} {values[best]:.4g} at step {evaluated[best]['step']}"
+        if baseline is not None:
+            words += f", where always giving the commonest label has {baseline:.4g}"
     figure.set_label(words)
     return figure
 

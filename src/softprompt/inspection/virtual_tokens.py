@@ -21,9 +21,11 @@ from softprompt.inspection.nearest import (
     MEASURES,
     Measure,
     Nearest,
+    common_part,
     final_norm,
     logit_lens,
     nearest_words,
+    rows_without_words,
     table_chunks,
     table_norms,
     token_text,
@@ -55,7 +57,7 @@ class TokenReport:
     place            its number in its prompt, from 0, after the name of the prompt if there are several
     norm             its L2 norm
     norm_percentile  the share of the vocabulary's rows whose norm is not larger, 0 to 100
-    nearest          measure -> words, the nearest first
+    nearest          measure -> words, the nearest first; "centred" is the cosine without what nearly all words share
     lens             the words that final norm and output head give for the vector itself; None: there is no such head
     started_as       the word nearest to its initial value by cosine; None: unknown
     drift_cosine     its cosine with its initial value; None: unknown
@@ -98,6 +100,30 @@ def drift_in_words(token: TokenReport) -> str:
     if token.started_as is None or token.drift_l2 is None:
         return ""
     return f"{token.started_as.text} cos {token.drift_cosine:.2f} L2 {token.drift_l2:.2g}"
+
+
+def moved(report: PromptReport, token: TokenReport) -> float | None:
+    """Return how far a token is from its initial value, in mean norms of a word; None: that is unknown."""
+    return None if token.drift_l2 is None else token.drift_l2 / report.vocabulary_norm[0]
+
+
+def summary_of(report: PromptReport) -> str:
+    """Return in a sentence how many virtual tokens there are, how far they moved, and how many are near to where they began."""
+    count = len(report.tokens)
+    if not count:
+        return "The method has no virtual tokens."
+    said = f"{count} virtual token{'s' * (count > 1)}"
+    ways = [way for token in report.tokens if (way := moved(report, token)) is not None]
+    if not ways:
+        return f"{said}. How far they moved is not known: {report.init}."
+    still = sum(
+        token.started_as is not None and token.nearest["cosine"][0].id == token.started_as.id
+        for token in report.tokens
+        if token.nearest.get("cosine")
+    )
+    far = f"moved {sum(ways) / len(ways):.2g} of a word's norm" + (" on average" if count > 1 else "")
+    are, they = ("is", "it") if still == 1 else ("are", "they")
+    return f"{said} {far}; {still} {are} still nearest to the word where {they} began."
 
 
 def initial_tokens(tuned: TunedPrompt) -> tuple[Tensor | None, str]:
@@ -154,9 +180,10 @@ def inspect_prompt(tuned: TunedPrompt, k: int = 5, inputs: Sequence[Any] = ()) -
     start, init = initial_tokens(tuned)
     if start is not None and start.shape != tokens.shape:
         start, init = None, "init unknown: built again, it has another shape"
-    found = nearest_words(tokens, table_chunks(spec), k)
+    skip = rows_without_words(tokenizer, spec.vocabulary)
+    found = nearest_words(tokens, table_chunks(spec), k, skip=skip, common=common_part(spec, skip))
     began = None if start is None else nearest_words(start, table_chunks(spec), 1)["cosine"]
-    lens, lens_path = _lens(tokens, tuned.backbone, k)
+    lens, lens_path = _lens(tokens, tuned.backbone, k, skip)
 
     def words(nearest: Nearest, token: int) -> tuple[Word, ...]:
         pairs = zip(nearest.ids[token].tolist(), nearest.scores[token].tolist(), strict=True)
@@ -238,14 +265,14 @@ def _other_parts(output: PromptOutput) -> list[str]:
     return found
 
 
-def _lens(tokens: Tensor, backbone: Backbone, k: int) -> tuple[Nearest | None, str | None]:
+def _lens(tokens: Tensor, backbone: Backbone, k: int, skip: Tensor) -> tuple[Nearest | None, str | None]:
     """The words that final norm and output head give for each token, and the names of both; None without such a head."""
     head, norm = backbone.model.get_output_embeddings(), final_norm(backbone.model)
     if not isinstance(head, nn.Linear) or head.in_features != backbone.spec.width:
         return None, None
     head_name = next((name for name, module in backbone.model.named_modules() if module is head), "")
     path = ", ".join([*([norm[0]] if norm else []), head_name])
-    return logit_lens(tokens, norm[1] if norm else None, head, k), path
+    return logit_lens(tokens, norm[1] if norm else None, head, k, skip=skip), path
 
 
 def _cosine(one: Tensor, other: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""A study's scores by the values of one axis: length, steps, the size of the backbone; or by its names."""
+"""A study's scores by the values of one axis: length, steps, the size of the backbone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Panel:
 
 
 def ablations(results: StudyResults) -> list[Plot]:
-    """One plot for each axis of numbers or of backbones of known size, and one for the compared options if they have names."""
+    """One plot for each axis of numbers or of backbones of known size."""
     found = []
     for axis, options in results.study.axes.items():
         panels = _panels(results, axis)
@@ -36,8 +36,6 @@ def ablations(results: StudyResults) -> list[Plot]:
         numbers, name = _numbers(results, axis)
         if numbers is not None:
             found.append(_by_number(axis, name, numbers, panels))
-        elif axis == results.study.compare:
-            found.append(_by_name(axis, name, list(options), panels))
     return found
 
 
@@ -116,36 +114,6 @@ def _by_number(axis: str, name: str, numbers: Mapping[str, float], panels: Seque
     return _plot(axis, name, panels, f" {words}.", draw)
 
 
-def _by_name(axis: str, name: str, labels: Sequence[str], panels: Sequence[_Panel]) -> Plot:
-    names = list(dict.fromkeys(curve for panel in panels for curve in panel.series))
-
-    def draw(ink: str) -> Figure:
-        height = 1 + len(labels) * max(0.3, 0.16 * max(len(panel.series) for panel in panels))
-        figure, all_axes = panels_of(len(panels), ink, columns=1, height=height)
-        for axes, panel in zip(all_axes, panels, strict=True):
-            step = 0.8 / len(panel.series)
-            for i, (curve, found) in enumerate(panel.series.items()):
-                colour, mark = style(names.index(curve))
-                axes.errorbar(
-                    [summary.mean for summary in found.values()],
-                    [labels.index(label) + (i + 0.5) * step - 0.4 for label in found],
-                    xerr=[summary.std or 0 for summary in found.values()],
-                    fmt=mark,
-                    color=colour,
-                    capsize=2,
-                    markersize=4,
-                    label=plain(curve),
-                )
-            axes.set_yticks(range(len(labels)), [plain(_short(label)) for label in labels])
-            axes.set_ylim(len(labels) - 0.5, -0.5)  # in the order of the tables, from above
-            axes.grid(axis="y", color=ink, alpha=0.15)
-            axes.set_xlabel(plain(panel.metric))
-        legend(figure, all_axes, ink)
-        return figure
-
-    return _plot(axis, name, panels, " The numbers are those of the table of scores.", draw)
-
-
 def _plot(axis: str, name: str, panels: Sequence[_Panel], words: str, draw: Callable[[str], Figure]) -> Plot:
     metrics = " / ".join(dict.fromkeys(panel.metric for panel in panels))
     return Plot(
@@ -158,7 +126,3 @@ def _plot(axis: str, name: str, panels: Sequence[_Panel], words: str, draw: Call
 
 def _told(panel: _Panel, curve: str) -> str:
     return ", ".join(filter(None, (panel.title, curve))) or panel.metric
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= 36 else f"{label[:35]}…"

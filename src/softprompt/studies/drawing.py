@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette without its black and yellow: told apart by colour-blind readers, on white and on black.
@@ -29,32 +30,63 @@ class Plot:
     draw: Callable[[str], Figure]
 
     def svg(self) -> str:
-        """The SVG for use inside a page: without declarations and addresses, with text in the page's own colour."""
-        text = self._saved("svg", _INK).decode()
-        text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-        text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
-        text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-        text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-        text = re.sub(r' xmlns:?\w*="[^"]*"', "", text)
-        text = text.replace("xlink:href", "href").replace(_INK, "currentColor")
-        return text.replace("<svg", f'<svg role="img" aria-label="{escape(self.alternative)}"', 1)
+        """The SVG for use inside a page: text in the page's own colour, points that say under the pointer what they are."""
+        figure = self.draw(_INK)
+        told = _tell_points(figure, self.name)
+        root = ElementTree.fromstring(self._saved(figure, "svg", transparent=True))
+        for part in root.iter():
+            part.tag = part.tag.rpartition("}")[2]
+            for name in [name for name in part.attrib if "}" in name]:
+                part.attrib[name.rpartition("}")[2]] = part.attrib.pop(name)
+            for sentence, point in zip(told.get(part.get("id", ""), ()), _marks(part), strict=False):
+                point.set("data-tip", sentence)
+            if part.get("id") in told:
+                part.set("data-series", told[part.attrib["id"]][0].partition(":")[0].rpartition(", ")[0])
+        for metadata in root.findall("metadata"):
+            root.remove(metadata)
+        for size in ("width", "height"):
+            root.attrib.pop(size)
+        root.attrib |= {"role": "img", "aria-label": self.alternative}
+        return ElementTree.tostring(root, encoding="unicode").replace(_INK, "currentColor")
 
     def file(self) -> str:
         """The SVG as a file of its own."""
-        return self._saved("svg", "black").decode()
+        return self._saved(self.draw("black"), "svg").decode()
 
     def png(self) -> bytes:
-        return self._saved("png", "black")
+        return self._saved(self.draw("black"), "png")
 
-    def _saved(self, kind: str, ink: str) -> bytes:
+    def _saved(self, figure: Figure, kind: str, *, transparent: bool = False) -> bytes:
         # A salt for each picture: ids of pictures in one page must differ, and a second report be the same as the first.
         with mpl.rc_context({"svg.hashsalt": self.name, "svg.fonttype": "none", "font.family": "sans-serif"}):
-            figure = self.draw(ink)
             stream = io.BytesIO()
             metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {}
-            is_page = ink == _INK
-            figure.savefig(stream, format=kind, metadata=metadata, transparent=is_page, dpi=150)
+            figure.savefig(stream, format=kind, metadata=metadata, transparent=transparent, dpi=150)
         return stream.getvalue()
+
+
+def _tell_points(figure: Figure, name: str) -> dict[str, list[str]]:
+    """Give each series an id, and return what its points say, by this id."""
+    told: dict[str, list[str]] = {}
+    for axes in figure.axes:
+        labelled = [(line, str(line.get_label())) for line in axes.get_lines()]
+        labelled += [
+            (bars.lines[0], str(bars.get_label()))
+            for bars in axes.containers
+            if isinstance(bars, ErrorbarContainer)
+        ]
+        for line, label in labelled:
+            if label.startswith("_") or line.get_marker() in ("None", "", None):
+                continue
+            identity = f"{name}-series-{len(told)}"
+            line.set_gid(identity)
+            points = np.asarray(line.get_xydata(), dtype=float)
+            told[identity] = [f"{label}, {axes.get_xlabel()} {x:,.6g}: {y:.4g}" for x, y in points.tolist()]
+    return told
+
+
+def _marks(part: ElementTree.Element) -> list[ElementTree.Element]:
+    return [mark for mark in part.iter() if mark.tag.endswith("use")]
 
 
 def panels_of(count: int, ink: str, *, columns: int = 2, height: float = 3.6) -> tuple[Figure, list[Any]]:

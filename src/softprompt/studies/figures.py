@@ -58,7 +58,9 @@ def _trade_off(results: StudyResults, name: str) -> Plot | None:
         least = min((cost for cost in costs if cost > 0), default=1)
         if max(costs) >= 10 * least:  # a narrower range would have one number on a logarithmic axis, or none
             if 0 in costs:
-                axes.set_xscale("symlog", linthresh=10 ** math.floor(math.log10(least)))
+                least_power, most_power = (math.floor(math.log10(cost)) for cost in (least, max(costs)))
+                axes.set_xscale("symlog", linthresh=10**least_power)
+                axes.set_xticks([0, *(10**power for power in range(least_power, most_power + 1))])
             else:
                 axes.set_xscale("log")
         axes.set_xlabel(COSTS[name])

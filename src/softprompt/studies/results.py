@@ -15,6 +15,7 @@ from softprompt.studies.ensembles import members_of, recorded
 from softprompt.studies.folder import StudyFolder
 from softprompt.studies.plan import Plan, plan
 from softprompt.studies.runs import PlannedRun
+from softprompt.studies.statistics import Summary, summarize_scores
 
 COSTS = {
     "trained_parameters": "trained parameters",
@@ -54,6 +55,12 @@ class Result:
         """The main metric on a data set: validation, test or a domain's name."""
         value = self.outcome.facts.get("metrics", {}).get(data, {}).get(self.metric)
         return None if value is None else float(value)
+
+    def row_count(self, data: str) -> int | None:
+        """The number of rows of a data set; None: the run does not say it."""
+        facts = self.outcome.facts
+        metrics, rows = facts.get("metrics", {}).get(data, {}), facts.get("rows", {}).get(data, {})
+        return metrics.get("rows", rows.get("count"))
 
     def cost(self, name: str) -> float | None:
         """One of COSTS."""
@@ -166,21 +173,39 @@ class StudyResults:
             sum(facts["times"]["evaluation"] for facts in told),
         )
 
-    def mean(self, line: str) -> float | None:
-        """The mean over conditions and data sets of the means over seeds; None where the line lacks one of them.
+    def mean(self, line: str, metric: str | None = None) -> float | None:
+        """The mean over conditions and data sets of the means over seeds; None where the line lacks one that others have.
 
-        None too where there are several metrics: their mean would mean nothing.
+        metric: over the conditions with this metric alone. Without it, None where there are several metrics: their mean would
+        mean nothing.
         """
-        if len(self.metrics) > 1:
+        if metric is None and len(self.metrics) > 1:
             return None
         found = [
             list(self.scores(line, condition, data).values())
             for condition in self.conditions
+            if metric in (None, self.metric(condition))
             for data in self.data
+            if any(self.scores(other, condition, data) for other in self.lines)
         ]
         return (
             statistics.fmean(statistics.fmean(scores) for scores in found) if all(found) and found else None
         )
+
+    def row_count(self, condition: str, data: str) -> int | None:
+        """The number of rows of a data set, the least if runs differ; None: the runs do not say it."""
+        found = [
+            count
+            for result in self.finals
+            if result.condition == condition and (count := result.row_count(data))
+        ]
+        return min(found) if found else None
+
+    def summary(self, line: str, condition: str, data: str) -> Summary | None:
+        """The scores over seeds with their interval; None: there are none."""
+        scores = list(self.scores(line, condition, data).values())
+        rows = self.row_count(condition, data) if self.metric(condition) == "accuracy" else None
+        return summarize_scores(scores, rows) if scores else None
 
 
 def read_results(folder: StudyFolder) -> StudyResults:

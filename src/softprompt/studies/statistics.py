@@ -1,16 +1,17 @@
-"""Mean, spread, interval and paired test of a few scores."""
+"""Mean, spread, intervals and paired test of a few scores; the formulas are scipy's."""
 
 from __future__ import annotations
 
-import itertools
-import math
-import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from scipy import stats
+
 _EXACT = 14  # pairs up to which every one of the 2^n flips is counted
-_DRAWS = 20_000  # flips that are drawn beyond that
+_FLIPS = 20_000  # flips that are drawn beyond that
+_DRAWS = 10_000  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Summary:
     """Scores of one setting over its seeds.
 
     std   sample standard deviation; None: fewer than two scores
-    low, high  95 % interval of the mean by Student's t, which takes the scores for draws of a normal distribution
+    low, high  95 % interval of the mean; None: nothing is known of it
     """
 
     mean: float
@@ -28,41 +29,42 @@ class Summary:
     count: int
 
 
-def summarize(scores: Sequence[float]) -> Summary:
-    """Raises ValueError for no scores."""
-    if not scores:
-        raise ValueError("there are no scores to summarize")
-    mean, n = statistics.fmean(scores), len(scores)
-    if n < 2:
-        return Summary(mean, None, None, None, n)
-    std = statistics.stdev(scores)
-    reach = t_quantile(n - 1) * std / math.sqrt(n)
-    return Summary(mean, std, mean - reach, mean + reach, n)
+def summarize(values: Sequence[float]) -> Summary:
+    """Differences or other values without bounds, with the interval by Student's t, which takes them for normal.
+
+    Raises ValueError for no values.
+    """
+    summary = _spread(values)
+    if summary.std is None:
+        return summary
+    reach = float(stats.t.ppf(0.975, summary.count - 1)) * summary.std / summary.count**0.5
+    return Summary(summary.mean, summary.std, summary.mean - reach, summary.mean + reach, summary.count)
 
 
-def t_quantile(freedom: int, inside: float = 0.95) -> float:
-    """The t within which a Student variable lies with probability `inside`, by bisection."""
-    low, high = 0.0, 1.0
-    while t_inside(high, freedom) < inside:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_inside(middle, freedom) < inside else (low, middle)
-    return (low + high) / 2
+def summarize_scores(scores: Sequence[float], rows: int | None = None) -> Summary:
+    """Scores of seeds, with an interval that stays within what scores can be.
+
+    rows  the number of rows on which each score is the share of right answers; None: the scores are no such shares
+
+    For one seed the interval is Wilson's. For several it is a bootstrap's: seeds are drawn with replacement, and then rows,
+    which are the same for every seed, so that more seeds make no more rows; it is at least as wide as Wilson's for the mean.
+    Where scores are no shares of rows, seeds alone are drawn, and one seed has no interval.
+    Raises ValueError for no scores.
+    """
+    summary = _spread(scores)
+    if rows is None and summary.std is None:
+        return summary
+    ends = [_bootstrap(scores, rows)] if summary.std is not None else []
+    if rows is not None:
+        ends.append(wilson(summary.mean, rows))
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    return Summary(summary.mean, summary.std, min(low, summary.mean), max(high, summary.mean), summary.count)
 
 
-def t_inside(t: float, freedom: int) -> float:
-    """P(|T| < t) for whole degrees of freedom: Abramowitz and Stegun, 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine = math.cos(angle)
-    odd = freedom % 2
-    term, total = (cosine if odd else 1.0), 0.0
-    for k in range(3 if odd else 2, freedom + 1, 2):
-        total += term
-        term *= cosine**2 * (k - 1) / k
-    if odd:
-        return 2 / math.pi * (angle + math.sin(angle) * total)
-    return math.sin(angle) * total
+def wilson(share: float, rows: int) -> tuple[float, float]:
+    """Wilson's 95 % interval for a share of right answers on a number of rows."""
+    found = stats.binomtest(round(share * rows), rows).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
@@ -74,15 +76,17 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     """
     if not differences:
         raise ValueError("there are no pairs to compare")
-    seen = abs(math.fsum(differences)) * (1 - 1e-12)  # equal sums may differ in the last bit
-    if len(differences) <= _EXACT:
-        flips = list(itertools.product((1, -1), repeat=len(differences)))
-        return sum(_flipped(differences, signs) >= seen for signs in flips) / len(flips)
-    dice = random.Random(0)
-    hits = sum(
-        _flipped(differences, [dice.choice((1, -1)) for _ in differences]) >= seen for _ in range(_DRAWS)
+    if len(differences) == 1 or not any(differences):
+        return 1.0  # scipy wants two pairs
+    found = stats.permutation_test(
+        (np.asarray(differences, dtype=float),),
+        lambda values, axis: values.mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=2**_EXACT if len(differences) <= _EXACT else _FLIPS,
+        rng=np.random.default_rng(0),
     )
-    return (hits + 1) / (_DRAWS + 1)
+    return float(found.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -96,5 +100,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _flipped(differences: Sequence[float], signs: Sequence[int]) -> float:
-    return abs(math.fsum(sign * value for sign, value in zip(signs, differences, strict=True)))
+def _spread(values: Sequence[float]) -> Summary:
+    if not values:
+        raise ValueError("there are no scores to summarize")
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Summary(statistics.fmean(values), std, None, None, len(values))
+
+
+def _bootstrap(scores: Sequence[float], rows: int | None) -> tuple[float, float]:
+    dice = np.random.default_rng(0)
+    means = dice.choice(np.asarray(scores, dtype=float), (_DRAWS, len(scores))).mean(axis=1)
+    if rows is not None:
+        means = dice.binomial(rows, means.clip(0, 1)) / rows
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)

@@ -176,7 +176,7 @@ def as_csv(table: Table) -> str:
     """The text, with an apostrophe in front if a spreadsheet would run it as a formula."""
     heads, rows = table
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([_no_formula(c) for c in row] for row in [heads, *rows])
+    csv.writer(text, lineterminator="\n").writerows([no_formula(c) for c in row] for row in [heads, *rows])
     return text.getvalue()
 
 
@@ -201,10 +201,11 @@ def as_latex(table: Table) -> str:
 
 def in_words(summary: Summary, sign: str = "") -> str:
     """ "0.812 ± 0.013 [0.780, 0.844] (3)"."""
-    if summary.std is None or summary.low is None or summary.high is None:
-        return f"{summary.mean:{sign}.3f} ({summary.count})"
-    spread = f"± {summary.std:.3f} [{summary.low:{sign}.3f}, {summary.high:{sign}.3f}]"
-    return f"{summary.mean:{sign}.3f} {spread} ({summary.count})"
+    spread = "" if summary.std is None else f" ± {summary.std:.3f}"
+    inside = ""
+    if summary.low is not None and summary.high is not None:
+        inside = f" [{summary.low:{sign}.3f}, {summary.high:{sign}.3f}]"
+    return f"{summary.mean:{sign}.3f}{spread}{inside} ({summary.count})"
 
 
 def _judged(results: StudyResults) -> Sequence[str]:
@@ -217,8 +218,8 @@ def _head(results: StudyResults, condition: str, data: str) -> str:
 
 
 def _cell(results: StudyResults, line: str, condition: str, data: str) -> str:
-    scores = list(results.scores(line, condition, data).values())
-    return in_words(summarize(scores)) if scores else ""
+    summary = results.summary(line, condition, data)
+    return "" if summary is None else in_words(summary)
 
 
 def _of(*parts: str) -> str:
@@ -238,7 +239,8 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
-def _no_formula(cell: str) -> str:
+def no_formula(cell: str) -> str:
+    """The text with an apostrophe in front if a spreadsheet would run it, and control characters as codes."""
     cell = "'" + cell if cell.startswith(_FORMULA) and not _NUMBERS.fullmatch(cell) else cell
     return printable(cell)
 

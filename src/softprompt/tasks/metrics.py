@@ -82,12 +82,9 @@ def _correlation(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    counts = Counter(values)
-    rank, below = {}, 0
-    for value in sorted(counts):
-        rank[value] = below + (counts[value] + 1) / 2
-        below += counts[value]
-    return [rank[value] for value in values]
+    from scipy.stats import rankdata
+
+    return [float(rank) for rank in rankdata(values)]
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:

@@ -133,6 +133,8 @@ class OngoingRun:
                 tokens=sum(count_tokens(row) for row in taken.step.batch),
                 seconds=taken.seconds + time.perf_counter() - started,
                 penalty=taken.penalty,
+                rows=len(taken.step.batch),
+                images=sum(row.media is not None and row.media.ndim == 3 for row in taken.step.batch),
             )
             state.history.append(record)
         self._watcher.update(record)
@@ -261,7 +263,8 @@ class OngoingRun:
                 state.best, state.best_step, state.best_metric = best, state.step, metrics[str(main_metric)]
             state.evaluated = state.step
             record = state.history[-1]
-            self._watcher.report(record, is_best=is_best)
+            first = {} if metrics is None else {str(main_metric): metrics[str(main_metric)]}
+            self._watcher.report(replace(record, metrics={**first, **record.metrics}), is_best=is_best)
             self.accelerator.log({f"eval/{name}": x for name, x in record.metrics.items()}, step=state.step)
         self._heed([callback.on_evaluate(record, is_best=is_best) for callback in self._callbacks])
 

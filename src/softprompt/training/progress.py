@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichBar
+from rich.live import Live
+from rich.text import Text
+
+from softprompt.training.notebook_bar import Display, notebook_bar, notebook_display
+from softprompt.training.progress_line import Standing, fitted, line
+
+_SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_BETWEEN_BARS = 0.25
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class Record:
     seconds        time the step took, without evaluations and checkpoints
     metrics        of the evaluation after this step, where there was one
     penalty        the part of the loss that the method itself adds
+    rows, images   of the batch; 0: not counted. They are shown, and in no history
     """
 
     step: int
@@ -33,6 +41,14 @@ class Record:
     seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     penalty: float = 0.0
+    rows: int = field(default=0, compare=False)
+    images: int = field(default=0, compare=False)
+
+    def pace(self) -> tuple[int, str]:
+        """What the speed of the run is counted in, and how much of it the batch had."""
+        if self.images:
+            return self.images, "images"
+        return (self.tokens, "tokens") if self.tokens or not self.rows else (self.rows, "rows")
 
     def as_dict(self) -> dict[str, Any]:
         """One flat dictionary, for a line of JSON or a tracker; a metric has `eval/` before its name.
@@ -40,6 +56,7 @@ class Record:
         Without a penalty where the method adds none."""
         values = asdict(self)
         metrics = values.pop("metrics")
+        del values["rows"], values["images"]
         if not self.penalty:
             del values["penalty"]
         return values | {f"eval/{name}": value for name, value in metrics.items()}
@@ -82,58 +99,81 @@ class Silent:
 
 
 class ConsoleProgress:
-    """Shows loss, metrics, tokens per second and remaining time in a bar; without a terminal, a line per evaluation."""
+    """Shows how far a run is, the remaining time, the main metric, loss and speed.
 
-    def __init__(self, console: Console | None = None) -> None:
+    In a terminal that is one line, which fits however narrow the terminal is; in a notebook a bar; elsewhere a line for each
+    evaluation, and one every half minute between them.
+    """
+
+    def __init__(self, console: Console | None = None, display: Display | None = None) -> None:
         self._console = console or Console(stderr=True)
-        self._bar: RichBar | None = None
-        self._steps = 0
-        self._metrics = ""
-        self._loss: float | None = None
+        self._display = display or (notebook_display if self._console.is_jupyter else None)
+        self._shown: Live | None = None
+        self._update: Callable[[str], None] | None = None
+        self._standing = Standing(0, 0)
+        self._began = self._told = 0.0
+        self._start = 0
         self._rate: float | None = None
 
     def begin(self, steps: int, done: int) -> None:
-        self._steps, self._metrics, self._loss, self._rate = steps, "", None, None
+        self._standing, self._rate, self._start = Standing(done, steps), None, done
+        self._began = self._told = time.monotonic()
         if done:
             self._console.print(f"resumed after step {done} of {steps}", highlight=False)
-        if self._console.is_terminal:
-            self._bar = RichBar(
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(),
-                console=self._console,
+        if self._display is not None:
+            self._update = self._display(notebook_bar(self._standing))
+        elif self._console.is_terminal:
+            self._shown = Live(
+                get_renderable=self._line, console=self._console, refresh_per_second=4, transient=False
             )
-            self._bar.add_task("", total=steps, completed=done)
-            self._bar.start()
+            self._shown.start()
 
     def update(self, record: Record) -> None:
         # Running means over about ten steps: a single batch says little.
-        rate = record.tokens / max(record.seconds, 1e-9)
-        self._loss = record.loss if self._loss is None else 0.9 * self._loss + 0.1 * record.loss
+        count, unit = record.pace()
+        rate, loss = count / max(record.seconds, 1e-9), self._standing.loss
         self._rate = rate if self._rate is None else 0.9 * self._rate + 0.1 * rate
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=record.step, description=self._status())
+        self._standing = replace(
+            self._standing,
+            done=record.step,
+            left=self._remaining(record.step),
+            loss=record.loss if loss is None else 0.9 * loss + 0.1 * record.loss,
+            rate=f"{self._rate:,.0f} {unit}/s",
+        )
+        wait = _SECONDS_BETWEEN_BARS if self._update is not None else _SECONDS_BETWEEN_LINES
+        if self._shown is None and time.monotonic() - self._told >= wait:
+            self._tell()
 
     def report(self, record: Record, *, is_best: bool) -> None:
-        self._metrics = "".join(f"  {name} {value:.4g}" for name, value in record.metrics.items())
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=self._status())
-        else:
-            best = "  best" if is_best else ""
-            self._console.print(
-                f"step {record.step}/{self._steps}  {self._status()}{best}", highlight=False, soft_wrap=True
-            )
+        self._standing = replace(self._standing, metrics=dict(record.metrics))
+        if self._shown is None:
+            self._tell("  best" if is_best else "")
 
     def end(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._shown is not None:
+            self._shown.stop()
+            self._shown = None
+        elif self._update is not None:
+            self._tell()
+            self._update = None
 
-    def _status(self) -> str:
-        loss = "" if self._loss is None else f"loss {self._loss:.4g}"
-        rate = "" if self._rate is None else f"  {self._rate:,.0f} tokens/s"
-        return f"{loss}{self._metrics}{rate}"
+    def _tell(self, remark: str = "") -> None:
+        self._told = time.monotonic()
+        if self._update is not None:
+            self._update(notebook_bar(self._standing))
+        else:
+            self._console.print(
+                f"step {line(self._standing)}{remark}", highlight=False, markup=False, soft_wrap=True
+            )
+
+    def _line(self) -> Text:
+        # A cell is left free: some terminals wrap a line that fills them.
+        options = self._console.options
+        return fitted(self._standing, options.max_width - 1, ascii_only=options.ascii_only)
+
+    def _remaining(self, step: int) -> float | None:
+        made = step - self._start
+        return (time.monotonic() - self._began) / made * (self._standing.steps - step) if made > 0 else None
 
 
 class Shared:
