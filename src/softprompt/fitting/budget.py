@@ -34,18 +34,18 @@ def within_budget(prepared: PreparedRun, folder: str | Path | None) -> PreparedR
     Warns with SoftpromptWarning where the time is enough for a few steps only.
     """
     recipe = prepared.recipe
-    assert recipe.budget is not None
+    budget = float(recipe.budget or 0)
     begun = {} if folder is None else begun_with(Path(folder)).get("recipe", {})
     if "steps" in begun:
         kept = replace(recipe, budget=None, steps=begun["steps"], evaluate_every=begun["evaluate_every"])
         return replace(prepared, recipe=kept)
     started = time.perf_counter()
     beginning, step, evaluation = _tried(prepared)
-    left = recipe.budget - (time.perf_counter() - started) - beginning
+    left = budget - (time.perf_counter() - started) - beginning
     found = _steps_in(left, step, evaluation, recipe)
     log.info(
         "a budget of %.0f s: %d steps of %.2g s, an evaluation of %.2g s every %d steps",
-        recipe.budget,
+        budget,
         found.steps,
         step,
         evaluation,
@@ -53,7 +53,7 @@ def within_budget(prepared: PreparedRun, folder: str | Path | None) -> PreparedR
     )
     if found.steps < _FEW:
         sentence = (
-            f"a budget of {recipe.budget:.0f} seconds is enough for {found.steps} steps of {step:.2g} seconds on this machine: a"
+            f"a budget of {budget:.0f} seconds is enough for {found.steps} steps of {step:.2g} seconds on this machine: a"
             " prompt seldom learns much in so few"
         )
         warn_of([sentence])

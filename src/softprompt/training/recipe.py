@@ -18,12 +18,15 @@ Tracker = Literal[
 ]
 
 
-def _in_seconds(given: Any) -> Any:
-    """ "90s", "5m" or "1.5h" as seconds; anything else is left to pydantic."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", given) if isinstance(given, str) else None
-    if found is None:
-        return given
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+def _in_seconds(given: Any) -> float | None:
+    """ "90s", "5m" or "1.5h" as seconds. Raises ValueError for what is no time above 0."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", given) if isinstance(given, str) else None
+    if given is None:
+        return None
+    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else given
+    if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+        raise ValueError(f'budget is {given!r}: expected seconds above 0, or a time like "90s", "5m", "1h"')
+    return float(seconds)
 
 
 ADAMW_BETAS = (0.9, 0.999)
@@ -97,7 +100,7 @@ class Recipe:
     epochs: Annotated[float | None, LATER] = Field(default=None, gt=0)
     """Times over the training rows, instead of `steps`; a run turns it into steps, and saves these."""
 
-    budget: Annotated[float | None, BeforeValidator(_in_seconds), LATER] = Field(default=None, gt=0)
+    budget: Annotated[float | str | None, BeforeValidator(_in_seconds), LATER] = None
     """Seconds for the whole run, or "90s", "5m", "1h", instead of `steps`; a trial turns it into steps once, and a run saves
     these."""
 
