@@ -117,6 +117,15 @@ def test_inspect_shows_what_images_are_taken_for_and_where_attention_goes(
     assert all(attributes["aria-label"] for attributes in meters)
 
 
+def test_a_folder_with_the_name_of_a_label_gives_the_right_label(prompt: Path, tmp_path: Path) -> None:
+    for name in ("red", "holiday"):
+        (tmp_path / name).mkdir()
+        picture(180, 80, 90).save(tmp_path / name / "a.png")
+    found = as_json("inspect", prompt, tmp_path / "red", tmp_path / "holiday", *CPU)
+    assert [image["right"] for image in found["images"]] == ["red", None]
+    assert found["metrics"]["rows"] == 1
+
+
 def test_inspect_without_images_says_what_was_learned(prompt: Path, tmp_path: Path) -> None:
     result = softprompt("inspect", prompt, "--html", tmp_path / "page.html", *CPU)
     assert result.exit_code == 0

@@ -191,7 +191,13 @@ def test_a_failed_run_is_made_again_only_when_asked(tmp_path: Path) -> None:
     assert softprompt("compare", study, "-o", tmp_path / "out", "--quiet").exit_code == 1
     write_rows(rows)
     assert softprompt("compare", study, "-o", tmp_path / "out", "--quiet").exit_code == 1
-    assert as_json("compare", study, "-o", tmp_path / "out", "--quiet", "--retry-failed")["failed"] == []
+    again = softprompt("compare", study, "-o", tmp_path / "out", "--quiet", "--retry-failed")
+    assert again.exit_code == 0
+    said = " ".join(again.stdout.split())
+    assert "prompt-tuning" in said
+    assert "1 seed, 16 test rows." in said  # the finding
+    assert said.endswith(f"next: softprompt report {tmp_path / 'out'}")
+    assert "16 test rows are few" in again.stderr
 
 
 @pytest.mark.slow

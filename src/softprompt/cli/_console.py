@@ -53,15 +53,14 @@ class Report:
 
     @contextlib.contextmanager
     def progress(self, done: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show on a terminal how many of `total` rows are done; the result is told the number so far."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        """Show on a terminal how many of `total` rows are done; the result is told the number so far.
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(
-            *columns, console=self.notes, transient=True, disable=not self.notes.is_terminal
-        ) as progress:
-            bar = progress.add_task(done, total=total)
-            yield lambda count: progress.update(bar, completed=count)
+        Without a terminal there is a line every half minute.
+        """
+        from softprompt.training.progress import Counting
+
+        with Counting(self.notes, done, total) as counting:
+            yield counting.reached
 
     def warn(self, message: str) -> None:
         """Print a warning to stderr, and list it under "warnings"."""

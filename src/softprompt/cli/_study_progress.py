@@ -31,7 +31,7 @@ class StudyProgress:
         self._left = ""
 
     def __enter__(self) -> StudyProgress:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live.start()
         return self
 

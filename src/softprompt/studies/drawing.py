@@ -14,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
+from softprompt.errors import printable
+
 # Okabe and Ito's palette without its black and yellow: told apart by colour-blind readers, on white and on black.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _MARKS = "osD^vPX*"
@@ -32,7 +34,7 @@ class Plot:
     def svg(self) -> str:
         """The SVG for use inside a page: text in the page's own colour, points that say under the pointer what they are."""
         figure = self.draw(_INK)
-        told = _tell_points(figure, self.name)
+        series, told = _tell_points(figure, self.name)
         root = ElementTree.fromstring(self._saved(figure, "svg", transparent=True))
         for part in root.iter():
             part.tag = part.tag.rpartition("}")[2]
@@ -41,12 +43,12 @@ class Plot:
             for sentence, point in zip(told.get(part.get("id", ""), ()), _marks(part), strict=False):
                 point.set("data-tip", sentence)
             if part.get("id") in told:
-                part.set("data-series", told[part.attrib["id"]][0].partition(":")[0].rpartition(", ")[0])
+                part.set("data-series", series[part.attrib["id"]])
         for metadata in root.findall("metadata"):
             root.remove(metadata)
         for size in ("width", "height"):
             root.attrib.pop(size)
-        root.attrib |= {"role": "img", "aria-label": self.alternative}
+        root.attrib |= {"role": "img", "aria-label": printable(self.alternative)}
         return ElementTree.tostring(root, encoding="unicode").replace(_INK, "currentColor")
 
     def file(self) -> str:
@@ -65,8 +67,9 @@ class Plot:
         return stream.getvalue()
 
 
-def _tell_points(figure: Figure, name: str) -> dict[str, list[str]]:
-    """Give each series an id, and return what its points say, by this id."""
+def _tell_points(figure: Figure, name: str) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Give each series an id, and return by this id its name, and what its points say."""
+    series: dict[str, str] = {}
     told: dict[str, list[str]] = {}
     for axes in figure.axes:
         labelled = [(line, str(line.get_label())) for line in axes.get_lines()]
@@ -80,9 +83,11 @@ def _tell_points(figure: Figure, name: str) -> dict[str, list[str]]:
                 continue
             identity = f"{name}-series-{len(told)}"
             line.set_gid(identity)
+            series[identity] = label
             points = np.asarray(line.get_xydata(), dtype=float)
-            told[identity] = [f"{label}, {axes.get_xlabel()} {x:,.6g}: {y:.4g}" for x, y in points.tolist()]
-    return told
+            name_and_axis = f"{label}, {axes.get_xlabel()}".replace(r"\$", "$")
+            told[identity] = [f"{name_and_axis} {x:,.6g}: {y:.4g}" for x, y in points.tolist()]
+    return series, told
 
 
 def _marks(part: ElementTree.Element) -> list[ElementTree.Element]:
@@ -137,5 +142,5 @@ def style(i: int) -> tuple[str, str]:
 
 
 def plain(text: str) -> str:
-    """The text without characters that matplotlib reads as a formula or that a legend would leave out."""
-    return text.replace("$", r"\$").lstrip("_")
+    """The text without characters that matplotlib reads as a formula, that a legend would leave out, or that no XML may hold."""
+    return printable(text).replace("$", r"\$").lstrip("_")

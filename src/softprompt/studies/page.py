@@ -31,12 +31,16 @@ from softprompt.studies.tables import (
 )
 
 _SHOWN_FIRST = 4  # dot plots; a study of many conditions has the others folded away
+_ROOM = 3_000_000  # characters for all pictures
+_LARGEST_SVG = 1_000_000
+_MOST_FAILED = 30  # runs whose traceback is shown
 _LARGEST = 15  # labels of a confusion matrix: of more labels the commonest confusions are listed
 
 
 def page(results: StudyResults, pictures: Sequence[Plot]) -> str:
     """The whole page as HTML. Every text that comes from a config, a label or an error is escaped."""
-    trade_offs = [plot for plot in pictures if plot.name.startswith("score-by-")]
+    drawn = _drawn(pictures)
+    trade_offs = [picture for name, picture in drawn.items() if name.startswith("score-by-")]
     sections = [
         _scores(results),
         _table(
@@ -44,7 +48,7 @@ def page(results: StudyResults, pictures: Sequence[Plot]) -> str:
         ),
         _table("Paired comparison", comparison_table(results), _about_pairs(results), "comparisons"),
         _costs(results, trade_offs),
-        *(_section(plot.title, plots=[_picture(plot)]) for plot in pictures if plot not in trade_offs),
+        *(_section(one["title"], plots=[one]) for one in drawn.values() if one not in trade_offs),
         _confusions(results),
         _table("Base and new classes", half_table(results), _HALVES, "halves"),
         _table("Ensembles of seeds", ensemble_table(results), _ENSEMBLES, "ensembles"),
@@ -118,8 +122,21 @@ def _files(name: str, content: Table) -> list[tuple[str, str, str]]:
     ]
 
 
-def _picture(plot: Plot) -> dict[str, Any]:
-    return {"name": plot.name, "title": plot.title, "told": plot.alternative, "svg": Markup(plot.svg())}
+def _drawn(pictures: Sequence[Plot]) -> dict[str, dict[str, Any]]:
+    """The pictures by their names: as SVG, a large one as PNG, and one for which there is no room as the name of its file."""
+    found, room = {}, _ROOM
+    for plot in pictures:
+        svg = Markup(plot.svg())
+        if len(svg) > min(room, _LARGEST_SVG):
+            address = data_url(plot.png(), "image/png")
+            picture = Markup('<img class="drawn" alt="{}" src="{}">').format(plot.alternative, address)
+            beside = Markup("<p>This picture is too large for the page: {}.svg lies beside it.</p>").format(
+                plot.name
+            )
+            svg = picture if len(picture) <= room else beside
+        room -= len(svg)
+        found[plot.name] = {"name": plot.name, "title": plot.title, "told": plot.alternative, "svg": svg}
+    return found
 
 
 def _scores(results: StudyResults) -> dict[str, Any]:
@@ -155,11 +172,11 @@ def _about_pairs(results: StudyResults) -> str:
     )
 
 
-def _costs(results: StudyResults, trade_offs: Sequence[Plot]) -> dict[str, Any] | None:
+def _costs(results: StudyResults, trade_offs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     found = cost_table(results)
     section = _table("Costs", found, _COSTS, "costs")
     if section is not None:
-        section["plots"] = [_picture(plot) for plot in trade_offs]
+        section["plots"] = trade_offs
         [(_, file, address), *_others] = _files("costs-median", cost_table(results, statistics.median))
         section["files"] += [("CSV of medians", file, address)]
     return section
@@ -214,13 +231,15 @@ def _accuracy_matrices(results: StudyResults) -> dict[str, Any] | None:
 
 def _failed(results: StudyResults) -> dict[str, Any] | None:
     texts = []
-    for result in results.failed:
+    for result in results.failed[:_MOST_FAILED]:
         facts = result.outcome.facts
         told = (
             f"{result.run.id}: {result.outcome.status}: {facts['error']['type']}: {facts['error']['message']}"
         )
         texts.append((told, facts["traceback"]))
-    return _section("Runs that went wrong", texts=texts) if texts else None
+    more = len(results.failed) - len(texts)
+    told = f"{more} more are in runs.csv." if more else ""
+    return _section("Runs that went wrong", told, texts=texts) if texts else None
 
 
 def _facts(results: StudyResults) -> dict[str, str]:

@@ -122,7 +122,7 @@ class ConsoleProgress:
             self._console.print(f"resumed after step {done} of {steps}", highlight=False)
         if self._display is not None:
             self._update = self._display(notebook_bar(self._standing))
-        elif self._console.is_terminal:
+        elif self._console.is_terminal and not self._console.is_dumb_terminal:
             self._shown = Live(
                 get_renderable=self._line, console=self._console, refresh_per_second=4, transient=False
             )
@@ -174,6 +174,38 @@ class ConsoleProgress:
     def _remaining(self, step: int) -> float | None:
         made = step - self._start
         return (time.monotonic() - self._began) / made * (self._standing.steps - step) if made > 0 else None
+
+
+class Counting:
+    """Shows how many rows of many are done: in a terminal as a line with a bar, elsewhere as a line every half minute."""
+
+    def __init__(self, console: Console, unit: str, total: int) -> None:
+        self._console = console
+        self._standing = Standing(0, total, unit=unit)
+        self._began = self._told = time.monotonic()
+        self._live = Live(get_renderable=self._line, console=console, refresh_per_second=4, transient=True)
+        self._is_live = console.is_terminal and not console.is_dumb_terminal
+
+    def __enter__(self) -> Counting:
+        if self._is_live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
+
+    def reached(self, done: int) -> None:
+        """So many are done."""
+        spent = time.monotonic() - self._began
+        left = spent / done * (self._standing.steps - done) if done else None
+        self._standing = replace(self._standing, done=done, left=left)
+        if not self._is_live and time.monotonic() - self._told >= _SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            self._console.print(line(self._standing), highlight=False, markup=False, soft_wrap=True)
+
+    def _line(self) -> Text:
+        options = self._console.options
+        return fitted(self._standing, options.max_width - 1, ascii_only=options.ascii_only)
 
 
 class Shared:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from rich.text import Text
 
+from softprompt.errors import printable
+
 _SHORTEST_BAR, _LONGEST_BAR = 10, 24  # cells
 
 
@@ -32,7 +34,7 @@ class Standing:
 
     def words(self) -> tuple[list[str], list[str]]:
         """What is always shown, and what is shown where there is room, by its importance."""
-        metrics = [f"{name} {value:.4g}" for name, value in self.metrics.items()]
+        metrics = [f"{printable(name)} {value:.4g}" for name, value in self.metrics.items()]
         must = [f"{self.unit} {self.done:,}/{self.steps:,}".strip(), clock(self.left), *metrics[:1]]
         loss = [] if self.loss is None else [f"loss {self.loss:.4g}"]
         return [part for part in must if part], [*loss, *([self.rate] if self.rate else []), *metrics[1:]]
