@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from softprompt.studies import page as page_module
 from softprompt.studies.report import write_report
 from softprompt.studies.results import read_results
@@ -19,6 +21,7 @@ def written(folder: Any) -> tuple[str, list[Path]]:
     return files[0].read_text(encoding="utf-8"), files
 
 
+@pytest.mark.slow
 def test_names_write_nothing_into_any_file(tmp_path: Path) -> None:
     axes = {"method": {HOSTILE: {}, "=cmd": {"method.length": 3}}, "recipe.weight_decay": [0.0, 0.1]}
     folder = made_up(tmp_path, lambda run: ended(run, 0.5), axes=axes, seeds=[0, 1], title=HOSTILE)
@@ -34,6 +37,7 @@ def test_names_write_nothing_into_any_file(tmp_path: Path) -> None:
     assert any(line.startswith("'=cmd") for line in lines)
 
 
+@pytest.mark.slow
 def test_large_pictures_become_smaller_or_are_left_to_their_files(tmp_path: Path, monkeypatch: Any) -> None:
     folder = made_up(
         tmp_path, lambda run: ended(run, 0.5), axes={"method": {"a": {}, "b": {"method.length": 3}}}

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from softprompt.training.progress import ConsoleProgress, Record
+from softprompt.training.progress import ConsoleProgress, Counting, Record
 
 RECORDS = [Record(step, 1 / step, 0.1, 1.0, 200, 0.1) for step in range(1, 5)]
 EVALUATED = Record(4, 0.25, 0.1, 1.0, 200, 0.1, {"accuracy": 0.75})
@@ -82,3 +82,18 @@ def test_a_record_is_one_flat_line_of_json() -> None:
         "seconds": 0.1,
         "eval/accuracy": 0.75,
     }
+
+
+def test_rows_are_counted_in_one_line_that_fits() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=40, color_system=None)
+    with Counting(console, "evaluated", 1000) as counting:
+        counting.reached(500)
+        counting._live.refresh()
+    lines = re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue()))
+    assert any("evaluated 500/1,000  0:00 left" in line for line in lines)
+    assert max(map(len, lines)) < 40
+    silent = io.StringIO()
+    with Counting(Console(file=silent), "evaluated", 10) as counting:
+        counting.reached(10)
+    assert silent.getvalue() == ""  # less than half a minute

@@ -142,5 +142,5 @@ def style(i: int) -> tuple[str, str]:
 
 
 def plain(text: str) -> str:
-    """The text without characters that matplotlib reads as a formula, that a legend would leave out, or that no XML may hold."""
+    """The text without what matplotlib reads as a formula, what a legend would leave out, and what no XML may hold."""
     return printable(text).replace("$", r"\$").lstrip("_")
