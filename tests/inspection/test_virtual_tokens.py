@@ -6,6 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import WordPiece as WordPieceDecoder
+from tokenizers.models import WordPiece
+from transformers import PreTrainedTokenizerFast
 
 import softprompt as sp
 from softprompt.backbones.causal.backbone import CausalBackbone
@@ -228,3 +232,13 @@ def test_bytes_that_are_no_text_are_shown_by_their_numbers() -> None:
     tokenizer = tiny_tokenizer()
     ids = tokenizer("\u20ac", add_special_tokens=False)["input_ids"]
     assert [token_text(tokenizer, i) for i in ids] == ["byte E2", "byte 82", "byte AC"]
+
+
+def test_pieces_that_continue_a_word_are_marked_in_no_tokenizer_s_own_signs() -> None:
+    pieces = Tokenizer(
+        WordPiece({"[UNK]": 0, "film": 1, "##s": 2, "##": 3, "[unused5]": 4}, unk_token="[UNK]")
+    )
+    pieces.decoder = WordPieceDecoder()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]")
+    assert [token_text(tokenizer, i) for i in (1, 2, 3)] == ["film", "…s", "##"]
+    assert rows_without_words(tokenizer, 5).tolist() == [True, False, False, False, True]

@@ -17,7 +17,7 @@ from softprompt.pages import render
 
 HINT = (
     "Near words are a hint, not a translation: a virtual token may lie where no word lies, and measures differ. "
-    "␣ is a space, ↵ a line end, ⇥ a tab."
+    "␣ is a space, ↵ a line end, ⇥ a tab; … before a piece says that it continues a word."
 )
 _OTHERS = {"cosine": "cosine", "l2": "L2 distance, the smallest first", "dot": "dot product"}
 

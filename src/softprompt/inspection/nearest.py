@@ -182,6 +182,12 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
         return visible(piece.replace("\u2581", " "))
     if (byte := _ONE_BYTE.fullmatch(piece)) is not None:
         return f"byte {byte[1]}"
+    if (
+        piece.startswith("##")
+        and len(piece) > 2
+        and tokenizer.convert_tokens_to_string(["a", piece]) == f"a{piece[2:]}"
+    ):
+        return visible(f"…{piece[2:]}")  # WordPiece's sign for a piece that continues a word
     text = str(tokenizer.decode([token]))
     return visible(text) if text and "\ufffd" not in text else _bytes(piece)
 
