@@ -52,8 +52,8 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Accessibility"):
             self._ask(f"{domain}.enable")
 
-    def open(self, page: Path, *, width: int, dark: bool) -> None:
-        """Load a file as a window of this width shows it, in pixels of a screen of one to one."""
+    def open(self, page: Path | str, *, width: int, dark: bool) -> None:
+        """Load a file or an address as a window of this width shows it, in pixels of a screen of one to one."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 800}
         self._ask("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -61,7 +61,7 @@ class Browser:
         self._ask("Emulation.setEmulatedMedia", features=[scheme, still])
         self.complaints.clear()
         self._events.clear()
-        self._ask("Page.navigate", url=page.resolve().as_uri())
+        self._ask("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._events.append(self._read())
 

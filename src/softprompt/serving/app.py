@@ -14,7 +14,7 @@ from softprompt.serving.gate import LOOPBACK, Gate
 from softprompt.serving.keys import Keyring
 from softprompt.serving.metrics import Metrics
 from softprompt.serving.refusals import refuse
-from softprompt.serving.routes import chat, classify, completions, health, models, prompts
+from softprompt.serving.routes import chat, classify, completions, health, models, playground, prompts
 from softprompt.serving.service import Service
 from softprompt.version import __version__
 
@@ -45,6 +45,7 @@ def create_app(engine: Engine, *, keys: Keyring | None = None, hosts: Collection
     )
     for file in (models, classify, completions, chat, prompts, health):
         app.include_router(file.routes(service))
+    app.include_router(playground.routes())
     app.add_exception_handler(ServingError, refuse)
     app.add_exception_handler(HTTPException, refuse)
     app.add_middleware(Gate, keys=service.keys, metrics=service.metrics, hosts=hosts)

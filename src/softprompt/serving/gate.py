@@ -26,6 +26,9 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/health", "/ready")
 """Paths that need no key and no right host: probes come by address. They say nothing about prompts or texts."""
 
+KEYLESS_PATHS = ("/",)
+"""Paths that need no key, as they say nothing of this server."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 _HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(:\d+)?")
 
@@ -119,6 +122,8 @@ class Gate:
                 f"this server is not called {name[:128]!r}: start it with --allow-host {name[:128] or 'NAME'}",
                 param="host",
             )
+        if scope["path"] in KEYLESS_PATHS:
+            return
         record.caller = self.keys.caller(headers.get("authorization"))
         record.caller.take_request()
 
