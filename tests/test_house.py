@@ -40,7 +40,7 @@ ROOMS = (
     "backbones",
     "data",
     "zoo",
-    ("outputs", "images", "concerns", "pages"),
+    ("outputs", "images", "concerns", "pages", "plain_settings"),
     ("errors", "files", "state", "surroundings", "later", "truth_values", "version", "deprecated"),
     "other_names",
 )

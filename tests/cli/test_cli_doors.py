@@ -71,6 +71,19 @@ def test_predictions_are_written_beside_their_rows(suffix: str, trained: Path, t
     assert [path.name for path in sorted(tmp_path.iterdir())] == sorted([given.name, output.name])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_spreadsheet_runs_no_text_of_a_csv(suffix: str, trained: Path, tmp_path: Path) -> None:
+    texts = ["=1+1", "+film", "-film", "@film", "a=film", "-1.5"]
+    given, output = tmp_path / "rows.jsonl", tmp_path / f"answers{suffix}"
+    given.write_text("".join(json.dumps({"text": t, "=id": "=x"}) + "\n" for t in texts), encoding="utf-8")
+    assert softprompt("predict", trained, "--file", given, "--output", output, *CPU).exit_code == 0
+    found = read(output)
+    mark = "'" if suffix == ".csv" else ""
+    assert [row["text"] for row in found] == [*(mark + text for text in texts[:4]), *texts[4:]]
+    assert all(row[f"{mark}=id"] == f"{mark}=x" for row in found)
+
+
 def test_an_output_that_cannot_be_is_refused_before_anything_is_computed(
     trained: Path, tmp_path: Path
 ) -> None:

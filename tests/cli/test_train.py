@@ -312,3 +312,17 @@ def test_a_prefix_lm_is_a_key_of_the_backbone_and_is_found_again(config: Path) -
     assert read["input"] == "the film is good"
     result = softprompt("train", config, "backbone.prefix_lm=true", "--output", plain, "--quiet")
     assert result.exit_code != 0
+
+
+def test_the_config_of_a_run_says_nobodys_name_and_repeats_the_run(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(config.parent))
+    run = config.parent / "run"
+    assert softprompt("train", config, "-o", run, "--quiet").exit_code == 0
+    written = (run / "config.yaml").read_text()
+    assert str(config.parent) not in written
+    assert yaml.safe_load(written)["backbone"]["name"] == "~/backbone"
+    again = softprompt("train", run / "config.yaml", "-o", config.parent / "again", "--quiet")
+    assert again.exit_code == 0, again.stderr
+    assert torch.equal(tensors_of(run), tensors_of(config.parent / "again"))

@@ -1,7 +1,8 @@
-"""Training on a million rows of a file: python -m tests.jobs.million --rows 1000000
+"""A million rows of a file: python -m tests.jobs.million --rows 1000000 [--evaluate]
 
 Each kind of file is trained on in a process of its own, on a tiny model, with a checkpoint folder. It prints the seconds from
 the call of `fit` to the end of its first step, and how far the peak of the process's memory rose above what it was before.
+With --evaluate the process evaluates a prompt on the file, and writes predictions for each of its rows, instead.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 
 import softprompt as sp
+from softprompt.cli._prediction_files import write_predictions
+from softprompt.data import open_rows
 from softprompt.training.progress import Record, Silent
 from tests.processes import fork_server
 from tests.tiny.task import TASK, tiny_backbone
@@ -103,12 +106,29 @@ def _trained(path: Path, out: str) -> None:
     began = time.perf_counter()
     sp.fit(backbone, TASK, method, data, steps=20, batch_size=16, folder=f"{out}/run", progress=watcher)
     ended = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert watcher.ended is not None
+    _say(
+        f"{path.suffix}: first step after {watcher.ended - began:.1f} s, 20 steps and their end after {ended - began:.1f} s",
+        before,
+    )
+
+
+def _judged(path: Path, out: str) -> None:
+    torch.set_num_threads(1)
+    tuned = sp.fit(tiny_backbone(), TASK, sp.PromptTuning(length=2), list(rows(8)), steps=1, progress=False)
+    tuned.evaluate(list(rows(20_000)), batch_size=256)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    tuned.evaluate(str(path), batch_size=256)
+    _say(f"{path.suffix}: evaluated after {time.perf_counter() - began:.0f} s", before)
+    began = time.perf_counter()
+    write_predictions(Path(f"{out}.jsonl"), tuned, open_rows(path), batch_size=256)
+    _say(f"{path.suffix}: predictions written after {time.perf_counter() - began:.0f} s", before)
+
+
+def _say(text: str, before: int) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
-        f"{path.suffix}: first step after {watcher.ended - began:.1f} s, 20 steps and their end after {ended - began:.1f} s,"
-        f" peak {peak // 1024} MiB, {(peak - before) // 1024} MiB above what it was before",
-        flush=True,
+        f"{text}, peak {peak // 1024} MiB, {(peak - before) // 1024} MiB above what it was before", flush=True
     )
 
 
@@ -116,14 +136,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train on a file of very many rows.")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--kind", choices=list(KINDS), help="the only kind")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="evaluate and predict, on .jsonl, .csv and .parquet"
+    )
     arguments = parser.parse_args()
+    do, kinds = (_judged, list(KINDS)[:3]) if arguments.evaluate else (_trained, list(KINDS))
     with tempfile.TemporaryDirectory() as place:
         for kind, write in KINDS.items():
-            if arguments.kind not in (None, kind):
+            if kind not in kinds or arguments.kind not in (None, kind):
                 continue
             path = Path(place) / f"rows{kind}"
             context = fork_server()
-            for target, given in ((write, (path, arguments.rows)), (_trained, (path, f"{place}/{kind}"))):
+            for target, given in ((write, (path, arguments.rows)), (do, (path, f"{place}/{kind}"))):
                 process = context.Process(target=target, args=given)
                 process.start()
                 process.join()

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -283,7 +282,7 @@ def test_rows_of_a_pool_and_of_other_prompts_share_a_batch() -> None:
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValidationError, match="top is 11, and the pool has 10 prompts"):
+    with pytest.raises(ValueError, match="top is 11, and the pool has 10 prompts"):
         L2P(top=11)
     with pytest.raises(ValueError, match="none were given"):
         built(L2P(), vision_backbone().spec)()

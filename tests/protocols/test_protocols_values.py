@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 import softprompt as sp
 from softprompt.fitting.run_config import SourceConfig
@@ -197,7 +196,7 @@ def test_what_describes_no_protocol_is_refused_in_the_words_of_the_file(
 
 
 def test_wrong_settings_are_refused_from_python_too() -> None:
-    with pytest.raises(ValidationError, match="shots"):
+    with pytest.raises(ValueError, match="shots"):
         FewShotProtocol(shots=0)
     with pytest.raises(ValueError, match="neither test nor validation rows"):
         ClassIncrementalProtocol(tasks=2).run(

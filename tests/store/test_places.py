@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from softprompt.store import load, save
-from softprompt.store.places import portable, resolved, shown_name, without_folders
+from softprompt.store.places import from_home, portable, resolved, shown_name, to_home, without_folders
 from tests.store.samples import sample
 
 
@@ -43,6 +43,18 @@ def test_other_names_stay_as_they_are(tmp_path: Path, name: str) -> None:
     assert portable(name, tmp_path) == name
     if name != ".":
         assert resolved(name, tmp_path) == name
+
+
+def test_paths_that_are_there_begin_at_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.csv").write_text("text\n")
+    values = {
+        "data": {"train": str(tmp_path / "rows.csv"), "only": [3, None, str(tmp_path / "gone.csv")]},
+        "labels": {"a": "~/gone", "b": "a\0b", "c": f"{tmp_path}x"},
+    }
+    told = from_home(values)
+    assert told == {**values, "data": {"train": "~/rows.csv", "only": [3, None, str(tmp_path / "gone.csv")]}}
+    assert to_home(told) == values
 
 
 def test_names_are_shown_and_tracebacks_kept_without_folders(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ def write_predictions(
     """Write each row's columns that are texts, numbers or truth values, then `prediction`, and for labels `probability`, that
     of the predicted label, and `probabilities`, of all labels (an object, in .csv and .parquet as JSON).
 
+    In a .csv a text that a spreadsheet would run as a formula has an apostrophe in front; the other kinds repeat it as it is.
     The file gets its name when it is whole. Raises ValueError for rows that have one of these columns already, OSError if the
     file cannot be written, and what `predict` raises.
     """
@@ -121,10 +122,18 @@ def _as_text(file: BinaryIO) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _csv(file: BinaryIO, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Iterator[Write]:
+    from softprompt.studies.tables import (
+        no_formula,  # it brings a study's results, which most commands never need
+    )
+
+    def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+        # People open a .csv in spreadsheets.
+        return {k: no_formula(value) if isinstance(value, str) else value for k, value in _flat(row).items()}
+
     with _as_text(file) as text:
         writer = csv.DictWriter(text, names)
-        writer.writeheader()
-        yield lambda part: writer.writerows(map(_flat, part))
+        writer.writerow({name: no_formula(name) for name in names})
+        yield lambda part: writer.writerows(map(shown, part))
 
 
 @contextlib.contextmanager

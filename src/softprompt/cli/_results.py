@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from softprompt.concerns import FEW_ROWS
-from softprompt.data import load_rows
+from softprompt.data import Row, load_rows, open_rows
 
 if TYPE_CHECKING:
     from softprompt.cli._console import Report
@@ -22,8 +22,8 @@ FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 def read_source(
     source: str, split: str | None, usual: str, limit: int | None, encoding: str = "utf-8"
-) -> list[dict[str, Any]]:
-    """Rows of a source.
+) -> Sequence[Row]:
+    """Rows of a source; those of a large file are read when they are asked for, unless there is a limit.
 
     source  a built-in name, a file or a hub data set
     split   which split to read; None: `usual`, or the whole of a file
@@ -34,7 +34,12 @@ def read_source(
     Raises whatever `load_rows` raises.
     """
     is_file = Path(source).suffix in FILES or Path(source).is_file()
-    return load_rows(source, split or (None if is_file else usual), limit, encoding=encoding)
+    split = split or (None if is_file else usual)
+    return (
+        open_rows(source, split, encoding=encoding)
+        if limit is None
+        else load_rows(source, split, limit, encoding=encoding)
+    )
 
 
 def scores(main_metric: str, metrics: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from softprompt.cli._results import scores
 from softprompt.files import finite, read_text, unwritable_explained, write_text
 from softprompt.fitting.run_config import RunConfig, differences
 from softprompt.inspection import plots
+from softprompt.store.places import from_home, to_home
 from softprompt.training import checkpoint
 from softprompt.tuned import TunedPrompt
 from softprompt.version import __version__
@@ -115,10 +116,10 @@ class RunFolder:
             return
         if not (resume and self._config.exists() and (self.checkpoint / checkpoint.FILE).exists()):
             return
-        found = yaml.safe_load(read_text(self._config))
+        found = to_home(yaml.safe_load(read_text(self._config)))
         changed = {
             key: values
-            for key, values in differences(found, yaml.safe_load(_config_text(config))).items()
+            for key, values in differences(found, to_home(yaml.safe_load(_config_text(config)))).items()
             if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
         }
         if changed:
@@ -185,4 +186,4 @@ class RunFolder:
 
 
 def _config_text(config: RunConfig) -> str:
-    return yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.safe_dump(from_home(config.as_dict()), sort_keys=False, allow_unicode=True, width=100)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.cli._prediction_files import write_table
-from softprompt.studies.tables import no_formula
 from softprompt.tasks import ClassPrediction, LabelsPrediction
 from softprompt.tasks.metrics import normalise_text
 
@@ -36,18 +35,10 @@ def wrong_rows(
 def write_wrong_rows(
     path: Path, found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write them to a .csv, .jsonl or .parquet file. Raises ValueError for rows that have one of our columns already.
-
-    In a .csv, which people open in spreadsheets, a text that these would run as a formula has an apostrophe in front.
-    """
+    """Write them to a .csv, .jsonl or .parquet file. Raises ValueError for rows that have one of our columns already."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if taken := [name for name in COLUMNS if name in columns]:
         raise ValueError(f"the rows have a column {taken[0]!r}, which the errors would replace: rename it")
-    if path.suffix.lower() == ".csv":
-        found = [
-            {key: no_formula(value) if isinstance(value, str) else value for key, value in row.items()}
-            for row in found
-        ]
     write_table(path, [*columns, *COLUMNS], found)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -96,7 +95,7 @@ def read_lora(folder: str | Path, backbone: Backbone) -> tuple[LoRA, Backbone]:
             rank_stabilised=bool(config.get("use_rslora")),
         )
         prepared = method.prepare(backbone, torch.Generator())
-    except (ValidationError, ValueError) as error:
+    except ValueError as error:
         raise PromptFileError(f"{folder}: {error}") from error
     own = _peft_names(prepared)
     if differing := sorted(own.keys() ^ tensors.keys()):

@@ -30,6 +30,7 @@ from softprompt.fitting.yaml_file import parse_document, read_yaml
 from softprompt.later import LATER
 from softprompt.prompts import Method
 from softprompt.store.identity import named_settings, settings_of
+from softprompt.store.places import to_home
 from softprompt.tasks import TASKS
 from softprompt.tasks.base import Task
 from softprompt.training.recipe import Recipe
@@ -157,7 +158,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {shown(values)}, expected keys such as backbone, task, method, data")
     try:
-        return parse_config(override(values, overrides))
+        return parse_config(to_home(override(values, overrides)))
     except SettingError as error:
         given = any(error.key.startswith(text.partition("=")[0]) for text in overrides)
         line = None if given else document.line(error.key)

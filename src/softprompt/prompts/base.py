@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.images import ImagePooling
 from softprompt.outputs import EncodedRow, PromptOutput
+from softprompt.plain_settings import PlainSettings
 from softprompt.truth_values import numbers_apart
 
 
@@ -62,7 +63,7 @@ class PromptModule(nn.Module):
         return self
 
 
-class Method(ABC):
+class Method(metaclass=PlainSettings):
     """The settings of a method: an immutable (pydantic) dataclass that depends neither on the backbone nor on the task."""
 
     __get_pydantic_core_schema__: ClassVar[Any] = classmethod(numbers_apart)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from softprompt.features.encodings import Encodings
 from softprompt.fitting.run_config import RunConfig, SourceConfig
 from softprompt.fitting.settings import check_keys, field_names
 from softprompt.fitting.sources import source_rows
+from softprompt.plain_settings import PlainSettings
 from softprompt.prompts import Method
 from softprompt.store.identity import settings_of
 from softprompt.tasks.base import Task
@@ -123,7 +124,7 @@ Judge = Callable[[], ProtocolResult]
 """Evaluates a prompt that is trained already."""
 
 
-class Protocol(ABC):
+class Protocol(metaclass=PlainSettings):
     """A way of measuring: an immutable value, as a method is. A subclass is a frozen dataclass of settings."""
 
     name: ClassVar[str]
@@ -174,7 +175,7 @@ class Protocol(ABC):
         """Train several experiments in one batch, each as if alone; returns a function for each that evaluates it."""
         raise NotImplementedError(f"{self.name} makes its experiments one by one")
 
-    def check(self, config: RunConfig) -> None:  # noqa: B027 - most protocols measure everything
+    def check(self, config: RunConfig) -> None:
         """Raise ValueError for a run of a study that this protocol cannot measure; called before anything is loaded."""
 
     def main_metric(self, task: Task) -> str:

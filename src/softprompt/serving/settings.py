@@ -7,10 +7,12 @@ import dataclasses
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from softprompt.plain_settings import PlainSettings
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
-class Settings:
-    """Limits and times of an engine and its server. Raises ValueError (pydantic's) for a value out of range."""
+class Settings(metaclass=PlainSettings):
+    """Limits and times of an engine and its server. Raises ValueError for a value out of range."""
 
     max_rows: int = Field(default=64, ge=1)
     """Rows that are run together in one pass."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -42,6 +44,45 @@ def resolved(name: str, folder: Path) -> str:
         return name
     place = os.path.normpath(os.path.join(os.path.realpath(folder), name))  # noqa: PTH118
     return place if os.path.isdir(place) else name  # noqa: PTH112
+
+
+def from_home(values: Any) -> Any:
+    """Plain values as YAML has them, in which paths that are there begin with "~" if they lie in the user's home.
+
+    Everything else is unchanged, and `to_home` reads them back.
+    """
+    home = os.path.expanduser("~").rstrip("\\/")  # noqa: PTH111
+
+    def shortened(text: str) -> str:
+        inside = len(home) > 2 and text.startswith(home + os.sep) and _is_there(text)
+        return PurePosixPath("~", *Path(text[len(home) + 1 :]).parts).as_posix() if inside else text
+
+    return _texts_as(shortened, values)
+
+
+def to_home(values: Any) -> Any:
+    """Plain values in which "~/..." is a path on this machine, wherever there is such a file or folder."""
+
+    def full(text: str) -> str:
+        place = os.path.expanduser(text) if text.startswith("~/") else text  # noqa: PTH111
+        return place if place != text and _is_there(place) else text
+
+    return _texts_as(full, values)
+
+
+def _texts_as(change: Callable[[str], str], values: Any) -> Any:
+    if isinstance(values, str):
+        return change(values)
+    if isinstance(values, Mapping):
+        return {key: _texts_as(change, value) for key, value in values.items()}
+    return [_texts_as(change, value) for value in values] if isinstance(values, list | tuple) else values
+
+
+def _is_there(place: str) -> bool:
+    try:
+        return os.path.lexists(place)
+    except ValueError:  # a text with a null character
+        return False
 
 
 def without_folders(traceback: str) -> str:

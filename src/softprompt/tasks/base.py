@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -15,6 +15,7 @@ from softprompt.concerns import class_concerns
 from softprompt.data import Row
 from softprompt.images import ImageSetting
 from softprompt.outputs import EncodedRow
+from softprompt.plain_settings import PlainSettings
 from softprompt.tasks.tokenizing import tokenize
 from softprompt.truth_values import numbers_apart
 
@@ -104,7 +105,7 @@ class TaskEncoder(Protocol):
         return {}
 
 
-class Task(ABC):
+class Task(metaclass=PlainSettings):
     """The settings of a task: an immutable (pydantic) dataclass that can be written to a file."""
 
     __get_pydantic_core_schema__: ClassVar[Any] = classmethod(numbers_apart)

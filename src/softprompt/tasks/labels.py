@@ -6,6 +6,7 @@ import reprlib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from sys import intern
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -99,7 +100,7 @@ class Labelling:
     def metrics(self, predictions: Sequence[Any], rows: Sequence[Row]) -> dict[str, Any]:
         """Return `classification_metrics`. predictions: one for each row, with a `label`."""
         return classification_metrics(
-            [self.read(row) for row in rows], [p.label for p in predictions], list(self.labels)
+            [intern(self.read(row)) for row in rows], [p.label for p in predictions], list(self.labels)
         )
 
     def concerns(self, train: Sequence[Row]) -> list[str]:

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from softprompt.later import LATER
+from softprompt.plain_settings import PlainSettings
 from softprompt.truth_values import numbers_apart
 
 Tracker = Literal[
@@ -38,8 +39,8 @@ _STEPS = 300
     kw_only=True,
     config=ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True),
 )
-class Recipe:
-    """Settings of a training run. Values that do not fit raise pydantic's ValidationError, a ValueError."""
+class Recipe(metaclass=PlainSettings):
+    """Settings of a training run. Values that do not fit raise ValueError."""
 
     __get_pydantic_core_schema__: ClassVar[Any] = classmethod(numbers_apart)
 

@@ -15,6 +15,7 @@ from softprompt.backbones.base import Backbone
 from softprompt.backbones.loading import load_backbone
 from softprompt.binding import new_head
 from softprompt.catalogue import methods
+from softprompt.errors import explain
 from softprompt.exchange.heads import TanhHead
 from softprompt.exchange.lora import is_lora, read_lora
 from softprompt.exchange.prompts import read_peft_folder
@@ -178,5 +179,5 @@ def _from_settings(known: Mapping[str, type], saved: Mapping[str, Any], folder: 
         return TypeAdapter(known[name]).validate_python(settings)
     except ValidationError as error:
         raise store.PromptFileError(
-            f"{folder}: the settings of {kind} {name!r} are not valid: {error}"
+            f"{folder}: the settings of {kind} {name!r} are not valid: {explain(error)}"
         ) from error

@@ -14,7 +14,7 @@ from softprompt.backbones.base import Backbone
 from softprompt.baselines.lora import LoRA
 from softprompt.binding import bind, room_of
 from softprompt.concerns import warn_of
-from softprompt.data import Rows, read_rows
+from softprompt.data import Rows, open_rows
 from softprompt.evaluation import Metrics, evaluate
 from softprompt.exchange.lora import write_lora
 from softprompt.exchange.prompts import write_peft_folder
@@ -113,7 +113,7 @@ class TunedPrompt:
         Warns with SoftpromptWarning of labels that are never predicted, and of predictions that are no better than always
         giving the commonest label or the mean.
         """
-        data = read_rows(rows, split)
+        data = open_rows(rows, split)
         found = evaluate(
             self.model,
             self.task,
