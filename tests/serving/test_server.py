@@ -172,3 +172,10 @@ def test_a_port_that_is_taken(server: BackgroundServer, backbone: CausalBackbone
     port = urlsplit(server.address).port
     with pytest.raises(OSError, match="try another --port"):
         BackgroundServer(Engine(backbone), port=port)
+
+
+def test_answers_are_not_held_back(server: BackgroundServer) -> None:
+    host, _, port = server.address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))):
+        # asyncio sends without delay on connections whose protocol is named, as that of the listening socket is.
+        assert server.server.socket.proto == socket.IPPROTO_TCP
