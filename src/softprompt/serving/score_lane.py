@@ -27,6 +27,8 @@ from softprompt.surroundings import own_settings
 
 T = TypeVar("T")
 
+_MOMENTS = 0.05  # as a share of the pass
+
 
 @dataclass(eq=False)
 class Job:
@@ -62,6 +64,7 @@ class ScoreLane:
         self._arrived = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, "softprompt-score")
         self._task: asyncio.Task[None] | None = None
+        self._not_before = 0.0  # clients that were just answered ask again within moments: their rows join the next pass
 
     def start(self) -> None:
         """Begin to answer; called in the event loop."""
@@ -110,7 +113,9 @@ class ScoreLane:
             begun = time.perf_counter()
             answers = await self.run(lambda batch=batch: answer_batch(batch, self.cache))  # type: ignore[misc]
             prompts = len({job.entry for job in batch})
-            self._on_batch(len(batch), prompts, time.perf_counter() - begun)
+            ended = time.perf_counter()
+            self._not_before = ended + _MOMENTS * (ended - begun)
+            self._on_batch(len(batch), prompts, ended - begun)
             for job, answer in zip(batch, answers, strict=True):
                 if job.done.done():
                     continue
@@ -124,7 +129,7 @@ class ScoreLane:
         while not self._waiting:
             self._arrived.clear()
             await self._arrived.wait()
-        until = self._waiting[0].since + self.max_wait
+        until = max(self._waiting[0].since + self.max_wait, self._not_before)
         while len(self._waiting) < self.max_rows and (left := until - time.perf_counter()) > 0:
             self._arrived.clear()
             try:
