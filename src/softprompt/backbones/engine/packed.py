@@ -109,8 +109,8 @@ class PackedModel:
 
     def states(self, tree: PrefixTree, prompt: PromptOutput) -> Tensor:
         """Last hidden states of the places in `tree.read`, (len(tree.read), d), from one pass over the packed tokens."""
-        places = tree.read.unique()  # rows may read the same place in a head that they share
-        output = self._call(trunk_of, tree, prompt, places, past_key_values=None)
+        # Rows may read the same place in a head that they share.
+        output = self._call(trunk_of, tree, prompt, tree.read_once, past_key_values=None)
         states: Tensor = output.last_hidden_state
         return states[0].index_select(0, tree.read)  # (1, N, d) -> (n, d)
 
