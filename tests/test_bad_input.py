@@ -357,3 +357,23 @@ def test_a_checkpoint_of_another_run_is_said_with_what_differs(tmp_path: Path) -
     with pytest.raises(CheckpointError, match=r"of another run: .*backbone.table_digest is"):
         fit(tiny_backbone(seed=1), TASK, METHOD, ROWS, folder=tmp_path, **SHORT, learning_rate=0.01)
     fit(tiny_backbone(), TASK, METHOD, ROWS, folder=tmp_path, resume=False, **{**SHORT, "steps": 3})
+
+
+def test_a_folder_with_a_null_character_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    place = f"{tmp_path}/a\0b"
+    tuned = fit(tiny_backbone(), TASK, METHOD, ROWS, **SHORT)
+    for write in (
+        lambda: fit(tiny_backbone(), TASK, METHOD, ROWS, folder=place, **SHORT),
+        lambda: tuned.save(place),
+        lambda: tuned.export_peft(place),
+        lambda: load(place, tiny_backbone()),
+    ):
+        with pytest.raises(ValueError, match="null character in its name: give another name"):
+            write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_too_long_is_said_with_its_own_remedy(tmp_path: Path) -> None:
+    tuned = fit(tiny_backbone(), TASK, METHOD, ROWS, **SHORT)
+    with pytest.raises(OSError, match="Choose a shorter name"):
+        tuned.save(tmp_path / ("n" * 300))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -190,6 +191,13 @@ def _open_without_waiting(path: str, flags: int) -> int:
     )  # else the opening of a pipe waits for a writer
 
 
+def named(folder: str | Path) -> Path:
+    """The path of a folder. Raises ValueError for a null character in it, of which systems say no more than that."""
+    if "\0" in str(folder):
+        raise ValueError(f"the folder {str(folder)!r} has a null character in its name: give another name")
+    return Path(folder)
+
+
 @contextlib.contextmanager
 def unwritable_explained(path: Path) -> Iterator[None]:
     """Within the block an OSError says that `path` could not be written, that nothing was lost, and what to do."""
@@ -199,7 +207,11 @@ def unwritable_explained(path: Path) -> Iterator[None]:
         raise OSError(  # the number chooses the same subclass of OSError
             error.errno,
             f"could not write {path}: {error.strerror or error}. What was there before is unchanged. "
-            "Free the disk, change the permissions of the folder that holds it, or choose another place",
+            + (
+                "Choose a shorter name"
+                if error.errno == errno.ENAMETOOLONG
+                else "Free the disk, change the permissions of the folder that holds it, or choose another place"
+            ),
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -174,7 +175,9 @@ def pool(rows: Sequence[EncodedRow], states: Tensor) -> tuple[Tensor, list[int]]
             groups.append(len(kept) - 1)
     where = torch.tensor(groups, dtype=torch.long, device=states.device)
     sums = states.new_zeros(len(kept), states.shape[1]).index_add(0, where, states)
-    return sums / torch.bincount(where, minlength=len(kept))[:, None].to(states.dtype), kept
+    counts = Counter(groups)
+    sizes = torch.tensor([counts[g] for g in range(len(kept))], dtype=states.dtype, device=states.device)
+    return sums / sizes[:, None], kept
 
 
 def join_prompts(outputs: Sequence[PromptOutput], members: Sequence[Sequence[int]]) -> PromptOutput:

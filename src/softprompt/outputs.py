@@ -175,7 +175,8 @@ class TargetLogits:
         tokens = self.token_log_likelihoods()
         total = sum(self.counts)
         sums = tokens.new_zeros(total).index_add(0, self.target, tokens)
-        lengths = torch.bincount(self.target, minlength=total)
+        # Not bincount, which waits for the device to know the largest number.
+        lengths = self.target.new_zeros(total).index_add(0, self.target, torch.ones_like(self.target))
         return sums, lengths
 
     def of_rows(self, rows: Sequence[int]) -> TargetLogits:

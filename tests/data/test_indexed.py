@@ -75,6 +75,21 @@ def test_rows_of_a_file_are_the_same_in_any_order(tmp_path: Path) -> None:
         assert isinstance(rows.digest(), str)
 
 
+def test_a_limit_draws_the_same_rows_and_reads_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "rows.jsonl", "".join(f'{{"n": {i}}}\n' for i in range(50)))
+    with monkeypatch.context() as at_once:
+        at_once.setattr(loading, "indexed_file", lambda *_: None)
+        expected = load_rows(path, limit=4, seed=3)
+    read: list[int] = []
+    row_of = indexed.FileRows._row
+    monkeypatch.setattr(indexed.FileRows, "_row", lambda rows, i: (read.append(i), row_of(rows, i))[1])
+    assert load_rows(path, limit=4, seed=3) == expected
+    assert sorted(read) == sorted(row["n"] for row in expected)
+    assert load_rows(path, limit=60) == [{"n": i} for i in range(50)]
+
+
 def test_a_file_in_another_encoding_is_read_by_its_lines_where_it_can_be(tmp_path: Path) -> None:
     latin = write(tmp_path / "a.csv", "text,label\né,x\nü,y\n", "cp1252")
     assert list(open_rows(latin, encoding="cp1252")) == load_rows(latin, encoding="cp1252")

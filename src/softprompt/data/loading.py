@@ -39,10 +39,20 @@ def load_rows(
     unknown split; TypeError for rows that are no mappings; FileNotFoundError; ConnectionError if the hub is out of reach.
     """
     named = isinstance(source, str | Path)
-    rows = _from_name(source, split, encoding) if isinstance(source, str | Path) else rows_from(source, split)
+    rows: Sequence[dict[str, Any]] | None = None
+    if isinstance(source, str | Path) and split is None and limit is not None:
+        rows = indexed_file(
+            Path(source), encoding
+        )  # of a large file the rows that are drawn are read, and no more
+    if rows is None:
+        rows = (
+            _from_name(source, split, encoding)
+            if isinstance(source, str | Path)
+            else rows_from(source, split)
+        )
     if not rows:
         raise ValueError(f"no rows in {source if named else 'the list that was given'}")
-    return rows if limit is None else subsample(rows, limit, seed)
+    return list(rows) if limit is None else subsample(rows, limit, seed)
 
 
 def read_rows(source: Rows, split: str | None = None) -> list[Row]:

@@ -21,6 +21,7 @@ from softprompt.features.cache import FeatureCache
 from softprompt.features.encoded import FrozenPart, encoded_rows
 from softprompt.features.encodings import Encodings
 from softprompt.features.lazy import LazilyEncoded
+from softprompt.files import named
 from softprompt.fitting import head_first
 from softprompt.model import PromptedModel
 from softprompt.outputs import EncodedRow
@@ -195,7 +196,7 @@ class PreparedRun:
         )
         evaluated = bool(self.data.validation)
         fitted = self.recipe.head_first and self.head is not None and self.start is None
-        if fitted and not (resume and folder is not None and begun_with(Path(folder))):
+        if fitted and not (resume and folder is not None and begun_with(named(folder))):
             self._fit_head()
         return Run(
             parameters=self.parameters,
@@ -205,7 +206,7 @@ class PreparedRun:
             recipe=self.recipe,
             evaluate=self.validate if evaluated else None,
             main_metric=(self.recipe.main_metric or self.task.main_metric) if evaluated else None,
-            folder=None if folder is None else Path(folder),
+            folder=None if folder is None else named(folder),
             resume=resume,
             start=self.start,
             facts={} if folder is None else self.facts(),

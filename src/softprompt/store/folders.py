@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from softprompt.files import fsync_folder, is_abandoned, lock, unwritable_explained
+from softprompt.files import fsync_folder, is_abandoned, lock, named, unwritable_explained
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def standing(folder: Path) -> Path:
     This is `folder` itself, unless an overwrite was interrupted between its two renames: then it is the folder beside it
     that holds the earlier content.
     """
-    previous = _previous(folder)
+    previous = _previous(named(folder))
     if folder.exists() or not previous.exists():
         return folder
     log.warning(
@@ -51,7 +51,7 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], *, overwrite: bool)
     `files`, which overwriting would delete; OSError (of the kind that the system gave) if it cannot be
     written.
     """
-    folder = Path(os.path.realpath(folder))  # a link is resolved, so that it survives the renames
+    folder = Path(os.path.realpath(named(folder)))  # a link is resolved, so that it survives the renames
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     with unwritable_explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from softprompt.files import JSON_LIMIT, read_bytes
+from softprompt.files import JSON_LIMIT, named, read_bytes
 from softprompt.store.card import model_card
 from softprompt.store.errors import PromptFileError, check_finite
 from softprompt.store.fingerprint import BackboneIdentity
@@ -36,7 +36,7 @@ def save(folder: str | Path, saved: SavedPrompt, *, overwrite: bool = False) -> 
     Raises FileExistsError if the folder is not empty and `overwrite` is False, or holds files that are not a
     saved prompt's; OSError if it cannot be written (no permission, full disk).
     """
-    folder = Path(folder)
+    folder = named(folder)
     weights = safetensors.torch.save(dict(saved.tensors), metadata={"format": "pt"})
     record = {
         "format_version": saved.format_version,

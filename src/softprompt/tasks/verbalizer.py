@@ -46,8 +46,8 @@ class Verbalizer:
         sums, lengths = logits.log_likelihoods()
         scores = sums / lengths if self.length_normalised else sums
         scores = scores.view(len(logits.counts), len(self.words))  # (B * W,) -> (B, W)
-        owner = torch.tensor(self.owner, device=scores.device)
-        by_label = [scores[:, owner == k].logsumexp(dim=1) for k in range(len(self.labels))]
+        counts = [self.owner.count(k) for k in range(len(self.labels))]  # the words of a label stand together
+        by_label = [own.logsumexp(dim=1) for own in scores.split(counts, dim=1)]
         return torch.stack(by_label, dim=1)  # (B, K)
 
 

@@ -30,7 +30,7 @@ from softprompt.backbones.engine import (
     compile_prompt,
     copies_of,
     pack,
-    prefix_lengths,
+    prefix_sizes,
     split_prompt,
 )
 from softprompt.backbones.vocabulary import table_of, text_spec
@@ -351,10 +351,9 @@ class CausalBackbone:
 def _before(rows: Sequence[EncodedRow], prompt: PromptOutput | CompiledPrompt) -> list[int]:
     """The number of positions in front of each row's context."""
     heads, plain = split_prompt(rows, prompt)
-    lengths = prefix_lengths(plain)
-    if lengths is None:
+    taken = prefix_sizes(plain)
+    if taken is None:
         return [0] * len(rows)
-    taken = lengths.tolist()
     return [taken[row.prompt] - (len(heads[row.prompt]) if heads else 0) for row in rows]
 
 

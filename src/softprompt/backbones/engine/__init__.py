@@ -40,6 +40,7 @@ from softprompt.backbones.engine.packed import (
     embed_tree,
     pack,
     prefix_lengths,
+    prefix_sizes,
     split_prompt,
     trunk_of,
 )
@@ -89,6 +90,7 @@ __all__ = [
     "pack",
     "prefix_grid",
     "prefix_lengths",
+    "prefix_sizes",
     "shared_heads",
     "shifted",
     "split_prompt",

@@ -109,8 +109,8 @@ class PackedModel:
 
     def states(self, tree: PrefixTree, prompt: PromptOutput) -> Tensor:
         """Last hidden states of the places in `tree.read`, (len(tree.read), d), from one pass over the packed tokens."""
-        places = tree.read.unique()  # rows may read the same place in a head that they share
-        output = self._call(trunk_of, tree, prompt, places, past_key_values=None)
+        # Rows may read the same place in a head that they share.
+        output = self._call(trunk_of, tree, prompt, tree.read_once, past_key_values=None)
         states: Tensor = output.last_hidden_state
         return states[0].index_select(0, tree.read)  # (1, N, d) -> (n, d)
 
@@ -202,7 +202,7 @@ def pack(
     heads      per prompt, what its rows share; by default all that they have in common at the front
     both_ways  whether contexts are read both ways: then what stands in front depends on the row, and nothing is shared
     """
-    before = prefix_lengths(prompt)
+    before = prefix_sizes(prompt)
     text = None
     if compiled is not None:  # the rest of each row hangs from the prefix
         text = [sum(atom >= 0 for atom in head) for head in compiled]
@@ -217,7 +217,7 @@ def pack(
         heads,
         virtual_tokens=0 if prompt.tokens is None else prompt.tokens.shape[1],
         lengths=lengths,
-        offsets=None if before is None else before.tolist(),
+        offsets=before,
         text_offsets=text,
         both_ways=both_ways,
         device=device,
@@ -249,6 +249,14 @@ def prefix_lengths(prompt: PromptOutput) -> Tensor | None:
     return torch.full((key.shape[0],), key.shape[2], device=key.device)
 
 
+def prefix_sizes(prompt: PromptOutput) -> list[int] | None:
+    """`prefix_lengths` as plain numbers, for which a device is asked only where prompts differ in length."""
+    if prompt.prefix is None or prompt.lengths is not None:
+        return None if prompt.prefix is None or prompt.lengths is None else prompt.lengths.tolist()
+    key = prompt.prefix[0][0]  # (G, Hkv, P, D)
+    return [key.shape[2]] * key.shape[0]
+
+
 @torch.no_grad()
 def compile_prompt(packed: PackedModel, rows: Sequence[EncodedRow], prompt: PromptOutput) -> CompiledPrompt:
     """Run what all rows of each prompt share once. Its keys and values then stand in front of every later row.
@@ -262,8 +270,8 @@ def compile_prompt(packed: PackedModel, rows: Sequence[EncodedRow], prompt: Prom
     if not probes:
         return CompiledPrompt(((),) * prompt.count, prompt)
     tree = pack(probes, prompt, packed.model.device, heads=[()] * prompt.count)
-    before = prefix_lengths(prompt)
-    taken = [0] * prompt.count if before is None else before.tolist()
+    before = prefix_sizes(prompt)
+    taken = before or [0] * prompt.count
     width = max(n + len(head) for n, head in zip(taken, heads, strict=True))
     caches = packed.key_values(tree, prompt)
     olds: Sequence[Any] = prompt.prefix or [(None, None)] * len(caches)

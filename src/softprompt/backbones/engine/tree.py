@@ -65,7 +65,7 @@ class PrefixTree:
     scored     (U,) packed places whose next-token logits are wanted
     position, token, target, counts   see TargetLogits
     ends       (B,) packed place of each row's last context token
-    read       packed places whose states a head reads, row by row
+    read       packed places whose states a head reads, row by row; `read_once` has each of them once, in order
     """
 
     ids: Tensor
@@ -83,6 +83,7 @@ class PrefixTree:
     counts: tuple[int, ...]
     ends: Tensor
     read: Tensor
+    read_once: Tensor
 
     @property
     def tokens(self) -> int:
@@ -241,6 +242,7 @@ def build_tree(
         counts=tuple(len(row.targets) for row in rows),
         ends=tensor(asked.ends),
         read=tensor(asked.read),
+        read_once=tensor(sorted(set(asked.read))),
     )
 
 

@@ -36,7 +36,7 @@ from softprompt.backbones.engine import (
     make_shortened,
     of_parents,
     prefix_grid,
-    prefix_lengths,
+    prefix_sizes,
     to_grid,
     ungroup_queries,
     use_attention,
@@ -282,8 +282,8 @@ class Encoder:
         return torch.stack([found[row][i] for row, i in places])
 
     def _pack(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> PrefixTree:
-        before = prefix_lengths(prompt) if self.prefix_counts else None
-        starts = [0] * prompt.count if before is None else before.tolist()
+        before = prefix_sizes(prompt) if self.prefix_counts else None
+        starts = before or [0] * prompt.count
         if self.positions is not None:
             longest = max(starts[row.prompt] + len(row.context) for row in rows)
             if longest > self.positions:
