@@ -191,7 +191,8 @@ class Classified:
                     logits = tuned(input_ids=rows, attention_mask=mask).logits
                     for b, place in enumerate(some):
                         last = logits[b, LENGTH + len(ids[b]) - 1]
-                        found[place] = max(words, key=lambda label, last=last: last[words[label]].item())
+                        shares = {label: last[i].item() for label, i in words.items()}
+                        found[place] = max(shares, key=shares.__getitem__)
             return found
 
         return labels
