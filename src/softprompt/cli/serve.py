@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -49,6 +50,11 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    engine: Annotated[
+        Literal["process", "ray"],
+        typer.Option(help="Where requests are answered: in this process, or by replicas on a Ray cluster."),
+    ] = "process",
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas of --engine ray.")] = 2,
     log_requests: Annotated[
         bool, typer.Option("--log/--no-log", help="A line of JSON to stderr for each request, without texts.")
     ] = True,
@@ -79,15 +85,25 @@ def serve(
             )
         keyring = None if keys is None else read_keys(keys)
         settings = _settings(limits or [])
+        names = [*LOOPBACK, *(allow_host or [])]
+        if engine == "ray":
+            from softprompt.serving.ray_replicas import Plan, RayServer, wait_for_a_signal
+
+            opening = partial(_backbone, folder.resolve(), backbone, dtype, device)
+            plan = Plan(opening, folder.resolve(), settings, keys and keys.resolve(), [*names, host])
+            with RayServer(plan, replicas=replicas, host=host, port=port) as cluster:
+                report.human.print(f"{replicas} replicas serve {folder} on {cluster.address}", markup=False)
+                wait_for_a_signal()
+            return
         opened = _backbone(folder, backbone, dtype, device)
-        engine = Engine(opened, folder, settings)
+        answering = Engine(opened, folder, settings)
         server = Server(
-            engine,
+            answering,
             host=host,
             port=port,
             keys=keyring,
-            hosts=[*LOOPBACK, *(allow_host or [])],
-            on_up=lambda: _announce(report, server.address, engine, folder),
+            hosts=names,
+            on_up=lambda: _announce(report, server.address, answering, folder),
         )
         _log_to_stderr(log_requests)
         with contextlib.suppress(KeyboardInterrupt):  # the drain is over by then
