@@ -304,6 +304,8 @@ def _gemma4(tokenizer: PreTrainedTokenizerFast) -> Built:
         image_token_id=tokenizer.image_token_id,
         boi_token_id=tokenizer.boi_token_id,
         eoi_token_id=tokenizer.eoi_token_id,
+        video_token_id=tokenizer.video_token_id,
+        audio_token_id=tokenizer.audio_token_id,
     )
     return config, {"image_processor": image}
 
@@ -343,6 +345,7 @@ _GEMMA4 = {
     "image_token": "<|image|>",
     "boi_token": "<|image>",
     "eoi_token": "<image|>",
+    "video_token": "<|video|>",
     "audio_token": "<|audio|>",
     "boa_token": "<|audio>",
     "eoa_token": "<audio|>",

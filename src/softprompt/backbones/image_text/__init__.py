@@ -9,6 +9,7 @@ whole     the plain path: the whole model on padded rows
 """
 
 from softprompt.backbones.image_text.backbone import ImageTextBackbone
-from softprompt.backbones.image_text.pictures import processor_for
+from softprompt.backbones.image_text.decoder import text_decoder
+from softprompt.backbones.image_text.pictures import processor_files, processor_for
 
-__all__ = ["ImageTextBackbone", "processor_for"]
+__all__ = ["ImageTextBackbone", "processor_files", "processor_for", "text_decoder"]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.processing_auto import processor_class_from_name
 from transformers.processing_utils import ProcessorMixin
@@ -65,7 +67,7 @@ class PictureReader:
             text=[str(self.processor.image_token)] * len(pictures),
             images=[[picture.image] for picture in pictures],
             padding=True,
-            return_tensors="pt",
+            return_tensors="np",
         )
         return _of_images(found)
 
@@ -73,7 +75,7 @@ class PictureReader:
         token = self.processor.image_token
         try:
             found = self.processor(
-                text=[token], images=[image], return_tensors="pt", return_text_replacement_offsets=True
+                text=[token], images=[image], return_tensors="np", return_text_replacement_offsets=True
             )
         except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
             raise ValueError(
@@ -87,7 +89,11 @@ class PictureReader:
 
 
 def _of_images(found: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {n: value for n, value in found.items() if n not in _OF_TEXT and isinstance(value, Tensor)}
+    return {
+        name: torch.from_numpy(value)
+        for name, value in found.items()
+        if name not in _OF_TEXT and isinstance(value, np.ndarray)
+    }
 
 
 def _refuse_videos(value: Any) -> None:
@@ -118,6 +124,13 @@ def _marker(processor: ProcessorMixin) -> str:
     return added if added.count(token) == 1 else token
 
 
+def processor_files(folder: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """The settings of the processor in a folder or on the hub, with its image processor, which works with Pillow."""
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    settings, _ = ProcessorMixin.get_processor_dict(folder, revision=revision)
+    return {**settings, "image_processor": AutoImageProcessor.from_pretrained(folder, backend="pil", **options)}
+
+
 def processor_for(
     given: Any, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, name: str
 ) -> ProcessorMixin:
@@ -134,16 +147,22 @@ def processor_for(
     if isinstance(given, ProcessorMixin):
         return given
     settings: dict[str, Any] = {}
+    written = None
     if isinstance(given, Mapping):
-        settings = {k: v for k, v in given.items() if not k.endswith("processor") and k != "processor_class"}
-        given = given["image_processor"]
+        settings, written = dict(given), given.get("processor_class")
+        given = settings.pop("image_processor", None)
     if not isinstance(given, ImageProcessingMixin):
         raise ValueError(
             f"processor is a {type(given).__name__}, expected the processor of {name} or its image processor"
         )
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-    kind: Any = processor_class_from_name(PROCESSOR_MAPPING_NAMES[config.model_type])
+    known = written or PROCESSOR_MAPPING_NAMES.get(config.model_type)
+    kind: Any = processor_class_from_name(known) if known else None
+    if kind is None:
+        raise ValueError(f"transformers has no processor for {name}, a model of type {config.model_type!r}")
+    taken = inspect.signature(kind.__init__).parameters
+    settings = {key: value for key, value in settings.items() if key in taken and not key.endswith("processor")}
     # Parts for videos and sound, which need more packages, are left out; the check of a processor's parts would miss them.
     bare = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda self, part, value: None})
     others = {part: None for part in kind.get_attributes() if part not in ("image_processor", "tokenizer")}
