@@ -17,7 +17,7 @@ from softprompt.data import Row
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.bound_template import BoundTemplate, bind_template
-from softprompt.tasks.columns import check_columns, read_fields
+from softprompt.tasks.columns import check_columns, read_fields, shown_fields
 from softprompt.tasks.inputs import read_media
 from softprompt.tasks.metrics import generation_metrics
 from softprompt.tasks.template import (
@@ -148,7 +148,7 @@ class TextGeneration(Task):
     def render(self, row: Row, *, answer: bool = True) -> str:
         """Return the row as text, with literals exactly as written, then its reference without the end mark."""
         template = Template.parse(self.template, self.cut)
-        text = template.fill(read_fields(row, template.fields, self.columns))
+        text = template.fill(shown_fields(row, template.fields, self.columns, images=template.images))
         return text + self._reference(row) if answer else text
 
     def _reference(self, row: Row) -> str:
@@ -173,13 +173,16 @@ class TextGenerationEncoder(TaskEncoder):
         Raises ValueError for a missing column or value, a reference that holds the end mark, and a row
         too long to be cut.
         """
-        values = read_fields(row, self.template.template.fields, self.task.columns)
+        values = self.template.read(row, self.task.columns)
         targets = (self._target(row),) if answer else self._choices
         reserved = max(self.task.max_new_tokens, *map(len, targets), *map(len, self._choices), 0)
         context = self.template.encode(values, max_tokens=self.setting.max_tokens, reserved=reserved)
         media = read_media(row, self.task.media, self.task.columns, self.setting)
         gold = 0 if answer else None
-        return EncodedRow(context, targets, gold, media=media, origin=self._choices or None)
+        pictures = self.template.pictures(values)
+        return EncodedRow(
+            context, targets, gold, media=media, origin=self._choices or None, pictures=pictures
+        )
 
     def reference(self, row: Row) -> str:
         """Return the right answer of a row as `predict` reads it: stripped, and without the tokenizer's special tokens."""
