@@ -90,7 +90,11 @@ def _llava(tokenizer: PreTrainedTokenizerFast) -> Built:
         vision_feature_layer=-2,
     )
     processor = kinds.llava.LlavaProcessor(
-        image, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
+        image,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
     )
     return config, processor
 
@@ -112,7 +116,11 @@ def _llava_next(tokenizer: PreTrainedTokenizerFast) -> Built:
         image_grid_pinpoints=grid,
     )
     processor = kinds.llava_next.LlavaNextProcessor(
-        image, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
+        image,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
     )
     return config, processor
 
@@ -139,9 +147,7 @@ def _llava_onevision(tokenizer: PreTrainedTokenizerFast) -> Built:
 
 
 def _idefics(tokenizer: PreTrainedTokenizerFast, smol: bool) -> Built:
-    vision = {
-        k: v for k, v in SIGLIP.items() if k != "model_type"
-    }
+    vision = {k: v for k, v in SIGLIP.items() if k != "model_type"}
     module = kinds.smolvlm.SmolVLMConfig if smol else kinds.idefics3.Idefics3Config
     config = module(
         vision_config=vision,
@@ -333,14 +339,23 @@ _QWEN = {
     "start": "<|vision_start|>",
     "end": "<|vision_end|>",
 }
-_IDEFICS = {**_IMAGE, "around": "<fake_token_around_image>", "whole": "<global-img>", "end": "<end_of_utterance>"}
+_IDEFICS = {
+    **_IMAGE,
+    "around": "<fake_token_around_image>",
+    "whole": "<global-img>",
+    "end": "<end_of_utterance>",
+}
 _INTERN = {
     "start_image_token": "<img>",
     "end_image_token": "</img>",
     "context_image_token": "<IMG_CONTEXT>",
     "video_token": "<video>",
 }
-_GEMMA3 = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+_GEMMA3 = {
+    "image_token": "<image_soft_token>",
+    "boi_token": "<start_of_image>",
+    "eoi_token": "<end_of_image>",
+}
 _GEMMA4 = {
     "image_token": "<|image|>",
     "boi_token": "<|image>",

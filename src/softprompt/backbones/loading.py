@@ -265,7 +265,8 @@ def load_backbone(
     if text_only:
         alone = _text_alone(model)
         family = _family_of(_described(alone), name, prefix_lm)
-        return _built(family, alone.to(where), readers, name=name, packed=packed)
+        alone.to(where)  # type: ignore[arg-type]  # its declared type is a decorator's
+        return _built(family, alone, readers, name=name, packed=packed)
     return _built(family, model.to(where), readers, name=name, packed=packed)
 
 
@@ -373,7 +374,7 @@ def _described(model: PreTrainedModel) -> PreTrainedConfig:
 
 
 def _text_alone(model: PreTrainedModel) -> PreTrainedModel:
-    """The text decoder of a model. Raises ValueError for a model that has no other part, or whose decoder is no language model."""
+    """The text decoder of a model. Raises ValueError for a model without other parts, and where it is no language model."""
     if not _reads_images_among_text(_described(model)):
         raise ValueError(
             f"text_only is for models that read images among text, and {type(model).__name__} is none: leave it out"

@@ -26,16 +26,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """The literals and fields between two slots, which are one string for the tokenizer."""
+    """The literals and fields between two slots, which are one string for the tokenizer; or a field that is an image."""
 
     parts: tuple[Part, ...]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """The place of an image: the name of its field."""
-
-    name: str
+    image: str | None = None
 
 
 Values = Mapping[str, Any]
@@ -44,14 +38,14 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class BoundTemplate:
-    """A template with its tokenizer. A piece is ids (virtual tokens -1 - k, BOS), a run of text, or the place of an image.
+    """A template with its tokenizer. A piece is either ids (virtual tokens -1 - k, BOS) or a run of text or an image.
 
     closed: whether the answer does not follow the text, so that it takes no room.
     """
 
     template: Template
     tokenizer: PreTrainedTokenizerBase
-    pieces: tuple[tuple[int, ...] | Run | Figure, ...]
+    pieces: tuple[tuple[int, ...] | Run, ...]
     closed: bool = False
     control_tokens: OneOf["text", "tokens"] = "tokens"
     rows: int | None = None
@@ -62,11 +56,10 @@ class BoundTemplate:
     @property
     def images(self) -> tuple[str, ...]:
         """The names of the fields that are images, once for each place."""
-        return tuple(piece.name for piece in self.pieces if isinstance(piece, Figure))
+        runs = (piece for piece in self.pieces if isinstance(piece, Run))
+        return tuple(run.image for run in runs if run.image is not None)
 
-    def read(
-        self, row: Row, columns: Mapping[str, str], others: Sequence[str] = ()
-    ) -> dict[str, Any]:
+    def read(self, row: Row, columns: Mapping[str, str], others: Sequence[str] = ()) -> dict[str, Any]:
         """Return the text or the image of each field; see `softprompt.tasks.columns.read_fields` for the arguments.
 
         Raises ValueError also for an image that cannot be read, naming its column.
@@ -79,8 +72,8 @@ class BoundTemplate:
             column = columns.get(name, name)
             if isinstance(value, list | tuple):
                 raise ValueError(
-                    f"column {column!r} holds {len(value)} images, and {{{name}}} is the place of one: put each into a column of"
-                    " its own, as in {first:image}{second:image}"
+                    f"column {column!r} holds {len(value)} images, and {{{name}}} is the place of one: put each into a"
+                    " column of its own, as in {first:image}{second:image}"
                 )
             assert self.read_picture is not None
             try:
@@ -93,9 +86,7 @@ class BoundTemplate:
         """Return the images of a row in the order of their places."""
         return tuple(values[name] for name in self.images)
 
-    def encode(
-        self, values: Values, *, max_tokens: int | None = None, reserved: int = 0
-    ) -> tuple[int, ...]:
+    def encode(self, values: Values, *, max_tokens: int | None = None, reserved: int = 0) -> tuple[int, ...]:
         """Return the token ids of a row; virtual token k is -1 - k.
 
         If a row has more than `max_tokens - reserved` tokens, its cut field is shortened from the end until it fits: the
@@ -119,17 +110,7 @@ class BoundTemplate:
     def _ids(self, values: Values) -> tuple[int, ...]:
         ids: list[int] = []
         for piece in self.pieces:
-            if isinstance(piece, Run):
-                ids += self.tokens(piece, values)
-            elif isinstance(piece, Figure):
-                if not isinstance(values[piece.name], Picture):
-                    raise ValueError(
-                        f"the template shows the image {{{piece.name}}}, and this task reads text alone: leave the image out, or"
-                        " take TextClassification, TextGeneration or SequenceClassification"
-                    )
-                ids += values[piece.name].tokens
-            else:
-                ids += piece
+            ids += self.tokens(piece, values) if isinstance(piece, Run) else piece
         return tuple(ids)
 
     def is_empty(self, values: Values) -> bool:
@@ -137,7 +118,12 @@ class BoundTemplate:
         return not self._ids(values)
 
     def tokens(self, run: Run, values: Values) -> list[int]:
-        """Return the token ids of a run of text."""
+        """Return the token ids of a run of text, or those that stand for its image."""
+        if run.image is not None:
+            picture = values[run.image]
+            if not isinstance(picture, Picture):
+                raise ValueError(_no_images(run.image))
+            return list(picture.tokens)
         parts = self._divided(run, values)
         if parts is None:
             return self._in_table(tokenize(self.tokenizer, fill(run.parts, values)))
@@ -148,6 +134,8 @@ class BoundTemplate:
 
     def spans(self, run: Run, values: Mapping[str, str]) -> list[tuple[int, tuple[int, int]]]:
         """Return the token ids of a run of text, each with the characters that it covers; the tokenizer must be a fast one."""
+        if run.image is not None:
+            raise ValueError(_no_images(run.image))
         text = fill(run.parts, values)
         parts = self._divided(run, values)
         if parts is None:
@@ -168,7 +156,7 @@ class BoundTemplate:
         if self.image_id is not None and self.image_id in ids:
             token = self.tokenizer.convert_ids_to_tokens(self.image_id)
             raise ValueError(
-                f"a text holds {token!r}, in whose place an image stands: write {{image}} in the template for an image, and keep"
+                f"a text holds {token!r}, in whose place an image stands: write {{image}} in the template for one, and keep"
                 ' control_tokens="text", by which it is text in a row'
             )
         if self.rows is not None:
@@ -230,9 +218,7 @@ class BoundTemplate:
             excess = len(ids) - room
         return None
 
-    def _cut_by_bisection(
-        self, values: Values, name: str, value: str, room: int
-    ) -> tuple[int, ...] | None:
+    def _cut_by_bisection(self, values: Values, name: str, value: str, room: int) -> tuple[int, ...] | None:
         best = None
         fits, too_long = 0, len(value)
         while too_long - fits > 1:
@@ -292,7 +278,7 @@ def bind_template(
             f" {setting.virtual_tokens}; make them equal, or write one slot as {{soft}} to take what is"
             " left"
         )
-    pieces: list[tuple[int, ...] | Run | Figure] = []
+    pieces: list[tuple[int, ...] | Run] = []
     virtual = 0
 
     def is_text(part: Part) -> bool:
@@ -304,7 +290,7 @@ def bind_template(
             continue
         for part in group:
             if isinstance(part, Field):
-                pieces.append(Figure(part.name))
+                pieces.append(Run((part,), image=part.name))
             elif isinstance(part, Soft):
                 length = rest if part.length is None else part.length
                 pieces.append(tuple(-1 - k for k in range(virtual, virtual + length)))
@@ -322,6 +308,13 @@ def bind_template(
         setting.rows,
         setting.read_picture,
         setting.image_id,
+    )
+
+
+def _no_images(name: str) -> str:
+    return (
+        f"the template shows the image {{{name}}}, and this task reads text alone: leave the image out, or take"
+        " TextClassification, TextGeneration or SequenceClassification"
     )
 
 

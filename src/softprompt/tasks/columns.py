@@ -77,7 +77,11 @@ def read_fields(
 
 
 def shown_fields(
-    row: Row, names: Sequence[str], columns: Mapping[str, str], others: Sequence[str] = (), images: Sequence[str] = ()
+    row: Row,
+    names: Sequence[str],
+    columns: Mapping[str, str],
+    others: Sequence[str] = (),
+    images: Sequence[str] = (),
 ) -> dict[str, str]:
     """Return `read_fields` for people: an image, one of `images` or a field called "image", is the text "[image]"."""
     values = {}

@@ -123,7 +123,9 @@ class Regression(Task):
     def render(self, row: Row, *, answer: bool = True) -> str:
         """The row as text, literals exactly as written, then its value on a line of its own."""
         template = Template.parse(self.template, self.cut)
-        text = template.fill(shown_fields(row, template.fields, self.columns, [self.value_column], images=template.images))
+        text = template.fill(
+            shown_fields(row, template.fields, self.columns, [self.value_column], images=template.images)
+        )
         return f"{text}\n{self.read_value(row):g}" if answer else text
 
 

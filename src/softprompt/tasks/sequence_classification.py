@@ -119,7 +119,9 @@ class SequenceClassification(Task):
     def render(self, row: Row, *, answer: bool = True) -> str:
         """Return the row as text, with literals exactly as written, then its label on a line of its own."""
         template = Template.parse(self.template, self.cut)
-        text = template.fill(shown_fields(row, template.fields, self.columns, [self.label_column], images=template.images))
+        text = template.fill(
+            shown_fields(row, template.fields, self.columns, [self.label_column], images=template.images)
+        )
         return f"{text}\n{self.read_label(row)}" if answer else text
 
 

@@ -147,7 +147,9 @@ class Template:
             raise ValueError(f"only one field may be cut, template {source!r} and cut={cut!r} name {marked}")
         texts = [name for name in template.fields if name not in template.images]
         if marked and marked[0] not in texts:
-            raise ValueError(f"template {source!r} cuts {marked[0]!r}, which is an image: name a field of text")
+            raise ValueError(
+                f"template {source!r} cuts {marked[0]!r}, which is an image: name a field of text"
+            )
         if not marked and len(texts) == 1:
             marked = texts
         return Template(source, template.parts, marked[0] if marked else None)

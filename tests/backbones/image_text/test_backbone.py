@@ -90,9 +90,7 @@ def test_offsets_are_added_to_text_only_and_images_do_not_count(kind: str) -> No
     backbone, rows = backbone_of(kind), rows_of(kind)
     offset = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     prompt = prompt_of(offset=offset)
-    close(
-        backbone.score(rows, prompt).token_log_likelihoods(), naive.likelihoods(backbone, rows, prompt)
-    )
+    close(backbone.score(rows, prompt).token_log_likelihoods(), naive.likelihoods(backbone, rows, prompt))
     options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
     assert backbone.generate(rows[:1], prompt, **options) == [naive.greedy(backbone, rows[0], prompt, 3)]
 
@@ -106,9 +104,7 @@ def test_prefixes_stand_in_front_of_images(kind: str) -> None:
         for h, size in backbone.spec.key_values
     )
     prompt = prompt_of(prefix=prefix)
-    close(
-        backbone.score(rows, prompt).token_log_likelihoods(), naive.likelihoods(backbone, rows, prompt)
-    )
+    close(backbone.score(rows, prompt).token_log_likelihoods(), naive.likelihoods(backbone, rows, prompt))
     options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
     assert backbone.generate(rows[:1], prompt, **options) == [naive.greedy(backbone, rows[0], prompt, 3)]
 

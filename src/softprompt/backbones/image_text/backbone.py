@@ -26,7 +26,7 @@ from softprompt.backbones.engine import CompiledPrompt, split_prompt
 from softprompt.backbones.image_text.decoder import Prompts, text_decoder, with_images
 from softprompt.backbones.image_text.features import ImageFeatures
 from softprompt.backbones.image_text.pictures import PictureReader, processor_for
-from softprompt.backbones.image_text.trial import check_images, decodes_alone
+from softprompt.backbones.image_text.trial import check_images, decodes_alone, refuse_other_kinds
 from softprompt.backbones.image_text.whole import WholeModel, views_of
 from softprompt.backbones.vocabulary import table_of, text_spec
 from softprompt.outputs import EncodedRow, PromptOutput, TargetLogits
@@ -59,8 +59,9 @@ class ImageTextBackbone:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
+        refuse_other_kinds(model, self.name)
         self.processor = processor_for(processor, tokenizer, model.config, self.name)
-        reader = PictureReader(self.processor, _image_id(model, self.name))
+        reader = PictureReader(self.processor, int(model.config.image_token_id))
         self.reader = reader
         self.features = ImageFeatures(model, reader)
         self._packed = packed
@@ -183,9 +184,7 @@ class ImageTextBackbone:
         before = [replace(row, context=self._before_images(row), pictures=(), read=()) for row in rows]
         return replace(self.decoder.compile(before, prompt), given=prompt)
 
-    def generate(
-        self, rows: Sequence[EncodedRow], prompt: Prompts, **options: Any
-    ) -> list[list[int]]:
+    def generate(self, rows: Sequence[EncodedRow], prompt: Prompts, **options: Any) -> list[list[int]]:
         """New token ids for each row: greedy, sampled or by beams, with the options of transformers' `generate`."""
         self._check_rows(rows)
         if self.decoder is None:
@@ -217,17 +216,6 @@ def _plain(rows: Sequence[EncodedRow], prompt: Prompts) -> PromptOutput:
     return split_prompt(rows, prompt)[1]
 
 
-def _image_id(model: PreTrainedModel, name: str) -> int:
-    found = getattr(model.config, "image_token_id", None)
-    if found is None:
-        raise ValueError(
-            f"{name} ({type(model).__name__}) has no token in whose place an image stands (image_token_id in config.json):"
-            " images enter it in another way than among the text, and a prompt has no place beside them. Load its text decoder"
-            " alone with text_only=True, or take a model such as SmolVLM, LLaVA or Qwen2.5-VL"
-        )
-    return int(found)
-
-
 def _types(model: PreTrainedModel) -> str | None:
     """The argument of the model that says what kind each token is."""
     known = inspect.signature(model.forward).parameters
@@ -238,6 +226,6 @@ def _filler(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, image_id
     """An ordinary word. Special tokens may change masks and positions."""
     config = model.config
     special = {*tokenizer.all_special_ids, image_id, *tokenizer.added_tokens_decoder}
-    special |= {getattr(c, "pad_token_id", None) for c in (config, config.get_text_config())}
-    special |= {v for k, v in config.to_dict().items() if k.endswith("_token_id") and isinstance(v, int)}
+    named = {**config.get_text_config().to_dict(), **config.to_dict()}
+    special |= {value for key, value in named.items() if key.endswith("_token_id") and isinstance(value, int)}
     return next(i for i in range(table_of(model.get_input_embeddings()).shape[0]) if i not in special)

@@ -62,7 +62,9 @@ def with_images(
     heads = None
     if isinstance(prompt, CompiledPrompt):
         if len(pairs) < len(rows) and prompt.given is not None:
-            prompt = prompt.given  # an image of several rows is longer than the prompt: that it is run once counts more
+            prompt = (
+                prompt.given
+            )  # an image of several rows is longer than the prompt: that it is run once counts more
         else:
             heads, prompt = prompt.heads, prompt.prompt
     counts = _lengths(prompt)
@@ -124,10 +126,10 @@ def _joined(
             wide.append(torch.zeros(0, 0))
     like = max(wide, key=lambda one: one.shape[-1])
     wide = [one if one.shape[-1] else like[:0] for one in wide]
-    which = [number for number, _ in pairs]
+    numbers = [number for number, _ in pairs]
 
     def chosen(tensor: Tensor) -> Tensor:
-        return tensor[[n if len(tensor) > 1 else 0 for n in which]]
+        return tensor[[n if len(tensor) > 1 else 0 for n in numbers]]
 
     before = prefix_lengths(prompt)
     lengths = torch.tensor([len(one) for one in wide]) if before is None else chosen(before)
@@ -137,6 +139,6 @@ def _joined(
         prefix=prompt.prefix and tuple((chosen(key), chosen(value)) for key, value in prompt.prefix),
         offset=None if prompt.offset is None else chosen(prompt.offset),
         token_offset=prompt.token_offset
-        and tuple(prompt.token_offset[n if len(prompt.token_offset) > 1 else 0] for n in which),
+        and tuple(prompt.token_offset[n if len(prompt.token_offset) > 1 else 0] for n in numbers),
         lengths=lengths,
     )

@@ -79,7 +79,9 @@ class ImageFeatures:
         output = self.model.base_model.get_image_features(**inputs, return_dict=True)  # type: ignore[operator]
         pooled, deep = output.pooler_output, getattr(output, "deepstack_features", None) or ()
         found = ImageVectors(
-            _flat(pooled), tuple(pooled.shape) if isinstance(pooled, Tensor) else None, tuple(map(_flat, deep))
+            _flat(pooled),
+            tuple(pooled.shape) if isinstance(pooled, Tensor) else None,
+            tuple(map(_flat, deep)),
         )
         expected = picture.tokens.count(self.reader.image_id)
         if len(found.vectors) != expected:
@@ -102,7 +104,7 @@ def encoder_outputs(images: Sequence[ImageVectors]) -> dict[str, Any]:
     if images[0].shape is None:
         pooled: Any = [image.vectors for image in images]
     else:
-        pooled = torch.cat([image.vectors.view(image.shape) for image in images])
+        pooled = torch.cat([image.vectors.view(image.shape or image.vectors.shape) for image in images])
     deep = [tuple(image.deep[layer] for image in images) for layer in range(len(images[0].deep))]
     return {"image": SimpleNamespace(pooler_output=pooled, deepstack_features=deep)}
 

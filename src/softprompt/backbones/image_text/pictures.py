@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.models.auto.auto_mappings import PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.processing_auto import processor_class_from_name
 from transformers.processing_utils import ProcessorMixin
 
@@ -35,7 +36,8 @@ class PictureReader:
     def __init__(self, processor: ProcessorMixin, image_id: int) -> None:
         self.processor = processor
         self.image_id = image_id
-        self.marker = _marker(processor)
+        self.token = str(getattr(processor, "image_token", ""))
+        self.marker = _marker(processor, self.token)
         self._known: WeakValueDictionary[bytes, Picture] = WeakValueDictionary()
         self._latest: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()
 
@@ -64,7 +66,7 @@ class PictureReader:
     def together(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         """The same for several images, as the processor lays out a batch of rows with one image each."""
         found = self.processor(
-            text=[str(self.processor.image_token)] * len(pictures),
+            text=[self.token] * len(pictures),
             images=[[picture.image] for picture in pictures],
             padding=True,
             return_tensors="np",
@@ -72,7 +74,7 @@ class PictureReader:
         return _of_images(found)
 
     def _processed(self, image: Any) -> tuple[tuple[int, ...], dict[str, Tensor]]:
-        token = self.processor.image_token
+        token = self.token
         try:
             found = self.processor(
                 text=[token], images=[image], return_tensors="np", return_text_replacement_offsets=True
@@ -106,9 +108,8 @@ def _refuse_videos(value: Any) -> None:
         )
 
 
-def _marker(processor: ProcessorMixin) -> str:
+def _marker(processor: Any, token: str) -> str:
     """What a chat puts in the place of an image; without a chat template, the processor's image token."""
-    token = str(processor.image_token)
     if not getattr(processor, "chat_template", None):
         return token
     parts: list[dict[str, str]] = [{"type": "image"}, {"type": "text", "text": "\0"}]
@@ -119,7 +120,9 @@ def _marker(processor: ProcessorMixin) -> str:
         )
     except Exception:  # templates are programs of their authors
         return token
-    start = next((i for i, (a, b) in enumerate(zip(with_image, without, strict=False)) if a != b), len(without))
+    start = next(
+        (i for i, (a, b) in enumerate(zip(with_image, without, strict=False)) if a != b), len(without)
+    )
     added = with_image[start : start + len(with_image) - len(without)].strip()
     return added if added.count(token) == 1 else token
 
@@ -128,7 +131,10 @@ def processor_files(folder: str, revision: str | None, trust_remote_code: bool) 
     """The settings of the processor in a folder or on the hub, with its image processor, which works with Pillow."""
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     settings, _ = ProcessorMixin.get_processor_dict(folder, revision=revision)
-    return {**settings, "image_processor": AutoImageProcessor.from_pretrained(folder, backend="pil", **options)}
+    return {
+        **settings,
+        "image_processor": AutoImageProcessor.from_pretrained(folder, backend="pil", **options),
+    }
 
 
 def processor_for(
@@ -155,14 +161,14 @@ def processor_for(
         raise ValueError(
             f"processor is a {type(given).__name__}, expected the processor of {name} or its image processor"
         )
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-
     known = written or PROCESSOR_MAPPING_NAMES.get(config.model_type)
     kind: Any = processor_class_from_name(known) if known else None
     if kind is None:
         raise ValueError(f"transformers has no processor for {name}, a model of type {config.model_type!r}")
     taken = inspect.signature(kind.__init__).parameters
-    settings = {key: value for key, value in settings.items() if key in taken and not key.endswith("processor")}
+    settings = {
+        key: value for key, value in settings.items() if key in taken and not key.endswith("processor")
+    }
     # Parts for videos and sound, which need more packages, are left out; the check of a processor's parts would miss them.
     bare = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda self, part, value: None})
     others = {part: None for part in kind.get_attributes() if part not in ("image_processor", "tokenizer")}

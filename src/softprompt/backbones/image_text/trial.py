@@ -28,8 +28,6 @@ class _RefusedError(ValueError):
 def check_images(whole: WholeModel, name: str) -> None:
     """Raise ValueError, with the reason, for a model that images and virtual tokens cannot be given together."""
     model = whole.plain
-    if (reason := _other_kind(model)) is not None:
-        raise ValueError(f"{name} ({type(model).__name__}) is refused: {reason}. {_INSTEAD}")
     try:
         _try(whole)
     except TRIAL_ERRORS as error:
@@ -44,6 +42,12 @@ _INSTEAD = (
 )
 
 
+def refuse_other_kinds(model: PreTrainedModel, name: str) -> None:
+    """Raise ValueError, with the reason, for a model that is built otherwise than those of the family."""
+    if (reason := _other_kind(model)) is not None:
+        raise ValueError(f"{name} ({type(model).__name__}) is refused: {reason}. {_INSTEAD}")
+
+
 def _other_kind(model: PreTrainedModel) -> str | None:
     """Why a model that is built otherwise is none of the family; None: it is built as those of the family are."""
     if getattr(model.config, "is_encoder_decoder", False):
@@ -51,7 +55,7 @@ def _other_kind(model: PreTrainedModel) -> str | None:
     trunk = model.base_model
     if hasattr(trunk, "get_image_tokens"):
         return "an image becomes token ids of its own vocabulary, so that there are no vectors of images to put behind a prompt"
-    if not hasattr(trunk, "get_image_features"):
+    if not hasattr(trunk, "get_image_features") or getattr(model.config, "image_token_id", None) is None:
         return "images enter through layers of their own, not among the tokens of the text"
     return None
 
@@ -60,7 +64,8 @@ def trial_rows(whole: WholeModel) -> list[EncodedRow]:
     """Two rows of one target each, the first with two images and a virtual token between them, the second with one image."""
     numbers = np.random.default_rng(0)
     images = [
-        whole.features.reader(numbers.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((48, 64), (60, 40))
+        whole.features.reader(numbers.integers(0, 256, (h, w, 3), dtype=np.uint8))
+        for h, w in ((48, 64), (60, 40))
     ]
     a, b = whole.filler, whole.filler + 1
     # Virtual tokens stand in front, between and behind; some processors are for images at the very front.
@@ -149,5 +154,3 @@ def decodes_alone(
 
 def _scored(logits: TargetLogits) -> Tensor:
     return logits.logits[logits.position]
-
-

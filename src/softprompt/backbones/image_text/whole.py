@@ -36,7 +36,7 @@ from softprompt.outputs import EncodedRow, Picture, PromptOutput, TargetLogits
 
 
 @dataclass(frozen=True)
-class Sequence_:
+class Atoms:
     """One sequence of a pass: atoms, how many of them are its context, the images in it and the number of its prompt."""
 
     atoms: tuple[int, ...]
@@ -84,7 +84,9 @@ class WholeModel:
 
     def score(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> TargetLogits:
         """See ImageTextBackbone.score."""
-        sequences, places, position, token, target = [], [], [], [], []
+        sequences: list[Atoms] = []
+        places: list[tuple[int, int]] = []
+        position, token, target = [], [], []
         for row in rows:
             for tail in row.targets:
                 for j, word in enumerate(tail):
@@ -92,9 +94,7 @@ class WholeModel:
                     places.append((len(sequences), len(row.context) - 1 + j))
                     token.append(word)
                     target.append(len(sequences))
-                sequences.append(
-                    Sequence_(row.context + tail[:-1], len(row.context), row.pictures, row.prompt)
-                )
+                sequences.append(Atoms(row.context + tail[:-1], len(row.context), row.pictures, row.prompt))
         found = self._run(lambda view: view, lambda out: out.logits, sequences, prompt)
 
         def tensor(values: list[int]) -> Tensor:
@@ -110,7 +110,7 @@ class WholeModel:
 
     def states(self, rows: Sequence[EncodedRow], prompt: PromptOutput) -> Tensor:
         """See ImageTextBackbone.states."""
-        sequences = [Sequence_(row.context, len(row.context), row.pictures, row.prompt) for row in rows]
+        sequences = [Atoms(row.context, len(row.context), row.pictures, row.prompt) for row in rows]
         found = self._run(trunk_of, lambda out: out.last_hidden_state, sequences, prompt)
         return _at(found, [(b, i) for b, row in enumerate(rows) for i in row.read])
 
@@ -118,7 +118,7 @@ class WholeModel:
         self,
         part: Callable[[Any], Any],
         result: Callable[[Any], Tensor],
-        sequences: Sequence[Sequence_],
+        sequences: Sequence[Atoms],
         prompt: PromptOutput,
     ) -> Tensor:
         """One pass of a part of the model, (B, T, n)."""
@@ -133,7 +133,7 @@ class WholeModel:
             output = forward(**inputs, **about, **more, use_cache=False)
         return result(output)
 
-    def _inputs(self, sequences: Sequence[Sequence_]) -> dict[str, Tensor]:
+    def _inputs(self, sequences: Sequence[Atoms]) -> dict[str, Tensor]:
         """Ids, the mask and the types of sequences, (B, T) each, padded on the right."""
         longest = max(len(one.atoms) for one in sequences)
         ids = torch.full((len(sequences), longest), self.filler)
@@ -153,7 +153,7 @@ class WholeModel:
     def inputs_of(self, row: EncodedRow) -> dict[str, Tensor]:
         """What the model's authors give it for a row without virtual tokens and its only target: ids, types and pixels."""
         [target] = row.targets
-        sequence = Sequence_(row.context + target[:-1], len(row.context), row.pictures, row.prompt)
+        sequence = Atoms(row.context + target[:-1], len(row.context), row.pictures, row.prompt)
         return {**self._inputs([sequence]), **self._pixels([row])}
 
     def _pixels(self, rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
@@ -170,9 +170,7 @@ class WholeModel:
         names = [name for name in each[0] if name in known and not name.startswith("pixel")]
         return {name: torch.cat([inputs[name] for inputs in each]) for name in names}
 
-    def _feeding(
-        self, sequences: Sequence[Sequence_], inputs: dict[str, Tensor], prompt: PromptOutput
-    ) -> Any:
+    def _feeding(self, sequences: Sequence[Atoms], inputs: dict[str, Tensor], prompt: PromptOutput) -> Any:
         """Within the block, the first embedding of ids is that of `sequences`, and of what is new thereafter."""
         if prompt.tokens is None and prompt.offset is None and prompt.token_offset is None:
             return nullcontext()
@@ -222,7 +220,7 @@ class WholeModel:
     def _generated(
         self, rows: Sequence[EncodedRow], prompt: PromptOutput, options: dict[str, Any]
     ) -> list[list[int]]:
-        sequences = [Sequence_(row.context, len(row.context), row.pictures, row.prompt) for row in rows]
+        sequences = [Atoms(row.context, len(row.context), row.pictures, row.prompt) for row in rows]
         inputs = self._inputs(sequences)
         view: Any = self.plain
         pixels = self._pixels(rows)
@@ -239,6 +237,4 @@ def _at(found: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
 
 def as_rows(rows: Sequence[EncodedRow], filler: int) -> list[EncodedRow]:
     """Rows with an ordinary word in the place of each virtual token."""
-    return [
-        replace(row, context=tuple(filler if atom < 0 else atom for atom in row.context)) for row in rows
-    ]
+    return [replace(row, context=tuple(filler if atom < 0 else atom for atom in row.context)) for row in rows]
