@@ -27,7 +27,7 @@ def rows_of(kind: str) -> list[EncodedRow]:
     reader = backbone_of(kind).reader
     first, second = reader(noise(0)), reader(noise(1, 64, 30))
     a, b, c, d, e, f = WORDS
-    targets = ((a, b), (c,), (a, d, e))
+    targets = ((a, b), (a, d, e))
     return [
         EncodedRow((-1, a, *first.tokens, -2, *second.tokens, b, -3), targets, pictures=(first, second)),
         EncodedRow((*first.tokens, -1, -2, -3, c), ((b, a),), pictures=(first,)),
