@@ -153,7 +153,11 @@ class TextGeneration(Task):
 
     def _reference(self, row: Row) -> str:
         target = Template.parse(self.target)
-        return target.fill(read_fields(row, target.fields, self.columns))
+        return target.fill(read_fields(self.answered(row), target.fields, self.columns))
+
+    def answered(self, row: Row) -> Row:
+        """Return the row with the answer that is learned, where it holds several; usually it is unchanged."""
+        return row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +196,7 @@ class TextGenerationEncoder(TaskEncoder):
         return text.strip()
 
     def _written(self, row: Row) -> str:
-        return self.target.fill(read_fields(row, self.target.fields, self.task.columns))
+        return self.target.fill(read_fields(self.task.answered(row), self.target.fields, self.task.columns))
 
     @cached_property
     def _choices(self) -> tuple[tuple[int, ...], ...]:
