@@ -67,9 +67,8 @@ def backbone_of(tiny: bool, dtype: torch.dtype, device: torch.device) -> ImageTe
     config = SmolVLMConfig(
         vision_config=vision,
         text_config={**(TINY_TEXT if tiny else TEXT), "vocab_size": 512 if tiny else 49280},
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_id=len(tokenizer) - len(names),
         scale_factor=4,
-        pad_token_id=0,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -169,8 +168,8 @@ def peak_of(setting: Setting, questions: int, side: str) -> int | None:
 
 def memory_of(setting: Setting, questions: int) -> Row:
     """The rise of memory to the peak of a step, each side in a process of its own."""
-    peaks = [harness.in_fresh_process(peak_of, setting, questions, side) for side in ("ours", "peer")]
-    return harness.row_of_memory(f"memory, {questions} questions an image", *peaks, **setting.facts)
+    ours, peer = (harness.in_fresh_process(peak_of, setting, questions, side) for side in ("ours", "peer"))
+    return harness.row_of_memory(f"memory, {questions} questions an image", ours, peer, **setting.facts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import softprompt as sp
 from softprompt.backbones.image_text import ImageTextBackbone
 from softprompt.outputs import EncodedRow, PromptOutput
 from tests.naive import image_text as naive
@@ -171,3 +172,35 @@ def test_videos_are_refused_with_the_reason() -> None:
     for video in ("cat.mp4", noise(0)[None].repeat(4, 0)):
         with pytest.raises(ValueError, match="is a video, and softprompt reads images only"):
             reader(video)
+
+
+def test_methods_of_layers_change_the_decoder_alone_and_keep_the_vectors_of_images() -> None:
+    backbone = tiny_image_text_backbone("llava")
+    picture = backbone.reader(noise(0))
+    known = backbone.features(picture)
+    generator = torch.Generator().manual_seed(0)
+    for name in ("lora", "adapter"):
+        changed = sp.methods()[name]().prepare(backbone, generator)
+        assert isinstance(changed, ImageTextBackbone)
+        trained = [n for n, p in changed.model.named_parameters() if p.requires_grad]
+        assert trained
+        assert all(n.startswith("model.language_model.") for n in trained)
+        assert changed.features._kept is backbone.features._kept
+        row = EncodedRow((20, *picture.tokens, 21), ((22,),), pictures=(picture,))
+        changed.score([row], PromptOutput()).token_log_likelihoods().sum().backward()
+        assert all(p.grad is not None for p in changed.model.parameters() if p.requires_grad)
+    assert (known.vectors == backbone.features(picture).vectors).all()
+
+
+@pytest.mark.parametrize("kind", ["llava", "gemma3"])
+def test_full_tuning_reaches_the_tower_and_the_connector(kind: str) -> None:
+    changed = sp.FullTuning().prepare(tiny_image_text_backbone(kind), torch.Generator().manual_seed(0))
+    assert isinstance(changed, ImageTextBackbone)
+    assert not changed.features.is_frozen
+    picture = changed.reader(noise(0))
+    row = EncodedRow((20, *picture.tokens, 21), ((22,),), pictures=(picture,))
+    changed.score([row], PromptOutput()).token_log_likelihoods().sum().backward()
+    for name, parameter in changed.model.named_parameters():
+        if "multi_modal_projector" in name:
+            assert parameter.grad is not None
+            assert parameter.grad.any()
