@@ -16,6 +16,7 @@ from benchmarks import (
     dept,
     gpu_prompt_tuning,
     harness,
+    image_text,
     language_methods,
     many_prompts,
     vision_methods,
@@ -184,3 +185,16 @@ def test_the_benchmark_of_many_prompts_trains_the_same_prompts_on_both_sides(tmp
         assert row["unit"] == "steps/s"
         # 1e-3: AdamW's first steps take little of a gradient's size, and float32 sums come in another order.
         assert row["relative_difference"]["prompt"] < 1e-3
+
+
+def test_the_benchmark_of_images_among_text_measures_every_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    path = tmp_path / "image_text.json"
+    assert image_text.main(["--tiny", "--quick", "--json", str(path)]) == 0
+    rows = read(path)
+    for questions in image_text.QUESTIONS:
+        difference = rows[f"step, {questions} questions an image"]["relative_difference"]
+        assert max(difference.values()) < 1e-4  # float32 sums in another order
+    assert not harness.measures_memory(CPU) or "memory, 4 questions an image" in rows

@@ -21,6 +21,7 @@ from softprompt.tasks.base import Task
 from tests.fitting import test_one_encoder_decoders as seq2seq
 from tests.test_heads import ROWS, TASKS
 from tests.tiny import dual as tiny_dual
+from tests.tiny import image_text as tiny_image_text
 from tests.tiny import vision as tiny_vision
 from tests.tiny.encoders import encoder_backbone
 from tests.tiny.language import tiny_causal_lm, tiny_tokenizer
@@ -29,6 +30,7 @@ from tests.tiny.task import TASK, tiny_backbone
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "capabilities.md"
 CLOZE = replace(TASK, template="{soft} {text} sentiment {mask}.")
 HEARD = SequenceClassification("{soft}{bos} mood", labels=["neg", "pos"], media="audio")
+LOOKED = SequenceClassification("{image}{text} mood", labels=["neg", "pos"])
 COMPARED = (
     tiny_dual.TASK.with_labels(["red", "blue"]),
     replace(tiny_dual.TASK, soft_template="{soft} {}, a {domain} film.", domains=["good", "bad"]),
@@ -50,6 +52,8 @@ def backbone_of(kind: str) -> Backbone:
             config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, state_size=4)
             mamba = MambaForCausalLM(config).eval().requires_grad_(False)
             return CausalBackbone(mamba, tokenizer)
+        case "images among text":
+            return tiny_image_text.tiny_image_text_backbone("llava_onevision", dtype)
         case "encoder-decoder" | "speech":
             return seq2seq.backbone_of("whisper" if kind == "speech" else "bart", dtype=dtype)
         case "masked LM" | "text encoder":
@@ -65,6 +69,9 @@ def task_of(kind: str, method: type[Method]) -> tuple[Task, list[dict[str, Any]]
     if kind in ("vision transformer", "dual encoder"):
         headed = method.head_only or kind == "vision transformer"
         return tiny_vision.TASK if headed else COMPARED[method.name == "dapl"], tiny_vision.ROWS[:4]
+    if kind == "images among text":
+        task: Task = LOOKED if method.head_only else replace(TASK, template="{image}{soft}{text} sentiment")
+        return task, [{**row, "image": tiny_image_text.noise(i)} for i, row in enumerate(ROWS[:4])]
     if kind == "speech":
         return HEARD if method.head_only else seq2seq.HEARD, seq2seq.SOUNDS[:4]
     if method.head_only or kind == "text encoder":

@@ -32,6 +32,7 @@ DOCUMENTS = (
     "README.md",
     "docs/how-to.md",
     "docs/encoder-decoders.md",
+    "docs/images-and-text.md",
     "docs/methods/heads-and-baselines.md",
     "docs/methods/prefixes.md",
     "docs/methods/virtual-tokens.md",

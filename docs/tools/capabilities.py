@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from softprompt.backbones.base import BackboneSpec
 from softprompt.catalogue import methods
 from softprompt.images import ImageRule, ImageSetting
+from softprompt.outputs import Picture
 from softprompt.prompts import Method
 
 _DECODER = BackboneSpec(
@@ -48,6 +49,12 @@ _SEES = replace(
 KINDS: Mapping[str, BackboneSpec] = {
     "causal LM": _DECODER,
     "prefix LM": replace(_DECODER, family="prefix-lm"),
+    "images among text": replace(
+        _DECODER,
+        family="image-text-to-text",
+        read_picture=lambda value: Picture((1,), b"", value),
+        image_id=1,
+    ),
     "state-space LM": replace(_DECODER, key_values=(), attention=False),
     "encoder-decoder": _TWO_SIDED,
     "speech": replace(_TWO_SIDED, closed=False, read_media=torch.as_tensor),
@@ -80,6 +87,8 @@ methods that train nothing need one that is answered by words. Some things are s
 are an error then: BitFit needs biases, which Llama and its kin do not have; adapters need layers of attention and a
 feed-forward network, which mixtures of experts do not have, partial tuning layers of attention with weights of their own; LoRA
 must be told its `targets` on a state-space model; DAPL needs a task with domains.
+Images among text are those of SmolVLM, LLaVA and their kin. Where an image sees itself, a prefix is read both ways or positions
+have three axes (Gemma 3, PaliGemma, Qwen-VL), prefixes of keys and values are not defined yet.
 Prompts cannot start from words on images: set `init="uniform"` (virtual tokens) or `init="random"` (prefixes); nor can
 prefixes on speech, where the keys and values of words depend on the sound.
 """

@@ -46,9 +46,11 @@ from .protocols.transfer import rank_sources as rank_sources
 from .protocols.transfer import similarity_matrix as similarity_matrix
 from .store import PromptFileError as PromptFileError
 from .store import WrongBackboneError as WrongBackboneError
+from .tasks import Captioning as Captioning
 from .tasks import Chat as Chat
 from .tasks import ClassPrediction as ClassPrediction
 from .tasks import ImageClassification as ImageClassification
+from .tasks import ImageQuestion as ImageQuestion
 from .tasks import ImageTextClassification as ImageTextClassification
 from .tasks import LabelsPrediction as LabelsPrediction
 from .tasks import LanguageModeling as LanguageModeling

@@ -59,6 +59,8 @@ def bind(backbone: Backbone, task: Task, room: Room) -> TaskEncoder:
         family=spec.family,
         read_media=spec.read_media,
         rows=spec.vocabulary if len(backbone.tokenizer) > spec.vocabulary else None,
+        read_picture=spec.read_picture,
+        image_id=spec.image_id,
     )
     return task.bind(text if image is None else ImageTextSetting(image, text))
 

@@ -109,6 +109,20 @@ class Known:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image that stands among the tokens of a row. Equal images in several rows are one object.
+
+    tokens  the ids that stand for it, most of them placeholders whose embeddings become those of the image
+    digest  of its pixels
+    image   itself, RGB
+    """
+
+    tokens: tuple[int, ...]
+    digest: bytes
+    image: Any = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
 class EncodedRow:
     """One row of a task as a backbone reads it.
 
@@ -126,6 +140,7 @@ class EncodedRow:
     media    the input beside tokens: a spectrogram (mel bins, frames), or pixels (3, H, W), either uint8 as they are or
              floating-point numbers as the model reads them
     known    features that need not be computed again; only for methods that change nothing below them
+    pictures the images whose placeholders stand in `context`, in order
     """
 
     context: tuple[int, ...]
@@ -139,6 +154,7 @@ class EncodedRow:
     windows: tuple[EncodedRow, ...] = ()
     media: Tensor | None = field(default=None, compare=False)
     known: Known | None = field(default=None, compare=False)
+    pictures: tuple[Picture, ...] = ()
 
 
 def windows_of(row: EncodedRow) -> list[EncodedRow]:

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.images import ImageSetting
-from softprompt.outputs import EncodedRow, KeyValue, PromptOutput
+from softprompt.outputs import EncodedRow, KeyValue, Picture, PromptOutput
 
-Reads = Literal["text", "images", "images and text", "sound and text"]
+Reads = Literal["text", "images", "images and text", "images among text", "sound and text"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class BackboneSpec:
     image             how images are read; None: the backbone reads none
     embedding_width   e, width of the embeddings that a dual encoder compares; None for other families
     vision            facts of the vision tower of a dual encoder, whose other fields describe the text tower; else None
+    read_picture      value of an image column -> the `Picture` that stands among the text; None: the backbone has none there
+    image_id          id of the placeholders of such images; None: there are none
     """
 
     name: str
@@ -72,17 +74,21 @@ class BackboneSpec:
     image: ImageSetting | None = None
     embedding_width: int | None = None
     vision: BackboneSpec | None = None
+    read_picture: Callable[[Any], Picture] | None = None
+    image_id: int | None = None
 
     @property
     def reads(self) -> Reads:
         """What a row may hold: a dual encoder reads images and text, a speech model sound and text."""
+        if self.read_picture is not None:
+            return "images among text"
         if self.image is not None:
             return "images" if self.vision is None else "images and text"
         return "text" if self.read_media is None else "sound and text"
 
     @property
     def reads_images(self) -> bool:
-        """Whether a row has an image, alone or beside texts."""
+        """Whether a row has an image, alone or beside texts that it is compared with."""
         return self.reads in ("images", "images and text")
 
     @property

@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
@@ -32,6 +33,7 @@ from transformers import (
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
@@ -44,6 +46,7 @@ from softprompt.backbones.causal import CausalBackbone
 from softprompt.backbones.dual import DualBackbone
 from softprompt.backbones.embeddings import check_embeddings
 from softprompt.backbones.encoder_decoder import EncoderDecoderBackbone
+from softprompt.backbones.image_text import ImageTextBackbone, processor_files, text_decoder
 from softprompt.backbones.masked import MaskedBackbone
 from softprompt.backbones.precision import Precision, resolve_dtype
 from softprompt.backbones.vision import VisionBackbone
@@ -63,6 +66,7 @@ class Family:
               this order
     images    whether the family reads images, and needs a processor
     words     whether it reads text, and needs a tokenizer
+    reader    (folder, revision, trust_remote_code) -> what prepares its images
     check     raises ValueError for a backbone whose answers would be wrong
     """
 
@@ -72,7 +76,17 @@ class Family:
     backbone: Callable[..., Backbone]
     images: bool = False
     words: bool = True
+    reader: Callable[[str, str | None, bool], Any] = lambda folder, revision, trust: (
+        ImageProcessingMixin.get_image_processor_dict(folder, revision=revision)[0]
+    )
     check: Callable[[Any], None] | None = None
+
+
+def _reads_images_among_text(config: PreTrainedConfig) -> bool:
+    # A text decoder may have been saved with the config of the whole.
+    if any(name.endswith("ForCausalLM") for name in config.architectures or ()):
+        return False
+    return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def _is_causal(config: PreTrainedConfig) -> bool:
@@ -135,6 +149,15 @@ def main_input(config: PreTrainedConfig) -> str | None:
 _ALSO_COMPARE = {"vision-text-dual-encoder"}
 
 FAMILIES: tuple[Family, ...] = (
+    Family(
+        "image-text-to-text",
+        _reads_images_among_text,
+        AutoModelForImageTextToText,
+        ImageTextBackbone,
+        images=True,
+        reader=processor_files,
+        check=ImageTextBackbone.check,
+    ),
     Family("causal-lm", _is_causal, AutoModelForCausalLM, CausalBackbone, check=CausalBackbone.check),
     Family("masked-lm", _is_masked, AutoModelForMaskedLM, MaskedBackbone, check=MaskedBackbone.check),
     Family("text-encoder", _is_encoder, AutoModel, MaskedBackbone, check=MaskedBackbone.check),
@@ -171,6 +194,7 @@ def load_backbone(
     revision: str | None = None,
     packed: bool | None = None,
     prefix_lm: bool = False,
+    text_only: bool = False,
     trust_remote_code: bool = False,
 ) -> Backbone:
     """Load a frozen model with its tokenizer, its image processor, or both.
@@ -178,13 +202,15 @@ def load_backbone(
     source     a built-in name (`softprompt fetch --list`), a local folder, a hub id, or a model of transformers. A model
                object is used as it is: its weights are frozen, its dtype and device stay
     tokenizer  required for a model object that reads text; otherwise the default is the one beside the weights
-    processor  the same for images: an ImageRule, an image processor of transformers, or its configuration
+    processor  the same for images: an ImageRule, an image processor of transformers, or its configuration; for a model that
+               reads images among text its whole processor, or the image processor of it
     dtype      precision of the weights; "auto" is bfloat16 if the hardware computes in it natively, else float32
     device     by default the first GPU (a process that a launcher started takes its own GPU), else the CPU
     revision   of a hub model
     packed     False runs the plain padded path instead of sharing prompts; by default a trial decides. True is an error
                for a language model that fails it
     prefix_lm  read a decoder so that prompt and input see each other both ways (UniLM); its attention must be reachable
+    text_only  load the text decoder of a model that reads images among text, as a language model without them
     trust_remote_code
                let Python code that lies beside the weights run; without it such a model is refused. Nothing but this
                argument allows it: no saved prompt, no question in the terminal
@@ -198,6 +224,8 @@ def load_backbone(
     if not isinstance(trust_remote_code, bool):  # "no" and "false" would count as true
         raise TypeError(f"trust_remote_code is {trust_remote_code!r}, expected True or False")
     if isinstance(source, PreTrainedModel):
+        if text_only:
+            source, processor = _text_alone(source), None
         return _from_object(source, tokenizer, processor, packed=packed, prefix_lm=prefix_lm)
     name = str(source)
     folder = str(zoo.fetch(name)) if name in zoo.names() else name
@@ -206,7 +234,7 @@ def load_backbone(
     wanted = resolve_dtype(dtype, where)
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
-        family = _family_of(config, name, prefix_lm)
+        family = _family_of(config, name, prefix_lm and not text_only)
         readers: list[Any] = []
         if family.words:
             readers.append(
@@ -215,10 +243,8 @@ def load_backbone(
                     folder, revision=revision, trust_remote_code=trust_remote_code
                 )
             )
-        if family.images:
-            readers.append(
-                processor or ImageProcessingMixin.get_image_processor_dict(folder, revision=revision)[0]
-            )
+        if family.images and not text_only:
+            readers.append(processor or family.reader(folder, revision, trust_remote_code))
         loaded: Any = family.auto.from_pretrained(
             folder,
             revision=revision,
@@ -236,6 +262,11 @@ def load_backbone(
         raise _not_found(name, str(error)) from error
     _check_weights(report, name, family)
     log.info("%s: %s on %s", name, str(wanted).removeprefix("torch."), where)
+    if text_only:
+        alone = _text_alone(model)
+        family = _family_of(_described(alone), name, prefix_lm)
+        alone.to(where)  # type: ignore[arg-type]  # its declared type is a decorator's
+        return _built(family, alone, readers, name=name, packed=packed)
     return _built(family, model.to(where), readers, name=name, packed=packed)
 
 
@@ -326,15 +357,29 @@ def _from_object(
     prefix_lm: bool,
 ) -> Backbone:
     """The backbone around a model object. Raises ValueError if its tokenizer or its image processor is missing."""
-    described = copy(model.config)
-    described.architectures = [type(model).__name__]  # a config says so only once it is saved
-    family = _family_of(described, type(model).__name__, prefix_lm)
+    family = _family_of(_described(model), type(model).__name__, prefix_lm)
     if family.words and tokenizer is None:
         raise ValueError("a model object comes without its tokenizer: pass tokenizer=")
     if family.images and processor is None:
         raise ValueError("a model object comes without its image processor: pass processor=")
     readers: list[Any] = [tokenizer] * family.words + [processor] * family.images
     return _built(family, model, readers, packed=packed)
+
+
+def _described(model: PreTrainedModel) -> PreTrainedConfig:
+    """The config of a model with its class, which a config says only once it is saved."""
+    described: PreTrainedConfig = copy(model.config)
+    described.architectures = [type(model).__name__]
+    return described
+
+
+def _text_alone(model: PreTrainedModel) -> PreTrainedModel:
+    """The text decoder of a model. Raises ValueError for a model without other parts, and where it is no language model."""
+    if not _reads_images_among_text(_described(model)):
+        raise ValueError(
+            f"text_only is for models that read images among text, and {type(model).__name__} is none: leave it out"
+        )
+    return text_decoder(model)
 
 
 def _check_weights(report: Mapping[str, Any], name: str, family: Family) -> None:

@@ -24,7 +24,10 @@ def layer_lists(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
     Raises ValueError if there are none.
     """
     found: dict[str, nn.ModuleList] = {}
+    text = text_part(model)
     for name, module in model.named_modules():
+        if text is not None and not name.startswith(text):
+            continue
         if not isinstance(module, nn.ModuleList) or any(name.startswith(f"{outer}.") for outer in found):
             continue
         if len(module) and all(attention_parts(layer) for layer in module):
@@ -32,6 +35,17 @@ def layer_lists(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
     if not found:
         raise ValueError(f"{type(model).__name__} has no list of layers with attention")
     return found
+
+
+def text_part(model: PreTrainedModel) -> str | None:
+    """Return where the names of the text decoder begin in a model that reads images among text; None for other models.
+
+    What adds to layers adds to the decoder: images are computed once, and stay what they are.
+    """
+    if not (hasattr(model.config, "vision_config") and model.can_generate()):
+        return None
+    decoder = model.get_decoder()
+    return next(f"{name}." for name, module in model.named_modules() if module is decoder and name)
 
 
 def transformer_layers(model: PreTrainedModel) -> list[nn.Module]:

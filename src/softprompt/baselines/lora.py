@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import torch
 from pydantic import ConfigDict, Field
@@ -17,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from softprompt.backbones.base import Backbone, BackboneSpec
 from softprompt.baselines._copies import NoPrompt, sharing_copy, trained_dtype
-from softprompt.baselines._layers import attention_parts, transformer_layers
+from softprompt.baselines._layers import attention_parts, text_part, transformer_layers
 from softprompt.surroundings import own_generators
 
 _QUERY_AND_VALUE = (("query", "value"), ("q_proj", "v_proj"))
@@ -74,7 +75,9 @@ def _injected(method: LoRA, backbone: Backbone) -> PreTrainedModel:
     unknown = backbone.model.config.model_type not in LORA_TARGETS
     if targets is None and unknown and backbone.spec.attention:
         targets = _query_and_value(backbone.model)
+    text = text_part(backbone.model)  # a tower for images stays what it is
     config = LoraConfig(
+        exclude_modules=None if text is None else rf"(?!{re.escape(text)}).*",
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]  # peft says int, and divides
         target_modules=targets,

@@ -85,6 +85,8 @@ class FewShot(Untrained):
     name = "few-shot"
 
     def unsupported(self, spec: BackboneSpec) -> str | None:
+        if spec.read_picture is not None:
+            return "demonstrations are text, and images would have to stand among them"
         if spec.read_media is not None:
             return "demonstrations are text, and this backbone reads sound or pictures"
         return unread(spec)

@@ -162,6 +162,8 @@ def _key(backbone: Backbone, rows: Sequence[EncodedRow], layers: int | None) -> 
         digest.update(array("q", row.context).tobytes())
         if row.media is not None:
             _add(digest, row.media)
+        for picture in row.pictures:
+            digest.update(picture.digest)
     return digest.hexdigest()[:40]
 
 

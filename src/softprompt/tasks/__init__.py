@@ -12,6 +12,7 @@ from softprompt.tasks.image_text_classification import (
     ImageTextClassification,
     ImageTextClassificationEncoder,
 )
+from softprompt.tasks.image_writing import Captioning, ImageQuestion
 from softprompt.tasks.multi_label import LabelsPrediction, MultiLabelClassification, MultiLabelEncoder
 from softprompt.tasks.regression import Regression, RegressionEncoder
 from softprompt.tasks.sequence_classification import SequenceClassification, SequenceClassificationEncoder
@@ -32,17 +33,21 @@ TASKS: dict[str, type[Task]] = {
         LanguageModeling,
         ImageClassification,
         ImageTextClassification,
+        ImageQuestion,
+        Captioning,
     )
 }
 """The name of each task, as configs and files write it -> its class."""
 
 __all__ = [
     "TASKS",
+    "Captioning",
     "Chat",
     "ChatEncoder",
     "ClassPrediction",
     "ImageClassification",
     "ImageClassificationEncoder",
+    "ImageQuestion",
     "ImageTextClassification",
     "ImageTextClassificationEncoder",
     "LabelsPrediction",

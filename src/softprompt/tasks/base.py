@@ -14,7 +14,7 @@ from softprompt.backbones.vocabulary import check_ids
 from softprompt.concerns import class_concerns
 from softprompt.data import Row
 from softprompt.images import ImageSetting
-from softprompt.outputs import EncodedRow
+from softprompt.outputs import EncodedRow, Picture
 from softprompt.plain_settings import PlainSettings
 from softprompt.tasks.tokenizing import tokenize
 from softprompt.truth_values import numbers_apart
@@ -43,6 +43,8 @@ class TextSetting:
     family          the family of the backbone, as in BackboneSpec
     read_media      turns the value of a row's media column into what the backbone reads; None: the backbone reads text only
     rows            rows of the embedding table, where the tokenizer has tokens beyond it; None: it has none
+    read_picture    turns the value of an image column into the image that stands among the text; None: no image stands there
+    image_id        id of the placeholders of such images
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -52,6 +54,8 @@ class TextSetting:
     family: str = "causal-lm"
     read_media: Callable[[Any], Tensor] | None = None
     rows: int | None = None
+    read_picture: Callable[[Any], Picture] | None = None
+    image_id: int | None = None
 
     def ids(self, text: str) -> list[int]:
         """Return the tokens of a text as it stands. Raises ValueError for one that the embedding table has no row for."""

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import reprlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 from typing import Literal as OneOf
 
 from transformers import PreTrainedTokenizerBase
 
 from softprompt.backbones.vocabulary import check_ids
+from softprompt.data import Row
+from softprompt.outputs import Picture
 from softprompt.tasks.base import TextSetting
+from softprompt.tasks.columns import read_column, read_fields
 from softprompt.tasks.control_tokens import ControlTokens
 from softprompt.tasks.template import Bos, Field, Literal, Part, Soft, Template, fill, with_masks
 from softprompt.tasks.tokenizing import automatic_prefix, automatic_suffix, offsets, tokenize
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Run:
-    """The literals and fields between two slots, which are one string for the tokenizer."""
+    """The literals and fields between two slots, which are one string for the tokenizer; or a field that is an image."""
 
     parts: tuple[Part, ...]
+    image: str | None = None
+
+
+Values = Mapping[str, Any]
+"""Text, or the image, of each field by its name."""
 
 
 @dataclass(frozen=True)
 class BoundTemplate:
-    """A template with its tokenizer. A piece is either ids (virtual tokens -1 - k, BOS) or a run of text.
+    """A template with its tokenizer. A piece is either ids (virtual tokens -1 - k, BOS) or a run of text or an image.
 
     closed: whether the answer does not follow the text, so that it takes no room.
     """
@@ -38,10 +50,43 @@ class BoundTemplate:
     control_tokens: OneOf["text", "tokens"] = "tokens"
     rows: int | None = None
     """Rows of the embedding table, where the tokenizer has tokens beyond it."""
+    read_picture: Callable[[Any], Picture] | None = None
+    image_id: int | None = None
 
-    def encode(
-        self, values: Mapping[str, str], *, max_tokens: int | None = None, reserved: int = 0
-    ) -> tuple[int, ...]:
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The names of the fields that are images, once for each place."""
+        runs = (piece for piece in self.pieces if isinstance(piece, Run))
+        return tuple(run.image for run in runs if run.image is not None)
+
+    def read(self, row: Row, columns: Mapping[str, str], others: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the text or the image of each field; see `softprompt.tasks.columns.read_fields` for the arguments.
+
+        Raises ValueError also for an image that cannot be read, naming its column.
+        """
+        images = dict.fromkeys(self.images)
+        texts = [name for name in self.template.fields if name not in images]
+        values: dict[str, Any] = dict(read_fields(row, texts, columns, (*images, *others)))
+        for name in images:
+            value = read_column(row, name, columns, (*self.template.fields, *others))
+            column = columns.get(name, name)
+            if isinstance(value, list | tuple):
+                raise ValueError(
+                    f"column {column!r} holds {len(value)} images, and {{{name}}} is the place of one: put each into a"
+                    " column of its own, as in {first:image}{second:image}"
+                )
+            assert self.read_picture is not None
+            try:
+                values[name] = self.read_picture(value)
+            except (ValueError, FileNotFoundError) as error:
+                raise type(error)(f"column {column!r}: {error}") from error
+        return values
+
+    def pictures(self, values: Values) -> tuple[Picture, ...]:
+        """Return the images of a row in the order of their places."""
+        return tuple(values[name] for name in self.images)
+
+    def encode(self, values: Values, *, max_tokens: int | None = None, reserved: int = 0) -> tuple[int, ...]:
         """Return the token ids of a row; virtual token k is -1 - k.
 
         If a row has more than `max_tokens - reserved` tokens, its cut field is shortened from the end until it fits: the
@@ -62,18 +107,23 @@ class BoundTemplate:
             return ids
         return self._cut(values, len(ids), max_tokens, reserved)
 
-    def _ids(self, values: Mapping[str, str]) -> tuple[int, ...]:
+    def _ids(self, values: Values) -> tuple[int, ...]:
         ids: list[int] = []
         for piece in self.pieces:
             ids += self.tokens(piece, values) if isinstance(piece, Run) else piece
         return tuple(ids)
 
-    def is_empty(self, values: Mapping[str, str]) -> bool:
+    def is_empty(self, values: Values) -> bool:
         """Return whether a row has no tokens at all."""
         return not self._ids(values)
 
-    def tokens(self, run: Run, values: Mapping[str, str]) -> list[int]:
-        """Return the token ids of a run of text."""
+    def tokens(self, run: Run, values: Values) -> list[int]:
+        """Return the token ids of a run of text, or those that stand for its image."""
+        if run.image is not None:
+            picture = values[run.image]
+            if not isinstance(picture, Picture):
+                raise ValueError(_no_images(run.image))
+            return list(picture.tokens)
         parts = self._divided(run, values)
         if parts is None:
             return self._in_table(tokenize(self.tokenizer, fill(run.parts, values)))
@@ -84,6 +134,8 @@ class BoundTemplate:
 
     def spans(self, run: Run, values: Mapping[str, str]) -> list[tuple[int, tuple[int, int]]]:
         """Return the token ids of a run of text, each with the characters that it covers; the tokenizer must be a fast one."""
+        if run.image is not None:
+            raise ValueError(_no_images(run.image))
         text = fill(run.parts, values)
         parts = self._divided(run, values)
         if parts is None:
@@ -100,7 +152,13 @@ class BoundTemplate:
         return found
 
     def _in_table(self, ids: list[int]) -> list[int]:
-        """The ids. Raises ValueError for one that the backbone's embedding table has no row for."""
+        """The ids. Raises ValueError for one that the backbone's embedding table has no row for, and for a placeholder."""
+        if self.image_id is not None and self.image_id in ids:
+            token = self.tokenizer.convert_ids_to_tokens(self.image_id)
+            raise ValueError(
+                f"a text holds {token!r}, in whose place an image stands: write {{image}} in the template for one, and keep"
+                ' control_tokens="text", by which it is text in a row'
+            )
         if self.rows is not None:
             check_ids(ids, self.tokenizer, self.rows)
         return ids
@@ -116,7 +174,7 @@ class BoundTemplate:
         ]
         return ControlTokens.of(self.tokenizer, self.rows).divided(texts)
 
-    def _cut(self, values: Mapping[str, str], length: int, max_tokens: int, reserved: int) -> tuple[int, ...]:
+    def _cut(self, values: Values, length: int, max_tokens: int, reserved: int) -> tuple[int, ...]:
         room = max_tokens - reserved
         name = self.template.cut
         if room <= 0:
@@ -142,7 +200,7 @@ class BoundTemplate:
         return self._cut_by_bisection(values, name, value, room) or shortest
 
     def _cut_by_offsets(
-        self, values: Mapping[str, str], name: str, value: str, excess: int, room: int
+        self, values: Values, name: str, value: str, excess: int, room: int
     ) -> tuple[int, ...] | None:
         control = ControlTokens.of(self.tokenizer, self.rows)
         as_text = self.control_tokens == "text" and control.are_in(value)
@@ -160,9 +218,7 @@ class BoundTemplate:
             excess = len(ids) - room
         return None
 
-    def _cut_by_bisection(
-        self, values: Mapping[str, str], name: str, value: str, room: int
-    ) -> tuple[int, ...] | None:
+    def _cut_by_bisection(self, values: Values, name: str, value: str, room: int) -> tuple[int, ...] | None:
         best = None
         fits, too_long = 0, len(value)
         while too_long - fits > 1:
@@ -189,6 +245,17 @@ def bind_template(
     tokenizer has no such token, and for `{mask}` where the answer follows the text.
     """
     parts = list(template.parts)
+    if setting.read_picture is None and template.images:
+        raise ValueError(
+            f"template {template.source!r} shows the images {list(template.images)}, and this is {setting.family}, which reads"
+            " no images among text: take a backbone such as SmolVLM or LLaVA, or leave them out"
+        )
+    shown = {part.name for part in parts if isinstance(part, Field) and _is_image(part, setting)}
+    texts = [name for name in template.fields if name not in shown]
+    if template.cut in shown or (template.cut is None and len(texts) == 1):
+        template = replace(template, cut=texts[0] if len(texts) == 1 else None)
+    if setting.read_picture is not None and not shown:
+        log.info("template %r shows no image: every row is text alone", template.source)
     if template.masks:
         parts = with_masks(parts, _mask_token(setting, template.source))
     automatic = automatic_prefix(setting.tokenizer)
@@ -213,12 +280,18 @@ def bind_template(
         )
     pieces: list[tuple[int, ...] | Run] = []
     virtual = 0
-    for is_text, group in itertools.groupby(parts, key=lambda part: isinstance(part, Literal | Field)):
-        if is_text:
+
+    def is_text(part: Part) -> bool:
+        return isinstance(part, Literal) or (isinstance(part, Field) and not _is_image(part, setting))
+
+    for of_text, group in itertools.groupby(parts, key=is_text):
+        if of_text:
             pieces.append(Run(tuple(group)))
             continue
         for part in group:
-            if isinstance(part, Soft):
+            if isinstance(part, Field):
+                pieces.append(Run((part,), image=part.name))
+            elif isinstance(part, Soft):
                 length = rest if part.length is None else part.length
                 pieces.append(tuple(-1 - k for k in range(virtual, virtual + length)))
                 virtual += length
@@ -227,8 +300,26 @@ def bind_template(
     if setting.closed and (suffix := automatic_suffix(setting.tokenizer)):
         pieces.append(suffix)
     return BoundTemplate(
-        template, setting.tokenizer, tuple(pieces), setting.closed, control_tokens, setting.rows
+        template,
+        setting.tokenizer,
+        tuple(pieces),
+        setting.closed,
+        control_tokens,
+        setting.rows,
+        setting.read_picture,
+        setting.image_id,
     )
+
+
+def _no_images(name: str) -> str:
+    return (
+        f"the template shows the image {{{name}}}, and this task reads text alone: leave the image out, or take"
+        " TextClassification, TextGeneration or SequenceClassification"
+    )
+
+
+def _is_image(field: Field, setting: TextSetting) -> bool:
+    return setting.read_picture is not None and (field.image or field.name == "image")
 
 
 def _mask_token(setting: TextSetting, source: str) -> str:

@@ -21,7 +21,7 @@ from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.bound_template import BoundTemplate, bind_template
 from softprompt.tasks.classes import ClassPrediction, likeliest, row_weights, weighted, with_balance
-from softprompt.tasks.columns import check_columns, read_fields
+from softprompt.tasks.columns import check_columns, shown_fields
 from softprompt.tasks.inputs import read_media
 from softprompt.tasks.label_words import infer_words
 from softprompt.tasks.labels import Labelling, Values, check_labels, label_names
@@ -144,6 +144,10 @@ class TextClassification(Task):
     def bind(self, setting: TextSetting) -> TextClassificationEncoder:
         """Return the encoder. Raises ValueError if the template or the label words do not suit the tokenizer or P."""
         template = bind_template(Template.parse(self.template, self.cut), setting, self.control_tokens)
+        if self.calibrated and template.images:
+            raise ValueError(
+                "calibrated=True needs inputs without content, and no image is without: leave the image or calibrated out"
+            )
         verbalizer = bind_verbalizer(
             self.label_words,
             setting.tokenizer,
@@ -165,7 +169,7 @@ class TextClassification(Task):
     def render(self, row: Row, *, answer: bool = True) -> str:
         """Return the row as text, with literals exactly as written, and the first word of its label at the end or mask."""
         template = Template.parse(self.template, self.cut)
-        values = read_fields(row, template.fields, self.columns, [self.label_column])
+        values = shown_fields(row, template.fields, self.columns, [self.label_column], images=template.images)
         if not answer:
             return template.fill(values)
         word = self.label_words[self.read_label(row)][0]
@@ -195,10 +199,11 @@ class TextClassificationEncoder(TaskEncoder):
 
         Raises ValueError for a missing column or value, an unknown label, and a row too long to be cut.
         """
-        values = read_fields(row, self.template.template.fields, self.task.columns, [self.task.label_column])
+        values = self.template.read(row, self.task.columns, [self.task.label_column])
         gold = self.verbalizer.first_word(self.task.read_label(row)) if answer else None
         media = read_media(row, self.task.media, self.task.columns, self.setting)
-        return EncodedRow(self._context(values), self.verbalizer.words, gold, media=media)
+        pictures = self.template.pictures(values)
+        return EncodedRow(self._context(values), self.verbalizer.words, gold, media=media, pictures=pictures)
 
     def _context(self, values: Mapping[str, str]) -> tuple[int, ...]:
         longest = max(map(len, self.verbalizer.words))

@@ -76,6 +76,22 @@ def read_fields(
     }
 
 
+def shown_fields(
+    row: Row,
+    names: Sequence[str],
+    columns: Mapping[str, str],
+    others: Sequence[str] = (),
+    images: Sequence[str] = (),
+) -> dict[str, str]:
+    """Return `read_fields` for people: an image, one of `images` or a field called "image", is the text "[image]"."""
+    values = {}
+    for name in names:
+        value = read_column(row, name, columns, (*names, *others))
+        is_image = name in images or (name == "image" and not isinstance(value, str))
+        values[name] = "[image]" if is_image else _as_text(value, columns.get(name, name))
+    return values
+
+
 def _as_text(value: Any, column: str) -> str:
     if isinstance(value, bytes | bytearray):
         try:

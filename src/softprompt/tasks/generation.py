@@ -17,7 +17,7 @@ from softprompt.data import Row
 from softprompt.outputs import EncodedRow, TargetLogits
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.bound_template import BoundTemplate, bind_template
-from softprompt.tasks.columns import check_columns, read_fields
+from softprompt.tasks.columns import check_columns, read_fields, shown_fields
 from softprompt.tasks.inputs import read_media
 from softprompt.tasks.metrics import generation_metrics
 from softprompt.tasks.template import (
@@ -148,12 +148,16 @@ class TextGeneration(Task):
     def render(self, row: Row, *, answer: bool = True) -> str:
         """Return the row as text, with literals exactly as written, then its reference without the end mark."""
         template = Template.parse(self.template, self.cut)
-        text = template.fill(read_fields(row, template.fields, self.columns))
+        text = template.fill(shown_fields(row, template.fields, self.columns, images=template.images))
         return text + self._reference(row) if answer else text
 
     def _reference(self, row: Row) -> str:
         target = Template.parse(self.target)
-        return target.fill(read_fields(row, target.fields, self.columns))
+        return target.fill(read_fields(self.answered(row), target.fields, self.columns))
+
+    def answered(self, row: Row) -> Row:
+        """Return the row with the answer that is learned, where it holds several; usually it is unchanged."""
+        return row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,13 +177,16 @@ class TextGenerationEncoder(TaskEncoder):
         Raises ValueError for a missing column or value, a reference that holds the end mark, and a row
         too long to be cut.
         """
-        values = read_fields(row, self.template.template.fields, self.task.columns)
+        values = self.template.read(row, self.task.columns)
         targets = (self._target(row),) if answer else self._choices
         reserved = max(self.task.max_new_tokens, *map(len, targets), *map(len, self._choices), 0)
         context = self.template.encode(values, max_tokens=self.setting.max_tokens, reserved=reserved)
         media = read_media(row, self.task.media, self.task.columns, self.setting)
         gold = 0 if answer else None
-        return EncodedRow(context, targets, gold, media=media, origin=self._choices or None)
+        pictures = self.template.pictures(values)
+        return EncodedRow(
+            context, targets, gold, media=media, origin=self._choices or None, pictures=pictures
+        )
 
     def reference(self, row: Row) -> str:
         """Return the right answer of a row as `predict` reads it: stripped, and without the tokenizer's special tokens."""
@@ -189,7 +196,7 @@ class TextGenerationEncoder(TaskEncoder):
         return text.strip()
 
     def _written(self, row: Row) -> str:
-        return self.target.fill(read_fields(row, self.target.fields, self.task.columns))
+        return self.target.fill(read_fields(self.task.answered(row), self.target.fields, self.task.columns))
 
     @cached_property
     def _choices(self) -> tuple[tuple[int, ...], ...]:

@@ -18,7 +18,7 @@ from softprompt.data import Row
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.bound_template import BoundTemplate, bind_template
-from softprompt.tasks.columns import check_columns, read_column, read_fields
+from softprompt.tasks.columns import check_columns, read_column, shown_fields
 from softprompt.tasks.labels import Names, check_labels
 from softprompt.tasks.reading import (
     Pooling,
@@ -134,7 +134,7 @@ class MultiLabelClassification(Task):
     def render(self, row: Row, *, answer: bool = True) -> str:
         """Return the row as text, with literals exactly as written, then its labels on a line of their own."""
         template = Template.parse(self.template, self.cut)
-        text = template.fill(read_fields(row, template.fields, self.columns))
+        text = template.fill(shown_fields(row, template.fields, self.columns, images=template.images))
         return f"{text}\n{', '.join(self.read_labels(row))}" if answer else text
 
 
@@ -152,7 +152,7 @@ class MultiLabelEncoder(TaskEncoder):
 
         Raises ValueError for a missing column or value, an unknown label, and a row too long to be cut.
         """
-        values = read_fields(row, self.template.template.fields, self.task.columns)
+        values = self.template.read(row, self.task.columns)
         context = self.template.encode(values, max_tokens=self.setting.max_tokens)
         right = self.task.read_labels(row) if answer else ()
         return EncodedRow(
@@ -160,6 +160,7 @@ class MultiLabelEncoder(TaskEncoder):
             read=pooled_positions(context, self.pooling),
             pooled=self.pooling == "mean",
             answer=tuple(int(label in right) for label in self.task.labels) if answer else (),
+            pictures=self.template.pictures(values),
         )
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:

@@ -18,7 +18,7 @@ from softprompt.data import Row
 from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.bound_template import BoundTemplate, bind_template
-from softprompt.tasks.columns import check_columns, read_column, read_fields
+from softprompt.tasks.columns import check_columns, read_column, shown_fields
 from softprompt.tasks.metrics import regression_metrics
 from softprompt.tasks.reading import (
     Pooling,
@@ -123,7 +123,9 @@ class Regression(Task):
     def render(self, row: Row, *, answer: bool = True) -> str:
         """The row as text, literals exactly as written, then its value on a line of its own."""
         template = Template.parse(self.template, self.cut)
-        text = template.fill(read_fields(row, template.fields, self.columns, [self.value_column]))
+        text = template.fill(
+            shown_fields(row, template.fields, self.columns, [self.value_column], images=template.images)
+        )
         return f"{text}\n{self.read_value(row):g}" if answer else text
 
 
@@ -149,13 +151,14 @@ class RegressionEncoder(TaskEncoder):
 
         Raises ValueError for a missing column or value, and a row too long to be cut.
         """
-        values = read_fields(row, self.template.template.fields, self.task.columns, [self.task.value_column])
+        values = self.template.read(row, self.task.columns, [self.task.value_column])
         context = self.template.encode(values, max_tokens=self.setting.max_tokens)
         return EncodedRow(
             context,
             read=pooled_positions(context, self.pooling),
             pooled=self.pooling == "mean",
             answer=((self.task.read_value(row) - self._middle) / self._unit,) if answer else (),
+            pictures=self.template.pictures(values),
         )
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:

@@ -16,7 +16,7 @@ from softprompt.outputs import EncodedRow
 from softprompt.tasks.base import Scorer, Task, TaskEncoder, TextSetting
 from softprompt.tasks.bound_template import BoundTemplate, bind_template
 from softprompt.tasks.classes import ClassPrediction, class_losses, predict_classes, weighted, with_balance
-from softprompt.tasks.columns import check_columns, read_fields
+from softprompt.tasks.columns import check_columns, shown_fields
 from softprompt.tasks.inputs import read_media
 from softprompt.tasks.labels import Labelling, Names, Values, check_labels
 from softprompt.tasks.reading import (
@@ -119,7 +119,9 @@ class SequenceClassification(Task):
     def render(self, row: Row, *, answer: bool = True) -> str:
         """Return the row as text, with literals exactly as written, then its label on a line of its own."""
         template = Template.parse(self.template, self.cut)
-        text = template.fill(read_fields(row, template.fields, self.columns, [self.label_column]))
+        text = template.fill(
+            shown_fields(row, template.fields, self.columns, [self.label_column], images=template.images)
+        )
         return f"{text}\n{self.read_label(row)}" if answer else text
 
 
@@ -137,7 +139,7 @@ class SequenceClassificationEncoder(TaskEncoder):
 
         Raises ValueError for a missing column or value, an unknown label, and a row too long to be cut.
         """
-        values = read_fields(row, self.template.template.fields, self.task.columns, [self.task.label_column])
+        values = self.template.read(row, self.task.columns, [self.task.label_column])
         context = self.template.encode(values, max_tokens=self.setting.max_tokens)
         return EncodedRow(
             context,
@@ -145,6 +147,7 @@ class SequenceClassificationEncoder(TaskEncoder):
             pooled=self.pooling == "mean",
             answer=(self.task.labels.index(self.task.read_label(row)),) if answer else (),
             media=read_media(row, self.task.media, self.task.columns, self.setting),
+            pictures=self.template.pictures(values),
         )
 
     def loss(self, answers: Tensor, rows: Sequence[EncodedRow]) -> Tensor:

@@ -1,6 +1,7 @@
 """A template says how a row and its soft slots become tokens.
 
     {column}      the value of a column of any name; {column:cut} marks the one that may be shortened
+    {image}       an image, on a backbone that reads images among text; {column:image} one from a column of another name
     {soft:N}      a slot for N virtual tokens; {soft} takes what the numbered slots leave
     {bos}         the tokens that the tokenizer adds in front of a text
     {mask}        the tokenizer's mask token, where a masked language model puts the answer
@@ -41,6 +42,8 @@ class Literal:
 class Field:
     name: str
     cut: bool = False
+    image: bool = False
+    """Whether it is marked as an image. One that is called "image" is an image too where the backbone reads any."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,11 @@ def _parse_braces(inside: str, source: str, position: int) -> Part:
         return Mask()
     if not name.strip():
         raise ValueError(f"{where} names no column; write {{{{}}}} for a pair of braces")
-    if colon and (mark != "cut" or name in ("bos", "mask")):
-        raise ValueError(f"{where}: unknown mark {mark!r}; a field is {{{name}}} or {{{name}:cut}}")
-    return Field(name, cut=bool(colon))
+    if colon and (mark not in ("cut", "image") or name in ("bos", "mask")):
+        raise ValueError(
+            f"{where}: unknown mark {mark!r}; a field is {{{name}}}, {{{name}:cut}} or {{{name}:image}}"
+        )
+    return Field(name, cut=mark == "cut", image=mark == "image")
 
 
 @dataclass(frozen=True)
@@ -140,14 +145,24 @@ class Template:
             marked.append(cut)
         if len(marked) > 1:
             raise ValueError(f"only one field may be cut, template {source!r} and cut={cut!r} name {marked}")
-        if not marked and len(template.fields) == 1:
-            marked = list(template.fields)
+        texts = [name for name in template.fields if name not in template.images]
+        if marked and marked[0] not in texts:
+            raise ValueError(
+                f"template {source!r} cuts {marked[0]!r}, which is an image: name a field of text"
+            )
+        if not marked and len(texts) == 1:
+            marked = texts
         return Template(source, template.parts, marked[0] if marked else None)
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of the fields, each once, in order."""
         return tuple(dict.fromkeys(p.name for p in self.parts if isinstance(p, Field)))
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The names of the fields that are marked as images."""
+        return tuple(dict.fromkeys(p.name for p in self.parts if isinstance(p, Field) and p.image))
 
     @property
     def masks(self) -> int:

@@ -49,8 +49,8 @@ class _Decoding:
         copies, new = embeds.shape[0] // len(self.number), embeds.shape[1]
         if self.first is not None and self.fed < 0:
             self.fed = 0
-            first = self.first.repeat_interleave(copies, 0)[:, None]  # (B, d) -> (B * copies, 1, d)
-            return first.to(embeds.dtype)
+            first = self.first if self.first.dim() == 3 else self.first[:, None]  # (B, d) -> (B, 1, d)
+            return first.repeat_interleave(copies, 0).to(embeds.dtype)
         steps = torch.arange(self.fed, self.fed + new, device=embeds.device)
         self.fed += new
         numbers = (self.number.repeat_interleave(copies)[:, None] + steps).flatten()
@@ -81,7 +81,8 @@ def decoding(
     prompt  with the offsets
     number  (B,) text tokens in each row's context, which is the running number of the first new token
     which   (B,) number of the prompt that each row carries
-    first   (B, d) embeddings of each row's last context token, if `generate` feeds it again before any other
+    first   (B, d) embeddings of each row's last context token, if `generate` feeds it again before any other; (B, T, d)
+            those of the whole context, if it is fed first
 
     Beams and returned sequences of a row must lie side by side.
     """
