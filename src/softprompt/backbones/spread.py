@@ -27,8 +27,8 @@ def check_trainable(model: PreTrainedModel, name: str, processes: int) -> None:
     if away := sorted(name for name, module in model.named_modules() if _is_offloaded(module)):
         raise ValueError(
             f"{name} has {len(away)} modules on the CPU or the disk that are fetched for each call, such as {away[0]},"
-            " and whose weights are gone before the backward pass: it can serve prompts, not be trained through. Load it quantised, or with"
-            " a device_map that names no cpu and no disk beside the GPUs"
+            " and whose weights are gone before the backward pass: it can serve prompts, not be trained through. Load it"
+            " quantised, or with a device_map that names no cpu and no disk beside the GPUs"
         )
     sharded = sorted(key for key, weight in weights.items() if hasattr(weight, "device_mesh"))
     if sharded and processes > 1:
