@@ -64,9 +64,7 @@ class ScoreLane:
         self._arrived = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, "softprompt-score")
         self._task: asyncio.Task[None] | None = None
-        self._not_before = (
-            0.0  # clients that were just answered ask again within moments: their rows join the next pass
-        )
+        self._not_before = 0.0  # clients that were just answered ask again within moments: their rows join the next pass
 
     def start(self) -> None:
         """Begin to answer; called in the event loop."""
