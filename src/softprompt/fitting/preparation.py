@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from softprompt.backbones.base import Backbone
 from softprompt.backbones.row_features import RowFeatures
+from softprompt.backbones.spread import check_trainable
 from softprompt.binding import bind, new_head, room_of
 from softprompt.data import MANY, IndexedRows, Row, Rows, digest_of, names_file, open_rows, read_rows
 from softprompt.errors import shown
@@ -334,13 +336,15 @@ def prepare(
     start     initial values by name, instead of the method's own
     features  of the backbone, where runs share them; a run that changes the backbone's weights does not use them
     metrics   further metrics of the validation rows, see `evaluate`
-    Raises ValueError where backbone, task, method, start and rows do not fit together.
+    Raises ValueError where backbone, task, method, start and rows do not fit together, and for a backbone that cannot be
+    trained through as it was loaded.
     """
     if reason := method.unsupported(backbone.spec):
         raise ValueError(
             f"{method.name} cannot be used on {backbone.name} ({backbone.spec.family}): {reason}"
         )
     check_arguments(backbone, task, method)
+    check_trainable(backbone.model, backbone.name, PartialState().num_processes)
     task = task.for_rows(data.train)
     generator = torch.Generator().manual_seed(recipe.seed)
     own = method.prepare(backbone, generator)
