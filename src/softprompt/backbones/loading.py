@@ -195,6 +195,7 @@ def load_backbone(
     packed: bool | None = None,
     prefix_lm: bool = False,
     text_only: bool = False,
+    family: str | None = None,
     trust_remote_code: bool = False,
 ) -> Backbone:
     """Load a frozen model with its tokenizer, its image processor, or both.
@@ -211,6 +212,8 @@ def load_backbone(
                for a language model that fails it
     prefix_lm  read a decoder so that prompt and input see each other both ways (UniLM); its attention must be reachable
     text_only  load the text decoder of a model that reads images among text, as a language model without them
+    family     how to read a model that belongs to several families: "causal-lm" reads a whole Gemma 3 as a language model, as
+               prompts do that were tuned on one before it was read with images. By default the first that holds it
     trust_remote_code
                let Python code that lies beside the weights run; without it such a model is refused. Nothing but this
                argument allows it: no saved prompt, no question in the terminal
@@ -234,18 +237,18 @@ def load_backbone(
     wanted = resolve_dtype(dtype, where)
     try:
         config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
-        family = _family_of(config, name, prefix_lm and not text_only)
+        kind = _family_of(config, name, prefix_lm and not text_only, family)
         readers: list[Any] = []
-        if family.words:
+        if kind.words:
             readers.append(
                 tokenizer
                 or AutoTokenizer.from_pretrained(
                     folder, revision=revision, trust_remote_code=trust_remote_code
                 )
             )
-        if family.images and not text_only:
-            readers.append(processor or family.reader(folder, revision, trust_remote_code))
-        loaded: Any = family.auto.from_pretrained(
+        if kind.images and not text_only:
+            readers.append(processor or kind.reader(folder, revision, trust_remote_code))
+        loaded: Any = kind.auto.from_pretrained(
             folder,
             revision=revision,
             dtype=wanted,
@@ -260,14 +263,14 @@ def load_backbone(
         ) from error
     except OSError as error:
         raise _not_found(name, str(error)) from error
-    _check_weights(report, name, family)
+    _check_weights(report, name, kind)
     log.info("%s: %s on %s", name, str(wanted).removeprefix("torch."), where)
     if text_only:
         alone = _text_alone(model)
-        family = _family_of(_described(alone), name, prefix_lm)
+        kind = _family_of(_described(alone), name, prefix_lm)
         alone.to(where)  # type: ignore[arg-type]  # its declared type is a decorator's
-        return _built(family, alone, readers, name=name, packed=packed)
-    return _built(family, model.to(where), readers, name=name, packed=packed)
+        return _built(kind, alone, readers, name=name, packed=packed)
+    return _built(kind, model.to(where), readers, name=name, packed=packed)
 
 
 def family_of(name: str) -> str:
@@ -424,8 +427,9 @@ def _own_device() -> str:
     return "cuda" if rank is None else f"cuda:{int(rank) % torch.cuda.device_count()}"
 
 
-def _family_of(config: PreTrainedConfig, name: str, prefix_lm: bool) -> Family:
-    for family in FAMILIES:
+def _family_of(config: PreTrainedConfig, name: str, prefix_lm: bool, wanted: str | None = None) -> Family:
+    """The first family that holds a config, or the wanted one if it does too."""
+    for family in sorted(FAMILIES, key=lambda one: one.name != wanted):
         if family.holds(config):
             if not prefix_lm:
                 return family

@@ -64,6 +64,7 @@ def open_backbone(
     *,
     revision: str | None = None,
     prefix_lm: bool = False,
+    family: str | None = None,
     packed: bool | None = None,
     trust_remote_code: bool = False,
 ) -> Backbone:
@@ -91,6 +92,7 @@ def open_backbone(
             device=where,
             revision=revision,
             prefix_lm=prefix_lm,
+            family=family,
             packed=packed,
             trust_remote_code=trust_remote_code,
         )
@@ -139,8 +141,14 @@ def open_prompt(
     saved = store.load(folder).backbone
     revision = None if backbone else saved.revision
     try:
+        is_prefix = saved.family == "prefix-lm"
         opened = open_backbone(
-            backbone or saved.name, dtype, device, revision=revision, prefix_lm=saved.family == "prefix-lm"
+            backbone or saved.name,
+            dtype,
+            device,
+            revision=revision,
+            prefix_lm=is_prefix,
+            family="causal-lm" if is_prefix else saved.family,
         )
     except OSError as error:
         if backbone is not None:

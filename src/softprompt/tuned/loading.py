@@ -131,8 +131,12 @@ def _checked_max_tokens(found: Any, folder: str | Path) -> int | None:
 def _trained_on(identity: store.BackboneIdentity) -> Backbone:
     """The backbone of this name. Raises FileNotFoundError, saying who needs it, where it is not found."""
     try:
+        is_prefix = identity.family == "prefix-lm"
         return load_backbone(
-            identity.name, revision=identity.revision, prefix_lm=identity.family == "prefix-lm"
+            identity.name,
+            revision=identity.revision,
+            prefix_lm=is_prefix,
+            family="causal-lm" if is_prefix else identity.family,
         )
     except OSError as error:
         raise FileNotFoundError(

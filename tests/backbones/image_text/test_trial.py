@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 import softprompt as sp
 from softprompt.backbones.causal import CausalBackbone
 from softprompt.backbones.image_text import ImageTextBackbone
-from tests.tiny.image_text import KINDS, tiny_image_text
+from tests.tiny.image_text import KINDS, tiny_image_text, tiny_image_text_backbone
+from tests.tiny.task import ROWS, TASK
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,3 +76,17 @@ def test_text_decoders_are_loaded_alone() -> None:
     model, tokenizer, _ = tiny_image_text("qwen2_vl", torch.float32)
     with pytest.raises(ValueError, match="no language model for a decoder of type 'qwen2_vl_text'"):
         sp.load_backbone(model, tokenizer=tokenizer, text_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
+def test_a_prompt_of_the_text_alone_is_opened_on_the_text_alone(tmp_path: Path) -> None:
+    whole = tiny_image_text_backbone("gemma3", torch.float32)
+    whole.model.save_pretrained(tmp_path / "model")
+    whole.tokenizer.save_pretrained(tmp_path / "model")
+    backbone = sp.load_backbone(tmp_path / "model", family="causal-lm", dtype="float32", device="cpu")
+    assert backbone.spec.family == "causal-lm"
+    tuned = sp.fit(backbone, TASK, sp.PromptTuning(length=2), ROWS, steps=2, progress=False)
+    again = sp.load(tuned.save(tmp_path / "prompt"))
+    assert again.backbone.spec.family == "causal-lm"
+    assert sp.load(tmp_path / "prompt", backbone).predict(["film"]) == tuned.predict(["film"])
