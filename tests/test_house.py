@@ -27,6 +27,7 @@ ROOMS = (
     "tuned",
     "evaluation",
     "catalogue",
+    "exports",
     "exchange",
     "binding",
     "model",

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from softprompt.cli import compare, evaluate, fetch, init, inspect, predict, report, serve, suggest, train
+from softprompt.cli import (
+    compare,
+    evaluate,
+    export,
+    fetch,
+    init,
+    inspect,
+    predict,
+    report,
+    serve,
+    suggest,
+    train,
+)
 from softprompt.version import __version__
 
 __all__ = ["app"]
@@ -25,6 +37,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("predict")(predict.predict)
 app.command("report")(report.report)
+app.command("export")(export.export)
 app.command("serve")(serve.serve)
 app.command("inspect")(inspect.inspect)
 

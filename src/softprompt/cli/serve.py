@@ -161,7 +161,8 @@ def _log_to_stderr(requests: bool) -> None:
 def _announce(report: Report, address: str, engine: Engine, folder: Path) -> None:
     count = len(engine.registry)
     report.human.print(
-        f"{count} prompt{'s' * (count != 1)} of {folder} on {engine.backbone.name} at {address}/v1, playground at {address}/ (Ctrl-C ends it)",
+        f"{count} prompt{'s' * (count != 1)} of {folder} on {engine.backbone.name} at {address}/v1, playground at"
+        f" {address}/ (Ctrl-C ends it)",
         markup=False,
         highlight=False,
         soft_wrap=True,

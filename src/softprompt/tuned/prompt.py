@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from softprompt import store
+from softprompt import exports, store
 from softprompt.backbones.base import Backbone
 from softprompt.baselines.lora import LoRA
 from softprompt.binding import bind, room_of
@@ -189,6 +189,23 @@ class TunedPrompt:
         )
         store.save(folder, saved, overwrite=overwrite)
         return Path(folder)
+
+    def export(
+        self,
+        form: str,
+        folder: str | Path,
+        *,
+        overwrite: bool = False,
+        check: bool = False,
+        name: str = "prompt",
+    ) -> dict[str, Any]:
+        """Write the prompt for another server, see `softprompt.exports.export`, and describe what was written.
+
+        form   "checkpoint", "prompt-embeds" or "peft"
+        check  also ask what was written, in transformers
+        name   of the prompt in there
+        """
+        return exports.export({name: self}, form, folder, overwrite=overwrite, check=check)
 
     def export_peft(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the prompt in PEFT's format: the same logits there, for text without padding on the left.
