@@ -86,7 +86,7 @@ def _reads_images_among_text(config: PreTrainedConfig) -> bool:
     # A text decoder may have been saved with the config of the whole.
     if any(name.endswith("ForCausalLM") for name in config.architectures or ()):
         return False
-    return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not _compares(config)
 
 
 def _is_causal(config: PreTrainedConfig) -> bool:
@@ -129,7 +129,10 @@ def _sees(config: PreTrainedConfig) -> bool:
 
 def _compares(config: PreTrainedConfig) -> bool:
     known = MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.keys() | _ALSO_COMPARE
-    return config.model_type in known and not _is_classifier(config)
+    writes = any(
+        name.endswith("ForConditionalGeneration") for name in config.architectures or ()
+    )  # BLIP does both
+    return config.model_type in known and not writes and not _is_classifier(config)
 
 
 def _is_classifier(config: PreTrainedConfig) -> bool:
