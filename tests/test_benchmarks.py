@@ -19,6 +19,7 @@ from benchmarks import (
     image_text,
     language_methods,
     many_prompts,
+    serving,
     vision_methods,
     vision_prompts,
 )
@@ -185,6 +186,19 @@ def test_the_benchmark_of_many_prompts_trains_the_same_prompts_on_both_sides(tmp
         assert row["unit"] == "steps/s"
         # 1e-3: AdamW's first steps take little of a gradient's size, and float32 sums come in another order.
         assert row["relative_difference"]["prompt"] < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_benchmark_of_serving_asks_every_side_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "serving.json"
+    assert serving.main(["--tiny", "--dtype", "float32", "--json", str(path)]) == 0
+    rows = read(path)
+    for peer in ("a predict each", "PEFT in groups of 16"):
+        assert rows[f"classify, against {peer}"]["same_labels"] > 0.95  # ties may fall either way
+    assert rows["generate, against a generate each"]["unit"] == "tokens/s"
+    assert rows["HTTP, a request that asks no model"]["unit"] == "ms"
+    assert rows["prompt 20, memory"]["unit"] == "MiB"
 
 
 def test_the_benchmark_of_images_among_text_measures_every_case(
