@@ -75,6 +75,7 @@ def test_the_benchmark_of_language_methods_does_the_same_on_both_sides(
             assert max(rows[f"{method} P={length} float32"]["relative_difference"].values()) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_can_be_tried_on_a_cpu(tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     assert gpu_prompt_tuning.main(["--tiny", "--device", "cpu", "--only", "P=100", "--json", str(path)]) == 0
@@ -201,6 +202,7 @@ def test_the_benchmark_of_serving_asks_every_side_the_same(tmp_path: Path) -> No
     assert rows["prompt 20, memory"]["unit"] == "MiB"
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_images_among_text_measures_every_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -294,6 +294,7 @@ def test_the_method_in_contributing_is_found_keeps_the_rules_and_passes_its_test
         sys.modules.pop("softprompt.prompts.gain", None)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")  # a few steps on a few rows learn nothing
 def test_the_protocol_in_contributing_passes_its_tests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -93,6 +93,7 @@ def test_every_room_has_its_floor() -> None:
     assert {room(module) for module in files()} - {""} <= FLOORS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOORS)
 def test_imports_between_rooms_run_downwards(name: str) -> None:
     up = [

@@ -32,6 +32,7 @@ def step(backbone: Any, task: Any, method: Any, rows: Sequence[dict[str, Any]]) 
     assert all(parameter.grad is not None for parameter in trained)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::softprompt.SoftpromptWarning")
 @pytest.mark.parametrize(
     "method",

@@ -47,6 +47,7 @@ def test_the_engine_knows_no_family() -> None:
     assert known <= {"engine"}
 
 
+@pytest.mark.slow
 def test_no_private_name_of_the_backbones_is_imported() -> None:
     private = [
         (file.name, name) for file, module, name in imports(SOURCE) if ROOM in module and name[0] == "_"

@@ -84,6 +84,7 @@ def test_a_spreadsheet_runs_no_text_of_a_csv(suffix: str, trained: Path, tmp_pat
     assert all(row[f"{mark}=id"] == f"{mark}=x" for row in found)
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_is_refused_before_anything_is_computed(
     trained: Path, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "rows.jsonl"
 
 
+@pytest.mark.slow
 def test_one_page_shows_the_context_s_words_the_predictions_and_what_is_taken_for_what(
     prompt: Path, data: Path, tmp_path: Path
 ) -> None:

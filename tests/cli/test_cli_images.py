@@ -117,6 +117,7 @@ def test_inspect_shows_what_images_are_taken_for_and_where_attention_goes(
     assert all(attributes["aria-label"] for attributes in meters)
 
 
+@pytest.mark.slow
 def test_a_folder_with_the_name_of_a_label_gives_the_right_label(prompt: Path, tmp_path: Path) -> None:
     for name in ("red", "holiday"):
         (tmp_path / name).mkdir()
@@ -156,6 +157,7 @@ def test_images_for_a_prompt_about_text_are_refused(trained: Path, photos: Path)
     assert "asks about no images" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["predict", "inspect"])
 def test_what_is_no_image_is_named_and_nothing_is_answered(prompt: Path, tmp_path: Path, verb: str) -> None:
     picture(1, 2, 3).save(tmp_path / "fine.png")

@@ -56,6 +56,7 @@ def test_evaluate_shows_accuracy_beside_the_majority_class(trained: Path) -> Non
     assert "6 rows" in result.stdout
 
 
+@pytest.mark.slow
 def test_evaluate_warns_of_labels_that_are_never_predicted(trained: Path, tmp_path: Path) -> None:
     found = as_json("evaluate", trained, "--data", trained.parent / "rows.jsonl", *CPU)
     label = max(found["metrics"]["predicted"], key=found["metrics"]["predicted"].__getitem__)
@@ -76,6 +77,7 @@ def test_a_split_of_a_file_is_refused(trained: Path) -> None:
     assert "has no splits" in result.stderr
 
 
+@pytest.mark.slow
 def test_predict_agrees_with_the_library_for_texts_stdin_and_files(trained: Path, tmp_path: Path) -> None:
     texts = ["the film is good", "a [red] train, number 5"]
     backbone = sp.load_backbone(str(trained.parent / "backbone"), dtype="float32", device="cpu")

@@ -314,6 +314,7 @@ def test_a_prefix_lm_is_a_key_of_the_backbone_and_is_found_again(config: Path) -
     assert result.exit_code != 0
 
 
+@pytest.mark.slow
 def test_the_config_of_a_run_says_nobodys_name_and_repeats_the_run(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def assert_same(tuned: TunedPrompt, theirs: nn.Module, kind: str) -> None:
     assert_close(ours, torch.cat(logits_of(theirs, rows, kind)), rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @each_absolute
 @pytest.mark.parametrize("kind", TASKS)
 def test_a_prefix_and_head_that_peft_wrote_give_peft_s_logits(
@@ -129,6 +130,7 @@ def test_a_prefix_and_head_that_peft_wrote_give_peft_s_logits(
     assert_same(again, other, kind)
 
 
+@pytest.mark.slow
 @each_absolute
 @pytest.mark.parametrize("kind", ["tokens", "span"])
 @pytest.mark.parametrize("method", [PTuningV2(length=3), PrefixTuning(length=3, hidden=8)], ids=["v2", "mlp"])

@@ -190,6 +190,7 @@ def test_what_is_no_prompt_for_each_task_is_no_multitask_prompt(tmp_path: Path) 
         write_peft(tmp_path / "p", torch.zeros(2, 48), **MODEL, peft_type=kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

@@ -33,6 +33,7 @@ def tuned(**settings: Any) -> dict[str, sp.TunedPrompt]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
 @pytest.mark.parametrize("form", ["checkpoint", "prompt-embeds"])
 def test_what_is_written_answers_as_the_prompts_do(form: str, architecture: Any, tmp_path: Path) -> None:
@@ -42,6 +43,7 @@ def test_what_is_written_answers_as_the_prompts_do(form: str, architecture: Any,
     assert sorted(json.loads((tmp_path / "out" / "prompts.json").read_text())) == sorted(prompts)
 
 
+@pytest.mark.slow
 def test_old_words_are_as_they_were_and_new_ones_are_never_said(tmp_path: Path) -> None:
     prompts = tuned()
     backbone = prompts["mood"].backbone

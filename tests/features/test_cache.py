@@ -83,6 +83,7 @@ def assert_same(one: TunedPrompt, other: TunedPrompt) -> None:
 # --- the same training -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name} {getattr(m, 'layers', '')}")
 def test_training_is_the_same(method: Method) -> None:
     backbone = vision_backbone(dtype=torch.float32)
@@ -237,6 +238,7 @@ def test_another_model_layer_precision_reading_or_image_is_another_file(tmp_path
     assert len(list(tmp_path.iterdir())) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "foreign"])
 def test_a_damaged_file_is_found_and_made_again(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

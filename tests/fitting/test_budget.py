@@ -63,6 +63,7 @@ def test_the_trial_changes_nothing(head_first: bool) -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_budget_is_resumed_with_the_steps_that_it_was_begun_with(tmp_path: Path) -> None:
     class Stop(sp.Callback):
         def on_step(self, record: Any) -> None:

@@ -41,6 +41,7 @@ def loss_of(run: PreparedRun) -> float:
         return float(run.encoder.loss(run.model.outputs(rows), rows).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [PROMPT, sp.PTuningV2(length=2), sp.LoRA(rank=2)], ids=lambda m: m.name)
 def test_the_head_alone_moves_before_the_first_step(method: sp.Method) -> None:
     run = prepared(method, head_first=True)
@@ -52,6 +53,7 @@ def test_the_head_alone_moves_before_the_first_step(method: sp.Method) -> None:
     assert loss_of(run) < 0.8 * untaught
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "rows"),
     [
@@ -113,6 +115,7 @@ def test_the_head_is_trained_on_at_a_tenth_of_its_rate_unless_one_is_given() -> 
     assert rate(head_first=True, head_learning_rate=0.5) == 0.5
 
 
+@pytest.mark.slow
 def test_it_is_resumed_bit_identically_and_with_fit_many(tmp_path: Path) -> None:
     def train(folder: Path | None, stop: int | None = None) -> sp.TunedPrompt:
         class Stop(sp.Callback):

@@ -143,6 +143,7 @@ def test_more_panels_than_layers_are_not_drawn_twice() -> None:
     assert len(attention_over_image(pixels, attention(2), panels=5).axes) == 1 + 2 + 1
 
 
+@pytest.mark.slow
 def test_every_picture_says_in_its_file_what_it_shows(tmp_path: Path) -> None:
     pixels = torch.zeros(3, 8, 12, dtype=torch.uint8)
     for number, figure in enumerate(

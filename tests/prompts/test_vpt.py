@@ -191,6 +191,7 @@ def test_on_text_it_is_not_defined() -> None:
 # --- with everything else ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:every validation:softprompt.SoftpromptWarning")
 @pytest.mark.parametrize(
     ("tower", "method"),

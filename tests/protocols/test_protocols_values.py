@@ -49,6 +49,7 @@ def test_plain_is_a_fit_and_an_evaluation() -> None:
     assert without.score == found.metrics["validation"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_few_shot_is_one_of_the_few_shot_runs() -> None:
     [record] = sp.few_shot_runs(
         tiny_backbone(), TASK, PROMPT, ROWS, ROWS[:6], shots=(2,), seeds=(1,), recipes=(QUICK,)

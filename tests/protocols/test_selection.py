@@ -89,6 +89,7 @@ def test_of_equal_candidates_the_smaller_learning_rate_is_chosen_then_the_earlie
     assert found.spread == 0
 
 
+@pytest.mark.slow
 def test_a_killed_study_resumes_and_a_larger_grid_adds_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

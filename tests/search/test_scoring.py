@@ -55,6 +55,7 @@ def test_a_padded_model_gives_the_same_candidate_losses(task: TextClassification
     assert_close(found, expected, rtol=1e-10, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])  # gemma scales what it embeds
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_the_gradient_is_that_of_plain_concatenation(architecture: Architecture, accumulation: int) -> None:

@@ -268,6 +268,7 @@ def test_a_mutated_json_tree_gives_an_error_or_a_prompt_that_saves_again(
         assert load(folder) == loaded
 
 
+@pytest.mark.slow
 @fuzz
 @given(data=st.data())
 def test_a_damaged_tensor_file_whose_digest_was_made_to_fit_gives_an_error_or_a_prompt(

@@ -26,6 +26,7 @@ def made(study: Path, output: Path) -> tuple[Outcome, list[dict[str, Any]]]:
     return outcome, folder.history(run.id)
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_the_next_task_and_knows_the_steps_of_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

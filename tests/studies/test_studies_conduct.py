@@ -118,6 +118,7 @@ def test_backbone_and_data_are_read_once(
     assert len(read) == 3  # train, validation, test, for four runs
 
 
+@pytest.mark.slow
 def test_rows_are_encoded_once_for_runs_that_read_them_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +137,7 @@ def test_rows_are_encoded_once_for_runs_that_read_them_alike(
     assert Counter(encoded) == {"0 True": 2 * 16, "2 True": 3 * 16}
 
 
+@pytest.mark.slow
 def test_what_a_frozen_backbone_says_of_rows_is_computed_once_if_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +292,7 @@ def test_changed_data_are_no_ground_to_go_on_from_a_checkpoint(tmp_path: Path) -
     assert "the run is made anew" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_study_with_a_clear_error_and_loses_nothing(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ def test_a_batch_that_is_killed_again_and_again_loses_nothing(alone: Path, tmp_p
     assert not (out / "set-aside").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_is_at_is_left_out_of_its_batch(alone: Path, tmp_path: Path) -> None:
     study, folder, worker, seen = (
         read_study(together(alone)),

@@ -133,6 +133,7 @@ def test_prompts_of_different_lengths_in_one_batch_equal_each_alone(architecture
     assert gradient[0].abs().max() == gradient[2].abs().max() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
 def test_offsets_follow_the_text_not_the_prompt(architecture: str) -> None:
     backbone = backbone_of(architecture)

@@ -232,6 +232,7 @@ def test_generation_behind_a_prefix_may_be_asked_for_without_a_cache_and_with_a_
     assert backbone.generate(ROWS, prompt, cache_implementation="static", **options) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_models_own_keys_and_values_of_a_text_stand_for_the_text(architecture: Architecture) -> None:
     backbone = tiny_backbone(architecture)

@@ -134,6 +134,7 @@ def test_states_are_those_of_plain_concatenation_wherever_they_are_read(architec
     assert_same(found.flatten(), expected.flatten(), [tokens])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", SEQ2SEQ)
 def test_a_batch_generates_what_each_row_generates_alone(architecture: str) -> None:
     backbone = backbone_of(architecture)
@@ -146,6 +147,7 @@ def test_a_batch_generates_what_each_row_generates_alone(architecture: str) -> N
     assert found == [naive.greedy(backbone.model, r, tokens[r.prompt], 9, start=start) for r in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", SEQ2SEQ)
 def test_beams_and_samples_of_a_batch_equal_those_of_each_row(architecture: str) -> None:
     backbone = backbone_of(architecture)
@@ -196,6 +198,7 @@ def test_a_row_without_sound_is_an_error_in_a_speech_model() -> None:
         backbone.score([EncodedRow((1,), ((5,),))], PromptOutput())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("architecture", SEQ2SEQ)
 def test_what_is_added_to_a_word_whatever_its_place_equals_plain_concatenation(

@@ -88,6 +88,7 @@ def test_prefixes_of_all_three_attentions_equal_attention_written_out(
     assert backbone.model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["encoder", "decoder", "cross"])
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
 def test_a_prefix_may_stand_at_one_place_only(architecture: str, place: str) -> None:

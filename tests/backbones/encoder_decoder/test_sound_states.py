@@ -101,6 +101,7 @@ def test_where_the_encoder_is_trained_or_has_a_prefix_nothing_is_kept() -> None:
     assert len(backbone.sounds) == 0
 
 
+@pytest.mark.slow
 def test_a_changed_weight_or_sound_is_heard_anew() -> None:
     backbone = backbone_of("whisper")
     calls = Calls(backbone)

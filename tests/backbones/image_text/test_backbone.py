@@ -48,6 +48,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_and_gradients_are_those_of_the_plain_model_row_by_row(kind: str) -> None:
     backbone, rows, prompt = backbone_of(kind), rows_of(kind), prompt_of()
@@ -62,6 +63,7 @@ def test_scores_and_gradients_are_those_of_the_plain_model_row_by_row(kind: str)
     assert backbone.packed == (KINDS[kind].group == "A")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_generated_batches_are_the_rows_alone_and_follow_the_models_own_logits(kind: str) -> None:
     backbone, rows, prompt = backbone_of(kind), rows_of(kind), prompt_of()
@@ -86,6 +88,7 @@ def test_virtual_tokens_that_copy_words_are_these_words(kind: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_offsets_are_added_to_text_only_and_images_do_not_count(kind: str) -> None:
     backbone, rows = backbone_of(kind), rows_of(kind)
@@ -96,6 +99,7 @@ def test_offsets_are_added_to_text_only_and_images_do_not_count(kind: str) -> No
     assert backbone.generate(rows[:1], prompt, **options) == [naive.greedy(backbone, rows[0], prompt, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SHARING)
 def test_prefixes_stand_in_front_of_images(kind: str) -> None:
     backbone, rows = backbone_of(kind), rows_of(kind)

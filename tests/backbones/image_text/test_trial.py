@@ -17,6 +17,7 @@ from tests.tiny.image_text import KINDS, tiny_image_text, tiny_image_text_backbo
 from tests.tiny.task import ROWS, TASK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_class_is_accepted(kind: str) -> None:
     model, tokenizer, processor = tiny_image_text(kind, torch.float32)
